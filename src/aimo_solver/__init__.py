@@ -1,0 +1,1 @@
+"""Olympiad maths with an open LLM under a hard clock."""

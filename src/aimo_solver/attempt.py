@@ -1,0 +1,60 @@
+"""The record of one attempt at one problem."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class FinishReason(StrEnum):
+    """Why an attempt ended."""
+
+    ANSWERED = "answered"  # it gave its final text by itself
+    FORCED = "forced"  # it was asked for its answer near a limit, and gave one
+    NO_ANSWER = "no_answer"  # a final text without a usable answer
+    TURN_LIMIT = "turn_limit"
+    TOKEN_LIMIT = "token_limit"  # the attempt's token budget or the context is used up
+    DEADLINE = "deadline"
+    CANCELLED = "cancelled"  # the problem was decided without it
+    ENGINE_ERROR = "engine_error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """What one attempt did, and what voters and stop rules may know of it.
+
+    Attributes:
+        index: 0-based order of starting within the problem.
+        answer: the integer it gave, None if none that counts.
+        entropy: mean over sampled tokens of the entropy in nats of the (top-k) next-token distribution; None if unknown.
+        tail_entropy: median over the last window of tokens, nats; None if unknown.
+        tokens: sampled tokens. prompt_tokens: tokens of the longest prompt. cached_tokens: of all prompts, as the server says.
+        turns: model turns. malformed: turns that needed salvage or a complaint.
+        tool_errors: calls that ended in an error, a timeout or a kill.
+        seen_in_tool: the answer stood in a tool's output.
+        started_s, seconds: start, counted from the problem's start, and duration.
+        tool_seconds: the part of `seconds` that was spent waiting for Python.
+        prompt: name of the prompt variant.
+        finish_order: 1 for the attempt that finished first, None if it did not finish by itself.
+    """
+
+    problem_id: str
+    index: int
+    answer: int | None
+    finish_reason: FinishReason
+    tokens: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    turns: int = 0
+    tool_calls: int = 0
+    tool_errors: int = 0
+    malformed: int = 0
+    entropy: float | None = None
+    tail_entropy: float | None = None
+    seen_in_tool: bool = False
+    started_s: float = 0.0
+    seconds: float = 0.0
+    tool_seconds: float = 0.0
+    prompt: str = "tool"
+    finish_order: int | None = None
+    error: str | None = None

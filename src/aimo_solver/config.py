@@ -1,0 +1,244 @@
+"""Everything a user can set. Units are in the names; unknown names and impossible values are errors.
+
+A `Config` comes from defaults, then a TOML file, then single ``section.option=value`` settings.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from aimo_solver.errors import ConfigError
+
+_STRICT = ConfigDict(extra="forbid")
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class SamplingConfig:
+    """How tokens are drawn. 1.0 and 0.02 are what the strongest public runs of gpt-oss-120b used.
+
+    Attributes:
+        min_p: tokens less likely than this share of the likeliest one are never drawn.
+        top_logprobs: candidates per token from which entropy is measured; 0 takes -log p of the drawn token instead,
+            whose mean has the same expectation.
+        seed: None draws a new one each run.
+    """
+
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    top_p: Share = 1.0
+    min_p: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] = 5
+    seed: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class AttemptConfig:
+    """Limits of one attempt.
+
+    Attributes:
+        max_turns: model turns, the tool calls between them included.
+        max_tokens: sampled tokens over all turns; None means as many as the context holds.
+        answer_tokens, answer_s: what is kept back to ask for the answer near a limit.
+    """
+
+    max_turns: Count = 128
+    max_tokens: Count | None = None
+    answer_tokens: Count = 512
+    answer_s: NonNegative = 15.0
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class SolverConfig:
+    """How many attempts a problem gets.
+
+    Attributes:
+        slots: attempts that run side by side.
+        max_attempts: attempts in all; more than `slots` means that a slot that frees up takes the next attempt while
+            the problem is undecided.
+    """
+
+    slots: Count = 8
+    max_attempts: Count = 8
+
+    @model_validator(mode="after")
+    def _slots_fit(self) -> SolverConfig:
+        if self.slots > self.max_attempts:
+            raise ValueError(f"slots ({self.slots}) is more than max_attempts ({self.max_attempts})")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class KernelConfig:
+    """The Python sessions of the model's code.
+
+    Attributes:
+        size: kernels alive, leased and spare together.
+        timeout_s: a call's limit; 12 s instead of 6 s brought nothing in public runs.
+        output_chars: longest output the model sees; more is cut in the middle with a note.
+        memory_mb: address space a kernel may grow by.
+    """
+
+    size: Count = 16
+    timeout_s: Positive = 6.0
+    output_chars: Count = 8_000
+    memory_mb: Count = 4_096
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class VotingConfig:
+    """How an answer is chosen, and when enough is known. Names are explained in voting.py.
+
+    Attributes:
+        voter: name of the rule that ranks answers.
+        error_penalty: `error-weighted` counts a vote as 1 / (1 + error_penalty * tool_errors).
+        stop: name of the rule that ends a problem early.
+        equal: equal answers that end a problem under the stop rule `equal`.
+    """
+
+    voter: str = "error-weighted"
+    error_penalty: NonNegative = 0.1
+    stop: str = "equal"
+    equal: Count = 4
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class BudgetConfig:
+    """How the clock is spent. Rules are explained in budget.py.
+
+    Attributes:
+        time_limit_s: from process start to the end of everything; 5 h on Kaggle.
+        margin_s: part of time_limit_s that is never given to a problem.
+        reserve_s: kept back for each later problem by `greedy`.
+        cap_s: most seconds for one problem.
+        problems: how many problems are expected when nobody says.
+    """
+
+    rule: str = "greedy"
+    time_limit_s: Positive = 18_000.0
+    margin_s: NonNegative = 300.0
+    reserve_s: NonNegative = 300.0
+    cap_s: Positive = 900.0
+    problems: Count = 50
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class PromptConfig:
+    """What the model is told.
+
+    Attributes:
+        family: chat format by name; "auto" reads it off the model.
+        mix: prompt variants in turn over the attempts, by the names in prompts.py.
+    """
+
+    family: str = "auto"
+    mix: tuple[str, ...] = ("tool",)
+    reasoning_effort: Literal["low", "medium", "high"] = "high"
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ServerConfig:
+    """The local vLLM server.
+
+    Attributes:
+        preset: flags by name (presets.py); "auto" chooses by the model and the machine.
+        context_tokens: longest prompt and answer together; None leaves it to the preset.
+        start_timeout_s: longest wait for the server to become ready.
+        stall_s: seconds without a token while requests run after which the server counts as hung.
+        restarts: how often a server that failed is started again.
+        extra_args: appended to the command line.
+    """
+
+    preset: str = "auto"
+    context_tokens: Count | None = None
+    start_timeout_s: Positive = 900.0
+    stall_s: Positive = 60.0
+    restarts: Annotated[int, Field(ge=0)] = 3
+    extra_args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Config:
+    """One run."""
+
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    attempt: AttemptConfig = field(default_factory=AttemptConfig)
+    solver: SolverConfig = field(default_factory=SolverConfig)
+    kernels: KernelConfig = field(default_factory=KernelConfig)
+    voting: VotingConfig = field(default_factory=VotingConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for a JSON file."""
+        return asdict(self)  # type: ignore[call-overload,no-any-return]
+
+
+def load_config(toml: Path | None = None, settings: Sequence[str] = ()) -> Config:
+    """Defaults, then the TOML file, then ``section.option=value`` settings; the last one wins.
+
+    Raises:
+        ConfigError: the file cannot be read, or an option is unknown or impossible.
+    """
+    values: dict[str, Any] = {}
+    if toml is not None:
+        try:
+            values = tomllib.loads(toml.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(str(toml), "no such file") from None
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(str(toml), f"cannot be read as TOML: {error}") from None
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        section, dot, option = name.strip().partition(".")
+        if not (equals and dot and section and option):
+            raise ConfigError(setting, "write it as section.option=value, for instance solver.slots=16")
+        table = values.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(section, "is a section, not a value")
+        table[option] = _toml_value(text.strip())
+    return config_from(values)
+
+
+def config_from(values: Mapping[str, Any]) -> Config:
+    """A `Config` from nested plain values.
+
+    Raises:
+        ConfigError: with the dotted name of the first option that is wrong.
+    """
+    try:
+        return TypeAdapter(Config).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = [str(part) for part in first["loc"]]
+        name = ".".join(place) or "config"
+        if first["type"] == "unexpected_keyword_argument":
+            raise ConfigError(name, f"unknown; known here: {', '.join(_options(place[:-1]))}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        shown = "" if isinstance(first["input"], (dict, list)) else f" (got {first['input']!r})"
+        raise ConfigError(name, f"{message[0].lower()}{message[1:]}{shown}") from None
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word is a string
+
+
+def _options(sections: Sequence[str]) -> list[str]:
+    here: Any = Config()
+    for section in sections:
+        here = getattr(here, section)
+    return list(here.__dataclass_fields__)
