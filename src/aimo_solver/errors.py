@@ -12,12 +12,14 @@
     │   └── ServerDiedError       it was ready and is gone
     ├── EngineError               a completion request failed
     │   ├── EngineUnavailable     no answer from the server; worth another try
-    │   └── EngineRejected        the server refused the request; another try would fail too
+    │   ├── EngineRejected        the server refused the request; another try would fail too
+    │   └── EngineLost            the server is gone for good
     ├── KernelError               a Python session failed for reasons of its own, not of the code it ran
     │   ├── KernelStartError      a kernel did not come up
     │   └── PoolClosedError       a lease was asked of a closed pool
     ├── BootError                 the parts of a run did not come up
-    └── PathNotFoundError         none of the places where Kaggle mounts a thing holds it
+    ├── PathNotFoundError         none of the places where Kaggle mounts a thing holds it
+    └── LocalGatewayError         a local run that Kaggle's gateway would have ended without a submission
 """
 
 from __future__ import annotations
@@ -144,6 +146,10 @@ class EngineRejected(EngineError):
         self.body = body
 
 
+class EngineLost(EngineError):
+    """The server is gone for good; whoever waits for it waits in vain."""
+
+
 class KernelError(AimoError):
     """A Python session failed for reasons of its own, not of the code it ran."""
 
@@ -172,3 +178,15 @@ class PathNotFoundError(AimoError):
         super().__init__(f"{thing} not found; tried " + ", ".join(str(path) for path in tried))
         self.thing = thing
         self.tried = tuple(tried)
+
+
+class LocalGatewayError(AimoError):
+    """A local run that Kaggle's gateway would have ended without a submission.
+
+    Attributes:
+        kind: Kaggle's name of the failure, for instance ``INVALID_SUBMISSION``.
+    """
+
+    def __init__(self, kind: str, problem: str) -> None:
+        super().__init__(f"{kind}: {problem}")
+        self.kind = kind

@@ -1,0 +1,150 @@
+"""A local run where Kaggle's package is absent, with the same habits, so that it finds the same mistakes.
+
+Like Kaggle's gateway for AIMO3 it reads the CSV with polars, shuffles it with a fresh seed, hands each row's columns over
+as positional one-element Series in a single worker thread, checks each result, and writes `submission.parquet` into the
+working directory only at the very end. Unlike it, no bytes go through gRPC, and an exception that makes Kaggle's gateway
+wait for hours (SystemExit and its kin) ends the run with an error here.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import polars as pl
+
+from aimo_solver.errors import LocalGatewayError
+
+_SCALARS = (int, float, str)  # bool is an int
+_ENCODED = (*_SCALARS, list, tuple, dict, io.BytesIO)  # what the transport carries besides tables and arrays
+
+
+class LocalInferenceServer:
+    """Drop-in for Kaggle's `AIMO3InferenceServer` in a notebook that runs elsewhere."""
+
+    def __init__(self, *functions: Callable[..., Any]) -> None:
+        """Takes the one endpoint, a plain function with the name `predict`.
+
+        Raises:
+            ValueError: no function, or something that is not a plain named function.
+        """
+        if not functions:
+            raise ValueError("an endpoint function is needed")
+        for function in functions:
+            if not isinstance(function, FunctionType) or function.__name__ == "<lambda>":
+                raise ValueError(f"an endpoint must be a plain function, not {function!r}")
+        self._endpoints = {function.__name__: function for function in functions}
+        self._used = False
+
+    def serve(self) -> None:
+        """Nobody calls outside a rerun, so there is nothing to do."""
+
+    def run_local_gateway(self, data_paths: Sequence[str | Path]) -> None:
+        """Asks `predict` every row of the CSV `data_paths[0]` and writes `submission.parquet`.
+
+        Raises:
+            LocalGatewayError: Kaggle's run would have ended without a submission; `kind` is Kaggle's name for it.
+            ValueError: a second run on the same object.
+        """
+        if isinstance(data_paths, str):
+            raise LocalGatewayError("GATEWAY_RAISED_EXCEPTION", f"data_paths is a bare string; write ({data_paths!r},)")
+        if self._used:
+            raise ValueError("one server object serves one local run; make a new one")
+        self._used = True
+        predict = self._endpoints.get("predict")
+        if predict is None:
+            raise LocalGatewayError("SERVER_MISSING_ENDPOINT", f"no function named predict, only {', '.join(self._endpoints)}")
+        rows = _shuffled(Path(data_paths[0]))
+        worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ThreadPoolExecutor-0")
+        try:
+            results = [_ask(worker, predict, rows, number) for number in range(len(rows))]
+        finally:
+            worker.shutdown(wait=False)  # Ctrl-C is not kept waiting for the problem at hand
+        _submission(rows.get_column(rows.columns[0]), results).write_parquet("submission.parquet")
+
+
+def _shuffled(path: Path) -> pl.DataFrame:
+    try:
+        rows = pl.read_csv(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise LocalGatewayError("GATEWAY_RAISED_EXCEPTION", f"{path} cannot be read: {error}") from None
+    return rows.sample(fraction=1.0, shuffle=True)
+
+
+def _ask(worker: ThreadPoolExecutor, predict: Callable[..., Any], rows: pl.DataFrame, number: int) -> Any:
+    row = rows.slice(number, 1)
+    future = worker.submit(predict, *row.get_columns())
+    failure = future.exception()
+    place = f"at {row.item(0, 0)!r}"
+    if isinstance(failure, Exception):
+        raise LocalGatewayError("SERVER_RAISED_EXCEPTION", f"{place}: {failure}") from failure
+    if failure is not None:
+        raise LocalGatewayError("GRPC_DEADLINE_EXCEEDED", f"{place}: Kaggle never hears of {failure!r} and waits") from failure
+    result = future.result()
+    _check(result, place)
+    return result
+
+
+def _check(result: Any, place: str) -> None:
+    """The transport's and the gateway's checks of one result."""
+    if isinstance(result, int) and not -(2**63) <= result < 2**63:
+        raise LocalGatewayError("SERVER_RAISED_EXCEPTION", f"{place}: {result} does not fit in 64 bits")
+    frame, series = _tables()
+    if isinstance(result, (*frame, *series)):
+        if isinstance(result, (pl.DataFrame, pl.Series)):
+            _check_columns(result.to_frame() if isinstance(result, pl.Series) else result, place)
+        count = len(result)  # type: ignore[arg-type]  # pandas is not known here
+    elif isinstance(result, _SCALARS) or type(result).__name__ == "int64":
+        count = 1
+    elif result is None or isinstance(result, _ENCODED) or type(result).__module__ == "numpy":
+        raise LocalGatewayError("INVALID_SUBMISSION", f"{place}: predict returned {type(result).__name__}")
+    else:
+        raise LocalGatewayError("SERVER_RAISED_EXCEPTION", f"{place}: {type(result).__name__} cannot be sent")
+    if count != 1:
+        raise LocalGatewayError("INVALID_SUBMISSION", f"{place}: predict returned {count} rows for one problem")
+
+
+def _check_columns(table: pl.DataFrame, place: str) -> None:
+    for name, dtype in table.schema.items():
+        if dtype in (pl.Enum, pl.Object, pl.Unknown, pl.Int128):
+            raise LocalGatewayError("SERVER_RAISED_EXCEPTION", f"{place}: column {name} of type {dtype} cannot be sent")
+
+
+def _submission(ids: pl.Series, results: list[Any]) -> pl.DataFrame:
+    """All results as one table with the sent ids, or the failure that Kaggle's concatenation ends with."""
+    frames, series = _tables()
+    kinds = {type(result) for result in results}
+    # A polars Series cannot be concatenated the way Kaggle does it, so it passes only alone; a bare number lacks a column name.
+    lonely = len(results) == 1 and isinstance(results[0], pl.Series) and results[0].name
+    if len(kinds) != 1 or not (lonely or isinstance(results[0], (*frames, *series[1:]))):
+        names = ", ".join(sorted(kind.__name__ for kind in kinds)) or "nothing"
+        raise LocalGatewayError("GATEWAY_RAISED_EXCEPTION", f"results of type {names} cannot be put together")
+    tables = [_table(result) for result in results]
+    columns = tables[0].columns
+    for table in tables:
+        if table.columns != columns:
+            raise LocalGatewayError("INVALID_SUBMISSION", f"columns {table.columns} after {columns}")
+    table = pl.concat(tables, how="vertical_relaxed")
+    return table.select(ids.alias("id"), *(name for name in columns if name != "id"))
+
+
+def _table(result: Any) -> pl.DataFrame:
+    if isinstance(result, pl.DataFrame):
+        return result
+    if isinstance(result, pl.Series):
+        return result.to_frame()
+    columns = {"0" if result.name is None else str(result.name): result} if hasattr(result, "name") else dict(result.items())
+    return pl.DataFrame({str(name): column.to_list() for name, column in columns.items()})
+
+
+def _tables() -> tuple[tuple[type, ...], tuple[type, ...]]:
+    """The table and column types of polars, and of pandas if anybody has imported it."""
+    pandas = sys.modules.get("pandas")
+    if pandas is None:
+        return (pl.DataFrame,), (pl.Series,)
+    return (pl.DataFrame, pandas.DataFrame), (pl.Series, pandas.Series)
