@@ -1,6 +1,7 @@
 """Everything a user can set. Units are in the names; unknown names and impossible values are errors.
 
-A `Config` comes from defaults, then a TOML file, then single ``section.option=value`` settings.
+A `Config` comes from defaults, then what the model's folder recommends (``aimo.toml``), then the user's TOML file, then
+single ``section.option=value`` settings.
 """
 
 from __future__ import annotations
@@ -148,23 +149,47 @@ class PromptConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ServerConfig:
-    """The local vLLM server.
+    """The local vLLM server. None leaves an option to the preset.
 
     Attributes:
         preset: flags by name (presets.py); "auto" chooses by the model and the machine.
-        context_tokens: longest prompt and answer together; None leaves it to the preset.
+        context_tokens: longest prompt and answer together.
+        memory_share: part of the GPU's memory that vLLM takes.
+        kv_cache_dtype, attention_backend, moe_backend, quantization, load_format: by vLLM's names.
+        tensor_parallel, data_parallel: GPUs that share one copy of the model, and copies.
+        speculative: how tokens are drafted; "eagle" and "draft" need `draft_model`.
+        speculative_tokens: tokens drafted per step.
+        jit_cache: a packed compile cache (`aimo-solver cache pack`) that is put in place before the start.
         start_timeout_s: longest wait for the server to become ready.
         stall_s: seconds without a token while requests run after which the server counts as hung.
         restarts: how often a server that failed is started again.
-        extra_args: appended to the command line.
+        extra_args: appended to the command line as they are.
     """
 
     preset: str = "auto"
     context_tokens: Count | None = None
+    memory_share: Share | None = None
+    kv_cache_dtype: str | None = None
+    attention_backend: str | None = None
+    moe_backend: str | None = None
+    quantization: str | None = None
+    load_format: str | None = None
+    tensor_parallel: Count | None = None
+    data_parallel: Count = 1
+    speculative: Literal["none", "ngram", "eagle", "draft"] = "none"
+    draft_model: str | None = None
+    speculative_tokens: Count = 3
+    jit_cache: str | None = None
     start_timeout_s: Positive = 900.0
     stall_s: Positive = 60.0
     restarts: Annotated[int, Field(ge=0)] = 3
     extra_args: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _draft_model_fits(self) -> ServerConfig:
+        if (self.draft_model is not None) != (self.speculative in ("eagle", "draft")):
+            raise ValueError(f"speculative '{self.speculative}' and draft_model {self.draft_model} do not go together")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -185,29 +210,30 @@ class Config:
         return asdict(self)  # type: ignore[call-overload,no-any-return]
 
 
-def load_config(toml: Path | None = None, settings: Sequence[str] = ()) -> Config:
-    """Defaults, then the TOML file, then ``section.option=value`` settings; the last one wins.
+def load_config(*tomls: Path, settings: Sequence[str] = (), base: Mapping[str, Any] | None = None) -> Config:
+    """`base` (defaults if None), then the TOML files, then ``section.option=value`` settings; the last one wins.
 
     Raises:
-        ConfigError: the file cannot be read, or an option is unknown or impossible.
+        ConfigError: a file cannot be read, or an option is unknown or impossible.
     """
-    values: dict[str, Any] = {}
-    if toml is not None:
+    values: dict[str, Any] = {section: dict(options) for section, options in (base or {}).items()}
+    for toml in tomls:
         try:
-            values = tomllib.loads(toml.read_text(encoding="utf-8"))
+            layer = tomllib.loads(toml.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ConfigError(str(toml), "no such file") from None
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(str(toml), f"cannot be read as TOML: {error}") from None
+        for section, options in layer.items():
+            if not isinstance(options, dict):
+                raise ConfigError(section, "is no option by itself; options stand in sections, for instance [solver]")
+            values.setdefault(section, {}).update(options)
     for setting in settings:
         name, equals, text = setting.partition("=")
         section, dot, option = name.strip().partition(".")
         if not (equals and dot and section and option):
             raise ConfigError(setting, "write it as section.option=value, for instance solver.slots=16")
-        table = values.setdefault(section, {})
-        if not isinstance(table, dict):
-            raise ConfigError(section, "is a section, not a value")
-        table[option] = _toml_value(text.strip())
+        values.setdefault(section, {})[option] = _toml_value(text.strip())
     return config_from(values)
 
 

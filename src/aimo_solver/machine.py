@@ -1,0 +1,104 @@
+"""What the machine offers, found without importing torch or vLLM (which takes 10 s and more)."""
+
+from __future__ import annotations
+
+import ast
+import importlib.machinery
+import os
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One NVIDIA GPU.
+
+    Attributes:
+        memory_bytes: its own memory.
+        capability: compute capability, (9, 0) for Hopper.
+        driver: the driver's version.
+    """
+
+    name: str
+    memory_bytes: int
+    capability: tuple[int, int]
+    driver: str
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The GPUs that this process may use, and the number of CPU cores."""
+
+    gpus: tuple[Gpu, ...]
+    cpus: int
+
+
+def detect_machine() -> Machine:
+    """Asks `nvidia-smi`; a machine without it, or where it fails, counts as one without GPUs.
+
+    CUDA_VISIBLE_DEVICES is heeded as far as it hides GPUs by index or hides them all.
+    """
+    cpus = len(os.sched_getaffinity(0))
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap,driver_version", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return Machine((), cpus)
+    return Machine(_visible(parse_gpus(answer), os.environ.get("CUDA_VISIBLE_DEVICES")), cpus)
+
+
+def parse_gpus(answer: str) -> tuple[Gpu, ...]:
+    """The GPUs in nvidia-smi's CSV of name, memory in MiB, compute capability and driver version."""
+    gpus = []
+    for line in answer.splitlines():
+        fields = [field.strip() for field in line.split(",")]
+        if len(fields) != 4 or not fields[1].isdigit():
+            continue  # a message, or a GPU that does not tell
+        major, _, minor = fields[2].partition(".")
+        gpus.append(Gpu(fields[0], int(fields[1]) << 20, (int(major), int(minor or 0)), fields[3]))
+    return tuple(gpus)
+
+
+def installed_flags(path: Sequence[str] | None = None) -> frozenset[str] | None:
+    """Every flag of the vLLM found on `path` (default `sys.path`), read from its source; None if it cannot be told.
+
+    Flags are the quoted ones in its source, and the fields of the
+    classes whose names end in FrontendArgs, which become flags by their names.
+    """
+    spec = importlib.machinery.PathFinder.find_spec("vllm", path)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    package = Path(spec.submodule_search_locations[0])
+    sources = [package / "engine/arg_utils.py", *sorted(package.glob("entrypoints/**/cli_args.py"))]
+    flags: set[str] = set()
+    for source in sources:
+        try:
+            text = source.read_text(encoding="utf-8")
+            tree = ast.parse(text)
+        except (OSError, SyntaxError):
+            return None
+        flags.update(re.findall(r"""["'](--[a-z0-9][a-z0-9-]*)["']""", text))
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and node.name.endswith("FrontendArgs"):
+                fields = (
+                    item.target.id for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+                )
+                flags.update(f"--{field.replace('_', '-')}" for field in fields)
+    return frozenset(flags) if {"--model", "--port"} <= flags else None
+
+
+def _visible(gpus: tuple[Gpu, ...], setting: str | None) -> tuple[Gpu, ...]:
+    if setting is None:
+        return gpus
+    chosen: list[Gpu] = []
+    for entry in setting.split(","):
+        if not entry.strip().isdigit():
+            # CUDA hides everything from the first invalid index on; a UUID says nothing of which GPU it is.
+            return tuple(chosen) if not entry.strip().startswith(("GPU-", "MIG-")) else gpus[: setting.count(",") + 1]
+        if int(entry) >= len(gpus):
+            break
+        chosen.append(gpus[int(entry)])
+    return tuple(chosen)
