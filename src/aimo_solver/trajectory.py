@@ -1,0 +1,150 @@
+"""Writing one attempt's trajectory: every token, tool call and output, in order, as it happens.
+
+The tokens of all steps, one after the other, are the exact conversation the model saw and wrote.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+from aimo_solver.rundir import json_line
+
+_EVERY_S = 1.0
+
+
+class Trajectory:
+    """Writes one attempt; made by `RunLog.trajectory`, closed when its `Attempt` is logged, or by `close`."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock: Callable[[], float],
+        guard: Callable[[Callable[[], object]], None],
+        closed: Callable[[Trajectory], None],
+        zero: float,
+        decode: Callable[[Sequence[int]], str] | None,
+    ) -> None:
+        """`clock` reads seconds of the run, `zero` is its reading at the problem's start.
+
+        `guard` runs what may fail on disk, `closed` is told once nothing more comes.
+        """
+        self.path = path
+        self._clock = clock
+        self._guard = guard
+        self._tell_closed = closed
+        self._decode = decode
+        self._file: BinaryIO | None = None
+        self._tokens: list[int] = []
+        self._entropies: list[float] = []
+        self._zero = zero
+        self._since = self._flushed = clock()
+        self._first: float | None = None  # when the turn's first token came
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def start(self, problem_id: str, index: int) -> None:
+        self._write("start", self._clock(), problem_id=problem_id, index=index)
+
+    def prompt(self, tokens: Sequence[int], text: str) -> None:
+        """The tokens the conversation begins with."""
+        self._write("prompt", self._clock(), tokens=list(tokens), text=text)
+
+    def sampled(self, tokens: Sequence[int], entropies: Sequence[float] = ()) -> None:
+        """Tokens of the turn under way. Cheap: they reach the disk about once a second, and `turn` replaces them."""
+        now = self._clock()
+        self._first = now if self._first is None else self._first
+        self._tokens += tokens
+        self._entropies += entropies
+        if now - self._flushed >= _EVERY_S:
+            self._flush()
+
+    def turn(
+        self, tokens: Sequence[int], text: str, entropies: Sequence[float], started_s: float, seconds: float, finish: str
+    ) -> None:
+        """A turn of the model, whole or cut.
+
+        Args:
+            entropies: nats, one per token; empty if not measured.
+            started_s: when it was asked for, from the problem's start.
+            finish: why it ended: "stop", "length", "late" or "cancelled".
+        """
+        began = self._zero + started_s
+        waited = 0.0 if self._first is None else min(max(0.0, self._first - began), seconds)
+        values = {"seconds": round(seconds, 3), "waited_s": round(waited, 3), "finish": finish}
+        rounded = [round(value, 3) for value in entropies]
+        self._tokens, self._entropies = [], []
+        self._write("turn", began, **values, tokens=list(tokens), text=text, entropies=rounded)
+
+    def tool(self, code: str, output: str, seconds: float, error_name: str | None, timed_out: bool) -> None:
+        """Python ran, until now. `output` is what the model sees; `error_name` is the exception's, None if there was none."""
+        values = {"seconds": round(seconds, 3), "error_name": error_name, "timed_out": timed_out}
+        self._write("tool", self._clock() - seconds, **values, code=code, output=output)
+
+    def inserted(self, tokens: Sequence[int], text: str, why: str) -> None:
+        """Tokens of ours in between: tool results, a complaint, the request for the answer."""
+        self._write("inserted", self._clock(), tokens=list(tokens), text=text, why=why)
+
+    def close(self) -> None:
+        """Ends the trajectory; the file is compressed in the background. Does nothing the second time."""
+        if self._closed:
+            return
+        self._flush()
+        self._write("end", self._clock())
+        self._closed = True
+        if self._file is not None:
+            self._file.close()
+        self._tell_closed(self)
+
+    def pack(self) -> None:
+        """Compresses the closed file, without the pieces of turns that are there as a whole."""
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        pieces: list[bytes] = []
+        kept: list[bytes] = []
+        for line in lines:
+            if line.startswith(b'{"kind":"sampled"'):
+                pieces.append(line)
+                continue
+            if not line.startswith(b'{"kind":"turn"'):
+                kept += pieces
+            pieces = []
+            kept.append(line)
+        packed = self.path.with_suffix(".jsonl.gz")
+        part = self.path.with_suffix(".part")
+        part.write_bytes(gzip.compress(b"".join(kept + pieces), 6, mtime=0))
+        os.replace(part, packed)
+        self.path.unlink()
+
+    def _flush(self) -> None:
+        if self._tokens:
+            tokens, self._tokens = self._tokens, []
+            entropies, self._entropies = [round(value, 3) for value in self._entropies], []
+            text = self._decode(tokens) if self._decode else ""
+            since = round(self._since, 3)
+            self._write("sampled", self._clock(), since=since, tokens=tokens, text=text, entropies=entropies)
+        self._flushed = self._clock()
+
+    def _write(self, kind: str, t: float, **values: Any) -> None:
+        if self._closed:
+            return
+        if kind != "sampled":
+            self._since, self._first = self._clock(), None
+        data = json_line({"kind": kind, "t": round(t, 3)} | values)
+
+        def write() -> None:
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("ab", buffering=0)
+            self._file.write(data)
+
+        self._guard(write)
