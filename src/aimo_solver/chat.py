@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Literal, Protocol
+
+from aimo_solver.errors import ConfigError, ModelError
+from aimo_solver.model_folder import ModelFolder
+
+FAMILIES = ("harmony", "gemma", "hermes", "fenced")
+ReasoningEffort = Literal["low", "medium", "high"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +30,8 @@ class ToolCalls:
     """A turn that calls the tool, once or several times in a row.
 
     Attributes:
+        calls: may be empty: the turn paused where it need not have (a fence that was not Python's closing one), and goes
+            on after ``tool_results(sampled, ())``.
         salvaged: what was broken and mended while reading the turn, None if nothing.
     """
 
@@ -49,7 +58,7 @@ Turn = ToolCalls | FinalText | Malformed
 
 
 class ChatFormat(Protocol):
-    """One family of models.
+    """One family of models. Without state: one object serves all attempts side by side.
 
     `sampled` is always the token ids of the last turn as the server returned them, the stop token included if there was
     one. `cut` says that the turn ended by length, not by a stop token or stop string.
@@ -78,7 +87,8 @@ class ChatFormat(Protocol):
     def ask_answer(self, sampled: Sequence[int]) -> list[int]:
         """Tokens to append (even in the middle of a cut turn) that make the model write its final answer now.
 
-        The tokens end inside the final text, right after an opened ``\\boxed{`` where the family allows it.
+        `sampled` is empty when the last thing appended was a tool's result or a complaint. The tokens end inside the
+        final text, right after an opened ``\\boxed{`` where the family allows it.
         """
         ...
 
@@ -89,3 +99,48 @@ class ChatFormat(Protocol):
     def decode(self, tokens: Sequence[int]) -> str:
         """Readable text of any tokens, special ones included, for logs."""
         ...
+
+
+def chat_format(model_dir: Path, family: str = "auto", *, reasoning_effort: ReasoningEffort = "high") -> ChatFormat:
+    """The chat format of a model folder.
+
+    Args:
+        model_dir: holds ``tokenizer.json`` and, for some families, ``config.json`` and the chat template.
+        family: a name in `FAMILIES`, or "auto" to read it off the folder.
+        reasoning_effort: for families that are told one (harmony).
+
+    Raises:
+        ConfigError: no such family.
+        ModelError: the folder is missing or lacks what the family needs, or "auto" cannot tell.
+    """
+    # Imported here: the families build on this module, and each loads a library that the others do without.
+    if family not in ("auto", *FAMILIES):
+        raise ConfigError("prompt.family", f"unknown family {family!r}; known: auto, {', '.join(FAMILIES)}")
+    folder = ModelFolder.read(model_dir)
+    chosen = family_of(folder) if family == "auto" else family
+    if chosen == "gemma":
+        from aimo_solver.chat_gemma import GemmaFormat
+
+        return GemmaFormat(folder)
+    raise NotImplementedError(chosen)
+
+
+def family_of(folder: ModelFolder) -> str:
+    """The family of a folder, by its model type, its control tokens and its chat template.
+
+    Raises:
+        ModelError: the folder fits none.
+    """
+    if folder.model_type == "gpt_oss":
+        return "harmony"
+    controls = folder.tokenizer.controls
+    if {"<|start|>", "<|channel|>", "<|message|>", "<|call|>"} <= controls.keys():
+        return "harmony"
+    if {"<|turn>", "<turn|>", "<|tool_call>"} <= controls.keys():
+        return "gemma"
+    if "<|im_start|>" in controls and "<tool_call>" in folder.template:
+        return "hermes"
+    if folder.template:
+        return "fenced"
+    names = ", ".join(FAMILIES)
+    raise ModelError(folder.path, f"has no chat template and no known control tokens; set prompt.family to one of {names}")

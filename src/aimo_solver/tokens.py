@@ -1,0 +1,115 @@
+"""Text to token ids and back, for a model folder with a ``tokenizer.json``.
+
+Two ways in, never mixed: `encode` is for text that somebody else wrote (a problem, a tool's output) and never yields a
+control token; `encode_template` is for the format's own text, where ``<|turn>`` and its like are meant as control tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tokenizers
+
+from aimo_solver.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """A model's tokenizer.
+
+    Attributes:
+        core: the `tokenizers` object.
+        controls: text -> id of every added token that is more than white space; only `encode_template` yields them.
+        _places: finds every place where a control token's text begins.
+        _anchor: ids put before those to decode, because some decoders strip the first space of what they are given.
+    """
+
+    core: tokenizers.Tokenizer
+    controls: Mapping[str, int]
+    _places: re.Pattern[str] | None
+    _anchor: tuple[int, ...]
+
+    @classmethod
+    def load(cls, model_dir: Path) -> Tokenizer:
+        """Reads ``tokenizer.json`` of a model folder.
+
+        Raises:
+            ModelError: the folder or the file is missing or cannot be used.
+        """
+        path = model_dir / "tokenizer.json"
+        if not model_dir.is_dir():
+            raise ModelError(model_dir, "no such folder")
+        if not path.is_file():
+            raise ModelError(model_dir, "has no tokenizer.json")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelError(model_dir, f"tokenizer.json cannot be read: {error}") from None
+        try:
+            core = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # noqa: BLE001 (the Rust library raises bare Exception)
+            raise ModelError(model_dir, f"tokenizer.json cannot be used: {error}") from None
+        return cls.of(core)
+
+    @classmethod
+    def of(cls, core: tokenizers.Tokenizer) -> Tokenizer:
+        """Wraps a `tokenizers` object, whose truncation and padding are switched off."""
+        core.no_truncation()
+        core.no_padding()
+        added = {token.content: number for number, token in core.get_added_tokens_decoder().items()}
+        # Some models list runs of spaces and newlines among their added tokens: those are ordinary text.
+        controls = {text: number for text, number in added.items() if text.replace("▁", " ").strip()}
+        places = "|".join(re.escape(text) for text in sorted(controls, key=len, reverse=True))
+        # A lookahead, so that control tokens that overlap are all found.
+        anchor = tuple(core.encode("a", add_special_tokens=False).ids)
+        return cls(core, controls, re.compile(f"(?={places})") if places else None, anchor)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text. Control tokens that are spelled out in it become ordinary pieces."""
+        if self._places is None:
+            return self._ids(text)
+        ids: list[int] = []
+        start = 0
+        for place in self._places.finditer(text):
+            # A cut behind the first character of each spelled-out control token: no piece holds a whole one.
+            ids += self._ids(text[start : place.start() + 1])
+            start = place.start() + 1
+        ids += self._ids(text[start:])
+        known = set(self.controls.values())
+        if not known.isdisjoint(ids):  # a normaliser can spell one out of other characters
+            ids = [number for character in text for number in self._ids(character) if number not in known]
+        return ids
+
+    def encode_template(self, text: str) -> list[int]:
+        """Ids of a format's own text, control tokens included."""
+        return self._ids(text)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Text of any ids, control tokens spelled out; ids out of range are left out."""
+        known = [token for token in tokens if 0 <= token < 2**32]
+        anchor = str(self.core.decode(self._anchor, skip_special_tokens=False))
+        return str(self.core.decode([*self._anchor, *known], skip_special_tokens=False))[len(anchor) :]
+
+    def control(self, text: str) -> int | None:
+        """The id of a control token, None if this tokenizer has no such token."""
+        return self.controls.get(text)
+
+    def _ids(self, text: str) -> list[int]:
+        if not text:
+            return []
+        clean = text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates have no bytes
+        return list(self.core.encode(clean, add_special_tokens=False).ids)
+
+
+def split_at(tokens: Sequence[int], mark: int) -> list[list[int]]:
+    """Tokens cut at every `mark`, without the marks; at least one part."""
+    parts: list[list[int]] = [[]]
+    for token in tokens:
+        if token == mark:
+            parts.append([])
+        else:
+            parts[-1].append(token)
+    return parts
