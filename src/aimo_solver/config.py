@@ -98,38 +98,58 @@ class KernelConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class VotingConfig:
-    """How an answer is chosen, and when enough is known. Names are explained in voting.py.
+    """How an answer is chosen, and when enough is known.
 
     Attributes:
-        voter: name of the rule that ranks answers.
+        voter: the rule that ranks answers; voting.py explains them.
         error_penalty: `error-weighted` counts a vote as 1 / (1 + error_penalty * tool_errors).
-        stop: name of the rule that ends a problem early.
-        equal: equal answers that end a problem under the stop rule `equal`.
+        proximity: `proximity` puts answers into one cluster that differ by at most this part of the larger one.
+        refine: how `proximity` picks the answer of a cluster.
+        stop: the rule that ends a problem early; stopping.py explains them and the five options that follow.
+        equal: votes for one answer, for `equal`.
+        margin: votes more than any other answer has, for `margin`.
+        share: part of all scores, once there are `share_after` answers, for `share`.
+        consistency: pairs (k, n), k equal of the first n answers, for `consistency`.
+        confidence: for `posterior`.
+        no_answers: attempts without an answer that end a problem under any rule; None never does.
     """
 
-    voter: str = "error-weighted"
+    voter: Literal["majority", "error-weighted", "entropy", "tail-entropy", "vote-share", "lexicographic", "proximity"] = (
+        "error-weighted"
+    )
     error_penalty: NonNegative = 0.1
-    stop: str = "equal"
+    proximity: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    refine: Literal["median", "trimmed-mean"] = "median"
+    stop: Literal["equal", "uncatchable", "margin", "share", "first", "consistency", "posterior", "never"] = "equal"
     equal: Count = 4
+    margin: Count = 3
+    share: Share = 0.7
+    share_after: Count = 4
+    consistency: tuple[tuple[Count, Count], ...] = ((3, 3), (4, 5), (5, 7))
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    no_answers: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class BudgetConfig:
-    """How the clock is spent. Rules are explained in budget.py.
+    """How the clock is spent.
 
     Attributes:
+        rule: how a problem's seconds follow from what is left; budget.py explains them.
         time_limit_s: from process start to the end of everything; 5 h on Kaggle.
         margin_s: part of time_limit_s that is never given to a problem.
-        reserve_s: kept back for each later problem by `greedy`.
+        reserve_s: kept back for each later problem.
         cap_s: most seconds for one problem.
+        saturation_s: seconds after which a problem's chance has reached 63 % of what it can become, for `marginal`.
         problems: how many problems are expected when nobody says.
     """
 
-    rule: str = "greedy"
+    rule: Literal["greedy", "clamp", "even", "tiers", "marginal"] = "greedy"
     time_limit_s: Positive = 18_000.0
     margin_s: NonNegative = 300.0
     reserve_s: NonNegative = 300.0
     cap_s: Positive = 900.0
+    saturation_s: Positive = 110.0
     problems: Count = 50
 
 
