@@ -1,25 +1,25 @@
 """Every exception this library raises on purpose.
 
-    AimoError
-    ├── UserError                 bad input; the message says what to do (CLI exit code 2)
-    │   ├── ConfigError           an option that is unknown or impossible
-    │   ├── ProblemFileError      a problem CSV that cannot be used
-    │   ├── ModelError            a model folder that cannot be used
-    │   ├── EndpointError         an endpoint that does not answer or does not serve the model
-    │   └── RunDirectoryError     a run directory that cannot be written, resumed or read
-    ├── ServerError               a vLLM server of ours failed
-    │   ├── ServerStartError      it never became ready: command line and end of the log are in the message
-    │   └── ServerDiedError       it was ready and is gone
-    ├── EngineError               a completion request failed
-    │   ├── EngineUnavailable     no answer from the server; worth another try
-    │   ├── EngineRejected        the server refused the request; another try would fail too
-    │   └── EngineLost            the server is gone for good
-    ├── KernelError               a Python session failed for reasons of its own, not of the code it ran
-    │   ├── KernelStartError      a kernel did not come up
-    │   └── PoolClosedError       a lease was asked of a closed pool
-    ├── BootError                 the parts of a run did not come up
-    ├── PathNotFoundError         none of the places where Kaggle mounts a thing holds it
-    └── LocalGatewayError         a local run that Kaggle's gateway would have ended without a submission
+AimoError
+├── UserError                 bad input; the message says what to do (CLI exit code 2)
+│   ├── ConfigError           an option that is unknown or impossible
+│   ├── ProblemFileError      a problem CSV that cannot be used
+│   ├── ModelError            a model folder that cannot be used
+│   ├── EndpointError         an endpoint that does not answer or does not serve the model
+│   └── RunDirectoryError     a run directory that cannot be written, resumed or read
+├── ServerError               a vLLM server of ours failed
+│   ├── ServerStartError      it never became ready: command line and end of the log are in the message
+│   └── ServerDiedError       it was ready and is gone
+├── EngineError               a completion request failed
+│   ├── EngineUnavailable     no answer from the server; worth another try
+│   ├── EngineRejected        the server refused the request; another try would fail too
+│   └── EngineLost            the server is gone for good
+├── KernelError               a Python session failed for reasons of its own, not of the code it ran
+│   ├── KernelStartError      a kernel did not come up
+│   └── PoolClosedError       a lease was asked of a closed pool
+├── BootError                 the parts of a run did not come up
+├── PathNotFoundError         none of the places where Kaggle mounts a thing holds it
+└── LocalGatewayError         a local run that Kaggle's gateway would have ended without a submission
 """
 
 from __future__ import annotations
@@ -160,6 +160,19 @@ class KernelStartError(KernelError):
 
 class PoolClosedError(KernelError):
     """A lease was asked of a pool that is closed."""
+
+
+class WheelError(AimoError):
+    """What the image lacks could not be installed.
+
+    Attributes:
+        log_tail: the last lines pip wrote.
+    """
+
+    def __init__(self, problem: str, log_tail: Sequence[str]) -> None:
+        tail = "\n  ".join(log_tail) or "(empty)"
+        super().__init__(f"{problem}\nlast lines of its output:\n  {tail}")
+        self.log_tail = tuple(log_tail)
 
 
 class BootError(AimoError):

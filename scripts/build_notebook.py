@@ -1,0 +1,228 @@
+"""Builds notebook/aimo_solver.ipynb from src: every module the solver needs as one readable cell, nothing else.
+
+    python scripts/build_notebook.py            build it
+    python scripts/build_notebook.py --check    show what a build would change; exit code 1 if anything
+
+The same sources give the same bytes on every machine: cell ids come from names, and there are no outputs, counts or times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ROOT / "src" / "aimo_solver"
+TEMPLATE = ROOT / "notebook" / "template.md"
+NOTEBOOK = ROOT / "notebook" / "aimo_solver.ipynb"
+PACKAGE = "aimo_solver"
+ENTRY_POINTS = ("boot", "gateway", "paths", "wheels")  # what the notebook's own cells import
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Builds or checks; returns the exit code."""
+    options = _options().parse_args(arguments)
+    try:
+        text = build(model=options.model, competition=options.competition)
+    except NotebookError as error:
+        print(f"build_notebook: {error}", file=sys.stderr)
+        return 2
+    if not options.check:
+        options.out.write_text(text, encoding="utf-8", newline="\n")
+        print(f"{options.out}: {len(text.encode())} bytes")
+        return 0
+    present = options.out.read_bytes().decode("utf-8") if options.out.is_file() else ""
+    if present == text:
+        print(f"{options.out} is what its sources say")
+        return 0
+    sys.stdout.writelines(_readable_diff(present, text, str(options.out)))
+    print(f"\n{options.out} is out of date; run: python scripts/build_notebook.py")
+    return 1
+
+
+class NotebookError(Exception):
+    """The notebook cannot be built; the message is one line."""
+
+
+def build(model: str | None = None, competition: str | None = None) -> str:
+    """The notebook as the text of its file. `model` and `competition` take the place of the template's settings."""
+    cells = []
+    for cell in _template(model, competition):
+        if cell == "MODULES":
+            cells += [part for name in module_order(SOURCES) for part in _module_cells(name)]
+        else:
+            cells.append(cell)
+    notebook = {"cells": cells, "metadata": _METADATA, "nbformat": 4, "nbformat_minor": 5}
+    return json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
+
+
+def module_order(sources: Path, entry_points: Iterable[str] = ENTRY_POINTS) -> list[str]:
+    """The modules the entry points need, each after those it imports while it is loaded; alphabetical where free.
+
+    Imports inside functions count for what is needed, not for the order.
+
+    Raises:
+        NotebookError: modules import each other in a circle, or one that is not there.
+    """
+    needed: dict[str, set[str]] = {}
+    waiting = ["__init__", *entry_points]
+    while waiting:
+        name = waiting.pop()
+        if name in needed:
+            continue
+        path = sources / f"{name}.py"
+        if not path.is_file():
+            raise NotebookError(f"{path} is imported and does not exist")
+        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+        needed[name] = set(_imported(_while_loading(tree), sources)) - {name}
+        waiting += _imported(ast.walk(tree), sources)
+    sorter = TopologicalSorter({name: needed[name] for name in sorted(needed)})
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        raise NotebookError(f"modules import each other in a circle: {' -> '.join(error.args[1])}") from None
+    order = []
+    while sorter.is_active():
+        ready = sorted(sorter.get_ready())
+        order += ready
+        sorter.done(*ready)
+    return order
+
+
+def _while_loading(tree: ast.Module) -> Iterator[ast.AST]:
+    """The nodes that run when the module is imported: not function bodies, not what is for type checkers only."""
+    waiting: list[ast.AST] = list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            waiting += node.orelse
+            continue
+        waiting += ast.iter_child_nodes(node)
+
+
+def _imported(nodes: Iterable[ast.AST], sources: Path) -> Iterator[str]:
+    """Names of this package's modules that the nodes import."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module == PACKAGE:
+            # `from aimo_solver import name` means a module where there is one, else something of __init__.
+            modules = [
+                f"{PACKAGE}.{alias.name}" if (sources / f"{alias.name}.py").is_file() else f"{PACKAGE}.__init__"
+                for alias in node.names
+            ]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module is not None:
+            modules = [node.module]
+        elif isinstance(node, ast.ImportFrom):
+            raise NotebookError("relative imports are not followed; write them out")
+        else:
+            continue
+        for module in modules:
+            package, _, name = module.partition(".")
+            if package == PACKAGE:
+                yield name or "__init__"
+
+
+def _template(model: str | None, competition: str | None) -> Iterator[dict[str, Any] | str]:
+    """The notebook's own cells, and the word MODULES where the modules belong."""
+    parts = TEMPLATE.read_text(encoding="utf-8").split("\n```python ")
+    yield _markdown("title", parts[0].strip())
+    for part in parts[1:]:
+        head, _, rest = part.partition("\n")
+        source, _, after = rest.partition("\n```")
+        if head == "config":
+            source = _set(_set(source, "MODEL", model), "COMPETITION", competition)
+        yield _code(head, source)
+        if after.strip() == "MODULES":
+            yield "MODULES"
+        elif after.strip():
+            yield _markdown(f"after-{head}", after.strip())
+
+
+def _set(source: str, name: str, value: str | None) -> str:
+    """The configuration cell with another value for `name`, its comment kept."""
+    if value is None:
+        return source
+    lines = source.split("\n")
+    for number, line in enumerate(lines):
+        if line.startswith(f"{name} = "):
+            _, hash_, comment = line.partition("  # ")
+            lines[number] = f"{name} = {json.dumps(value, ensure_ascii=False)}{hash_}{comment}"
+            return "\n".join(lines)
+    raise NotebookError(f"the configuration cell has no {name}")
+
+
+def _module_cells(name: str) -> list[dict[str, Any]]:
+    source = (SOURCES / f"{name}.py").read_text(encoding="utf-8")
+    about = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+    title = PACKAGE if name == "__init__" else name
+    slug = title.replace("_", "-")
+    body = f"%%writefile {PACKAGE}/{name}.py\n{source.removesuffix(chr(10))}"
+    return [_markdown(f"about-{slug}", f"### {title}\n{about}"), _code(f"module-{slug}", body)]
+
+
+def _markdown(cell_id: str, text: str) -> dict[str, Any]:
+    return {"cell_type": "markdown", "id": cell_id, "metadata": {}, "source": text.splitlines(keepends=True)}
+
+
+def _code(cell_id: str, text: str) -> dict[str, Any]:
+    return {
+        "cell_type": "code",
+        "execution_count": None,
+        "id": cell_id,
+        "metadata": {"trusted": True},
+        "outputs": [],
+        "source": text.splitlines(keepends=True),
+    }
+
+
+def _readable_diff(present: str, wanted: str, name: str) -> Iterator[str]:
+    """A unified diff of the cells' text, not of its JSON; of the JSON where the text is the same."""
+    try:
+        pair = [_plain(present), _plain(wanted)]
+    except (ValueError, KeyError, TypeError):
+        pair = [present, wanted]
+    if pair[0] == pair[1]:
+        pair = [present, wanted]
+    lines = [text.splitlines(keepends=True) for text in pair]
+    return difflib.unified_diff(*lines, fromfile=name, tofile="built from src")
+
+
+def _plain(notebook: str) -> str:
+    cells = json.loads(notebook)["cells"] if notebook else []
+    return "".join(f"# cell {cell['id']}\n{''.join(cell['source'])}\n" for cell in cells)
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="show what a build would change; exit code 1 if anything")
+    parser.add_argument("--model", metavar="NAME", help="Kaggle's handle of the model, or a folder")
+    parser.add_argument("--competition", metavar="NAME", help="the competition's slug, or a folder")
+    parser.add_argument("--out", type=Path, default=NOTEBOOK, metavar="FILE", help="default: notebook/aimo_solver.ipynb")
+    return parser
+
+
+_METADATA = {
+    "kaggle": {
+        "accelerator": "nvidiaH100",
+        "isGpuEnabled": True,
+        "isInternetEnabled": False,
+        "language": "python",
+        "sourceType": "notebook",
+    },
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
