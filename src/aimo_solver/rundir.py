@@ -182,7 +182,7 @@ def trajectory_path(directory: Path, problem_id: str, index: int) -> Path:
     name = quote(problem_id, safe=" +=,@()[]", errors="surrogatepass")
     name = name.replace(".", "%2E") if name.strip(".") == "" else name
     if len(name) > 120:
-        name = f"{name[:100]}~{zlib.crc32(problem_id.encode("utf-8", "surrogatepass")):08x}"
+        name = f"{name[:100]}~{zlib.crc32(problem_id.encode('utf-8', 'surrogatepass')):08x}"
     return directory / "trajectories" / (name or "%") / f"{index}.jsonl"
 
 
