@@ -37,7 +37,7 @@ def attempt(problem_id: str, index: int = 0, **values: object) -> Attempt:
 
 
 def result(problem_id: str, **values: object) -> ProblemResult:
-    known = {"answer": 7, "truth": 7, "right": True, "reason": "equal", "candidates": (CandidateRecord(7, 3, 2.5),)}
+    known = {"answer": 7, "truth": 7, "right": True, "reason": "equal", "candidates": (CandidateRecord(7, 3, 2.5, 1.0),)}
     return ProblemResult(problem_id=problem_id, **(known | values))  # type: ignore[arg-type]
 
 
@@ -57,13 +57,13 @@ def play(log: RunLog, problem_id: str, *, finish: bool = True) -> None:
     trajectory = log.trajectory(problem_id, 0)
     trajectory.prompt([1, 2, 3], "<user>What is 3 + 4?")
     trajectory.sampled([4, 5], [0.5, 0.25])
-    trajectory.turn([4, 5], "call", [0.5, 0.25], 0.0, 1.5, "stop")
-    trajectory.tool("print(3 + 4)", "7\n", 0.02, None, False)
-    trajectory.inserted([6], "7", "tool results")
-    trajectory.turn([7, 8], "\\boxed{7}", [0.125, 0.0], 1.6, 0.5, "stop")
+    trajectory.turn([4, 5], "call", [0.5, 0.25], seconds=1.5, waited_s=0.5, kind="tool_call", finish="stop")
+    trajectory.tool("print(3 + 4)", "7\n", seconds=0.02)
+    trajectory.inserted([6], "7", "tool_result")
+    trajectory.turn([7, 8], "\\boxed{7}", [0.125, 0.0], seconds=0.5, kind="final", finish="stop")
     if finish:
         log.attempt_finished(attempt(problem_id, tokens=4))
-        log.votes(problem_id, [CandidateRecord(7, 1, 1.0)], 2.0)
+        log.votes(problem_id, [CandidateRecord(7, 1, 1.0, 1.0)])
         log.problem_finished(result(problem_id, tokens=4))
 
 
@@ -83,8 +83,8 @@ def test_everything_written_is_read_back(log: RunLog, clock: HandClock) -> None:
     assert (problem.t, problem.text, problem.truth, problem.allotted_s) == (10.0, "What is 3 + 4?", 7, None)
     assert problem.result == result("a", tokens=4)
     assert run.attempts == (attempt("a", tokens=4),)
-    assert run.votes[0].t == 12.0
-    assert run.votes[0].candidates == (CandidateRecord(7, 1, 1.0),)
+    assert run.votes[0].t == 10.0
+    assert run.votes[0].candidates == (CandidateRecord(7, 1, 1.0, 1.0),)
     assert run.summary is not None
     assert run.summary["accuracy"] == 1.0
     assert run.summary["seconds"] == 15.0
@@ -119,21 +119,24 @@ def test_a_turn_that_never_ended_keeps_its_tokens(log: RunLog, clock: HandClock)
     assert closed is not None
     assert closed.steps[-1].text == "hello"
     assert closed.steps[-1].tokens == tuple(b"hello")
-    assert closed.steps[-1].finish == ""
+    assert closed.steps[-1].turn == "cut"
 
 
-def test_the_wait_for_the_first_token_is_measured(log: RunLog, clock: HandClock) -> None:
+def test_a_step_is_dated_by_its_beginning(log: RunLog, clock: HandClock) -> None:
     log.problem_started("a", "?", None, 60.0)
     trajectory = log.trajectory("a", 0)
     trajectory.prompt([1], "p")
-    clock.now += 3
-    trajectory.sampled([2])
-    clock.now += 4
-    trajectory.turn([2, 3], "x", [], 0.0, 7.0, "stop")
+    clock.now += 7
+    trajectory.turn([2, 3], "x", seconds=6.0, waited_s=3.0, kind="tool_call", finish="stop")
+    clock.now += 2
+    trajectory.tool("1/0", "", seconds=2.0, error_name="ZeroDivisionError")
     log.close()
     record = read_run(log.directory).trajectory("a", 0)
     assert record is not None
-    assert (record.steps[1].t, record.steps[1].seconds, record.steps[1].waited_s) == (0.0, 7.0, 3.0)
+    assert [(step.t, step.seconds) for step in record.steps] == [(0.0, 0.0), (1.0, 6.0), (7.0, 2.0)]
+    assert record.steps[1].waited_s == 3.0
+    assert record.steps[2].error_name == "ZeroDivisionError"
+    assert record.ended == 9.0
 
 
 CHILD = """
@@ -198,7 +201,7 @@ def test_resume_goes_on_with_what_was_open(log: RunLog, clock: HandClock) -> Non
     play(log, "done")
     play(log, "open", finish=False)
     log.attempt_finished(attempt("open"))
-    log.votes("open", [CandidateRecord(7, 1, 1.0)], 2.0)
+    log.votes("open", [CandidateRecord(7, 1, 1.0, 1.0)])
     log.close()
     with (log.directory / "attempts.jsonl").open("ab") as file:
         file.write(b'{"t": 3.0, "problem_id": "op')
@@ -209,14 +212,14 @@ def test_resume_goes_on_with_what_was_open(log: RunLog, clock: HandClock) -> Non
     resumed = RunLog.resume(log.directory, clock=later)
     assert set(resumed.finished) == {"done"}
     assert resumed.config["solver"]["slots"] == Config().solver.slots
-    assert resumed.t == 52.0  # the last second written
+    assert resumed.t == 50.0  # the last second written
     play(resumed, "open")
     assert resumed.finish()["problems"] == 2
 
     run = read_run(log.directory)
     assert run.torn_lines == 0
     assert [attempt.problem_id for attempt in run.attempts] == ["done", "open"]
-    assert [(problem.problem_id, problem.t) for problem in run.problems] == [("done", 50.0), ("open", 52.0)]
+    assert [(problem.problem_id, problem.t) for problem in run.problems] == [("done", 50.0), ("open", 50.0)]
     assert run.trajectory_indices("open") == (0,)
     aside = log.directory / "interrupted" / "1"
     assert [line["problem_id"] for line in read_lines(aside / "attempts.jsonl") if line] == ["open"]

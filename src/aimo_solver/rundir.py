@@ -45,11 +45,12 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class CandidateRecord:
-    """An answer on the ballot: how many attempts gave it, and the weight that the voter gave it."""
+    """An answer on the ballot: how many attempts gave it, the score it got from the voter, and its share of all scores."""
 
     answer: int
     votes: int
-    weight: float
+    score: float
+    share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +112,9 @@ class Step:
         tokens, text: exact token ids, and what they read as. The tokens of all steps in order are the conversation.
         waited_s: the part of a turn's `seconds` before its first token.
         entropies: nats, one per sampled token; empty if not measured.
-        finish: why a turn ended: "stop", "length", "late", "cancelled", or "" if it was still going on at the last line.
-        why: why tokens were inserted.
+        turn: what a turn was: "tool_call", "final", "malformed", or "cut" if a limit, a cancellation or a crash fell into it.
+        finish: the engine's reason for a turn's end: "stop" or "length", "" if it was something else.
+        why: why tokens were inserted: "tool_result", "complaint" or "ask_answer".
     """
 
     kind: str
@@ -122,6 +124,7 @@ class Step:
     tokens: tuple[int, ...] = ()
     text: str = ""
     entropies: tuple[float, ...] = ()
+    turn: str = ""
     finish: str = ""
     why: str = ""
     code: str = ""
@@ -232,7 +235,7 @@ def read_run(directory: Path | str) -> Run:
 
 
 def read_trajectory(path: Path) -> TrajectoryRecord:
-    """Reads one attempt. Tokens that a running or killed attempt had sampled so far become a turn without a finish."""
+    """Reads one attempt. Tokens that a running or killed attempt had sampled so far become a turn that is "cut"."""
     steps: list[Step] = []
     problem_id, index, start, ended = "", 0, 0.0, None
     cut: list[Mapping[str, Any]] = []
@@ -342,6 +345,7 @@ def _cut_turn(sampled: list[Mapping[str, Any]]) -> Step:
     start = sampled[0]["since"]
     return Step(
         kind="turn",
+        turn="cut",
         t=start,
         seconds=sampled[-1]["t"] - start,
         tokens=tuple(token for line in sampled for token in line["tokens"]),

@@ -28,7 +28,6 @@ from aimo_solver.rundir import SCHEMA, ProblemResult, Run, as_plain, json_line, 
 from aimo_solver.trajectory import Trajectory
 
 __all__ = [
-    "Log",
     "NullLog",
     "ProblemResult",
     "Run",
@@ -74,7 +73,6 @@ class RunLog:
         self._lock = threading.Lock()
         self._files: dict[str, BinaryIO] = {}
         self._truths: dict[str, int | None] = {}
-        self._zeros: dict[str, float] = {}  # when each problem started
         self._open: dict[tuple[str, int], Trajectory] = {}
         self._packer = ThreadPoolExecutor(1, "runlog-pack")
         self._off = False
@@ -153,7 +151,6 @@ class RunLog:
 
     def problem_started(self, problem_id: str, text: str, truth: int | None, allotted_s: float | None) -> None:
         self._truths[problem_id] = truth
-        self._zeros[problem_id] = self._now()
         self.event("problem_started", problem_id=problem_id, text=text, truth=truth, allotted_s=allotted_s)
 
     def attempt_finished(self, attempt: Attempt) -> None:
@@ -162,10 +159,9 @@ class RunLog:
             self._open[attempt.problem_id, attempt.index].close()
         self._append("attempts", {"t": self.t} | as_plain(attempt) | {"truth": self._truths.get(attempt.problem_id)})
 
-    def votes(self, problem_id: str, candidates: Sequence[Any], t: float) -> None:
-        """The ballot, best first: records with `answer`, `votes` and `weight`. `t` counts from the problem's start."""
-        t = round(self._zeros.get(problem_id, 0.0) + t, 3)
-        self._append("votes", {"t": t, "problem_id": problem_id, "candidates": candidates})
+    def votes(self, problem_id: str, candidates: Sequence[Any], t: float | None = None) -> None:
+        """The ballot, best first, as records of `voting.Candidate`. `t` is a second of the run; None is now."""
+        self._append("votes", {"t": self.t if t is None else t, "problem_id": problem_id, "candidates": candidates})
 
     def problem_finished(self, result: ProblemResult) -> None:
         self.finished[result.problem_id] = result
@@ -174,8 +170,7 @@ class RunLog:
     def trajectory(self, problem_id: str, index: int, *, decode: Callable[[Sequence[int]], str] | None = None) -> Trajectory:
         """Begins the record of an attempt. `decode` makes the text of turns readable that are cut off in the middle."""
         path = trajectory_path(self.directory, problem_id, index)
-        zero = self._zeros.setdefault(problem_id, self._now())
-        writer = Trajectory(path, clock=self._now, guard=self._guard, closed=self._pack, zero=zero, decode=decode)
+        writer = Trajectory(path, clock=self._now, guard=self._guard, closed=self._pack, decode=decode)
         self._open[problem_id, index] = writer
         writer.start(problem_id, index)
         return writer
@@ -233,9 +228,6 @@ class RunLog:
         self._open = {key: other for key, other in self._open.items() if other is not writer}
         if not self._off:
             self._packer.submit(self._guard, writer.pack)
-
-
-Log = RunLog
 
 
 class NullLog(RunLog):

@@ -27,13 +27,9 @@ class Trajectory:
         clock: Callable[[], float],
         guard: Callable[[Callable[[], object]], None],
         closed: Callable[[Trajectory], None],
-        zero: float,
         decode: Callable[[Sequence[int]], str] | None,
     ) -> None:
-        """`clock` reads seconds of the run, `zero` is its reading at the problem's start.
-
-        `guard` runs what may fail on disk, `closed` is told once nothing more comes.
-        """
+        """`clock` reads seconds of the run, `guard` runs what may fail on disk, `closed` is told once nothing more comes."""
         self.path = path
         self._clock = clock
         self._guard = guard
@@ -42,9 +38,7 @@ class Trajectory:
         self._file: BinaryIO | None = None
         self._tokens: list[int] = []
         self._entropies: list[float] = []
-        self._zero = zero
         self._since = self._flushed = clock()
-        self._first: float | None = None  # when the turn's first token came
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -62,37 +56,42 @@ class Trajectory:
 
     def sampled(self, tokens: Sequence[int], entropies: Sequence[float] = ()) -> None:
         """Tokens of the turn under way. Cheap: they reach the disk about once a second, and `turn` replaces them."""
-        now = self._clock()
-        self._first = now if self._first is None else self._first
         self._tokens += tokens
         self._entropies += entropies
-        if now - self._flushed >= _EVERY_S:
+        if self._clock() - self._flushed >= _EVERY_S:
             self._flush()
 
     def turn(
-        self, tokens: Sequence[int], text: str, entropies: Sequence[float], started_s: float, seconds: float, finish: str
+        self,
+        tokens: Sequence[int],
+        text: str,
+        entropies: Sequence[float] = (),
+        *,
+        seconds: float,
+        waited_s: float = 0.0,
+        kind: str,
+        finish: str,
     ) -> None:
-        """A turn of the model, whole or cut.
+        """A turn of the model that has just ended.
 
         Args:
             entropies: nats, one per token; empty if not measured.
-            started_s: when it was asked for, from the problem's start.
-            finish: why it ended: "stop", "length", "late" or "cancelled".
+            waited_s: the part of `seconds` before the first token.
+            kind: what it turned out to be: "tool_call", "final", "malformed" or "cut".
+            finish: why the engine ended it: "stop" or "length", "" if something else did.
         """
-        began = self._zero + started_s
-        waited = 0.0 if self._first is None else min(max(0.0, self._first - began), seconds)
-        values = {"seconds": round(seconds, 3), "waited_s": round(waited, 3), "finish": finish}
-        rounded = [round(value, 3) for value in entropies]
         self._tokens, self._entropies = [], []
-        self._write("turn", began, **values, tokens=list(tokens), text=text, entropies=rounded)
+        values = {"seconds": round(seconds, 3), "waited_s": round(waited_s, 3), "turn": kind, "finish": finish}
+        rounded = [round(value, 3) for value in entropies]
+        self._write("turn", self._clock() - seconds, **values, tokens=list(tokens), text=text, entropies=rounded)
 
-    def tool(self, code: str, output: str, seconds: float, error_name: str | None, timed_out: bool) -> None:
-        """Python ran, until now. `output` is what the model sees; `error_name` is the exception's, None if there was none."""
+    def tool(self, code: str, output: str, *, seconds: float, error_name: str | None = None, timed_out: bool = False) -> None:
+        """Python has just run. `output` is what the model sees; `error_name` is the exception's, None if there was none."""
         values = {"seconds": round(seconds, 3), "error_name": error_name, "timed_out": timed_out}
         self._write("tool", self._clock() - seconds, **values, code=code, output=output)
 
     def inserted(self, tokens: Sequence[int], text: str, why: str) -> None:
-        """Tokens of ours in between: tool results, a complaint, the request for the answer."""
+        """Tokens of ours in between: "tool_result", "complaint" or "ask_answer"."""
         self._write("inserted", self._clock(), tokens=list(tokens), text=text, why=why)
 
     def close(self) -> None:
@@ -138,7 +137,7 @@ class Trajectory:
         if self._closed:
             return
         if kind != "sampled":
-            self._since, self._first = self._clock(), None
+            self._since = self._clock()
         data = json_line({"kind": kind, "t": round(t, 3)} | values)
 
         def write() -> None:
