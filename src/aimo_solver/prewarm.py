@@ -1,0 +1,373 @@
+"""Reads a model's files into the page cache, many pieces at once, before the server asks for them.
+
+One reader gets a fraction of what most disks can give, and a server that maps its weights reads with one. What this
+does not do: it pins nothing. Pages can be evicted again if memory runs short.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+_PAGE = mmap.PAGESIZE
+_WINDOW_BYTES = 8 << 20  # asked of the kernel ahead of the read, so that the disk's queue never runs dry
+_REPORT_S = 1.0
+_RESERVE_BYTES = 8 << 30  # a vLLM server's own processes take about 6 GB, 16 Python kernels 1.5 GB
+_OVERTAKEN_PIECES = 4
+_SAMPLES = 16
+
+
+class StopReason(StrEnum):
+    """Why a prewarm ended."""
+
+    DONE = "done"
+    STOPPED = "stopped"  # the caller asked for it
+    OVERTAKEN = "overtaken"  # somebody else reads the files faster
+    MEMORY = "memory"  # more would not fit
+
+
+class Event(Protocol):
+    """What can ask a prewarm to stop, for instance a `threading.Event`."""
+
+    def is_set(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FileProblem:
+    """A file that could not be read, and why."""
+
+    path: Path
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrewarmReport:
+    """What a prewarm did, or has done so far.
+
+    Attributes:
+        total_bytes: size of all files that could be opened.
+        bytes_read: read from the disk by this call.
+        bytes_resident: found in the page cache when their turn came.
+        stop: None while it runs.
+        problems: files that were left out.
+    """
+
+    total_bytes: int
+    bytes_read: int
+    bytes_resident: int
+    seconds: float
+    stop: StopReason | None = None
+    problems: tuple[FileProblem, ...] = ()
+
+    @property
+    def gb_per_s(self) -> float:
+        """Reading speed, 10^9 bytes per second."""
+        return self.bytes_read / 1e9 / self.seconds if self.seconds > 0 else 0.0
+
+    def __str__(self) -> str:
+        state = "running" if self.stop is None else self.stop.value
+        left_out = f", {len(self.problems)} files left out" if self.problems else ""
+        return (
+            f"{self.bytes_read / 1e9:.1f} GB read and {self.bytes_resident / 1e9:.1f} GB found in memory of "
+            f"{self.total_bytes / 1e9:.1f} GB in {self.seconds:.1f} s ({self.gb_per_s:.2f} GB/s), {state}{left_out}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    path: Path
+    start: int
+    end: int
+    resident_before: int
+
+
+@dataclass(slots=True)
+class _State:
+    """What the reading threads share; `lock` guards all of it."""
+
+    pieces: Iterator[_Piece]
+    total: int
+    problems: list[FileProblem]
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    read: int = 0
+    resident: int = 0
+    claimed: int = 0
+    overtaken: int = 0
+    stop: StopReason | None = None
+    bad: set[Path] = field(default_factory=set)
+
+
+def prewarm(
+    paths: Iterable[Path],
+    *,
+    threads: int = 8,
+    piece_bytes: int = 1 << 30,
+    limit_bytes: int | None = None,
+    stop: Event | None = None,
+    on_progress: Callable[[PrewarmReport], None] | None = None,
+) -> PrewarmReport:
+    """Brings files into the page cache; returns when they are there or it has to stop. Blocks: run it in a thread.
+
+    Largest files first, each cut into pieces that `threads` readers take in turn. What is resident is not read again.
+    It stops early if `stop` is set, if memory would not hold more, or if several pieces in a row that were missing at
+    first have been read by somebody else meanwhile (the server has overtaken it).
+
+    Args:
+        paths: files, or folders whose files are meant.
+        limit_bytes: most bytes of these files to hold in memory; None takes what `memory_room` says, asked anew for
+            each piece.
+        on_progress: called about once a second from the calling thread, and at the end.
+
+    A missing or unreadable file is reported in `problems` and never fatal.
+    """
+    began = time.monotonic()
+    problems: list[FileProblem] = []
+    sizes = sorted(_files(paths, problems), key=lambda file: (-file[1], file[0]))
+    pieces = _survey(
+        [_Piece(path, start, min(start + piece_bytes, size), 0) for path, size in sizes for start in range(0, size, piece_bytes)],
+        threads,
+    )
+    state = _State(iter(pieces), sum(size for _, size in sizes), problems)
+
+    def report() -> PrewarmReport:
+        with state.lock:
+            return PrewarmReport(
+                total_bytes=state.total,
+                bytes_read=state.read,
+                bytes_resident=state.resident,
+                seconds=time.monotonic() - began,
+                stop=state.stop,
+                problems=tuple(state.problems),
+            )
+
+    readers = [
+        threading.Thread(target=_reader, args=(state, limit_bytes, stop), name=f"prewarm-{number}", daemon=True)
+        for number in range(min(threads, len(pieces)))
+    ]
+    for reader in readers:
+        reader.start()
+    try:
+        next_report = began + _REPORT_S
+        for reader in readers:
+            while reader.is_alive():
+                reader.join(max(0.0, next_report - time.monotonic()))
+                if time.monotonic() >= next_report:
+                    next_report = time.monotonic() + _REPORT_S
+                    if on_progress is not None:
+                        on_progress(report())
+    except BaseException:
+        state.stop = StopReason.STOPPED
+        raise
+    state.stop = state.stop or StopReason.DONE
+    last = report()
+    if on_progress is not None:
+        on_progress(last)
+    return last
+
+
+def memory_room() -> int:
+    """Bytes of page cache that files may fill, the server's own need kept back.
+
+    Free and reclaimable memory of the machine, or of the control group if that has less: a container's limit counts
+    page cache too, and a group that is full of it is reclaimed only as it is written.
+    """
+    room = _meminfo_available()
+    for limit, used, cache in _cgroup_limits():
+        room = min(room, limit - (used - cache))
+    return max(0, room - min(_RESERVE_BYTES, room // 2))
+
+
+def resident_bytes(path: Path) -> int:
+    """Bytes of a file that are in the page cache; 0 if the kernel does not tell."""
+    size = path.stat().st_size
+    if size == 0:
+        return 0
+    with path.open("rb", buffering=0) as file:
+        return size - sum(end - start for start, end in _missing(file.fileno(), 0, size))
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _reader(state: _State, limit_bytes: int | None, stop: Event | None) -> None:
+    buffer = memoryview(bytearray(_WINDOW_BYTES))
+    while state.stop is None:
+        if stop is not None and stop.is_set():
+            state.stop = StopReason.STOPPED
+            return
+        allowed = limit_bytes if limit_bytes is not None else memory_room()
+        with state.lock:
+            piece = next(state.pieces, None)
+            if piece is None:
+                return
+            if piece.path in state.bad:
+                continue
+            # Pages that are resident already are part of what was counted as reclaimable.
+            fits = min(piece.end - piece.start, (allowed - state.claimed) // _PAGE * _PAGE)
+            if fits <= 0:
+                state.stop = StopReason.MEMORY
+                return
+            state.claimed += fits
+            piece = replace(piece, end=piece.start + fits)
+        try:
+            _read_piece(state, piece, buffer, stop)
+        except OSError as error:
+            with state.lock:
+                if piece.path not in state.bad:
+                    state.bad.add(piece.path)
+                    state.problems.append(FileProblem(piece.path, error.strerror or str(error)))
+
+
+def _read_piece(state: _State, piece: _Piece, buffer: memoryview, stop: Event | None) -> None:
+    with piece.path.open("rb", buffering=0) as file:
+        descriptor = file.fileno()
+        missing = _missing(descriptor, piece.start, piece.end)
+        absent = sum(end - start for start, end in missing)
+        size = piece.end - piece.start
+        with state.lock:
+            state.resident += size - absent
+            state.overtaken = state.overtaken + 1 if absent == 0 and piece.resident_before < size // 2 else 0
+            if state.overtaken >= _OVERTAKEN_PIECES:
+                state.stop = StopReason.OVERTAKEN
+                return
+        for start, end in missing:
+            _ask(descriptor, start, end)
+            for at in range(start, end, len(buffer)):
+                if state.stop is not None or (stop is not None and stop.is_set()):
+                    return
+                _ask(descriptor, at + len(buffer), end)
+                done = os.preadv(descriptor, [buffer[: min(len(buffer), end - at)]], at)
+                with state.lock:
+                    state.read += done
+
+
+def _ask(descriptor: int, start: int, end: int) -> None:
+    if start < end:
+        os.posix_fadvise(descriptor, start, min(_WINDOW_BYTES, end - start), os.POSIX_FADV_WILLNEED)
+
+
+def _files(paths: Iterable[Path], problems: list[FileProblem]) -> Iterator[tuple[Path, int]]:
+    for path in paths:
+        try:
+            files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        except OSError as error:
+            problems.append(FileProblem(path, error.strerror or str(error)))
+            continue
+        for file in files:
+            try:
+                with file.open("rb", buffering=0) as opened:
+                    yield file, os.fstat(opened.fileno()).st_size
+            except OSError as error:
+                problems.append(FileProblem(file, error.strerror or str(error)))
+
+
+# --- what is resident -------------------------------------------------------------------------------------------------
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _survey(pieces: Sequence[_Piece], threads: int) -> list[_Piece]:
+    """The pieces with what is resident of each; side by side, since a look costs about 0.1 µs a page."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def look(piece: _Piece) -> _Piece:
+        try:
+            with piece.path.open("rb", buffering=0) as file:
+                absent = sum(end - start for start, end in _missing(file.fileno(), piece.start, piece.end))
+        except OSError:
+            absent = piece.end - piece.start  # its reader will report why
+        return _Piece(piece.path, piece.start, piece.end, piece.end - piece.start - absent)
+
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        return list(pool.map(look, pieces))
+
+
+def _missing(descriptor: int, start: int, end: int) -> list[tuple[int, int]]:
+    """Byte ranges within start..end (start page-aligned) that are not in the page cache; all of it if unknown."""
+    try:
+        with mmap.mmap(descriptor, end - start, access=mmap.ACCESS_READ, offset=start) as mapped:
+            pages = np.zeros(-(-(end - start) // _PAGE), np.uint8)
+            address = np.frombuffer(mapped, np.uint8).ctypes.data
+            failed = _libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(end - start), ctypes.c_void_p(pages.ctypes.data))
+    except OSError:
+        return [(start, end)]  # a file system that maps nothing
+    if failed:
+        return [(start, end)]
+    absent = np.concatenate(([0], 1 - (pages & 1), [0])).astype(np.int8)
+    edges = np.flatnonzero(np.diff(absent)).reshape(-1, 2)
+    resident = np.flatnonzero(pages & 1)
+    if resident.size and not _truthful(descriptor, start, resident):
+        return [(start, end)]
+    return [(start + int(first) * _PAGE, min(end, start + int(last) * _PAGE)) for first, last in edges]
+
+
+def _truthful(descriptor: int, start: int, resident: np.ndarray[tuple[int], np.dtype[np.intp]]) -> bool:
+    """Whether pages said to be resident can be read without waiting.
+
+    Linux calls every page of a file resident to those who may not write to it, and some sandboxes do so to all.
+    """
+    byte = bytearray(1)
+    for page in resident[:: max(1, resident.size // _SAMPLES)]:
+        try:
+            os.preadv(descriptor, [byte], start + int(page) * _PAGE, os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                return False
+            raise
+    return True
+
+
+# --- what memory can hold ---------------------------------------------------------------------------------------------
+
+
+def _meminfo_available(path: Path = Path("/proc/meminfo")) -> int:
+    match = re.search(r"^MemAvailable:\s+(\d+) kB", path.read_text(), re.MULTILINE)
+    return int(match[1]) << 10 if match else 0
+
+
+def _cgroup_limits(
+    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
+) -> Iterator[tuple[int, int, int]]:
+    """Limit, use and page cache in bytes of every limited control group that this process is in, versions 1 and 2."""
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, own = line.split(":", 2)
+        if controllers == "":
+            base, names = root, ("memory.max", "memory.current", "inactive_file", "active_file")
+        elif "memory" in controllers.split(","):
+            base, names = (
+                root / "memory",
+                ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", "total_active_file"),
+            )
+        else:
+            continue
+        group = base / own.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(base):
+                yield from _group_limit(folder, *names)
+
+
+def _group_limit(folder: Path, limit_name: str, used_name: str, *cache_names: str) -> Iterator[tuple[int, int, int]]:
+    try:
+        limit = (folder / limit_name).read_text().strip()
+        used = int((folder / used_name).read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return  # the root group has no limit, and a container may not show its ancestors
+    if limit != "max":
+        yield int(limit), used, sum(int(stat.get(name, 0)) for name in cache_names)
