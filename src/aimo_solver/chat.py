@@ -118,11 +118,21 @@ def chat_format(model_dir: Path, family: str = "auto", *, reasoning_effort: Reas
         raise ConfigError("prompt.family", f"unknown family {family!r}; known: auto, {', '.join(FAMILIES)}")
     folder = ModelFolder.read(model_dir)
     chosen = family_of(folder) if family == "auto" else family
+    if chosen == "harmony":
+        from aimo_solver.chat_harmony import HarmonyFormat
+
+        return HarmonyFormat(reasoning_effort)
     if chosen == "gemma":
         from aimo_solver.chat_gemma import GemmaFormat
 
         return GemmaFormat(folder)
-    raise NotImplementedError(chosen)
+    if chosen == "hermes":
+        from aimo_solver.chat_hermes import HermesFormat
+
+        return HermesFormat(folder)
+    from aimo_solver.chat_fenced import FencedFormat
+
+    return FencedFormat(folder)
 
 
 def family_of(folder: ModelFolder) -> str:

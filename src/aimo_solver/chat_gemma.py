@@ -10,7 +10,6 @@ and the chat template published with the models.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,17 +18,16 @@ from aimo_solver.chat import FinalText, Malformed, ToolCall, ToolCalls, Turn
 from aimo_solver.errors import ModelError
 from aimo_solver.model_folder import ModelFolder
 from aimo_solver.prompts import ANSWER_NOW, COMPLAINT, FINAL_ANSWER, NOT_RUN, OUT_OF_TIME, PYTHON_TOOL
-from aimo_solver.salvage import compiles, python_blocks, without_fences
+from aimo_solver.salvage import CODE_KEYS, Code, bare_code, code_in_json, compiles, python_blocks
 
 _QUOTE = "\udc00"  # stands for the token <|"|> while a call is read; no decoded text holds a lone surrogate
-_CALL = re.compile(r"\s*(?:call)?\s*:?\s*([\w.\-]*)\s*([{(\[])(.*)", re.DOTALL)
+_CALL = re.compile(r"\s*(?:call)?\s*:?\s*([\w.\-]*)\s*[{(\[](.*)", re.DOTALL)
 _SPELLED_CALL = re.compile(r"(?:^|\s|<call>)(?:call:)?(?:python|functions\.python)\s*(\{.*)", re.DOTALL)
 _STRING = re.compile(
     rf"{_QUOTE}?([A-Za-z_]\w*){_QUOTE}?\s*:\s*{_QUOTE}(.*?){_QUOTE}"
     rf"(?=\s*(?:,\s*{_QUOTE}?[A-Za-z_]\w*{_QUOTE}?\s*:|[}})\]]*\s*\Z))",
     re.DOTALL,
 )
-_KEYS = ("code", "source", "script", "python", "input", "cmd", "command", "query")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +83,7 @@ class GemmaFormat:
         if "\\boxed" not in text:
             spelled = _SPELLED_CALL.search(text)
             code = _code_of(f"call:python{spelled.group(1)}") if spelled else None
-            blocks = [code[0]] if code else python_blocks(text)
+            blocks = [code.text] if code else python_blocks(text)
             if blocks:
                 return ToolCalls(tuple(ToolCall(block) for block in blocks), "code in the text instead of a tool call")
         if not text:
@@ -193,13 +191,12 @@ class GemmaFormat:
                     return Malformed("Your call was cut off by the length limit; send shorter code.")
                 notes.append("a second call was cut off")
                 break
-            found = _code_of(text)
-            if found is None:
+            code = _code_of(text)
+            if code is None:
                 return Malformed('Your call holds no code. Write it as call:python{code:<|"|>...<|"|>}.')
-            code, note = found
-            calls.append(ToolCall(code))
-            if note:
-                notes.append(note)
+            calls.append(ToolCall(code.text))
+            if code.mended:
+                notes.append(code.mended)
         if split.open_call and not cut:
             notes.append("the call's end was missing")
         return ToolCalls(tuple(calls), "; ".join(notes) or None)
@@ -235,40 +232,32 @@ def _declaration() -> str:
     return f"<|tool>declaration:{tool.name}{{description:{quoted(tool.description)},parameters:{{{parameters}}}}}<tool|>"
 
 
-def _code_of(call: str) -> tuple[str, str | None] | None:
-    """The code of one call and what was mended, None if there is none. `call` holds `_QUOTE` for the quote token."""
+def _code_of(call: str) -> Code | None:
+    """The code of one call, None if there is none. `call` holds `_QUOTE` for the quote token."""
     place = _CALL.match(call)
     if place is None:
         return None
-    name, _, arguments = place.groups()
-    note = None if name == PYTHON_TOOL.name else f"unknown tool {name!r}"
+    name, arguments = place.groups()
+    mended = None if name == PYTHON_TOOL.name else f"unknown tool {name!r}"
     strings: dict[str, str] = dict(_STRING.findall(arguments))
-    for key in (*_KEYS, *strings):
+    for key in (*CODE_KEYS, *strings):
         if key in strings:
             code = strings[key]
             if _QUOTE in code:
-                code, note = code.replace(_QUOTE, '"'), "quote tokens inside the code"
+                code, mended = code.replace(_QUOTE, '"'), "quote tokens inside the code"
             elif key != PYTHON_TOOL.parameter:
-                note = note or f"the code was in {key!r}"
-            bare = without_fences(code)
-            return (bare, note if bare == code else "code inside fences") if bare.strip() else None
+                mended = mended or f"the code was in {key!r}"
+            return bare_code(code, mended)
+    if '"' in arguments and _QUOTE not in arguments:
+        found = code_in_json("{" + arguments)
+        if found is not None:
+            return Code(found.text, mended or "arguments in JSON")
     return _broken_arguments(arguments)
 
 
-def _broken_arguments(arguments: str) -> tuple[str, str] | None:
-    """Code from arguments that are not in the family's syntax: JSON, no quotes, or a string that does not end."""
-    text = arguments.strip()
-    try:
-        values = json.loads("{" + text)
-    except ValueError:
-        values = None
-    if isinstance(values, dict):
-        for value in values.values():
-            if isinstance(value, str) and value.strip():
-                return value, "arguments in JSON"
-        return None
-    text = re.sub(rf"\A{_QUOTE}?(?:{'|'.join(_KEYS)}){_QUOTE}?\s*:\s*", "", text)
-    closed = re.sub(rf"{_QUOTE}?\s*[}})]?\s*\Z", "", text, count=1).removeprefix(_QUOTE).replace(_QUOTE, '"')
+def _broken_arguments(arguments: str) -> Code | None:
+    """Code from arguments without quotes, or from a string that does not end."""
+    text = re.sub(rf"\A\s*{_QUOTE}?(?:{'|'.join(CODE_KEYS)}){_QUOTE}?\s*:\s*", "", arguments)
+    closed = re.sub(rf"{_QUOTE}?\s*[}})\]]?\s*\Z", "", text, count=1).removeprefix(_QUOTE).replace(_QUOTE, '"')
     whole = text.removeprefix(_QUOTE).replace(_QUOTE, '"')
-    code = without_fences(whole if compiles(whole) and not compiles(closed) else closed)
-    return (code, "broken arguments") if code.strip() else None
+    return bare_code(whole if compiles(whole) and not compiles(closed) else closed, "broken arguments")

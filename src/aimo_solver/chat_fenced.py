@@ -1,0 +1,176 @@
+"""Turns of models without tool training: Python in Markdown blocks, run as soon as a block closes.
+
+    ... ```python\\n{code}\\n```\\n```output\\n{output}\\n```\\n ...
+
+The model goes on in the same turn, as tool-integrated reasoning models (ToRA, Qwen2.5-Math, OpenMath-Nemotron) were
+trained to. The engine stops at a fence, whether it closes Python or not; `parse` tells them apart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aimo_solver.chat import FinalText, Malformed, ToolCall, ToolCalls, Turn
+from aimo_solver.chat_template import ChatTemplate
+from aimo_solver.errors import ModelError
+from aimo_solver.model_folder import ModelFolder
+from aimo_solver.prompts import ANSWER_NOW, COMPLAINT, FENCED_TOOL, FINAL_ANSWER, NOT_RUN, OUT_OF_TIME
+
+_LINE = re.compile(r"^(?P<indent>[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)?)(?P<fence>`{3,}|~{3,})[ \t]*(?P<info>[^\n`]*)$")
+_TAG = re.compile(r"<code>(.*?)</code>|<tool_call>(.*?)</tool_call>", re.DOTALL)
+_PYTHON = frozenset({"python", "python3", "py", "ipython", "sage"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """One block of code. `end` is where it ends in the text, `closed` whether it has its closing fence."""
+
+    info: str
+    code: str
+    end: int
+    closed: bool
+
+    @property
+    def is_python(self) -> bool:
+        return self.info.strip().lower().split(" ")[0].strip("{}.") in _PYTHON
+
+
+class FencedFormat:
+    """Any model with a chat template; Python runs in Markdown blocks."""
+
+    name = "fenced"
+    stop_strings: tuple[str, ...] = ("```\n", "```output", "</code>", "</tool_call>")
+
+    def __init__(self, folder: ModelFolder) -> None:
+        """Raises ModelError if the folder's chat template or tokenizer cannot be used."""
+        self._template = ChatTemplate(folder)
+        self._tokenizer = folder.tokenizer
+        eos = self._tokenizer.control(folder.eos)
+        self.stop_token_ids = tuple(dict.fromkeys([*([] if eos is None else [eos]), *folder.stop_ids]))
+        if not self.stop_token_ids:
+            raise ModelError(folder.path, "names no end-of-turn token in tokenizer_config.json or generation_config.json")
+
+    def prompt(self, system: str, user: str, *, tools: bool) -> list[int]:
+        if tools and system:
+            system = f"{system}\n\n{FENCED_TOOL}"
+        elif tools:
+            user = f"{user}\n\n{FENCED_TOOL}"
+        return self._template.prompt(system, user, tools=False)
+
+    def parse(self, sampled: Sequence[int], *, cut: bool) -> Turn:
+        text, ended = self._text(sampled)
+        blocks = _blocks(text)
+        runnable = [block for block in blocks if block.is_python and block.code.strip()]
+        closed = [block for block in runnable if block.closed]
+        if cut:
+            if closed:
+                return ToolCalls(tuple(ToolCall(block.code) for block in closed), "the turn was cut off behind its code")
+            return Malformed("Your turn was cut off by the length limit before its end.")
+        if not ended:
+            return ToolCalls(tuple(ToolCall(block.code) for block in closed))
+        final = text.rpartition("</think>")[2]
+        if runnable and "\\boxed" not in text[runnable[-1].end :]:
+            note = "a block that the turn did not stop at" if runnable[-1].closed else "an unclosed last block"
+            return ToolCalls(tuple(ToolCall(block.code) for block in runnable), note)
+        if "<think>" in final or (self._template.thinks and "</think>" not in text and "\\boxed" not in text):
+            return Malformed("Your turn ended inside your thoughts, without code and without a final text.")
+        return FinalText(final.strip()) if final.strip() else Malformed("Your turn was empty.")
+
+    def tool_results(self, sampled: Sequence[int], outputs: Sequence[str]) -> list[int]:
+        if not outputs:
+            return []
+        text, ended = self._text(sampled)
+        if ended:
+            return self._user_turn("".join(_output(output) for output in outputs))
+        written = text.rstrip().endswith("```output")  # the model has opened the block itself
+        opening = "" if written or text.endswith("\n") else "\n"
+        shown = "".join(_output(output, opened=written and index == 0) for index, output in enumerate(outputs))
+        return self._tokenizer.encode(opening + shown)
+
+    def complaint(self, sampled: Sequence[int], reason: str) -> list[int]:
+        _, ended = self._text(sampled)
+        text = COMPLAINT.format(reason=reason)
+        return self._user_turn(text) if ended else self._user_turn(text, close=True)
+
+    def ask_answer(self, sampled: Sequence[int]) -> list[int]:
+        plain = self._tokenizer.encode
+        text, ended = self._text(sampled)
+        tokens: list[int] = []
+        blocks = _blocks(text)
+        thinking = ("<think>" in text or self._template.thinks) and "</think>" not in text
+        if ended:
+            tokens = self._user_turn(ANSWER_NOW)
+            thinking = self._template.thinks
+        elif blocks and not blocks[-1].closed:
+            tokens = plain(f"\n```\n{_output(NOT_RUN)}\n")
+        elif blocks and blocks[-1].is_python and not text[blocks[-1].end :].strip():
+            tokens = plain(f"\n{_output(NOT_RUN)}\n")
+        elif sampled:
+            tokens = plain("\n\n")
+        if thinking:
+            tokens += [*plain(OUT_OF_TIME), *self._tokenizer.encode_template("\n</think>\n\n")]
+        return [*tokens, *plain(FINAL_ANSWER)]
+
+    def answer_text(self, sampled: Sequence[int]) -> str:
+        text, ended = self._text(sampled)
+        text = FINAL_ANSWER + text
+        return text + "}" if ended and text.count("{") > text.count("}") else text
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self._tokenizer.decode(tokens)
+
+    def _text(self, sampled: Sequence[int]) -> tuple[str, bool]:
+        """The turn's text without its end-of-turn token, and whether it had one."""
+        end = next((place for place, token in enumerate(sampled) if token in self.stop_token_ids), None)
+        return self._tokenizer.decode(sampled if end is None else sampled[:end]), end is not None
+
+    def _user_turn(self, text: str, *, close: bool = False) -> list[int]:
+        tail = self._template.after_reply("user", [text])
+        if tail is None:
+            raise AssertionError("a template that renders a user's message renders two")
+        return tail if close or not tail or tail[0] not in self.stop_token_ids else tail[1:]
+
+
+def _blocks(text: str) -> list[_Block]:
+    """The blocks of a text in order: fenced ones, indented ones (in lists), ``<code>`` and ``<tool_call>`` tags."""
+    blocks: list[_Block] = []
+    opened: re.Match[str] | None = None
+    lines: list[str] = []
+    at = 0
+    for line in re.findall(r"[^\n]*\n|[^\n]+", text):
+        at += len(line)
+        place = _LINE.match(line.rstrip("\r\n"))
+        if opened is None:
+            if place is not None:
+                opened, lines = place, []
+        elif place is not None and not place["info"].strip() and place["fence"].startswith(opened["fence"]):
+            blocks.append(_Block(opened["info"], _dedent(lines, opened["indent"]), at, True))
+            opened = None
+        else:
+            lines.append(line)
+    if opened is not None:
+        blocks.append(_Block(opened["info"], _dedent(lines, opened["indent"]), at, False))
+    for place in _TAG.finditer(text):
+        if not any(block.code and block.code in place.group() for block in blocks):
+            blocks.append(_Block("python", (place.group(1) or place.group(2)).strip("\n"), place.end(), True))
+    return sorted(blocks, key=lambda block: block.end)
+
+
+def _dedent(lines: Sequence[str], indent: str) -> str:
+    """The lines without the indentation that the fence has, as CommonMark has it."""
+    width = len(indent.expandtabs(4))
+    cleaned = []
+    for line in lines:
+        spaces = len(line) - len(line.lstrip(" \t"))
+        cleaned.append(line[min(width, spaces) :])
+    return "".join(cleaned)
+
+
+def _output(output: str, *, opened: bool = False) -> str:
+    """An output block, fenced longer than any fence inside."""
+    longest = max((len(run) for run in re.findall(r"`{3,}", output)), default=2)
+    fence = "`" * max(3, longest + 1) if not opened else "```"
+    start = "" if opened else f"{fence}output"
+    return f"{start}\n{output.rstrip()}\n{fence}\n"
