@@ -6,7 +6,8 @@ AimoError
 │   ├── ProblemFileError      a problem CSV that cannot be used
 │   ├── ModelError            a model folder that cannot be used
 │   ├── EndpointError         an endpoint that does not answer or does not serve the model
-│   └── RunDirectoryError     a run directory that cannot be written, resumed or read
+│   ├── RunDirectoryError     a run directory that cannot be written, resumed or read
+│   └── RecordsError          logged attempts that cannot be replayed
 ├── ServerError               a vLLM server of ours failed
 │   ├── ServerStartError      it never became ready: command line and end of the log are in the message
 │   └── ServerDiedError       it was ready and is gone
@@ -97,6 +98,20 @@ class RunDirectoryError(UserError):
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"run directory {path}: {problem}")
         self.path = path
+
+
+class RecordsError(UserError):
+    """Logged attempts that cannot be replayed.
+
+    Attributes:
+        path: the file.
+        row: 1-based record, or None if the whole file is meant.
+    """
+
+    def __init__(self, path: Path, problem: str, row: int | None = None) -> None:
+        super().__init__(f"{path}: {problem}" if row is None else f"{path}, record {row}: {problem}")
+        self.path = path
+        self.row = row
 
 
 class ServerError(AimoError):

@@ -1,0 +1,165 @@
+"""The command line: `aimo-solver evaluate | replay | report | watch | bench | serve`.
+
+Exit codes: 0 done, 1 a fault of ours, 2 bad input (one line that says what to do), 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+from rich.console import Console
+
+from aimo_solver.config import Config, load_config
+from aimo_solver.errors import AimoError, ConfigError, RunDirectoryError, ServerStartError, UserError
+from aimo_solver.evaluate import RunClock, evaluate
+from aimo_solver.problems import Problem, read_problems
+from aimo_solver.progress import TerminalProgress, result_table
+from aimo_solver.runlog import RunLog, describe_environment, is_running, read_run
+from aimo_solver.session import Endpoint, check_model, endpoint_session, local_session
+
+EMBEDDED_MODEL = Path(__file__).parents[2] / "data" / "pocket-model"
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Olympiad maths with an open LLM under a hard clock.",
+)
+console = Console()
+
+
+@app.command("evaluate")
+def evaluate_command(
+    csv: Annotated[Path, typer.Argument(help="problems: columns id, problem (or question) and, if known, answer")],
+    model: Annotated[
+        Path | None, typer.Option(help="model folder; a local vLLM server is started on it. Default: the embedded pocket model")
+    ] = None,
+    endpoint: Annotated[str | None, typer.Option(help="a running vLLM server, for instance http://10.0.0.1:8000")] = None,
+    served_model: Annotated[str | None, typer.Option(help="the model's name at the endpoint")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="AIMO_API_KEY", help="the endpoint's API key")] = None,
+    out: Annotated[Path | None, typer.Option(help="run directory; default runs/NAME-TIME")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the interrupted run in --out")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="delete an earlier run in --out first")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first N problems")] = None,
+    ids: Annotated[str | None, typer.Option(help="only these problems, separated by commas")] = None,
+    seed: Annotated[int | None, typer.Option(help="same as --set sampling.seed=N")] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(min=1, help="seconds for the whole run, same as --set budget.time_limit_s=N")
+    ] = None,
+    problems_in_parallel: Annotated[int, typer.Option(min=1, help="problems solved side by side")] = 1,
+    config_file: Annotated[Path | None, typer.Option("--config", help="TOML file with options")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="one option, as section.option=value; repeatable")] = None,
+) -> None:
+    """Solves the problems of a CSV and scores the answers where the truth is known."""
+    started = time.monotonic()
+    chosen = tuple(part.strip() for part in ids.split(",") if part.strip()) if ids else ()
+    problems = read_problems(csv, ids=chosen, limit=limit)
+    if endpoint is None and (served_model or api_key):
+        raise ConfigError("--served-model", "names a model at an endpoint; give --endpoint too")
+    if endpoint is None:
+        model = model or EMBEDDED_MODEL
+    if model is not None:
+        check_model(model)
+    if resume and out is None:
+        raise ConfigError("--resume", "needs --out with the folder of the interrupted run")
+    extra = list(settings or ())
+    extra += [f"sampling.seed={seed}"] if seed is not None else []
+    extra += [f"budget.time_limit_s={time_limit}"] if time_limit is not None else []
+    config = _config(model, config_file, extra, resumed=out if resume else None)
+    out = out or Path("runs") / f"{csv.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if overwrite and not resume:
+        _delete_run(out)
+    log = RunLog.resume(out) if resume else RunLog.create(out, config=config, environment=describe_environment())
+    todo = [problem for problem in problems if problem.id not in log.finished]
+    job = _Job(todo, config, log, model, Endpoint(endpoint, served_model, api_key) if endpoint else None, problems_in_parallel)
+    with log:
+        asyncio.run(_run(job, started))
+        summary = log.finish({"problems_in_parallel": problems_in_parallel})
+    results = [log.finished[problem.id] for problem in problems]
+    console.print(result_table(results))
+    score = "" if summary["right"] is None else f"{summary['right']} of {summary['problems']} right ({summary['accuracy']:.1%}), "
+    console.print(
+        f"{score}{summary['seconds']:.0f} s, {summary['tokens']} tokens, {summary['tokens_per_s']:.0f} tokens/s; written to {out}"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    problems: Sequence[Problem]
+    config: Config
+    log: RunLog
+    model: Path | None
+    endpoint: Endpoint | None
+    parallel: int
+
+
+async def _run(job: _Job, started: float) -> None:
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    if not job.problems:
+        return
+    clock = RunClock.begin(job.config.budget, time.monotonic, started)
+    with TerminalProgress(console, len(job.problems)) as progress:
+        if job.endpoint is None:
+            assert job.model is not None
+            console.print(f"starting vLLM on {job.model}, log in {job.log.directory / 'server.log'}", highlight=False)
+            opened = local_session(job.model, job.config, job.log, job.log.directory, progress)
+        else:
+            opened = endpoint_session(job.endpoint, job.model, job.config, job.log, progress)
+        async with opened as session:
+            console.print(f"ready after {time.monotonic() - started:.0f} s", highlight=False)
+            await evaluate(session.solver, job.problems, job.config.budget, clock, parallel=job.parallel)
+
+
+def _config(model: Path | None, file: Path | None, settings: Sequence[str], *, resumed: Path | None) -> Config:
+    base = None if resumed is None else read_run(resumed).config
+    tomls = [] if model is None or resumed is not None else [model / "aimo.toml"]
+    layers = [toml for toml in tomls if toml.is_file()] + ([file] if file is not None else [])
+    return load_config(*layers, settings=settings, base=base)
+
+
+def _delete_run(directory: Path) -> None:
+    if not directory.exists():
+        return
+    if not (directory / "run.json").is_file():
+        raise RunDirectoryError(directory, "is not a run directory, so it is not overwritten; choose another --out")
+    if is_running(directory):
+        raise RunDirectoryError(directory, "is being written by another process; wait for it, or choose another --out")
+    shutil.rmtree(directory)
+
+
+def main() -> None:
+    """Entry point; turns errors into one line and an exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except click.exceptions.Abort:
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        console.print("stopped; finished problems are on disk, go on with --resume", style="yellow")
+        code = 130
+    except (UserError, ServerStartError) as error:
+        print(f"aimo-solver: {error}", file=sys.stderr)
+        code = 2
+    except AimoError as error:
+        print(f"aimo-solver: {error}", file=sys.stderr)
+        code = 1
+    sys.exit(code or 0)
+
+
+if __name__ == "__main__":
+    main()

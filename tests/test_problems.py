@@ -1,0 +1,89 @@
+"""Reading problem files: what is accepted, and how every kind of bad file is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from aimo_solver.errors import ProblemFileError
+from aimo_solver.problems import Problem, read_problems
+
+SHARED = Path(__file__).parents[2] / "shared" / "problems"
+DATA = Path(__file__).parents[1] / "data"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "problems.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_ids_stay_text(tmp_path: Path) -> None:
+    path = write(tmp_path, "id,problem,answer\n000123,a,1\n424e18,b,2\n")
+    assert [problem.id for problem in read_problems(path)] == ["000123", "424e18"]
+
+
+def test_truth_is_optional(tmp_path: Path) -> None:
+    assert read_problems(write(tmp_path, "id,problem\nx,What?\n")) == (Problem("x", "What?", None),)
+
+
+def test_byte_order_mark_and_newlines_in_fields(tmp_path: Path) -> None:
+    assert read_problems(write(tmp_path, '\ufeffid,problem\nx,"two\nlines"\n'))[0].text == "two\nlines"
+
+
+def test_ids_choose_and_order(tmp_path: Path) -> None:
+    path = write(tmp_path, "id,problem\na,A\nb,B\nc,C\n")
+    assert [problem.id for problem in read_problems(path, ids=["c", "a"])] == ["c", "a"]
+
+
+def test_limit_keeps_the_first(tmp_path: Path) -> None:
+    assert len(read_problems(write(tmp_path, "id,problem\na,A\nb,B\nc,C\n"), limit=2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("name,problem\na,A\n", "needs the columns id and problem"),
+        ("id,text\na,A\n", "needs the columns id and problem"),
+        ("", "needs the columns id and problem"),
+        ("id,problem\n", "holds no problem"),
+        ("id,problem\na,\n", "row 1: problem a has no text"),
+        ("id,problem\n,A\n", "row 1: the id is empty"),
+        ("id,problem\na,A\na,B\n", "row 2: id a is there twice"),
+        ("id,problem,answer\na,A,1.5\n", "row 1: the answer of a is not an integer: '1.5'"),
+        ("id,problem,answer\na,A,x\n", "not an integer"),
+        ("id,problem,answer\na,A,100000\n", "is 100000, outside 0..99999"),
+        ("id,problem,answer\na,A,-1\n", "outside 0..99999"),
+        ("id,problem\na,A,3\n", "another number of fields"),
+        ("id,problem,answer\na\n", "another number of fields"),
+    ],
+)
+def test_bad_file_is_refused_in_one_line(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ProblemFileError) as error:
+        read_problems(write(tmp_path, text))
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ProblemFileError, match="no such file"):
+        read_problems(tmp_path / "absent.csv")
+
+
+def test_unknown_id_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ProblemFileError, match="no problem with id z"):
+        read_problems(write(tmp_path, "id,problem\na,A\n"), ids=["z"])
+
+
+def test_binary_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes(b"\xff\xfe\x00id")
+    with pytest.raises(ProblemFileError, match="UTF-8"):
+        read_problems(path)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real problem files are not here")
+@pytest.mark.parametrize(("name", "count"), [("aimo3_reference.csv", 10), ("aime_2025.csv", 30), ("aimo3_test.csv", 3)])
+def test_real_problem_files_load(name: str, count: int) -> None:
+    assert len(read_problems(SHARED / name)) == count
