@@ -100,7 +100,7 @@ def rank(attempts: Sequence[Attempt], voting: VotingConfig) -> tuple[Candidate, 
         scored = [(answer, round(voter(ballot, total), _DIGITS), ballot.votes) for answer, ballot in ballots.items()]
     whole = math.fsum(score for _, score, _ in scored)
     scored.sort(key=lambda entry: (-entry[1], -entry[2], entry[0]))
-    return tuple(Candidate(answer, score, votes, score / whole) for answer, score, votes in scored)
+    return tuple(Candidate(answer, score, votes, round(score / whole, _DIGITS)) for answer, score, votes in scored)
 
 
 def ballot_of(attempt: Attempt, voting: VotingConfig) -> Ballot:

@@ -1,0 +1,254 @@
+"""What another voter or stop rule would have made of logged attempts.
+
+A policy is named VOTER, or VOTER/STOP, or VOTER/STOP=VALUE: ``majority``, ``default/equal=4``, ``entropy/share=0.6``.
+``default`` is the configured voter; a voter alone sees all attempts. Policies are compared on the same groups: those whose
+records allow what the policies do (`records.Use`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aimo_solver.config import VotingConfig, config_from
+from aimo_solver.errors import ConfigError
+from aimo_solver.records import Group, Use
+from aimo_solver.stopping import RULES, decided
+from aimo_solver.voting import VOTERS, rank
+
+Floats = NDArray[np.float64]
+Progress = Callable[[str], None]
+
+_VALUE_OF = {"equal": "equal", "margin": "margin", "share": "share", "posterior": "confidence"}
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A voter and a stop rule under one name."""
+
+    name: str
+    voting: VotingConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a policy made of one group.
+
+    Attributes:
+        answer: None if no attempt had one.
+        share: the answer's part of all scores, 0..1.
+        votes: attempts that gave it, of those seen.
+        seen: attempts that had ended when the policy stopped.
+        seconds: until then; None if the group is not timed.
+        tokens: sampled until then by all attempts, running ones included.
+    """
+
+    group: Group
+    answer: int | None
+    share: float
+    votes: int
+    seen: int
+    seconds: float | None
+    tokens: float
+
+    @property
+    def right(self) -> bool:
+        return self.answer == self.group.truth
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean with its 95 % bootstrap interval over problems."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stratum:
+    """One run's part of a score."""
+
+    run: str
+    groups: int
+    right: int
+    truth_present: int
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A policy's result.
+
+    Attributes:
+        lost: groups in which the truth is present and another answer was taken.
+        changed: groups in which it takes another answer than the first policy.
+        accuracy: of groups.
+        two_run: expected score of a problem that is run twice, both right 1, one right 0.5; every problem counts once.
+        diff: accuracy minus the first policy's, paired.
+        mean_seconds: over timed groups; None if there is none.
+    """
+
+    policy: Policy
+    outcomes: tuple[Outcome, ...]
+    groups: int
+    right: int
+    lost: int
+    changed: int
+    accuracy: Interval
+    two_run: Interval
+    diff: Interval
+    mean_seconds: float | None
+    mean_tokens: float
+    strata: tuple[Stratum, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """All policies on the same groups.
+
+    Attributes:
+        oracle: groups in which the truth is present.
+        problems: distinct problems among the groups.
+        left_out: groups whose records do not allow this comparison.
+    """
+
+    scores: tuple[Score, ...]
+    oracle: int
+    groups: int
+    problems: int
+    left_out: int
+
+
+def parse_policy(name: str, voting: VotingConfig) -> Policy:
+    """The policy of a name.
+
+    Raises:
+        ConfigError: no such voter or stop rule, or an impossible value.
+    """
+    voter, slash, stop = name.partition("/")
+    rule, equals, value = stop.partition("=")
+    voters = [*VOTERS, "proximity"]
+    if voter not in ("default", *voters):
+        raise ConfigError(f"policy {name}", f"no such voter; known: default, {', '.join(voters)}")
+    if not slash:
+        rule = "never"
+    elif rule not in RULES:
+        raise ConfigError(f"policy {name}", f"no such stop rule; known: {', '.join(RULES)}")
+    values: dict[str, Any] = {"voter": voting.voter if voter == "default" else voter, "stop": rule}
+    if equals:
+        if rule not in _VALUE_OF:
+            raise ConfigError(f"policy {name}", f"{rule} takes no value")
+        values[_VALUE_OF[rule]] = value
+    plain = {field: getattr(voting, field) for field in VotingConfig.__dataclass_fields__}
+    return Policy(name, config_from({"voting": plain | values}).voting)
+
+
+def replay(groups: Sequence[Group], policies: Sequence[Policy], *, samples: int = 10_000, seed: int = 0) -> Replay:
+    """Scores policies; the first one is what the others are compared with.
+
+    Voters alone are scored on groups fit for accuracy. As soon as one policy stops early, all are scored on groups fit for
+    stopping, and accuracies are then only comparable with each other.
+
+    Args:
+        samples: bootstrap samples of the problems.
+    """
+    stopping = any(policy.voting.stop != "never" for policy in policies)
+    chosen = [group for group in groups if (Use.STOPPING if stopping else Use.ACCURACY) in group.use]
+    if not chosen:
+        raise ConfigError("policy", "no group of these records is fit for this comparison")
+    played = [tuple(play(group, policy.voting) for group in chosen) for policy in policies]
+    draws = Bootstrap([group.problem_id for group in chosen], samples, seed)
+    scores = tuple(_score(policy, own, played[0], draws) for policy, own in zip(policies, played, strict=True))
+    return Replay(
+        scores=scores,
+        oracle=sum(group.truth_present for group in chosen),
+        groups=len(chosen),
+        problems=draws.problems,
+        left_out=len(groups) - len(chosen),
+    )
+
+
+def play(group: Group, voting: VotingConfig) -> Outcome:
+    """One group under one policy: attempts are shown in order of finishing until the stop rule has enough."""
+    total = len(group.attempts)
+    seen = len(group.ended)
+    stopped = False
+    if voting.stop != "never":
+        for count in range(1, len(group.ended) + 1):
+            if decided(group.ended[:count], voting, max_attempts=total) is not None:
+                seen, stopped = count, True
+                break
+    shown = group.ended[:seen]
+    ends = [group.end(attempt) for attempt in (shown if stopped else group.attempts)]
+    now = max(ends, default=0.0)
+    tokens = sum(a.tokens * min(1.0, now / group.end(a)) if group.end(a) > 0 else a.tokens for a in group.attempts)
+    candidates = rank(shown, voting)
+    best = candidates[0] if candidates else None
+    return Outcome(
+        group=group,
+        answer=best.answer if best else None,
+        share=best.share if best else 0.0,
+        votes=best.votes if best else 0,
+        seen=seen,
+        seconds=now if group.timed else None,
+        tokens=tokens,
+    )
+
+
+class Bootstrap:
+    """Resamples problems with replacement; the groups of a problem stay together, since they are not independent."""
+
+    def __init__(self, problem_of: Sequence[str], samples: int, seed: int) -> None:
+        names, self._index = np.unique(np.array(problem_of), return_inverse=True)
+        self.problems = len(names)
+        chances = np.full(self.problems, 1 / self.problems)
+        self._weights = np.random.default_rng(seed).multinomial(self.problems, chances, size=samples).astype(float)
+
+    def mean(self, values: Sequence[float] | Floats) -> Interval:
+        """Mean over groups."""
+        array = np.asarray(values, dtype=float)
+        sums = np.bincount(self._index, weights=array, minlength=self.problems)
+        counts = np.bincount(self._index, minlength=self.problems)
+        return _interval(float(array.mean()), (self._weights @ sums) / (self._weights @ counts))
+
+    def mean_over_problems(self, values: Sequence[float] | Floats) -> Interval:
+        """Mean over problems of the mean over their groups."""
+        sums = np.bincount(self._index, weights=np.asarray(values, dtype=float), minlength=self.problems)
+        means = sums / np.bincount(self._index, minlength=self.problems)
+        return _interval(float(means.mean()), self._weights @ means / self.problems)
+
+
+def _interval(mean: float, resampled: Floats) -> Interval:
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return Interval(mean, float(low), float(high))
+
+
+def _score(policy: Policy, own: Sequence[Outcome], first: Sequence[Outcome], draws: Bootstrap) -> Score:
+    right = np.array([outcome.right for outcome in own], dtype=float)
+    base = np.array([outcome.right for outcome in first], dtype=float)
+    timed = [outcome.seconds for outcome in own if outcome.seconds is not None]
+    runs = dict.fromkeys(outcome.group.run for outcome in own)
+    return Score(
+        policy=policy,
+        outcomes=tuple(own),
+        groups=len(own),
+        right=int(right.sum()),
+        lost=sum(outcome.group.truth_present and not outcome.right for outcome in own),
+        changed=sum(a.answer != b.answer for a, b in zip(own, first, strict=True)),
+        accuracy=draws.mean(right),
+        # The two runs of a problem are drawn from its groups: (1 + 1, 1 + 0 or 0 + 0) / 2 is on average their mean.
+        two_run=draws.mean_over_problems(right),
+        diff=draws.mean(right - base),
+        mean_seconds=float(np.mean(timed)) if timed else None,
+        mean_tokens=float(np.mean([outcome.tokens for outcome in own])),
+        strata=tuple(_stratum(run, [outcome for outcome in own if outcome.group.run == run]) for run in runs),
+    )
+
+
+def _stratum(run: str, outcomes: Sequence[Outcome]) -> Stratum:
+    right = sum(outcome.right for outcome in outcomes)
+    return Stratum(run, len(outcomes), right, sum(outcome.group.truth_present for outcome in outcomes))
