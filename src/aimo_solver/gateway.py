@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 import polars as pl
 
-from aimo_solver.errors import PathNotFoundError
+from aimo_solver.errors import AimoError, PathNotFoundError
 from aimo_solver.local_gateway import LocalInferenceServer
 from aimo_solver.paths import find_gateway_package
 
@@ -40,14 +40,14 @@ class Work:
     """One problem in the solver's hands, as the gateway sees it from its own thread.
 
     Attributes:
-        answer: what the solver comes to.
         ends_at: when the gateway stops waiting, on its clock; the solver moves it once it knows the problem's budget.
-        best: the best answer so far, kept up to date by the solver.
+        answer: what the solver comes to.
+        best: tells the best answer so far, None if there is none.
     """
 
     ends_at: float
     answer: Future[int] = field(default_factory=Future)
-    best: int | None = None
+    best: Callable[[], int | None] = lambda: None
 
 
 class Solving(Protocol):
@@ -115,10 +115,11 @@ class _Desk:
     def serve(self, id_: Any, problem: Any) -> tuple[str, int]:
         problem_id, text, work = "", "", None
         try:
-            problem_id, text = _text(id_), _text(problem)
+            problem_id = _text(id_)
+            text = _text(problem)
             key = (problem_id, text)  # the text as well: broken ids must not share one answer
             if key in self._answers:
-                log.info("problem %s was sent again; the answer stays %d", problem_id, self._answers[key])
+                log.info("problem %s came again; its answer stays %d", problem_id, self._answers[key])
                 return problem_id, self._answers[key]
             if not text.strip():
                 log.warning("problem %s has no text (%s)", problem_id, type(problem).__name__)
@@ -127,19 +128,21 @@ class _Desk:
                 work = self._solving.begin(problem_id, text)
                 answer = self._wait(problem_id, work)
             self._answers[key] = answer
-        except BaseException:  # noqa: BLE001 (SystemExit and its kin would leave the gateway waiting for hours)
-            # Kaggle shows no traceback anywhere, so it has to be in the log.
-            log.error("problem %s failed; its best answer so far goes out\n%s", problem_id, traceback.format_exc())
+        except BaseException as error:  # noqa: BLE001 (SystemExit and its kin would leave the gateway waiting for hours)
+            # Kaggle shows no traceback anywhere, so it has to be in the log. Our own errors say all in their message.
+            reason = error if isinstance(error, AimoError) else traceback.format_exc()
             answer = self._answers[problem_id, text] = _best(work)
+            log.error("problem %s: %d goes out, because it failed: %s", problem_id, answer, reason)
         return problem_id, answer
 
     def _wait(self, problem_id: str, work: Work) -> int:
         while not work.answer.done():
             left = work.ends_at - self._clock()
             if left <= 0:
-                log.error("problem %s is past its time; its best answer so far goes out", problem_id)
+                answer = _best(work)
+                log.error("problem %s: %d goes out, because the solver is past its time", problem_id, answer)
                 work.answer.cancel()
-                return _best(work)
+                return answer
             wait([work.answer], timeout=min(left, _GLANCE_S))
         answer = work.answer.result()
         if not _is_answer(answer):
@@ -149,8 +152,12 @@ class _Desk:
 
 
 def _best(work: Work | None) -> int:
-    best = None if work is None else work.best
-    return operator.index(best) if _is_answer(best) else FALLBACK_ANSWER  # type: ignore[arg-type]
+    try:
+        best = None if work is None else work.best()
+    except Exception:  # noqa: BLE001 (whatever broke the solver may have broken this as well)
+        log.error("no best answer could be told\n%s", traceback.format_exc())
+        best = None
+    return operator.index(best) if best is not None and _is_answer(best) else FALLBACK_ANSWER
 
 
 def _is_answer(value: object) -> bool:
