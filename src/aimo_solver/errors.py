@@ -7,7 +7,8 @@ AimoError
 │   ├── ModelError            a model folder that cannot be used
 │   ├── EndpointError         an endpoint that does not answer or does not serve the model
 │   ├── RunDirectoryError     a run directory that cannot be written, resumed or read
-│   └── RecordsError          logged attempts that cannot be replayed
+│   ├── RecordsError          logged attempts that cannot be replayed
+│   └── CacheError            a compile cache that cannot be made, packed or read
 ├── ServerError               a vLLM server of ours failed
 │   ├── ServerStartError      it never became ready: command line and end of the log are in the message
 │   └── ServerDiedError       it was ready and is gone
@@ -112,6 +113,10 @@ class RecordsError(UserError):
         super().__init__(f"{path}: {problem}" if row is None else f"{path}, record {row}: {problem}")
         self.path = path
         self.row = row
+
+
+class CacheError(UserError):
+    """A compile cache that cannot be made, packed or read."""
 
 
 class ServerError(AimoError):

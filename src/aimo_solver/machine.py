@@ -7,8 +7,10 @@ import importlib.machinery
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 
@@ -68,10 +70,9 @@ def installed_flags(path: Sequence[str] | None = None) -> frozenset[str] | None:
     Flags are the quoted ones in its source, and the fields of the
     classes whose names end in FrontendArgs, which become flags by their names.
     """
-    spec = importlib.machinery.PathFinder.find_spec("vllm", path)
-    if spec is None or not spec.submodule_search_locations:
+    package = package_folder("vllm", path)
+    if package is None:
         return None
-    package = Path(spec.submodule_search_locations[0])
     sources = [package / "engine/arg_utils.py", *sorted(package.glob("entrypoints/**/cli_args.py"))]
     flags: set[str] = set()
     for source in sources:
@@ -88,6 +89,30 @@ def installed_flags(path: Sequence[str] | None = None) -> frozenset[str] | None:
                 )
                 flags.update(f"--{field.replace('_', '-')}" for field in fields)
     return frozenset(flags) if {"--model", "--port"} <= flags else None
+
+
+def package_folder(name: str, path: Sequence[str] | None = None) -> Path | None:
+    """Where a package lies on `path` (default `sys.path`), without importing it; None if it is not there."""
+    spec = importlib.machinery.PathFinder.find_spec(name, path)
+    return Path(spec.submodule_search_locations[0]) if spec is not None and spec.submodule_search_locations else None
+
+
+def installed_version(distribution: str, path: Sequence[str] | None = None) -> str:
+    """The version of a distribution found on `path` (default `sys.path`), "" if it is not installed."""
+    for found in metadata.distributions(name=distribution, path=list(path) if path is not None else sys.path):
+        return found.version
+    return ""
+
+
+def cuda_version(path: Sequence[str] | None = None) -> str:
+    """The CUDA version that the torch on `path` was built for, "" if none."""
+    package = package_folder("torch", path)
+    try:
+        text = (package / "version.py").read_text(encoding="utf-8") if package is not None else ""
+    except OSError:
+        return ""
+    match = re.search(r"^cuda\b.*=\s*['\"]([^'\"]+)['\"]", text, re.MULTILINE)
+    return match[1] if match else ""
 
 
 def _visible(gpus: tuple[Gpu, ...], setting: str | None) -> tuple[Gpu, ...]:

@@ -53,6 +53,7 @@ class Preset:
     Attributes:
         name: one of `PRESETS`.
         context_tokens: longest prompt and answer together.
+        vocabulary: number of tokens that the model knows.
         extra_args: the user's own, last on the command line.
     """
 
@@ -60,7 +61,14 @@ class Preset:
     flags: tuple[Flag, ...]
     variables: tuple[Variable, ...]
     context_tokens: int
+    vocabulary: int
     extra_args: tuple[str, ...] = ()
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """All flags as they would stand on the command line of a server that knows them."""
+        parts = (part for flag in self.flags for part in (flag.name, flag.value) if part is not None)
+        return (*parts, *self.extra_args)
 
     def flag(self, name: str) -> Flag | None:
         """The flag of that name, None if the preset has none."""
@@ -139,13 +147,26 @@ def choose(model_dir: Path, server: ServerConfig, *, slots: int, machine: Machin
         flags=flags,
         variables=(*_COMMON_VARIABLES, *variables),
         context_tokens=context,
+        vocabulary=int(text.get("vocab_size") or 1),
         extra_args=server.extra_args,
     )
 
 
-def command(preset: Preset, model_dir: Path, port: int, served_name: str, known_flags: frozenset[str] | None) -> Command:
-    """The command line that starts the preset; `known_flags` None keeps every flag."""
-    args = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_dir)]
+def command(
+    preset: Preset,
+    model_dir: Path,
+    port: int,
+    served_name: str,
+    known_flags: frozenset[str] | None,
+    python: Path = Path(sys.executable),
+) -> Command:
+    """The command line that starts the preset.
+
+    Args:
+        known_flags: what `installed_flags` says; None keeps every flag.
+        python: the interpreter that finds vLLM.
+    """
+    args = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_dir)]
     args += ["--served-model-name", served_name, "--host", "127.0.0.1", "--port", str(port)]
     dropped = []
     for flag in preset.flags:
@@ -237,6 +258,7 @@ def _gpu(wish: _Wish, memory_share: float, *, fp8_cache: bool) -> _Made:
             former="--cuda-graph-sizes",
         ),
         Flag("--stream-interval", "8", "a chunk per 8 tokens: fewer messages for server and client; the last comes at once"),
+        Flag("--no-enable-flashinfer-autotune", None, "none of FlashInfer's kernels is used, so there is nothing to tune"),
         Flag("--tensor-parallel-size", str(_tensor_parallel(wish)), "GPUs that share one copy of the model"),
     ]
     if wish.server.speculative == "none":
