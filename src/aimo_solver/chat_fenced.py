@@ -83,7 +83,7 @@ class FencedFormat:
             return []
         text, ended = self._text(sampled)
         if ended:
-            return self._user_turn("".join(_output(output) for output in outputs))
+            return self._template.user_turn("".join(_output(output) for output in outputs), ended_with=sampled[-1])
         written = text.rstrip().endswith("```output")  # the model has opened the block itself
         opening = "" if written or text.endswith("\n") else "\n"
         shown = "".join(_output(output, opened=written and index == 0) for index, output in enumerate(outputs))
@@ -91,8 +91,7 @@ class FencedFormat:
 
     def complaint(self, sampled: Sequence[int], reason: str) -> list[int]:
         _, ended = self._text(sampled)
-        text = COMPLAINT.format(reason=reason)
-        return self._user_turn(text) if ended else self._user_turn(text, close=True)
+        return self._template.user_turn(COMPLAINT.format(reason=reason), ended_with=sampled[-1] if ended else None)
 
     def ask_answer(self, sampled: Sequence[int]) -> list[int]:
         plain = self._tokenizer.encode
@@ -101,7 +100,7 @@ class FencedFormat:
         blocks = _blocks(text)
         thinking = ("<think>" in text or self._template.thinks) and "</think>" not in text
         if ended:
-            tokens = self._user_turn(ANSWER_NOW)
+            tokens = self._template.user_turn(ANSWER_NOW, ended_with=sampled[-1])
             thinking = self._template.thinks
         elif blocks and not blocks[-1].closed:
             tokens = plain(f"\n```\n{_output(NOT_RUN)}\n")
@@ -125,12 +124,6 @@ class FencedFormat:
         """The turn's text without its end-of-turn token, and whether it had one."""
         end = next((place for place, token in enumerate(sampled) if token in self.stop_token_ids), None)
         return self._tokenizer.decode(sampled if end is None else sampled[:end]), end is not None
-
-    def _user_turn(self, text: str, *, close: bool = False) -> list[int]:
-        tail = self._template.after_reply("user", [text])
-        if tail is None:
-            raise AssertionError("a template that renders a user's message renders two")
-        return tail if close or not tail or tail[0] not in self.stop_token_ids else tail[1:]
 
 
 def _blocks(text: str) -> list[_Block]:

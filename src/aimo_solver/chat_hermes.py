@@ -80,11 +80,11 @@ class HermesFormat:
         return FinalText(text) if text else Malformed("Your turn was empty.")
 
     def tool_results(self, sampled: Sequence[int], outputs: Sequence[str]) -> list[int]:
-        tail = self._template.after_reply("tool", outputs)
-        if tail is None:
-            text = "\n".join(f"<tool_response>\n{output}\n</tool_response>" for output in outputs)
-            return self._user_turn(sampled, text)
-        return self._behind(sampled, tail)
+        tail = self._template.after_reply("tool", outputs, ended_with=sampled[-1] if self._ended(sampled) else None)
+        if tail is not None:
+            return tail
+        text = "\n".join(f"<tool_response>\n{output}\n</tool_response>" for output in outputs)
+        return self._user_turn(sampled, text)
 
     def complaint(self, sampled: Sequence[int], reason: str) -> list[int]:
         text = COMPLAINT.format(reason=reason)
@@ -148,16 +148,7 @@ class HermesFormat:
         return text
 
     def _user_turn(self, sampled: Sequence[int], text: str) -> list[int]:
-        tail = self._template.after_reply("user", [text])
-        if tail is None:
-            raise AssertionError("a template that renders a user's message renders two")
-        return self._behind(sampled, tail)
-
-    def _behind(self, sampled: Sequence[int], tail: list[int]) -> list[int]:
-        """The tail without the end-of-turn token that the model has sampled itself."""
-        if not self._ended(sampled):
-            return tail
-        return tail[1:] if tail and tail[0] in self.stop_token_ids else tail
+        return self._template.user_turn(text, ended_with=sampled[-1] if self._ended(sampled) else None)
 
 
 def _tool_calls(found: Sequence[tuple[str, bool]], *, cut: bool) -> Turn:

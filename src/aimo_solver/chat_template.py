@@ -21,6 +21,9 @@ from aimo_solver.model_folder import ModelFolder
 from aimo_solver.prompts import PYTHON_TOOL
 
 _GENERATION = re.compile(r"{%-?\s*(?:end)?generation\s*-?%}")  # marks for training, unknown to plain Jinja
+_FAILURES = (TemplateError, TypeError, KeyError, AttributeError, ValueError, IndexError)
+"""How templates fail on roles and shapes that they do not know."""
+
 _SLOT = re.compile(r"slot-([a-z]+)-(\d+)-end")
 
 
@@ -41,13 +44,18 @@ class ChatTemplate:
         environment.globals["strftime_now"] = lambda form: datetime.now(UTC).strftime(form)
         try:
             self._template = environment.from_string(_GENERATION.sub("", folder.template))
+            # Some templates that always speak of tools want a list where others want nothing.
+            self._no_tools: list[Any] | None = None
+            if self._try([("user", _slot("user"))], tools=False) is None:
+                self._no_tools = []
             ending = self._render([("user", _slot("user"))], tools=False)
-        except TemplateError as error:
+        except _FAILURES as error:
             raise ModelError(folder.path, f"its chat template cannot be used: {error}") from None
         if _slot("user") not in ending:
             raise ModelError(folder.path, "its chat template leaves out the user's message")
         self.thinks = ending.rstrip().endswith("<think>")
         """The model's turn begins inside its thoughts."""
+        self.user_turn("", ended_with=None)  # better to fail now than in the middle of a run
 
     def prompt(self, system: str, user: str, *, tools: bool) -> list[int]:
         """A conversation's beginning, up to where the model starts to write.
@@ -61,34 +69,45 @@ class ChatTemplate:
             user = f"{system}\n\n{user}" if system else user
         return self._fill(rendered, {"system": [system.strip()], "user": [user.strip()]})
 
-    def after_reply(self, role: str, texts: Sequence[str]) -> list[int] | None:
+    def after_reply(self, role: str, texts: Sequence[str], *, ended_with: int | None) -> list[int] | None:
         """What follows a model's text: its end-of-turn token, messages of `role`, and the opening of the next model turn.
 
         None if the template does not know the role.
+
+        Args:
+            ended_with: the end-of-turn token that the model has sampled itself; it is not repeated.
         """
         opening = [("user", _slot("user")), ("assistant", _slot("assistant"))]
         rendered = self._try([*opening, *((role, _slot(role, index + 1)) for index in range(len(texts)))], tools=False)
         if rendered is None or any(_slot(role, index + 1) not in rendered for index in range(len(texts))):
             return None
-        tail = rendered.partition(_slot("assistant"))[2]
-        return self._fill(tail, {role: ["", *texts]})
+        tail = self._fill(rendered.partition(_slot("assistant"))[2], {role: ["", *texts]})
+        if ended_with in tail:
+            end = tail.index(ended_with)
+            if not self._folder.tokenizer.decode(tail[:end]).strip():
+                return tail[end + 1 :]
+        return tail
 
-    def declares_tools(self) -> bool:
-        """Whether the template says something about tools when it is given some."""
-        rendered = self._try([("user", _slot("user"))], tools=True)
-        return rendered is not None and PYTHON_TOOL.name in rendered.replace(_slot("user"), "")
+    def user_turn(self, text: str, *, ended_with: int | None) -> list[int]:
+        """`after_reply` with one message of the user's, which every template knows."""
+        tail = self.after_reply("user", [text], ended_with=ended_with)
+        if tail is None:
+            raise ModelError(self._folder.path, "its chat template cannot render a second message of the user's")
+        return tail
 
     def _try(self, messages: Sequence[tuple[str, str]], *, tools: bool) -> str | None:
         try:
             return self._render(messages, tools=tools)
-        except (TemplateError, TypeError, KeyError, AttributeError, ValueError, IndexError):
-            return None  # templates fail in all these ways on roles and shapes that they do not know
+        except _FAILURES:
+            return None
 
     def _render(self, messages: Sequence[tuple[str, str]], *, tools: bool) -> str:
         values: dict[str, Any] = {
             "messages": [{"role": role, "content": text} for role, text in messages],
-            "tools": [_declaration()] if tools else None,
+            "tools": [_declaration()] if tools else self._no_tools,
             "add_generation_prompt": True,
+            "enable_thinking": True,  # Qwen3, GLM, SmolLM3
+            "thinking": True,  # DeepSeek-V3.1
             "bos_token": self._folder.bos,
             "eos_token": self._folder.eos,
         }
