@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import tarfile
+import tempfile
 import time
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -191,7 +192,6 @@ def read_stamp(archive: Path) -> Stamp:
 def place(archive: Path, here: Stamp) -> Placement:
     """Puts a packed cache where it was made, if it fits what `here` says. Never fatal: without it vLLM compiles."""
     began = time.monotonic()
-    placed = 0
     try:
         made = read_stamp(archive)
         misfits = [
@@ -202,11 +202,13 @@ def place(archive: Path, here: Stamp) -> Placement:
         if misfits:
             return _left_alone(archive, misfits)
         root = Path(made.root)
-        root.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(archive, "r|gz") as tar:
-            for member in _contents(tar):
-                tar.extract(member, root, filter="data")
-                placed += 1
+        root.parent.mkdir(parents=True, exist_ok=True)
+        # Into a folder of its own first: half a kernel from a damaged archive would be worse than none.
+        with tempfile.TemporaryDirectory(dir=root.parent, prefix=f"{root.name}-") as unpacked:
+            with tarfile.open(archive, "r|gz") as tar:
+                for member in _contents(tar):
+                    tar.extract(member, unpacked, filter="data")
+            placed = _merge(Path(unpacked), root)
     except (CacheError, OSError, tarfile.TarError, EOFError, zlib.error) as error:
         return _left_alone(archive, [str(error)])
     notes = tuple(
@@ -217,6 +219,16 @@ def place(archive: Path, here: Stamp) -> Placement:
     seconds = time.monotonic() - began
     log.info("compile cache: %d files in place after %.1f s%s", placed, seconds, "".join(f"; {note}" for note in notes))
     return Placement(root, notes, placed, seconds)
+
+
+def _merge(source: Path, target: Path) -> int:
+    """Moves every file below `source` to the same place below `target`; returns their number."""
+    files = [file for file in source.rglob("*") if file.is_file()]
+    for file in files:
+        place = target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(place)
+    return len(files)
 
 
 def _left_alone(archive: Path, notes: Sequence[str]) -> Placement:
