@@ -84,16 +84,20 @@ class KernelConfig:
     """The Python sessions of the model's code.
 
     Attributes:
-        size: kernels alive, leased and spare together.
+        size: sessions side by side at most.
+        spares: kernels kept warm beyond that.
         timeout_s: a call's limit; 12 s instead of 6 s brought nothing in public runs.
         output_chars: longest output the model sees; more is cut in the middle with a note.
         memory_mb: address space a kernel may grow by.
+        pool_memory_mb: what all kernels together may hold; None means no limit.
     """
 
     size: Count = 16
+    spares: Annotated[int, Field(ge=0)] = 4
     timeout_s: Positive = 6.0
     output_chars: Count = 8_000
     memory_mb: Count = 4_096
+    pool_memory_mb: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
