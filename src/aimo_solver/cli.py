@@ -19,9 +19,10 @@ import click
 import typer
 from rich.console import Console
 
+from aimo_solver.clock import RunClock
 from aimo_solver.config import Config, load_config
 from aimo_solver.errors import AimoError, ConfigError, RunDirectoryError, ServerStartError, UserError
-from aimo_solver.evaluate import RunClock, evaluate
+from aimo_solver.evaluate import evaluate
 from aimo_solver.problems import Problem, read_problems
 from aimo_solver.progress import TerminalProgress, result_table
 from aimo_solver.runlog import RunLog, describe_environment, is_running, read_run

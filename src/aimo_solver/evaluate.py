@@ -3,37 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from aimo_solver.budget import Clock, allot
+from aimo_solver.clock import RunClock
 from aimo_solver.config import BudgetConfig
 from aimo_solver.problems import Problem
 from aimo_solver.runlog import ProblemResult
 from aimo_solver.solver import Solver
-
-
-@dataclass(frozen=True, slots=True)
-class RunClock:
-    """The one clock of a run.
-
-    Attributes:
-        now: seconds that only grow, like `time.monotonic`.
-        end: time of `now` after which no problem gets a second more.
-    """
-
-    now: Callable[[], float]
-    end: float
-
-    @classmethod
-    def begin(cls, budget: BudgetConfig, now: Callable[[], float], started: float) -> RunClock:
-        """The clock of a run that started at `started`. A margin larger than a tenth of a short limit is cut to that."""
-        margin = min(budget.margin_s, budget.time_limit_s / 10)
-        return cls(now, started + budget.time_limit_s - margin)
-
-    @property
-    def left_s(self) -> float:
-        return max(0.0, self.end - self.now())
 
 
 async def evaluate(

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aimo_solver.agent import AttemptTools
 from aimo_solver.chat import ChatFormat, chat_format
 from aimo_solver.config import Config
 from aimo_solver.engine import VllmEngine, find_model
-from aimo_solver.errors import EndpointError, ModelError
+from aimo_solver.errors import EndpointError, EngineError, ModelError
+from aimo_solver.jitcache import default_root, environment, place, stamp
 from aimo_solver.kernels import KernelPool
-from aimo_solver.machine import detect_machine, installed_flags
-from aimo_solver.presets import choose, command
+from aimo_solver.machine import Machine, detect_machine, installed_flags, package_folder
+from aimo_solver.presets import Preset, choose, command
+from aimo_solver.prewarm import prewarm
 from aimo_solver.runlog import RunLog
 from aimo_solver.server import ServerCommand, Supervisor, free_port
 from aimo_solver.solver import Observer, Solver
+from aimo_solver.warmup import warm_up
+from aimo_solver.wheels import NOTHING_TO_INSTALL, Installation
 
 SERVED_NAME = "model"
 
@@ -63,43 +69,111 @@ def check_model(model: Path) -> None:
 
 @asynccontextmanager
 async def local_session(
-    model: Path, config: Config, log: RunLog, run_dir: Path, observer: Observer | None = None
+    model: Path,
+    config: Config,
+    log: RunLog,
+    run_dir: Path,
+    observer: Observer | None = None,
+    wheels: Installation = NOTHING_TO_INSTALL,
 ) -> AsyncIterator[Session]:
     """A session on a vLLM server of our own; its output goes to ``server.log`` in `run_dir`.
 
+    Its stages run side by side, each with two events in the log: the kernels start, the model's files are read into the
+    page cache, and the server starts, which waits for nothing but the wheels and the compile cache.
+
     Raises:
         ModelError: the folder cannot be used.
+        WheelError: what the server needs could not be installed.
         ServerStartError: the server did not come up, not even with safe settings.
+        KernelStartError: kernels do not come up.
     """
     check_model(model)
-    chat = _chat(model, config)
-    preset = choose(model, config.server, slots=config.solver.slots, machine=detect_machine())
+    async with AsyncExitStack() as stack:
+        pool = KernelPool.from_config(config.kernels)
+        stack.push_async_callback(pool.close)
+        kernels = asyncio.create_task(_stage(log, "kernels", pool.start()), name="kernels")
+        stack.push_async_callback(_cancelled, kernels)
+        overtaken = threading.Event()
+        reading = asyncio.create_task(_read_ahead(model, log, overtaken), name="weights")
+        stack.push_async_callback(_cancelled, reading)
+        stack.callback(overtaken.set)
+        await _stage(log, "wheels", asyncio.to_thread(wheels.wait))
+        chat = await asyncio.to_thread(_chat, model, config)
+        engine, supervisor, vocabulary = await asyncio.to_thread(_server, model, config, log, run_dir, wheels.python)
+        await stack.enter_async_context(engine)
+        stack.push_async_callback(supervisor.stop)
+        await _stage(log, "server", supervisor.start())
+        overtaken.set()
+        engine.context_tokens = (await find_model(engine.base_url, SERVED_NAME)).context_tokens
+        await _stage(log, "first requests", _warm_up(engine, config, vocabulary, log))
+        await kernels
+        await reading
+        yield _session(engine, chat, pool, config, log, observer)
+
+
+def _server(model: Path, config: Config, log: RunLog, run_dir: Path, python: Path) -> tuple[VllmEngine, Supervisor, int]:
+    """The client and the supervisor of a server that is not started yet, and the size of the model's vocabulary."""
+    machine = detect_machine()
+    preset = choose(model, config.server, slots=config.solver.slots, machine=machine)
     port = free_port()
+    cache = _compile_cache(model, config, preset, machine)
     commands = []
     for flags in (preset, preset.safe(eager=False), preset.safe()):
-        built = command(flags, model, port, SERVED_NAME, installed_flags())
-        commands.append(ServerCommand(built.args, built.env))
+        built = command(flags, model, port, SERVED_NAME, installed_flags(), python)
+        commands.append(ServerCommand(built.args, {**built.env, **cache}))
         for dropped in built.dropped:
             log.event("flag_dropped", flag=dropped.name, reason="unknown to the installed vLLM")
-    async with AsyncExitStack() as stack:
-        engine = await stack.enter_async_context(
-            VllmEngine(f"http://127.0.0.1:{port}", SERVED_NAME, config.sampling, context_tokens=preset.context_tokens)
-        )
-        supervisor = Supervisor(
-            commands,
-            run_dir / "server.log",
-            engine,
-            start_timeout_s=config.server.start_timeout_s,
-            stall_s=config.server.stall_s,
-            restarts=config.server.restarts,
-            on_event=log.event,
-        )
-        stack.push_async_callback(supervisor.stop)
-        pool = _pool(config)
-        stack.push_async_callback(pool.close)
-        await asyncio.gather(supervisor.start(), pool.start())
-        engine.context_tokens = (await find_model(engine.base_url, SERVED_NAME)).context_tokens
-        yield _session(engine, chat, pool, config, log, observer)
+    engine = VllmEngine(f"http://127.0.0.1:{port}", SERVED_NAME, config.sampling, context_tokens=preset.context_tokens)
+    supervisor = Supervisor(
+        commands,
+        run_dir / "server.log",
+        engine,
+        start_timeout_s=config.server.start_timeout_s,
+        stall_s=config.server.stall_s,
+        restarts=config.server.restarts,
+        on_event=log.event,
+    )
+    return engine, supervisor, preset.vocabulary
+
+
+def _compile_cache(model: Path, config: Config, preset: Preset, machine: Machine) -> dict[str, str]:
+    """Puts the shipped compile cache in place, if there is one that fits; the variables that make vLLM use it."""
+    if config.server.jit_cache is None:
+        return {}
+    here = stamp(machine, default_root(), model, preset.arguments, package_folder("vllm") or Path())
+    placement = place(Path(config.server.jit_cache), here)
+    return {} if placement.root is None else environment(placement.root)
+
+
+async def _read_ahead(model: Path, log: RunLog, overtaken: threading.Event) -> None:
+    async def read() -> None:
+        log.event("weights_read", report=str(await asyncio.to_thread(prewarm, [model], stop=overtaken)))
+
+    await _stage(log, "weights", read())
+
+
+async def _warm_up(engine: VllmEngine, config: Config, vocabulary: int, log: RunLog) -> None:
+    try:
+        await warm_up(engine, slots=config.solver.slots, vocabulary=vocabulary)
+    except* EngineError as errors:  # the first problem is slower then, and the supervisor sees to the server
+        log.event("warm_up_failed", error=str(errors.exceptions[0]))
+
+
+async def _stage(log: RunLog, name: str, work: Coroutine[Any, Any, None]) -> None:
+    """Awaits a stage of the boot, with an event at its start and its end."""
+    log.event("stage_started", stage=name)
+    began = time.monotonic()
+    outcome = "failed"
+    try:
+        await work
+        outcome = "done"
+    finally:
+        log.event("stage_ended", stage=name, seconds=round(time.monotonic() - began, 3), outcome=outcome)
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 @asynccontextmanager
@@ -121,7 +195,7 @@ async def endpoint_session(
         engine = await stack.enter_async_context(
             VllmEngine(endpoint.url, served.name, config.sampling, context_tokens=served.context_tokens, api_key=endpoint.api_key)
         )
-        pool = _pool(config)
+        pool = KernelPool.from_config(config.kernels)
         stack.push_async_callback(pool.close)
         await pool.start()
         yield _session(engine, chat, pool, config, log, observer)
@@ -129,10 +203,6 @@ async def endpoint_session(
 
 def _chat(model: Path, config: Config) -> ChatFormat:
     return chat_format(model, config.prompt.family, reasoning_effort=config.prompt.reasoning_effort)
-
-
-def _pool(config: Config) -> KernelPool:
-    raise NotImplementedError
 
 
 def _session(

@@ -70,6 +70,9 @@ class Installation:
         return self.output.read_text(encoding="utf-8", errors="replace").splitlines()[-15:] if self.output.is_file() else []
 
 
+NOTHING_TO_INSTALL = Installation(Path(sys.executable), None, Path(), 0.0)
+
+
 def install(needed: Mapping[str, str] = NEEDED, root: Path = KAGGLE_INPUT) -> Installation:
     """Starts to install what cannot be imported, and returns at once.
 
@@ -78,13 +81,13 @@ def install(needed: Mapping[str, str] = NEEDED, root: Path = KAGGLE_INPUT) -> In
     """
     missing = [distribution for module, distribution in needed.items() if importlib.util.find_spec(module) is None]
     folders = find_wheels(root) if missing else ()
-    here = Installation(Path(sys.executable), None, Path(), time.monotonic())
     if not missing:
         log.info("nothing to install: %s are there", ", ".join(needed.values()))
-        return here
+        return NOTHING_TO_INSTALL
     if not folders:
         log.error("missing: %s, and no wheels below %s; attach the output of the wheels notebook", ", ".join(missing), root)
-        return here
+        return NOTHING_TO_INSTALL
+    started = time.monotonic()
     target = Path(tempfile.mkdtemp(prefix="aimo-wheels-"))
     python = _environment(target)
     links = [argument for folder in folders for argument in ("--find-links", str(folder))]
@@ -93,7 +96,7 @@ def install(needed: Mapping[str, str] = NEEDED, root: Path = KAGGLE_INPUT) -> In
     output = target / "pip.log"
     with output.open("wb") as file:
         process = subprocess.Popen([*pip, *links, *missing], stdin=subprocess.DEVNULL, stdout=file, stderr=file)
-    return Installation(python, process, output, here.started)
+    return Installation(python, process, output, started)
 
 
 def _environment(target: Path) -> Path:
