@@ -7,21 +7,18 @@ records allow what the policies do (`records.Use`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from aimo_solver.bootstrap import Bootstrap, Interval
 from aimo_solver.config import VotingConfig, config_from
 from aimo_solver.errors import ConfigError
 from aimo_solver.records import Group, Use
 from aimo_solver.stopping import RULES, decided
 from aimo_solver.voting import VOTERS, rank
-
-Floats = NDArray[np.float64]
-Progress = Callable[[str], None]
 
 _VALUE_OF = {"equal": "equal", "margin": "margin", "share": "share", "posterior": "confidence"}
 
@@ -61,22 +58,15 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
-    """A mean with its 95 % bootstrap interval over problems."""
-
-    mean: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
 class Stratum:
-    """One run's part of a score."""
+    """One run's part of a score. `gained` and `missed` are the groups that only this or only the first policy gets right."""
 
     run: str
     groups: int
     right: int
     truth_present: int
+    gained: int
+    missed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,19 +113,23 @@ class Replay:
     left_out: int
 
 
-def parse_policy(name: str, voting: VotingConfig) -> Policy:
+def parse_policy(name: str, voting: VotingConfig, *, stop: str = "never") -> Policy:
     """The policy of a name.
+
+    Args:
+        voting: what `default` is, and where the values of rules come from that the name leaves out.
+        stop: the stop rule of a name without one.
 
     Raises:
         ConfigError: no such voter or stop rule, or an impossible value.
     """
-    voter, slash, stop = name.partition("/")
-    rule, equals, value = stop.partition("=")
+    voter, slash, ending = name.partition("/")
+    rule, equals, value = ending.partition("=")
     voters = [*VOTERS, "proximity"]
     if voter not in ("default", *voters):
         raise ConfigError(f"policy {name}", f"no such voter; known: default, {', '.join(voters)}")
     if not slash:
-        rule = "never"
+        rule = stop
     elif rule not in RULES:
         raise ConfigError(f"policy {name}", f"no such stop rule; known: {', '.join(RULES)}")
     values: dict[str, Any] = {"voter": voting.voter if voter == "default" else voter, "stop": rule}
@@ -199,56 +193,35 @@ def play(group: Group, voting: VotingConfig) -> Outcome:
     )
 
 
-class Bootstrap:
-    """Resamples problems with replacement; the groups of a problem stay together, since they are not independent."""
-
-    def __init__(self, problem_of: Sequence[str], samples: int, seed: int) -> None:
-        names, self._index = np.unique(np.array(problem_of), return_inverse=True)
-        self.problems = len(names)
-        chances = np.full(self.problems, 1 / self.problems)
-        self._weights = np.random.default_rng(seed).multinomial(self.problems, chances, size=samples).astype(float)
-
-    def mean(self, values: Sequence[float] | Floats) -> Interval:
-        """Mean over groups."""
-        array = np.asarray(values, dtype=float)
-        sums = np.bincount(self._index, weights=array, minlength=self.problems)
-        counts = np.bincount(self._index, minlength=self.problems)
-        return _interval(float(array.mean()), (self._weights @ sums) / (self._weights @ counts))
-
-    def mean_over_problems(self, values: Sequence[float] | Floats) -> Interval:
-        """Mean over problems of the mean over their groups."""
-        sums = np.bincount(self._index, weights=np.asarray(values, dtype=float), minlength=self.problems)
-        means = sums / np.bincount(self._index, minlength=self.problems)
-        return _interval(float(means.mean()), self._weights @ means / self.problems)
-
-
-def _interval(mean: float, resampled: Floats) -> Interval:
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return Interval(mean, float(low), float(high))
-
-
 def _score(policy: Policy, own: Sequence[Outcome], first: Sequence[Outcome], draws: Bootstrap) -> Score:
     right = np.array([outcome.right for outcome in own], dtype=float)
     base = np.array([outcome.right for outcome in first], dtype=float)
     timed = [outcome.seconds for outcome in own if outcome.seconds is not None]
     runs = dict.fromkeys(outcome.group.run for outcome in own)
+    pairs = list(zip(own, first, strict=True))
     return Score(
         policy=policy,
         outcomes=tuple(own),
         groups=len(own),
         right=int(right.sum()),
         lost=sum(outcome.group.truth_present and not outcome.right for outcome in own),
-        changed=sum(a.answer != b.answer for a, b in zip(own, first, strict=True)),
+        changed=sum(a.answer != b.answer for a, b in pairs),
         accuracy=draws.mean(right),
         # The two runs of a problem are drawn from its groups: (1 + 1, 1 + 0 or 0 + 0) / 2 is on average their mean.
         two_run=draws.mean_over_problems(right),
         diff=draws.mean(right - base),
         mean_seconds=float(np.mean(timed)) if timed else None,
         mean_tokens=float(np.mean([outcome.tokens for outcome in own])),
-        strata=tuple(_stratum(run, [outcome for outcome in own if outcome.group.run == run]) for run in runs),
+        strata=tuple(_stratum(run, [pair for pair in pairs if pair[0].group.run == run]) for run in runs),
     )
 
 
-def _stratum(run: str, outcomes: Sequence[Outcome]) -> Stratum:
-    right = sum(outcome.right for outcome in outcomes)
-    return Stratum(run, len(outcomes), right, sum(outcome.group.truth_present for outcome in outcomes))
+def _stratum(run: str, pairs: Sequence[tuple[Outcome, Outcome]]) -> Stratum:
+    return Stratum(
+        run=run,
+        groups=len(pairs),
+        right=sum(own.right for own, _ in pairs),
+        truth_present=sum(own.group.truth_present for own, _ in pairs),
+        gained=sum(own.right and not first.right for own, first in pairs),
+        missed=sum(first.right and not own.right for own, first in pairs),
+    )
