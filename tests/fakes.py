@@ -21,7 +21,7 @@ class Play:
         tokens: what is sampled, the stop token included unless the turn is cut.
         delay_s: before every chunk.
         chunk: tokens per chunk.
-        breaks_after: the stream breaks off once, after so many tokens.
+        breaks_after: the stream breaks off after so many tokens, once, or every time if `for_good`.
         cut: the turn ends by length.
         endless: the tokens are repeated for ever.
     """
@@ -30,6 +30,7 @@ class Play:
     delay_s: float = 0.0
     chunk: int = 4
     breaks_after: int | None = None
+    for_good: bool = False
     cut: bool = False
     endless: bool = False
 
@@ -70,7 +71,8 @@ class ScriptedEngine:
                 full = sent == request.max_tokens
                 over = not play.endless and done + sent == len(play.tokens)
                 if play.breaks_after is not None and done + sent == play.breaks_after:
-                    attempt.sent, play.breaks_after = play.breaks_after, None
+                    attempt.sent = play.breaks_after
+                    play.breaks_after = play.breaks_after if play.for_good else None
                     yield Chunk(piece, (0.5,) * len(piece))
                     raise EngineUnavailable("scripted break")
                 finish = "stop" if over and not play.cut else "length" if over or full else None

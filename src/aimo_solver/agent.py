@@ -24,7 +24,7 @@ from aimo_solver.errors import EngineError, EngineUnavailable, KernelError
 from aimo_solver.kernels import Kernel, KernelPool
 from aimo_solver.problems import Problem
 from aimo_solver.prompts import PromptVariant
-from aimo_solver.trajectory import TrajectoryWriter
+from aimo_solver.trajectory import Trajectory
 
 TAIL_TOKENS = 256  # window of `Attempt.tail_entropy`, as the second-placed public solver of AIMO3 used it
 _RETRIES_WITHOUT_PROGRESS = 5
@@ -73,7 +73,7 @@ class AgentRun:
         deadline: float,
         problem_started: float,
         seed: int | None,
-        trajectory: TrajectoryWriter,
+        trajectory: Trajectory,
         on_change: Callable[[AgentRun], None] = lambda run: None,
     ) -> None:
         """`deadline` and `problem_started` are times of `tools.clock`. `on_change` is called after every turn and call."""

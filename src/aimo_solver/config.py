@@ -231,7 +231,7 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file."""
-        return asdict(self)  # type: ignore[call-overload,no-any-return]
+        return asdict(self)
 
 
 def load_config(*tomls: Path, settings: Sequence[str] = (), base: Mapping[str, Any] | None = None) -> Config:

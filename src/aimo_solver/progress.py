@@ -60,7 +60,8 @@ class TerminalProgress:
         line.append(f"{len(self._results):>3}/{self._problems}  {result.problem_id:<10} {result.answer:>6}", style="default")
         truth = "" if result.truth is None or result.right else f"  (truth {result.truth})"
         line.append(truth, style="red")
-        detail = f"  {result.votes} of {result.attempts} votes, {result.tool_calls} calls, {result.tokens} tokens, {result.seconds:.1f} s"
+        votes = f"{result.votes} of {result.attempts} votes"
+        detail = f"  {votes}, {result.tool_calls} calls, {result.tokens} tokens, {result.seconds:.1f} s"
         line.append(f"{detail}, {result.reason}", style="dim")
         return line
 

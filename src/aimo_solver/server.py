@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -26,6 +27,7 @@ _DIE_WITH_PARENT = (
 )
 _TAIL_LINES = 15
 _POLL_S = 0.25
+_KILL_S = 10.0  # a process in an uninterruptible call of the GPU driver can take seconds to die
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,19 +117,17 @@ class Server:
         self._remember_children()
         if self.alive and grace_s > 0:
             self._process.send_signal(signal.SIGTERM)
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), grace_s)
-            except TimeoutError:
-                pass
         for process in self._children:
-            try:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-            except psutil.NoSuchProcess:
-                continue
         if self.alive:
             self._process.kill()
         await self._process.wait()
-        await asyncio.to_thread(psutil.wait_procs, list(self._children), 10)
+        end = time.monotonic() + _KILL_S
+        while any(map(_runs, self._children)) and time.monotonic() < end:
+            await asyncio.sleep(0.01)
 
     def error(self, kind: type[ServerError], problem: str) -> ServerError:
         """An error of that kind that carries the command line and the end of the log."""
@@ -150,6 +150,14 @@ class Server:
             self._children |= set(psutil.Process(self._process.pid).children(recursive=True))
         except psutil.NoSuchProcess:
             return
+
+
+def _runs(process: psutil.Process) -> bool:
+    # A zombie holds nothing any more; in some containers nobody reaps those whose parent died.
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 class Supervisor:

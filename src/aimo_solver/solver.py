@@ -88,6 +88,7 @@ class _ProblemWork:
         self._clock = solver._tools.clock
         self._started = self._clock()
         self._deadline = self._started + allotment.seconds
+        self._attempt_deadline = self._deadline - min(_LAST_VOTE_S, allotment.seconds / 10)
         config = solver._config.solver
         self._max_attempts = min(config.max_attempts, allotment.max_attempts or config.max_attempts)
         self._slots = min(config.slots, allotment.slots or config.slots, self._max_attempts)
@@ -110,9 +111,9 @@ class _ProblemWork:
             decision = decided(self._finished, voting, max_attempts=self._max_attempts, confidence=self._allotment.confidence)
             if decision is not None:
                 return decision.reason
-            if self._clock() < self._deadline:
+            if self._clock() < self._attempt_deadline:
                 self._fill_slots()
-        return "attempts"
+        return "attempts" if self._clock() < self._attempt_deadline else "time"
 
     async def cancel_rest(self) -> None:
         """Cancels what still runs and keeps a record of it."""
@@ -120,7 +121,7 @@ class _ProblemWork:
             task.cancel()
         await asyncio.gather(*self._runs, return_exceptions=True)
         for task, run in self._runs.items():
-            late = self._clock() >= self._deadline
+            late = self._clock() >= self._attempt_deadline
             reason = FinishReason.DEADLINE if late else FinishReason.CANCELLED
             self._cancelled.append(task.result() if _has_result(task) else run.record(reason))
             self._keep(self._cancelled[-1])
@@ -134,6 +135,7 @@ class _ProblemWork:
             problem_id=self._problem.id,
             answer=answer,
             truth=self._problem.answer,
+            right=None if self._problem.answer is None else answer == self._problem.answer,
             reason=reason,
             votes=candidates[0].votes if candidates else 0,
             attempts=len(attempts),
@@ -161,7 +163,7 @@ class _ProblemWork:
             self._problem,
             index,
             solver._prompts[index % len(solver._prompts)],
-            deadline=self._deadline - min(_LAST_VOTE_S, self._allotment.seconds / 10),
+            deadline=self._attempt_deadline,
             problem_started=self._started,
             seed=None if base is None else base + index * _SEEDS_PER_ATTEMPT,
             trajectory=solver._log.trajectory(self._problem.id, index, decode=solver._tools.chat.decode),
@@ -169,19 +171,17 @@ class _ProblemWork:
         )
 
     async def _guarded(self, run: AgentRun) -> Attempt:
+        task = asyncio.current_task()
+        assert task is not None
         try:
             return await run.run()
-        except asyncio.CancelledError:
-            raise
-        except BaseException as fault:
+        except BaseException as fault:  # noqa: BLE001
             # A defect in one attempt must not cost the problem, and a SystemExit would end the whole event loop. It is
             # recorded with its traceback and never becomes an answer.
-            self._solver._log.event(
-                "attempt_fault",
-                problem_id=self._problem.id,
-                index=run.index,
-                traceback="".join(traceback.format_exception(fault)),
-            )
+            if isinstance(fault, asyncio.CancelledError) and task.cancelling():
+                raise
+            text = "".join(traceback.format_exception(fault))
+            self._solver._log.event("attempt_fault", problem_id=self._problem.id, index=run.index, traceback=text)
             return run.record(FinishReason.ENGINE_ERROR, error=f"{type(fault).__name__}: {fault}")
 
     def _finish(self, task: asyncio.Task[Attempt]) -> None:
