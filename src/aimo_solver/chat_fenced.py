@@ -138,9 +138,9 @@ def _blocks(text: str) -> list[_Block]:
         if opened is None:
             if place is not None:
                 opened, lines = place, []
-        elif place is not None and not place["info"].strip() and place["fence"].startswith(opened["fence"]):
+        elif place is not None and place["info"].strip() in ("", "output") and place["fence"].startswith(opened["fence"]):
             blocks.append(_Block(opened["info"], _dedent(lines, opened["indent"]), at, True))
-            opened = None
+            opened, lines = (place if place["info"].strip() else None), []  # some close a block by opening its output
         else:
             lines.append(line)
     if opened is not None:
@@ -153,11 +153,11 @@ def _blocks(text: str) -> list[_Block]:
 
 def _dedent(lines: Sequence[str], indent: str) -> str:
     """The lines without the indentation that the fence has, as CommonMark has it."""
-    width = len(indent.expandtabs(4))
+    prefix = re.sub(r"\S", " ", indent)
     cleaned = []
     for line in lines:
         spaces = len(line) - len(line.lstrip(" \t"))
-        cleaned.append(line[min(width, spaces) :])
+        cleaned.append(line[len(prefix) if line.startswith(prefix) else min(len(prefix), spaces) :])
     return "".join(cleaned)
 
 

@@ -19,7 +19,7 @@ from aimo_solver.chat_template import ChatTemplate
 from aimo_solver.errors import ModelError
 from aimo_solver.model_folder import ModelFolder
 from aimo_solver.prompts import ANSWER_NOW, COMPLAINT, FINAL_ANSWER, NOT_RUN, OUT_OF_TIME, PYTHON_TOOL
-from aimo_solver.salvage import Code, bare_code, code_in_json, compiles, python_blocks
+from aimo_solver.salvage import CODE_KEYS, Code, bare_code, code_in_json, compiles, python_blocks
 
 # Each tag becomes one character that no decoded text holds, so that a tag spelled out inside code is just text where
 # the tag is a token of its own.
@@ -27,8 +27,7 @@ _TAGS = {"<think>": "\udc01", "</think>": "\udc02", "<tool_call>": "\udc03", "</
 _THINK, _END_THINK, _CALL, _END_CALL = _TAGS.values()
 _CALLS = re.compile(rf"{_CALL}([^{_CALL}{_END_CALL}{_THINK}{_END_THINK}]*)({_END_CALL}?)")
 _FUNCTION = re.compile(r"<function\s*=\s*([^>\s]*)\s*>?(.*)", re.DOTALL)
-_PARAMETER = re.compile(r"<\s*parameter\s*=\s*([^>]*)>(.*)", re.DOTALL)
-_NEXT_PARAMETER = re.compile(r"</parameter>\s*<parameter\s*=")
+_PARAMETER = re.compile(r"<\s*parameter\s*=\s*([^>]*)>")
 _BARE_CALL = re.compile(r'\A\s*(\{\s*"name"\s*:\s*"[\w.]+"\s*,\s*"(?:arguments|parameters)".*)\Z', re.DOTALL)
 
 
@@ -189,17 +188,17 @@ def _code_of(inside: str) -> Code | None:
 
 
 def _xml_code(name: str, body: str) -> Code | None:
-    place = _PARAMETER.search(body)
-    if place is None:
-        return None
-    key, rest = place.group(1).strip(), place.group(2)
+    values: dict[str, str] = {}
     mended = None if name == PYTHON_TOOL.name else f"unknown tool {name!r}"
-    if key != PYTHON_TOOL.parameter:
-        mended = mended or f"the code was in {key!r}"
-    following = _NEXT_PARAMETER.search(rest)
-    end = following.start() if following else rest.rfind("</parameter>")
-    if end < 0:
-        end = next((at for tag in ("</function>", "</tool_call>") if (at := rest.rfind(tag)) >= 0), len(rest))
-        mended = mended or "the parameter's end was missing"
-    code = rest[:end].removeprefix("\n")
-    return bare_code(code.removesuffix("\n"), mended)
+    places = list(_PARAMETER.finditer(body))
+    for place, following in zip(places, [*places[1:], None], strict=True):
+        value = body[place.end() : following.start() if following else len(body)]
+        end = value.rfind("</parameter>")
+        if end < 0:
+            end = value.find("</function>") if "</function>" in value else len(value)
+            mended = mended or "a parameter's end was missing"
+        values[place.group(1).strip()] = value[:end].removeprefix("\n").removesuffix("\n")
+    for key in (*CODE_KEYS, *values):
+        if key in values:
+            return bare_code(values[key], mended or (None if key == PYTHON_TOOL.parameter else f"the code was in {key!r}"))
+    return None

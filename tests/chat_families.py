@@ -1,0 +1,104 @@
+"""One example of every chat family, and how a model of that family writes a call and a final text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from openai_harmony import HarmonyEncodingName, load_harmony_encoding
+
+from aimo_solver.chat import ChatFormat, chat_format
+from aimo_solver.model_folder import ModelFolder
+from tests.tiny_tokenizers import THINKING_TEMPLATE, fenced_folder, gemma_folder, harmony_folder, hermes_folder
+
+NAMES = ("harmony", "gemma", "gemma-thinks-after-tool", "hermes", "hermes-thinking", "hermes-xml", "fenced")
+THINKS_AFTER_TOOL = "{# ns.prev_message_type == 'tool_response' and enable_thinking #}"
+
+
+@dataclass(frozen=True)
+class Family:
+    """A format with what a test needs to play its model.
+
+    Attributes:
+        template: text with control tokens -> ids. plain: text without -> ids.
+        call_parts: what the model writes before and after the code of a call. `escape` is how it writes the code.
+        controls: ids that only the format or the model may produce.
+    """
+
+    name: str
+    folder: Path
+    chat: ChatFormat
+    template: Callable[[str], list[int]]
+    plain: Callable[[str], list[int]]
+    call_parts: tuple[str, str]
+    final_parts: tuple[str, str]
+    controls: dict[str, int]
+    escape: Callable[[str], str] = str
+
+    def call(self, code: str) -> list[int]:
+        before, after = self.call_parts
+        return [*self.template(before), *self.plain(self.escape(code)), *self.template(after)]
+
+    def final(self, text: str) -> list[int]:
+        before, after = self.final_parts
+        return [*self.template(before), *self.plain(text), *self.template(after)]
+
+    def marks(self, tokens: Sequence[int]) -> list[int]:
+        """The control tokens among some tokens, in their order."""
+        known = set(self.controls.values())
+        return [token for token in tokens if token in known]
+
+
+def family(name: str, path: Path) -> Family:
+    """Builds a family's folder under `path` and its format."""
+    if name == "harmony":
+        encoding = load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS)
+        words = ("start", "end", "message", "channel", "constrain", "call", "return", "endoftext")
+        controls = {f"<|{word}|>": encoding.encode(f"<|{word}|>", allowed_special="all")[0] for word in words}
+        return Family(
+            name,
+            path,
+            chat_format(harmony_folder(path)),
+            lambda text: encoding.encode(text, allowed_special="all"),
+            lambda text: encoding.encode(text, disallowed_special=()),
+            (
+                "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>analysis to=python code<|message|>",
+                "<|call|>",
+            ),
+            ("<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>", "<|return|>"),
+            controls,
+        )
+    if name.startswith("gemma"):
+        folder = gemma_folder(path, THINKS_AFTER_TOOL if name == "gemma-thinks-after-tool" else "")
+        call = ('<|channel>thought\nhm\n<channel|><|tool_call>call:python{code:<|"|>', '<|"|>}<tool_call|><|tool_response>')
+        return _family(name, folder, call, ("<|channel>thought\nhm\n<channel|>", "<turn|>"))
+    if name == "hermes-xml":
+        call = (
+            "<think>\nhm\n</think>\n\n<tool_call>\n<function=python>\n<parameter=code>\n",
+            "\n</parameter>\n</function>\n</tool_call><|im_end|>",
+        )
+        return _family(name, hermes_folder(path), call, ("<think>\nhm\n</think>\n\n", "<|im_end|>"))
+    if name.startswith("hermes"):
+        thinking = name == "hermes-thinking"
+        start = "hm\n</think>\n\n" if thinking else "<think>\nhm\n</think>\n\n"
+        call = (f'{start}<tool_call>\n{{"name": "python", "arguments": {{"code": ', "}}\n</tool_call><|im_end|>")
+        folder = hermes_folder(path, THINKING_TEMPLATE) if thinking else hermes_folder(path)
+        return _family(name, folder, call, (start, "<|im_end|>"), lambda code: json.dumps(code, ensure_ascii=False))
+    return _family(name, fenced_folder(path), ("hm\n```python\n", "\n```\n"), ("hm\n</think>\n\n", "<|end|>"))
+
+
+def _family(name: str, folder: Path, call: tuple[str, str], final: tuple[str, str], escape: Callable[[str], str] = str) -> Family:
+    tokenizer = ModelFolder.read(folder).tokenizer
+    return Family(
+        name,
+        folder,
+        chat_format(folder),
+        tokenizer.encode_template,
+        tokenizer.encode,
+        call,
+        final,
+        dict(tokenizer.controls),
+        escape,
+    )
