@@ -12,6 +12,7 @@ import argparse
 import ast
 import difflib
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -23,7 +24,8 @@ SOURCES = ROOT / "src" / "aimo_solver"
 TEMPLATE = ROOT / "notebook" / "template.md"
 NOTEBOOK = ROOT / "notebook" / "aimo_solver.ipynb"
 PACKAGE = "aimo_solver"
-ENTRY_POINTS = ("boot", "gateway", "paths", "wheels")  # what the notebook's own cells import
+# What the notebook's own cells import, and what runs in a process of its own and is imported by nobody.
+ENTRY_POINTS = ("boot", "gateway", "paths", "wheels", "kernel_zygote")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,11 +56,15 @@ class NotebookError(Exception):
 def build(model: str | None = None, competition: str | None = None) -> str:
     """The notebook as the text of its file. `model` and `competition` take the place of the template's settings."""
     cells = []
-    for cell in _template(model, competition):
-        if cell == "MODULES":
-            cells += [part for name in module_order(SOURCES) for part in _module_cells(name)]
+    for name, text in _template():
+        if name == "settings":
+            text = _set(_set(text, "MODEL", model), "COMPETITION", competition)
+        if name is not None:
+            cells.append(_code(name, text))
+        elif text == "MODULES":
+            cells += [cell for module in module_order(SOURCES) for cell in _module_cells(module)]
         else:
-            cells.append(cell)
+            cells.append(_markdown(f"about-{_slug(text)}", text))
     notebook = {"cells": cells, "metadata": _METADATA, "nbformat": 4, "nbformat_minor": 5}
     return json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
 
@@ -133,20 +139,15 @@ def _imported(nodes: Iterable[ast.AST], sources: Path) -> Iterator[str]:
                 yield name or "__init__"
 
 
-def _template(model: str | None, competition: str | None) -> Iterator[dict[str, Any] | str]:
-    """The notebook's own cells, and the word MODULES where the modules belong."""
-    parts = TEMPLATE.read_text(encoding="utf-8").split("\n```python ")
-    yield _markdown("title", parts[0].strip())
-    for part in parts[1:]:
-        head, _, rest = part.partition("\n")
-        source, _, after = rest.partition("\n```")
-        if head == "config":
-            source = _set(_set(source, "MODEL", model), "COMPETITION", competition)
-        yield _code(head, source)
-        if after.strip() == "MODULES":
-            yield "MODULES"
-        elif after.strip():
-            yield _markdown(f"after-{head}", after.strip())
+def _template() -> Iterator[tuple[str | None, str]]:
+    """The notebook's own cells: name and text of a code cell, None and text of a markdown cell or of the mark MODULES."""
+    text = TEMPLATE.read_text(encoding="utf-8")
+    for part in re.split(r"^(```python .*?^```$|MODULES$)", text, flags=re.MULTILINE | re.DOTALL):
+        if part.startswith("```python "):
+            head, _, code = part.removesuffix("\n```").partition("\n")
+            yield head.removeprefix("```python "), code
+        elif part.strip():
+            yield None, part.strip()
 
 
 def _set(source: str, name: str, value: str | None) -> str:
@@ -166,9 +167,14 @@ def _module_cells(name: str) -> list[dict[str, Any]]:
     source = (SOURCES / f"{name}.py").read_text(encoding="utf-8")
     about = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
     title = PACKAGE if name == "__init__" else name
-    slug = title.replace("_", "-")
+    slug = _slug(title)
     body = f"%%writefile {PACKAGE}/{name}.py\n{source.removesuffix(chr(10))}"
     return [_markdown(f"about-{slug}", f"### {title}\n{about}"), _code(f"module-{slug}", body)]
+
+
+def _slug(text: str) -> str:
+    """A cell id from a heading."""
+    return re.sub(r"[^a-z0-9]+", "-", text.partition("\n")[0].lower()).strip("-")[:40]
 
 
 def _markdown(cell_id: str, text: str) -> dict[str, Any]:
@@ -189,12 +195,12 @@ def _code(cell_id: str, text: str) -> dict[str, Any]:
 def _readable_diff(present: str, wanted: str, name: str) -> Iterator[str]:
     """A unified diff of the cells' text, not of its JSON; of the JSON where the text is the same."""
     try:
-        pair = [_plain(present), _plain(wanted)]
+        old, new = _plain(present), _plain(wanted)
     except (ValueError, KeyError, TypeError):
-        pair = [present, wanted]
-    if pair[0] == pair[1]:
-        pair = [present, wanted]
-    lines = [text.splitlines(keepends=True) for text in pair]
+        old, new = present, wanted
+    if old == new:
+        old, new = present, wanted
+    lines = old.splitlines(keepends=True), new.splitlines(keepends=True)
     return difflib.unified_diff(*lines, fromfile=name, tofile="built from src")
 
 

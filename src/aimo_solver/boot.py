@@ -7,9 +7,11 @@ for the boot. If the boot fails for good, every problem is answered at once with
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
+import tomllib
 import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -23,7 +25,7 @@ from aimo_solver.clock import RunClock, process_age_s
 from aimo_solver.config import BudgetConfig, Config, config_from
 from aimo_solver.errors import BootError, RunDirectoryError
 from aimo_solver.gateway import Work, in_rerun
-from aimo_solver.paths import find_model
+from aimo_solver.paths import find_compile_cache, find_model
 from aimo_solver.problems import Problem
 from aimo_solver.runlog import NullLog, ProblemResult, RunLog, describe_environment
 from aimo_solver.wheels import Installation
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from aimo_solver.agent import AgentRun
 
 GRACE_S = 5.0  # a solver that is that late is not waited for any longer
-_TOO_LATE_S = 1.0  # nothing is started for less
+_LEAST_S = 1.0  # nothing is started for less
 
 log = logging.getLogger(__name__)
 
@@ -57,23 +59,24 @@ def notebook_run(model: str, settings: Mapping[str, Any], wheels: Installation, 
     Raises:
         ConfigError: `settings` has an option that is unknown or impossible.
     """
-    config = config_from(settings)
+    budget = config_from(settings).budget
     started = time.monotonic() - (process_age_s() if in_rerun() else 0.0)
-    clock = RunClock.begin(config.budget, time.monotonic, started)
+    clock = RunClock.begin(budget, time.monotonic, started)
 
     @asynccontextmanager
     async def bring_up(narrator: Narrator) -> AsyncIterator[Solves]:
         from aimo_solver.session import local_session  # the libraries behind it load when the gateway is served
 
-        run_log = _open_log(directory, config, started)
         folder = await asyncio.to_thread(find_model, model)
+        config = _config(folder, settings)
+        run_log = _open_log(directory, config, started)
         try:
             async with local_session(folder, config, run_log, run_log.directory, narrator, wheels) as session:
                 yield session.solver
         finally:
             run_log.finish()
 
-    return Run(bring_up, config.budget, clock)
+    return Run(bring_up, budget, clock)
 
 
 class Run:
@@ -87,17 +90,22 @@ class Run:
         self._narrator = Narrator(clock)
         self._begun = 0
         self._solving: set[asyncio.Task[int]] = set()
-        self._loop = asyncio.new_event_loop()
-        self._booted: asyncio.Future[Solves | str] = self._loop.create_future()  # the solver, or why there is none
-        self._life = self._loop.create_task(self._boot(), name="boot")
         self._thread = threading.Thread(target=self._live, name="aimo-solver", daemon=True)
+        self._loop: asyncio.AbstractEventLoop
+        self._life: asyncio.Task[None]
+        self._booted: asyncio.Future[Solves | str]  # the solver, or why there is none
 
     def start(self) -> None:
         """Boots in the background; returns at once."""
+        self._loop = asyncio.new_event_loop()
+        self._life = self._loop.create_task(self._boot(), name="boot")
+        self._booted = self._loop.create_future()
         self._thread.start()
 
     def begin(self, problem_id: str, text: str) -> Work:
         """See `Solving.begin`. Problems wait for the boot, and fail at once if it failed."""
+        if not self._thread.is_alive():
+            raise BootError("the run is not started, or closed")
         self._begun += 1
         work = Work(self._clock.end, best=lambda: self._best(problem_id))
         solving = self._solve(Problem(problem_id, text), self._begun, work)
@@ -107,7 +115,8 @@ class Run:
     def close(self) -> None:
         """Takes everything down: problems under way, the server, the kernels. Does nothing the second time."""
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._end)
+            with contextlib.suppress(RuntimeError):  # the loop has just closed
+                self._loop.call_soon_threadsafe(self._end)
             self._thread.join()
 
     async def _solve(self, problem: Problem, number: int, work: Work) -> int:
@@ -120,8 +129,8 @@ class Run:
             raise BootError(solver)
         allotment = allot(Clock(self._clock.left_s, max(0, self._budget.problems - number)), self._budget)
         work.ends_at = min(self._clock.now() + allotment.seconds + GRACE_S, self._clock.limit)
-        if allotment.seconds < _TOO_LATE_S:
-            raise BootError("the time is over")
+        if allotment.seconds < _LEAST_S:
+            raise BootError("no time is left for it")
         log.info("problem %s, number %d of %d, gets %.0f s", problem.id, number, self._budget.problems, allotment.seconds)
         return (await solver.solve(problem, allotment)).answer
 
@@ -209,6 +218,16 @@ class Narrator:
             result.reason,
             self._clock.left_s,
         )
+
+
+def _config(folder: Path, settings: Mapping[str, Any]) -> Config:
+    """What the model's folder recommends, with the notebook's settings on top."""
+    advice = folder / "aimo.toml"
+    values = tomllib.loads(advice.read_text(encoding="utf-8")) if advice.is_file() else {}
+    cache = find_compile_cache()
+    if cache is not None:
+        values.setdefault("server", {}).setdefault("jit_cache", str(cache))
+    return config_from({section: {**values.get(section, {}), **settings.get(section, {})} for section in {**values, **settings}})
 
 
 class _EchoingLog(RunLog):

@@ -58,6 +58,11 @@ def find_wheels(root: Path = KAGGLE_INPUT) -> tuple[Path, ...]:
     return tuple(folder for folder in _folders(root, depth=_DEPTH) if any(folder.glob("*.whl")))
 
 
+def find_compile_cache(root: Path = KAGGLE_INPUT) -> Path | None:
+    """The packed compile cache (`aimo-solver cache pack`) below `root`, None if none is attached."""
+    return next((file for folder in _folders(root, depth=_DEPTH) for file in sorted(folder.glob("*.aimocache"))), None)
+
+
 def find_problems(name: str, competition: str, root: Path = KAGGLE_INPUT) -> Path:
     """The CSV for a local run: the one named, else the competition's `test.csv`, else the warm-up set of this project.
 

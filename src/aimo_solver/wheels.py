@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import logging
 import site
 import subprocess
@@ -26,6 +27,8 @@ from aimo_solver.errors import WheelError
 from aimo_solver.paths import KAGGLE_INPUT, find_wheels
 
 NEEDED: Mapping[str, str] = MappingProxyType({"vllm": "vllm", "openai_harmony": "oss-harmony"})  # module: distribution
+
+_ONE_BY_ONE = "import json,subprocess,sys\nfor command in json.loads(sys.argv[1]): subprocess.run(command, check=True)"
 
 log = logging.getLogger(__name__)
 
@@ -92,10 +95,14 @@ def install(needed: Mapping[str, str] = NEEDED, root: Path = KAGGLE_INPUT) -> In
     python = _environment(target)
     links = [argument for folder in folders for argument in ("--find-links", str(folder))]
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-index", "--no-input", "--no-compile"]
+    # One after the other: some versions of vLLM bring openai-harmony, whose files oss-harmony must replace.
+    commands = [[*pip, *links, distribution] for distribution in missing]
     log.info("installing %s from %s", ", ".join(missing), ", ".join(map(str, folders)))
     output = target / "pip.log"
     with output.open("wb") as file:
-        process = subprocess.Popen([*pip, *links, *missing], stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+        process = subprocess.Popen(
+            [sys.executable, "-c", _ONE_BY_ONE, json.dumps(commands)], stdin=subprocess.DEVNULL, stdout=file, stderr=file
+        )
     return Installation(python, process, output, started)
 
 
