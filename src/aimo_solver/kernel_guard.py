@@ -1,9 +1,11 @@
-"""The Jupyter kernel itself: an IPython kernel that writes its output straight to a pipe and reports values and errors in its reply.
+"""The Jupyter kernel: IPython's, but that output goes straight into a pipe, and values and errors come with the reply.
 
-Output goes through the process's own file descriptors 1 and 2 and not over ZMQ, so that it reaches the solver in the order it was
-written, from child processes and C code too, even if the next thing the code does is never to give the interpreter back; and a
-full pipe stops whoever floods it.
+Output takes the process's own file descriptors 1 and 2 and not ZMQ. So it reaches the solver in the order in which it was
+written, that of child processes and C code too, even if the next line never gives the interpreter back; and a full pipe
+stops whoever floods it.
 """
+
+# mypy: disable-error-code="no-untyped-call, override"
 
 from __future__ import annotations
 
@@ -12,102 +14,108 @@ import faulthandler
 import importlib
 import io
 import os
+import signal
 import subprocess
 import sys
 import types
+import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ipykernel import kernelapp
-from ipykernel.displayhook import ZMQShellDisplayHook
-from ipykernel.ipkernel import IPythonKernel
-from ipykernel.kernelapp import IPKernelApp
-from ipykernel.iostream import IOPubThread
-from ipykernel.zmqshell import ZMQDisplayPublisher, ZMQInteractiveShell
-from IPython.core.compilerop import CachingCompiler
-from traitlets import Type
-from traitlets.config import Config
+sys.modules["debugpy"] = None  # type: ignore[assignment]  # nobody debugs these kernels, and it is slow to start
+from ipykernel import kernelapp  # noqa: E402
+from ipykernel.displayhook import ZMQShellDisplayHook  # noqa: E402
+from ipykernel.iostream import IOPubThread  # noqa: E402
+from ipykernel.ipkernel import IPythonKernel  # noqa: E402
+from ipykernel.zmqshell import ZMQDisplayPublisher, ZMQInteractiveShell  # noqa: E402
+from IPython.core.compilerop import CachingCompiler  # noqa: E402
+from traitlets import Type  # noqa: E402
+from traitlets.config import Config  # noqa: E402
 
-from aimo_solver import kernel_report as report
+from aimo_solver import kernel_report as report  # noqa: E402
 
-# name in the user's namespace: module
-NAMESPACE = {
-    "collections": "collections", "fractions": "fractions", "functools": "functools", "itertools": "itertools", "math": "math",
-    "mpmath": "mpmath", "np": "numpy", "numpy": "numpy", "sp": "sympy", "sympy": "sympy",
-}  # fmt: skip
-# what a kernel's first calls import, found by comparing sys.modules before and after
-_LAZY = ("IPython.core.completer", "IPython.core.magics", "comm", "multiprocessing.pool", "pprint", "random", "unittest.mock")
+# what the session finds imported: its name for it, and the module
+_NAMES = {
+    **{name: name for name in ("collections", "fractions", "functools", "itertools", "math", "mpmath", "numpy", "sympy")},
+    "np": "numpy",
+    "sp": "sympy",
+}
+# imported late by a kernel that starts or by its first calls; what one version of a package lacks is passed over
+_LATE = (
+    *("IPython.core.magics.ast_mod", "IPython.core.magics.execution", "IPython.core.completerlib", "IPython.core.oinspect"),
+    *("IPython.extensions.storemagic", "IPython.utils.module_paths", "ipykernel.debugger", "tornado.platform.asyncio"),
+    *("multiprocessing.pool", "numpy.random", "pdb", "statistics"),
+)
 
 
 def preload() -> None:
     """Imports what every kernel needs."""
-    for name in (*NAMESPACE.values(), *_LAZY):
+    for name in _NAMES.values():
         importlib.import_module(name)
+    for name in _LATE:
+        with suppress(ImportError):
+            importlib.import_module(name)
 
 
 def run_kernel(directory: Path, on_ready: Callable[[], object]) -> None:
-    """Serves the connection file in `directory` until the kernel is told to end; `on_ready` is called when its sockets are bound."""
-    _reseed()
+    """Serves the connection file in `directory`; calls `on_ready` when its sockets are bound. Returns when told to end."""
+    _seed()
     sys.set_int_max_str_digits(0)
+    warnings.filterwarnings("ignore", "To exit: use")
+    kernelapp.IOPubThread = _IOPub  # type: ignore[misc, assignment, attr-defined, unused-ignore]
     config = Config()
     config.HistoryManager.enabled = False
-    config.InteractiveShell.cache_size = 100
     config.IPKernelApp.outstream_class = None
     config.IPKernelApp.log_level = 50
-    kernelapp.IOPubThread = _IOPub  # type: ignore[misc]
     app = _App.instance(config=config, connection_file=str(directory / "connection.json"))
-    streams = Streams()
+    streams = _Streams()
+    streams.restore()
     app.initialize([])
-    kernel = app.kernel
-    assert isinstance(kernel, GuardedKernel)
-    kernel.begin(streams)
-    faulthandler.enable(file=streams.backup, all_threads=False)
+    app.kernel.begin(streams)
     on_ready()
     app.start()
 
 
-def _reseed() -> None:
-    """The generators that, unlike Python's own, do not seed themselves anew after a fork."""
-    import numpy
-    import sympy
-
-    numpy.random.seed()
-    sympy.core.random.seed(None)
+def _seed() -> None:
+    """For the generators that, unlike Python's own, are not seeded anew by a fork."""
+    importlib.import_module("numpy.random").seed()
+    importlib.import_module("sympy.core.random").seed(None)
 
 
-class Streams:
-    """Standard output and error as they should be, whatever the last call did to them."""
+class _Streams:
+    """Standard input, output and error as they ought to be."""
 
     def __init__(self) -> None:
-        self.backup = os.dup(1)
-        self.stdin = open(0, closefd=False)  # noqa: SIM115
+        self._pipe = os.dup(1)
+        faulthandler.enable(file=self._pipe, all_threads=False)
+        self._stdin = open(0, closefd=False)  # noqa: SIM115
         self._open()
 
     def _open(self) -> None:
-        self.stdout, self.stderr = (
-            io.TextIOWrapper(io.FileIO(fd, "w", closefd=False), "utf-8", "backslashreplace", write_through=True)  # type: ignore[type-var]
-            for fd in (1, 2)
+        # unbuffered, so that nothing is lost with the process
+        self.stdout, self._stderr = (
+            io.TextIOWrapper(io.FileIO(fd, "w", closefd=False), "utf-8", "backslashreplace", write_through=True) for fd in (1, 2)
         )
 
     def restore(self) -> None:
-        """Puts everything back."""
+        """Whatever the last call did to them."""
         for fd in (1, 2):
-            if not _same_file(fd, self.backup):
-                os.dup2(self.backup, fd)
-        if self.stdout.closed or self.stderr.closed:
+            if not _same_file(fd, self._pipe):
+                os.dup2(self._pipe, fd)
+        if self.stdout.closed or self._stderr.closed:
             self._open()
+        sys.stdin = sys.__stdin__ = self._stdin  # type: ignore[misc, assignment, unused-ignore]
         sys.stdout = sys.__stdout__ = self.stdout  # type: ignore[misc]
-        sys.stderr = sys.__stderr__ = self.stderr  # type: ignore[misc]
-        sys.stdin = sys.__stdin__ = self.stdin  # type: ignore[misc]
+        sys.stderr = sys.__stderr__ = self._stderr  # type: ignore[misc]
 
 
 def _same_file(one: int, other: int) -> bool:
     try:
-        a, b = os.fstat(one), os.fstat(other)
+        return os.path.sameopenfile(one, other)
     except OSError:
         return False
-    return (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
 
 
 class _Value(ZMQShellDisplayHook):
@@ -115,14 +123,14 @@ class _Value(ZMQShellDisplayHook):
 
     text: str | None = None
 
-    def compute_format_data(self, result: object) -> tuple[dict[str, str], dict[str, Any]]:
-        return {"text/plain": report.value_text(result)}, {}
-
     def start_displayhook(self) -> None:
         pass
 
     def write_output_prompt(self) -> None:
         pass
+
+    def compute_format_data(self, result: object) -> tuple[dict[str, str], dict[str, Any]]:
+        return {"text/plain": report.value_text(result)}, {}
 
     def write_format_data(self, format_dict: dict[str, str], md_dict: object = None) -> None:
         self.text = format_dict["text/plain"]
@@ -132,11 +140,11 @@ class _Value(ZMQShellDisplayHook):
 
 
 class _Display(ZMQDisplayPublisher):
-    """`display(...)` prints the plain text among the representations; a picture has nobody to see it."""
+    """`display(...)` prints the plain text among the representations; pictures have nobody to see them."""
 
-    def publish(self, data: dict[str, Any], *args: object, **kwargs: object) -> None:
+    def publish(self, data: dict[str, Any], *args: object, **options: object) -> None:
         text = data.get("text/plain")
-        print(report.plain(text) if isinstance(text, str) else f"[not shown: {', '.join(data)}]")
+        print(report.clean(text) if isinstance(text, str) else f"[not shown: {', '.join(data)}]")
 
     def clear_output(self, wait: bool = False) -> None:
         pass
@@ -150,26 +158,31 @@ class _Compiler(CachingCompiler):
 class _Shell(ZMQInteractiveShell):
     displayhook_class = Type(_Value)
     display_pub_class = Type(_Display)
-    source = ""  # of the running cell, transformed
+    source = ""  # of the running cell, as it is compiled
     _last_traceback: list[str] | None
 
     def init_environment(self) -> None:
-        """No colours."""
+        """Leaves the environment as it is; the inherited method asks for colours."""
 
     def transform_cell(self, raw_cell: str) -> str:
         self.source = super().transform_cell(raw_cell)
         return self.source
 
-    def showtraceback(self, exc_tuple: Any = None, *args: object, **kwargs: object) -> None:
+    def showtraceback(self, exc_tuple: Any = None, *args: object, **options: object) -> None:
         error = self._get_exc_info(exc_tuple)[1]
-        if isinstance(error, BaseException):
-            self._last_traceback = [report.plain(report.error_text(error, self.source, report.cell_name(self.execution_count)))]
+        self._last_traceback = [report.error_text(error, self.source, report.cell_name(self.execution_count))]
 
-    def showsyntaxerror(self, *args: object, **kwargs: object) -> None:
+    def showsyntaxerror(self, *args: object, **options: object) -> None:
         self.showtraceback()
 
+    def _format_exception_for_storage(self, *args: object, **options: object) -> dict[str, object]:
+        return {}  # the history would keep tracebacks that nobody reads
+
+    def _tee(self, channel: str) -> AbstractContextManager[None]:
+        return nullcontext()  # and a copy of all output
+
     def system_piped(self, cmd: str) -> None:
-        """``!cmd``: its output takes the same way as everything else's."""
+        """``!cmd``, whose output takes the same way as all other."""
         done = subprocess.run(self.var_expand(cmd, depth=1), shell=True, stdin=subprocess.DEVNULL, check=False)
         self.user_ns["_exit_code"] = done.returncode
 
@@ -177,60 +190,76 @@ class _Shell(ZMQInteractiveShell):
 
 
 class GuardedKernel(IPythonKernel):
-    """Its execute_reply carries ``value``, text or None, and a ``traceback`` of one text."""
+    """Its execute_reply carries ``value``, text or None, and a ``traceback`` of one plain text."""
 
+    shell: Any
     shell_class = Type(_Shell)
-    compiler_class = Type(_Compiler)
-    _execute_sleep = 0.0  # nothing to wait for: output does not pass through ZMQ
+    compiler_class = Type(_Compiler, klass="IPython.core.compilerop.CachingCompiler")  # type: ignore[assignment]
+    _execute_sleep = 0.0  # a wait for output on ZMQ, of which there is none
 
-    def begin(self, streams: Streams) -> None:
-        """Fills the user's namespace. To be called once, after the kernel was built."""
-        self.streams = streams
-        self.pid = os.getpid()
-        self.names = types.ModuleType("builtins")
-        self.names.__dict__.update(builtins.__dict__)
-        self.names.__dict__.update(input=_no_input, exit=_exit, quit=_exit, get_ipython=self.shell.get_ipython)
-        self.names.__dict__["display"] = importlib.import_module("IPython.display").display
-        self.pristine = dict(self.names.__dict__)
-        sys.modules["builtins"] = self.names  # what the model's code does to builtins, it does to this copy
-        names: dict[str, Any] = {name: importlib.import_module(module) for name, module in NAMESPACE.items()}
-        names |= {"__builtins__": self.names, "exit": _exit, "quit": _exit}
+    def begin(self, streams: _Streams) -> None:
+        """Fills the session's namespace. To be called once."""
+        self._streams = streams
+        self._pid = os.getpid()
+        display = importlib.import_module("IPython.display").display
+        self._pristine = vars(builtins) | {
+            "input": _no_input, "exit": _exit, "quit": _exit, "display": display, "get_ipython": self.shell.get_ipython
+        }  # fmt: skip
+        # what the session does to builtins, it does to a copy
+        self._builtins = sys.modules["builtins"] = types.ModuleType("builtins")
+        names: dict[str, object] = {name: importlib.import_module(module) for name, module in _NAMES.items()}
+        names |= {"exit": _exit, "quit": _exit}  # IPython's own would end the kernel
+        self._prepare()
         self.shell.user_ns.update(names)
         self.shell.user_ns_hidden.update(names)
 
-    async def do_execute(self, code: str, silent: bool, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        self.streams.restore()
-        for name in self.pristine.keys() - self.names.__dict__.keys():
-            self.names.__dict__[name] = self.pristine[name]
-        hook = self.shell.displayhook
-        hook.text = None
-        reply: dict[str, Any] = await super().do_execute(code, silent, *args, **kwargs)
-        if os.getpid() != self.pid:
-            os._exit(0)  # the model's code forked, and this is its child at the end of the cell
-        for payload in reply.get("payload", ()):
-            if payload.get("source") == "page":
-                print(report.plain(payload["data"].get("text/plain", "")), file=self.streams.stdout)
+    def _prepare(self) -> None:
+        self._streams.restore()
+        for name in self._pristine.keys() - vars(self._builtins).keys():
+            setattr(self._builtins, name, self._pristine[name])
+        self.shell.user_ns["__builtins__"] = self._builtins
+        self.shell.displayhook.text = None
+
+    async def do_execute(self, code: str, silent: bool, *args: Any, **options: Any) -> dict[str, Any]:
+        self._prepare()
+        try:
+            reply: dict[str, Any] = await super().do_execute(code, silent, *args, **options)
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the call failed in IPython itself, and says so
+            text = (self.shell._last_traceback or [report.error_text(error, "", "")])[0]
+            reply = {"status": "error", "ename": type(error).__name__, "evalue": "", "traceback": [text]}
+            reply |= {"execution_count": self.shell.execution_count - 1, "user_expressions": {}}
+        finally:
+            if os.getpid() != self._pid:
+                os._exit(0)  # a fork of the session, at the end of the cell
+            for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+                signal.setitimer(timer, 0)  # one that goes off between calls would end the kernel
+        for page in reply.get("payload", ()):
+            if page.get("source") == "page":  # what `name?` shows
+                print(report.clean(page["data"].get("text/plain", "")), file=self._streams.stdout)
         reply["payload"] = []
-        reply["value"] = hook.text
-        reply["evalue"] = report.cut(reply.get("evalue", ""), 1_000)
+        reply["value"] = self.shell.displayhook.text
+        reply["evalue"] = report.clean(reply.get("evalue", ""), 1_000)
         return reply
 
 
 class _IOPub(IOPubThread):
-    """Without its pipe, a TCP socket for what forked children publish: here nobody publishes."""
+    """Without its pipe, a TCP socket for what forked children publish: nobody publishes here."""
 
     def __init__(self, socket: Any, pipe: bool = False, **options: Any) -> None:
         super().__init__(socket, pipe=False, **options)
 
 
-class _App(IPKernelApp):
-    kernel_class = Type(GuardedKernel, klass="ipykernel.kernelbase.Kernel")
+class _App(kernelapp.IPKernelApp):
+    kernel_class = Type(GuardedKernel, klass="ipykernel.kernelbase.Kernel")  # type: ignore[assignment]
 
-    def load_config_file(self, suppress_errors: bool = True) -> None:
+    def load_config_file(self, *args: object, **options: object) -> None:
         """Nobody's profile shall change what a kernel does."""
 
     def init_path(self) -> None:
         sys.path.insert(0, "")
+
+    def init_pdb(self) -> None:
+        """There is nobody to talk to a debugger."""
 
 
 def _no_input(prompt: object = "") -> NoReturn:

@@ -1,35 +1,40 @@
-"""What a kernel may use, which guards hold it, and what the pool and its processes say to each other about it.
+"""What a kernel may use, which guards hold it, and why one was killed.
 
-Imported on both sides of the fence, by the solver and by the process that forks kernels, so it needs nothing but the standard library.
+Imported on both sides of the fence, by the solver and by the process that forks kernels, so it needs the standard
+library only.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass
 from enum import StrEnum
+from typing import Self
+
+UIDS_PER_POOL = 256  # kernels of one pool that can be alive at a time
 
 
 class Guard(StrEnum):
-    """A way to contain a kernel. Whether the system allows it is only known once it was tried."""
+    """A way to contain a kernel. Whether the system allows it is tried out when a pool starts."""
 
-    USER = "user"  # a user id of its own (needs root); ordinary file permissions and RLIMIT_NPROC then hold
+    USER = "user"  # a user id of its own (needs root), so that file permissions and RLIMIT_NPROC hold
     NETWORK = "network-namespace"  # no network interface at all
-    MOUNTS = "mount-namespace"  # everything read-only but a private tmpfs of limited size
-    PIDS = "pid-namespace"  # sees and signals no process but its own; all die with it
-    SECCOMP = "seccomp"  # no socket but Unix ones, for every process and library of the kernel
-    LANDLOCK = "landlock"  # nothing written outside the scratch directory; used where mounts cannot be had
+    NAMESPACES = "namespaces"  # sees and signals only its own processes, all of which die with it; all files are
+    # read-only but a private tmpfs of limited size; no System V memory shared with others
+    SECCOMP = "seccomp"  # no sockets but Unix ones, in every library and child process
+    LANDLOCK = "landlock"  # nothing is written outside the scratch directory; used where namespaces cannot be had
 
 
 class KillReason(StrEnum):
-    """Why a kernel's process is gone before its lease ended."""
+    """Why a kernel's process was gone before its lease ended."""
 
     HANG = "hang"  # did not end within the grace period after the interrupt
-    OUTPUT = "output"  # went on printing after the interrupt
+    OUTPUT = "output"  # the same, after it was interrupted for printing too much
     MEMORY = "memory"  # all its processes together held more than the limit
-    POOL_MEMORY = "pool memory"  # the pool held more than its limit, this kernel the most of it
+    POOL_MEMORY = "pool memory"  # the pool held more than its limit, and this kernel the most of it
     CPU_TIME = "cpu time"
     EXIT = "exit"  # ended itself, as os._exit does
-    CRASH = "crash"  # died of a signal, as a segmentation fault
+    CRASH = "crash"  # died of a signal, as by a segmentation fault
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,19 +42,19 @@ class KernelLimits:
     """Limits of one kernel; all of them hold from its start to the end of its lease.
 
     Attributes:
-        memory_mb: address space that a process may add to what a fresh kernel has, so that Python raises MemoryError; also
-            what all processes of the kernel may hold together before they are killed.
+        memory_mb: address space that a process may add to a fresh kernel's, so that Python raises MemoryError; also what
+            all processes of a kernel may hold together before they are killed.
         pool_memory_mb: what all kernels of the pool may hold together; the largest one is killed. None means no limit.
         cpu_s: CPU seconds of one process.
-        processes: processes and threads. Not enforced for root without `Guard.USER`.
+        processes: processes and threads. Root without `Guard.USER` is exempt from it.
         open_files: file descriptors of one process.
-        scratch_mb: size of one file, and with `Guard.MOUNTS` of all files together.
+        scratch_mb: size of one file, and with `Guard.NAMESPACES` of all files together.
         output_bytes: what is kept of a call's output; more is cut in the middle.
         flood_bytes: a call that prints more is stopped.
         grace_s: how long an interrupted call may take to end before its kernel is killed.
-        replay_s: a kernel lost to a hang gets its successor fed with the lease's successful cells again if they took no
-            longer than this in all.
-        nice, start_nice: scheduling priority of a leased kernel and of one that starts or waits.
+        replay_s: the successor of a lost kernel runs the lease's cells again if they took no longer than this in all.
+        nice, start_nice: scheduling priority of a leased kernel, and of one that starts or waits.
+        guards: those to be used where the system allows them.
     """
 
     memory_mb: int = 4_096
@@ -64,4 +69,34 @@ class KernelLimits:
     replay_s: float = 1.0
     nice: int = 5
     start_nice: int = 15
-    guards: tuple[Guard, ...] = field(default=tuple(Guard))
+    guards: frozenset[Guard] = frozenset(Guard)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZygoteSpec:
+    """What the process that forks kernels is started with.
+
+    Attributes:
+        directory: the pool's directory; removed in the end.
+        solver_pid: the process it must not outlive.
+        package: the library's own source directory, hidden from kernels where possible.
+        preload: modules imported before the first fork; a missing one is passed over.
+    """
+
+    directory: str
+    solver_pid: int
+    package: str
+    preload: tuple[str, ...]
+    limits: KernelLimits
+
+    def to_json(self) -> str:
+        values = asdict(self)
+        values["limits"]["guards"] = sorted(self.limits.guards)
+        return json.dumps(values)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        values = json.loads(text)
+        limits = values.pop("limits")
+        guards = frozenset(map(Guard, limits.pop("guards")))
+        return cls(**{**values, "preload": tuple(values["preload"])}, limits=KernelLimits(**limits, guards=guards))

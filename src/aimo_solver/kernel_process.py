@@ -1,54 +1,35 @@
-"""One kernel's process as the solver sees it, and the nursery that has it forked."""
+"""One kernel's process as the solver sees it: its warden's socket, the pipe of its output, its Jupyter shell channel."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
+import fcntl
+import io
 import json
-import os
 import shutil
 import socket
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import zmq
 import zmq.asyncio
 from jupyter_client import AsyncKernelClient
-from jupyter_client.connect import write_connection_file
 
 from aimo_solver.errors import KernelStartError
 from aimo_solver.kernel_limits import Guard, KernelLimits, KillReason
 
-START_TIMEOUT_S = 60.0
-_END_TIMEOUT_S = 12.0  # a warden gives up killing after 10 s
+_END_TIMEOUT_S = 10.0  # only a process stuck in the operating system takes longer to be killed
 _TICK_S = 0.05  # how often a running call's output is looked at
-_CHUNK_BYTES = 1 << 20
-_UNIX_PATH_CHARS = 107
-_FIRST_UID = 100_000
-_UIDS_PER_PROCESS = 256
-
-# what a kernel inherits of the solver's environment
-_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_PREFIX")
-_SINGLE_THREAD = ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB", "BLIS")
-
-# the package's __init__ is passed over: it imports what only the solver needs
-_BOOTSTRAP = (
-    "import sys, types; p = types.ModuleType('aimo_solver'); p.__path__ = [sys.argv.pop(1)]; sys.modules['aimo_solver'] = p; "
-    "sys.path += [x for x in sys.argv.pop(1).split('\\n') if x not in sys.path]; "
-    "from aimo_solver.kernel_zygote import main; del p; main()"
-)
+_PIPE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a kernel's process ended; `reason` is None if the solver ended it."""
+    """How a kernel's process ended; `reason` is None if the solver wanted it."""
 
     reason: KillReason | None
     detail: str
@@ -60,8 +41,8 @@ class Outcome:
 
     Attributes:
         reply: content of the execute_reply; None if the process ended before it came.
-        interrupted: why the call was interrupted: HANG at its time limit, OUTPUT for a flood, None if it was not.
-        ending: set when the process is gone.
+        interrupted: HANG at the time limit, OUTPUT for too much output, None if the call was let run.
+        ending: set if the process is gone.
     """
 
     stdout: str
@@ -73,28 +54,25 @@ class Outcome:
 
 
 class _Output:
-    """The head and the tail of what is read from the pipe during one call."""
+    """Head and tail of what is read from a pipe during one call."""
 
-    def __init__(self, fd: int, keep: int) -> None:
-        self._fd = fd
+    def __init__(self, pipe: io.FileIO, keep: int) -> None:
+        self._pipe = pipe
         self._half = keep // 2
         self._head = bytearray()
         self._tail = bytearray()
         self.total = 0
 
-    def read(self, limit: int) -> None:
-        """Takes what is there, but stops once `limit` bytes have been seen in all."""
-        while self.total < limit:
-            try:
-                data = os.read(self._fd, _CHUNK_BYTES)
-            except BlockingIOError:
-                return
-            if not data:
+    def read(self, limit: int = sys.maxsize) -> None:
+        """Takes what is there, until `limit` bytes were read in all."""
+        while self.total < limit and not self._pipe.closed:
+            data = self._pipe.read(_PIPE_BYTES)
+            if not data:  # nothing now, or never again
                 return
             self.total += len(data)
             room = self._half - len(self._head)
             self._head += data[:room]
-            self._tail += data[room:] if room > 0 else data
+            self._tail += data[room:]
             del self._tail[: -self._half]
 
     @property
@@ -102,33 +80,34 @@ class _Output:
         return self.total > len(self._head) + len(self._tail)
 
     def text(self) -> str:
-        head, tail = self._head.decode("utf-8", "replace"), self._tail.decode("utf-8", "replace")
-        if not self.truncated:
-            return (self._head + self._tail).decode("utf-8", "replace")
-        return f"{head}\n[... {self.total - len(self._head) - len(self._tail):,} bytes left out ...]\n{tail}"
+        missing = self.total - len(self._head) - len(self._tail)
+        note = f"\n[... {missing:,} bytes left out ...]\n".encode() if missing else b""
+        return (self._head + note + self._tail).decode("utf-8", "replace")
 
 
 class KernelProcess:
-    """A running kernel. Made by `Nursery.spawn`."""
+    """A kernel's process, from the moment it is asked for."""
 
-    def __init__(self, directory: Path, slot: int, control: socket.socket, output: int, limits: KernelLimits) -> None:
+    def __init__(self, directory: Path, control: socket.socket, pipe: int, limits: KernelLimits) -> None:
+        loop = asyncio.get_running_loop()
         self.directory = directory
-        self.slot = slot
         self.pid = 0
         self.memory_mb = 0.0
+        self.heavier: Callable[[], None] = lambda: None  # called when memory_mb has changed
         self.guards: tuple[Guard, ...] = ()
-        loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[None] = loop.create_future()
         self.ended: asyncio.Future[Ending] = loop.create_future()
         self._limits = limits
         self._control = control
-        self._output = output
-        self._kill_reason: KillReason | None = None
+        self._pipe = io.FileIO(pipe)
+        self._killed_for: KillReason | None = None
         self._client: Any = None
-        loop.add_reader(control.fileno(), self._on_control)
+        with suppress(OSError):  # a user may hold only so much in pipes
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        loop.add_reader(control.fileno(), self._hear)
 
     def connect(self, context: zmq.asyncio.Context, connection: Mapping[str, Any]) -> None:
-        """Opens the shell channel; nothing else of the Jupyter protocol is needed."""
+        """Opens the shell channel; the rest of the Jupyter protocol is not needed."""
         self._client = AsyncKernelClient(context=context)
         self._client.load_connection_info(dict(connection))
         self._client.start_channels(shell=True, iopub=False, stdin=False, hb=False, control=False)
@@ -137,88 +116,85 @@ class KernelProcess:
     def alive(self) -> bool:
         return not self.ended.done()
 
-    def leased(self) -> None:
-        """Raises the process's priority from that of a spare."""
+    def lease(self) -> None:
+        """Raises its priority from that of a spare."""
         self._command(b"l")
 
     def kill(self, reason: KillReason | None) -> None:
-        """Has the warden kill everything; `ended` tells when it is done."""
-        if self._kill_reason is None:
-            self._kill_reason = reason
+        """Has everything killed; `ended` tells when that is done."""
+        self._killed_for = self._killed_for or reason
         self._command(b"k")
 
     def _command(self, command: bytes) -> None:
         with suppress(OSError):
             self._control.send(command)
 
-    def _on_control(self) -> None:
+    def _hear(self) -> None:
         try:
             message = self._control.recv(65_536)
         except BlockingIOError:
             return
         except OSError:
             message = b""
-        values = json.loads(message) if message else {"reason": KillReason.CRASH, "detail": "the warden is gone"}
+        values: dict[str, Any] = json.loads(message) if message else {"reason": KillReason.CRASH, "detail": "with its warden"}
         if "memory_mb" in values:
             self.memory_mb = values["memory_mb"]
-        elif "ready" in values:
+            self.heavier()
+        elif "pid" in values:
             self.pid = values["pid"]
-            self.guards = tuple(Guard(g) for g in values["ready"])
+            self.guards = tuple(map(Guard, values["guards"]))
             if not self.ready.done():
                 self.ready.set_result(None)
         elif "failed" in values:
             if not self.ready.done():
                 self.ready.set_exception(KernelStartError(values["failed"]))
         else:
-            self._end(values["reason"], values["detail"])
-
-    def _end(self, reason: str | None, detail: str) -> None:
-        asyncio.get_running_loop().remove_reader(self._control.fileno())
-        if not self.ended.done():
-            known = KillReason(reason) if reason else self._kill_reason
-            self.ended.set_result(Ending(known, detail))
-        if not self.ready.done():
-            self.ready.set_exception(KernelStartError(f"a kernel ended while it started: {detail}"))
+            asyncio.get_running_loop().remove_reader(self._control.fileno())
+            reason = KillReason(values["reason"]) if values["reason"] else self._killed_for
+            self.ended.set_result(Ending(reason, values["detail"]))
+            if not self.ready.done():
+                self.ready.set_exception(KernelStartError(f"a kernel ended while it started: {values['detail']}"))
 
     async def call(self, code: str, timeout_s: float) -> Outcome:
-        """Runs `code`. Returns at the latest `timeout_s` plus the grace period later, plus the time that killing takes."""
+        """Runs `code`. Takes `timeout_s` plus the grace period at most, plus what killing takes."""
         started = time.monotonic()
-        output = _Output(self._output, self._limits.output_bytes)
-        message_id = self._client.execute(code, allow_stdin=False, stop_on_error=False)
-        reply = asyncio.ensure_future(self._reply(message_id))
+        limits = self._limits
+        output = _Output(self._pipe, limits.output_bytes)
+        reply = asyncio.ensure_future(self._reply(self._client.execute(code, allow_stdin=False, stop_on_error=False)))
         interrupted = None
         try:
-            flood = self._limits.flood_bytes
-            await self._wait(reply, output, started + timeout_s, flood)
+            await self._wait(reply, output, started + timeout_s, limits.flood_bytes)
             if not reply.done() and self.alive:
-                interrupted = KillReason.OUTPUT if output.total >= flood else KillReason.HANG
+                interrupted = KillReason.OUTPUT if output.total >= limits.flood_bytes else KillReason.HANG
                 self._command(b"i")
-                await self._wait(reply, output, time.monotonic() + self._limits.grace_s, sys.maxsize)
+                await self._wait(reply, output, time.monotonic() + limits.grace_s)
             if not reply.done():
                 self.kill(interrupted)
                 await asyncio.wait({self.ended}, timeout=_END_TIMEOUT_S)
-            output.read(sys.maxsize)
+            output.read()
         finally:
-            reply.cancel()
-        answered = reply.done() and not reply.cancelled()
+            if not reply.done():
+                reply.cancel()
+                with suppress(asyncio.CancelledError):
+                    await reply
+        ending = None
+        if reply.cancelled():
+            ending = self.ended.result() if self.ended.done() else Ending(interrupted, "it cannot be killed")
         return Outcome(
             stdout=output.text(),
             truncated=output.truncated,
-            reply=reply.result() if answered else None,
+            reply=None if ending else reply.result(),
             interrupted=interrupted,
-            ending=None if answered else self.ended.result() if self.ended.done() else Ending(interrupted, "cannot be killed"),
+            ending=ending,
             seconds=time.monotonic() - started,
         )
 
-    async def _wait(self, reply: asyncio.Future[Any], output: _Output, until: float, limit: int) -> None:
-        """Until there is a reply or an end of the process, `limit` bytes were printed, or the time is up."""
-        while (left := until - time.monotonic()) > 0:
-            await asyncio.wait({reply, self.ended}, timeout=min(left, _TICK_S), return_when=asyncio.FIRST_COMPLETED)
-            if reply.done() or not self.alive:
-                return
-            output.read(limit)
-            if output.total >= limit:
-                return
+    async def _wait(self, reply: asyncio.Future[Any], output: _Output, until: float, limit: int = sys.maxsize) -> None:
+        """Until there is a reply, the process ended, `limit` bytes were printed, or the time is up."""
+        while not reply.done() and self.alive and output.total < limit and (left := until - time.monotonic()) > 0:
+            done, _ = await asyncio.wait({reply, self.ended}, timeout=min(left, _TICK_S), return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                output.read(limit)
 
     async def _reply(self, message_id: str) -> Mapping[str, Any]:
         while True:
@@ -228,13 +204,13 @@ class KernelProcess:
                 return content
 
     def last_words(self) -> str:
-        """The end of what it printed outside of any call."""
-        output = _Output(self._output, 4_000)
-        output.read(sys.maxsize)
-        return output.text()
+        """The end of what it printed outside of calls."""
+        output = _Output(self._pipe, 4_000)
+        output.read()
+        return output.text().strip()
 
     async def close(self) -> None:
-        """Kills it if it lives, waits for that, and frees everything it held here."""
+        """Has it killed if it lives, waits for that, and frees what it held here."""
         try:
             if self.alive:
                 self.kill(None)
@@ -243,120 +219,12 @@ class KernelProcess:
             self.release()
 
     def release(self) -> None:
-        """Frees descriptors and the directory. The warden kills the kernel, if it still lives, when its socket closes."""
+        """Frees descriptors and the directory. The end of its socket has the warden kill whatever still lives."""
         if self._control.fileno() < 0:
             return
         asyncio.get_running_loop().remove_reader(self._control.fileno())
         self._control.close()
-        os.close(self._output)
+        self._pipe.close()
         if self._client is not None:
             self._client.stop_channels()
         shutil.rmtree(self.directory, ignore_errors=True)
-
-
-class Nursery:
-    """A zygote, and the directory of all kernels it forks."""
-
-    def __init__(self, limits: KernelLimits, preload: tuple[str, ...], context: zmq.asyncio.Context) -> None:
-        self._limits = limits
-        self._context = context
-        self._numbers = itertools.count()
-        self._free_slots = set(range(_UIDS_PER_PROCESS))
-        self.directory = Path(tempfile.mkdtemp(prefix="aimo-kernels-"))
-        if len(str(self.directory / "k1234567" / "s-5")) > _UNIX_PATH_CHARS:
-            raise KernelStartError(f"temporary directory {self.directory}: its path is too long for Unix sockets")
-        self.directory.chmod(0o711)  # kernels may reach their own directory, and list none
-        package = Path(__file__).resolve().parent
-        spec = {
-            "directory": str(self.directory),
-            "solver_pid": os.getpid(),
-            "package": str(package),
-            "preload": preload,
-            "limits": asdict(limits),
-        }
-        paths = [p for p in sys.path if p and Path(p).resolve() not in (package, package.parent)]
-        self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _BOOTSTRAP, str(package), "\n".join(paths), str(theirs.fileno()), json.dumps(spec)],
-                stdin=subprocess.DEVNULL,
-                env=_environment(self.directory),
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
-        self._requests.setblocking(False)
-
-    @property
-    def alive(self) -> bool:
-        return self._process.poll() is None
-
-    @property
-    def pid(self) -> int:
-        """Process id of the zygote."""
-        return self._process.pid
-
-    async def spawn(self) -> KernelProcess:
-        """A kernel that is ready for its first call.
-
-        Raises:
-            KernelStartError: it did not come up.
-        """
-        slot = min(self._free_slots)
-        self._free_slots.remove(slot)
-        directory = self.directory / f"k{next(self._numbers)}"
-        directory.mkdir(mode=0o700)
-        _, connection = write_connection_file(
-            str(directory / "connection.json"), transport="ipc", ip=str(directory / "s"), key=os.urandom(16).hex().encode()
-        )
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        read, write = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(read, False)
-        process = KernelProcess(directory, slot, ours, read, self._limits)
-        process.ended.add_done_callback(lambda _: self._free_slots.add(slot))
-        uid = _FIRST_UID + (self._process.pid % (1 << 22)) * _UIDS_PER_PROCESS + slot
-        request = json.dumps({"directory": str(directory), "uid": uid}).encode()
-        try:
-            try:
-                socket.send_fds(self._requests, [request], [theirs.fileno(), write])
-            except OSError as error:
-                raise KernelStartError(f"the process that forks kernels does not take requests: {error}") from None
-            finally:
-                theirs.close()
-                os.close(write)
-            async with asyncio.timeout(START_TIMEOUT_S):
-                await process.ready
-            process.connect(self._context, connection)
-        except TimeoutError:
-            process.release()
-            raise KernelStartError(f"a kernel was not ready after {START_TIMEOUT_S:g} s") from None
-        except KernelStartError as error:
-            said = process.last_words()
-            process.release()
-            raise KernelStartError(f"{error}\n{said}" if said else str(error)) from None
-        except BaseException:
-            process.release()
-            raise
-        return process
-
-    async def close(self) -> None:
-        """Ends the zygote, which ends what it forked."""
-        self._requests.close()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_END_TIMEOUT_S):
-                while self.alive:
-                    await asyncio.sleep(0.005)
-        if self.alive:
-            self._process.kill()
-        self._process.wait()
-        shutil.rmtree(self.directory, ignore_errors=True)
-
-
-def _environment(directory: Path) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    threads = {f"{name}_NUM_THREADS": "1" for name in _SINGLE_THREAD}
-    return (
-        kept
-        | threads
-        | {"HOME": str(directory), "MPLBACKEND": "Agg", "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1", "TERM": "dumb"}
-    )

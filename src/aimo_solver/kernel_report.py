@@ -1,45 +1,49 @@
-"""What a kernel tells about a call: the value's text, a short traceback, and which statement failed. Runs inside the kernel."""
+"""What a kernel tells about a call: the value's text, a short traceback, which statement failed. Runs inside the kernel."""
 
 from __future__ import annotations
 
 import ast
 import importlib.util
+import linecache
+import math
 import re
 import traceback
-from types import TracebackType
+from collections.abc import Iterator
+from pathlib import Path
+from types import CodeType, FrameType, TracebackType
 from typing import Any
 
 from IPython.lib import pretty
 
-TEXT_CHARS = 100_000  # longest value or message that leaves the kernel
-_CELL = re.compile(r"<cell \d+>")
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
-_EDGE_FRAMES = 6  # of the model's own frames, kept at either end of a traceback
-_SHOWN_BITS = 400_000  # longer integers are shown by their ends; text of all digits takes quadratic time
+_TEXT_CHARS = 100_000  # longest value or message that leaves the kernel
+_LINE_CHARS = 300
+_WIDTH = 120
+_EDGE_FRAMES = 5  # shown at either end of a long traceback
+_SHOWN_BITS = 400_000  # longer integers are shown by their ends: the text of all digits takes time that grows quadratically
 _EDGE_DIGITS = 50
+
+_CELL = re.compile(r"<cell \d+>")
+_COLOUR = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+_LIBRARY = re.compile(r".*/(?:site-packages|dist-packages|python3\.\d+)/")
+_OWN = str(Path(__file__).parent)
 
 
 def cell_name(number: int) -> str:
-    """The file name under which a cell is compiled."""
+    """The file name a cell is compiled under."""
     return f"<cell {number}>"
 
 
-def plain(text: str) -> str:
-    """Without colours."""
-    return _ANSI.sub("", text)
-
-
-def cut(text: str, limit: int = TEXT_CHARS) -> str:
-    """Cut in the middle, with a note, to about `limit` characters."""
-    if len(text) <= limit:
-        return text
-    half = limit // 2
-    return f"{text[:half]}\n[... {len(text) - 2 * half:,} characters left out ...]\n{text[-half:]}"
+def clean(text: str, limit: int = _TEXT_CHARS) -> str:
+    """Without colours and lone surrogates, and cut in the middle to about `limit` characters."""
+    if len(text) > limit:
+        half = limit // 2
+        text = f"{text[:half]}\n[... {len(text) - 2 * half:,} characters left out ...]\n{text[-half:]}"
+    return _COLOUR.sub("", text).encode("utf-8", "backslashreplace").decode()
 
 
 def value_text(value: object) -> str:
-    """As a notebook shows it. Raises whatever the value's own repr raises."""
-    return cut(pretty.pretty(value, max_width=120))
+    """As a notebook shows it. Raises what the value's own repr raises."""
+    return clean(str(pretty.pretty(value, max_width=_WIDTH)))  # type: ignore[no-untyped-call]
 
 
 def _print_int(value: int, printer: Any, cycle: bool) -> None:
@@ -47,45 +51,62 @@ def _print_int(value: int, printer: Any, cycle: bool) -> None:
     if value.bit_length() <= _SHOWN_BITS:
         printer.text(repr(value))
         return
-    import mpmath
-
     size = abs(value)
-    with mpmath.workdps(_EDGE_DIGITS + 20):
-        shift = max(size.bit_length() - 1_000, 0)
-        log = mpmath.log10(size >> shift) + shift * mpmath.log10(2)
-        digits = int(log) + 1
-        head = int(mpmath.power(10, log - int(log) + _EDGE_DIGITS - 1))
-    tail = f"{size % 10**_EDGE_DIGITS:0{_EDGE_DIGITS}}"
+    digits = int((size.bit_length() - 1) * math.log10(2)) + 1  # or one less than that many
+    head = size // 10 ** (digits - _EDGE_DIGITS)
+    if head >= 10**_EDGE_DIGITS:
+        head, digits = head // 10, digits + 1
+    elif head < 10 ** (_EDGE_DIGITS - 1):
+        digits -= 1
     sign = "-" if value < 0 else ""
-    printer.text(f"{sign}{head}...{tail}  [an integer of {digits:,} digits, its middle left out]")
+    tail = f"{size % 10**_EDGE_DIGITS:0{_EDGE_DIGITS}}"
+    printer.text(f"{sign}{head}...{tail} [an integer of {digits:,} digits, its middle left out]")
 
 
-pretty.for_type(int, _print_int)
+pretty.for_type(int, _print_int)  # type: ignore[no-untyped-call]
 
 
 def error_text(error: BaseException, source: str, name: str) -> str:
-    """A short traceback of `error`, raised in the cell `name` with the (transformed) `source`. `ErrorName: message` stands last."""
-    if isinstance(error, SyntaxError) and not _raised_in_cells(error.__traceback__):
-        return cut("".join([*traceback.format_exception_only(error)[:-1], "[nothing of this cell was run]\n", _last_line(error)]))
+    """A short traceback of `error`, which ended the cell `name`. ``ErrorName: message`` stands last.
+
+    Args:
+        source: the cell's text as it was compiled.
+    """
+    frames = list(_frames(error.__traceback__))
+    if isinstance(error, SyntaxError) and not any(_is_cell(code) for code, _ in frames):
+        return clean(
+            "".join([*traceback.format_exception_only(error)[:-1], "[nothing of this cell was run]\n", _last_line(error)])
+        )
     missing = _missing_package(error)
     if missing is not None:
-        return f"{_last_line(error)} (package {missing!r} is not installed here and cannot be; do without it)"
-    lines = ["Traceback (most recent call last):", *_frames(error.__traceback__)]
+        return f"{_last_line(error)} (package {missing} is not installed here and cannot be installed)"
+    lines = ["Traceback (most recent call last):", *_shown(frames)]
     cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     if cause is not None:
-        lines.append(f"[while handling {cut(_last_line(cause), 500)}]")
-    statement = _failed_statement(error.__traceback__, source, name)
-    if statement is not None:
-        lines.append(statement)
-    return "\n".join([*lines, cut(_last_line(error))])
+        lines.append(clean(f"[while handling {_last_line(cause)}]", _LINE_CHARS))
+    line = next((number for code, number in frames if code.co_filename == name), None)
+    if line is not None:
+        lines += _failed_statement(source, line)
+    return "\n".join([*lines, _last_line(error)])
+
+
+def _frames(tb: TracebackType | None) -> Iterator[tuple[CodeType, int]]:
+    frame: FrameType
+    for frame, line in traceback.walk_tb(tb):
+        if not frame.f_code.co_filename.startswith(_OWN):
+            yield frame.f_code, line
+
+
+def _is_cell(code: CodeType) -> bool:
+    return _CELL.fullmatch(code.co_filename) is not None
 
 
 def _last_line(error: BaseException) -> str:
     try:
         text = str(error)
-    except Exception as broken:  # noqa: BLE001 - an exception whose own __str__ fails
+    except Exception as broken:  # noqa: BLE001 - whatever an exception's own __str__ may raise
         text = f"<its message cannot be shown: {type(broken).__name__}>"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return clean(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
 
 def _missing_package(error: BaseException) -> str | None:
@@ -98,51 +119,33 @@ def _missing_package(error: BaseException) -> str | None:
         return None
 
 
-def _raised_in_cells(tb: TracebackType | None) -> bool:
-    return any(_CELL.fullmatch(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(tb))
+def _shown(frames: list[tuple[CodeType, int]]) -> Iterator[str]:
+    """The frames of cells, and below each the innermost one of a library."""
+    cells = [i for i, (code, _) in enumerate(frames) if _is_cell(code)]
+    first = cells[0] if cells else max(len(frames) - 2, 0)
+    kept = [i for i in range(first, len(frames)) if _is_cell(frames[i][0]) or i + 1 == len(frames) or _is_cell(frames[i + 1][0])]
+    if len(kept) > 2 * _EDGE_FRAMES:
+        kept = kept[:_EDGE_FRAMES] + kept[-_EDGE_FRAMES:]
+    before = first - 1
+    for i in kept:
+        if i - before > 1:
+            yield f"  [{i - before - 1:,} frames left out]"
+        before = i
+        code, line = frames[i]
+        yield f'  File "{_LIBRARY.sub("", code.co_filename)}", line {line}, in {code.co_name}'
+        text = linecache.getline(code.co_filename, line).strip()
+        if text:
+            yield f"    {clean(text, _LINE_CHARS)}"
 
 
-def _frames(tb: TracebackType | None) -> list[str]:
-    """The frames of the model's own code, and the last one of a library below each."""
-    summary = traceback.extract_tb(tb)
-    own = [i for i, frame in enumerate(summary) if _CELL.fullmatch(frame.filename)]
-    if not own:
-        return [line.rstrip("\n") for line in traceback.StackSummary.from_list(summary[-2:]).format()]
-    kept = [i for i in range(own[0], len(summary)) if i in set(own) or i == len(summary) - 1 or i + 1 in set(own)]
-    shown: list[str] = []
-    skipped = 0
-    for place, i in enumerate(kept):
-        if _EDGE_FRAMES <= place < len(kept) - _EDGE_FRAMES:
-            skipped += 1
-            continue
-        if skipped:
-            shown.append(f"  [{skipped} frames left out]")
-            skipped = 0
-        elif place and i - kept[place - 1] > 1:
-            shown.append(f"  [{i - kept[place - 1] - 1} library frames left out]")
-        frame = summary[i]
-        shown.append(f'  File "{frame.filename}", line {frame.lineno}, in {frame.name}')
-        if frame.line:
-            shown.append(f"    {cut(frame.line.strip(), 300)}")
-    return shown
-
-
-def _failed_statement(tb: TracebackType | None, source: str, name: str) -> str | None:
-    line = next((number for frame, number in traceback.walk_tb(tb) if frame.f_code.co_filename == name), None)
-    if line is None:
-        return None
+def _failed_statement(source: str, line: int) -> Iterator[str]:
     try:
         body = ast.parse(source).body
-    except (SyntaxError, ValueError):  # top-level await is fine for ast, so this is code that never compiled
-        return None
+    except (SyntaxError, ValueError, RecursionError):
+        return
     for number, statement in enumerate(body, start=1):
-        if statement.lineno <= line <= (statement.end_lineno or statement.lineno) or _decorated(statement, line):
-            if len(body) == 1:
-                return None
-            kept = "" if number == 1 else "; what the statements before it did is kept"
-            return f"[statement {number} of {len(body)} failed, at line {line}{kept}]"
-    return None
-
-
-def _decorated(statement: ast.stmt, line: int) -> bool:
-    return any(d.lineno <= line <= (d.end_lineno or d.lineno) for d in getattr(statement, "decorator_list", ()))
+        starts = [statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", ()))]
+        if len(body) > 1 and min(starts) <= line <= (statement.end_lineno or statement.lineno):
+            kept = "; what the statements before it did is kept" if number > 1 else ""
+            yield f"[statement {number} of {len(body)} failed, at line {line}{kept}]"
+            return

@@ -1,11 +1,12 @@
-"""The process that forks kernels: it has imported everything a kernel needs, so that a new kernel is one fork away.
+"""The process that forks kernels: it has imported what a kernel needs, so that a new one is a fork away.
 
-    solver ── zygote ── warden ── kernel ── whatever the model's code starts
-                     └─ warden ── kernel
+    solver -- zygote -- warden -- kernel -- whatever the model's code starts
+                    `-- warden -- kernel
 
-The solver talks to the zygote over one Unix socket: a datagram per kernel wanted, with two file descriptors, the warden's own socket and
-the pipe for the kernel's output. The zygote keeps to a single thread and opens no ZMQ context, so its forks are sound. It ends, and with
-it everything below, when the solver's end of the socket closes or the solver's process is gone, however it went.
+The solver talks to the zygote over one Unix socket: a datagram per kernel wanted, with two file descriptors, the
+warden's own socket and the pipe for the kernel's output. The zygote keeps to one thread and opens no ZMQ context, so
+that its forks are sound. It ends when the solver closes its end of the socket or is gone, however it went; so do the
+wardens, each with all that is below it; and the zygote removes the pool's directory last.
 """
 
 from __future__ import annotations
@@ -20,63 +21,45 @@ import signal
 import socket
 import sys
 import warnings
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from aimo_solver import kernel_guard, kernel_sandbox
-from aimo_solver.kernel_limits import Guard, KernelLimits
-from aimo_solver.kernel_warden import Nest, run_warden
+from aimo_solver import kernel_guard
+from aimo_solver import kernel_sandbox as sandbox
+from aimo_solver.kernel_limits import UIDS_PER_POOL, Guard, ZygoteSpec
+from aimo_solver.kernel_nest import Nest, enter_namespaces, needs_to_read_all
+from aimo_solver.kernel_warden import run_warden
 
-REQUEST_BYTES = 65_536
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ZygoteSpec:
-    """What a zygote is started with.
-
-    Attributes:
-        directory: the pool's directory; the zygote removes it when the solver is gone.
-        solver_pid: the process it must not outlive.
-        package: the library's own source directory, hidden from the kernels where possible.
-        preload: modules imported before the first fork; one that is missing is passed over.
-    """
-
-    directory: str
-    solver_pid: int
-    package: str
-    preload: tuple[str, ...]
-    limits: KernelLimits
-
-    @classmethod
-    def from_json(cls, text: str) -> ZygoteSpec:
-        values = json.loads(text)
-        limits = values.pop("limits")
-        guards = tuple(Guard(g) for g in limits.pop("guards"))
-        return cls(**{**values, "preload": tuple(values["preload"])}, limits=KernelLimits(**limits, guards=guards))
+REQUEST_BYTES = 4_096
+FIRST_UID = 100_000
 
 
 def main() -> None:
-    """Runs until the solver is gone. ``sys.argv`` is: the socket's file descriptor, a `ZygoteSpec` as JSON."""
+    """``sys.argv[1:]`` is the socket's file descriptor and a `ZygoteSpec` as JSON."""
     requests = socket.socket(fileno=int(sys.argv[1]))
     spec = ZygoteSpec.from_json(sys.argv[2])
     sys.argv[:] = [""]
     requests.set_inheritable(False)
-    solver = _watch(spec.solver_pid)
+    solver = watch_process(spec.solver_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the wardens, so none becomes a zombie
-    guards = _enter_shared_guards(spec.limits)
+    spec = replace(spec, limits=replace(spec.limits, guards=_possible(spec)))
+    if Guard.NETWORK in spec.limits.guards and os.geteuid() == 0:
+        sandbox.unshare(sandbox.CLONE_NEWNET)  # one for all kernels, as it is the slowest to make
     _preload(spec.preload)
-    requests.send(json.dumps({"guards": guards}).encode())
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the wardens; so none becomes a zombie
     try:
-        _serve(requests, solver, spec, guards)
+        _serve(requests, solver, spec)
     finally:
-        if os.getppid() != spec.solver_pid:
-            _wait_for_wardens()
-            shutil.rmtree(spec.directory, ignore_errors=True)
+        requests.close()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        with suppress(ChildProcessError):
+            while True:
+                os.wait()
+        shutil.rmtree(spec.directory, ignore_errors=True)
 
 
-def _watch(pid: int) -> int | None:
+def watch_process(pid: int) -> int | None:
     """A descriptor that polls readable when the process is gone; None where the system has none."""
     try:
         return os.pidfd_open(pid)
@@ -84,39 +67,61 @@ def _watch(pid: int) -> int | None:
         return None
 
 
+def _possible(spec: ZygoteSpec) -> frozenset[Guard]:
+    """The guards among those wanted that the system allows."""
+    return frozenset(guard for guard in spec.limits.guards if _works(spec, guard))
+
+
+def _works(spec: ZygoteSpec, guard: Guard) -> bool:
+    """Tries a guard in a child, as none of them can be taken back."""
+    directory = Path(spec.directory, "trial")
+    directory.mkdir()
+    child = os.fork()
+    if child == 0:
+        try:
+            _try(spec, guard, directory)
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    shutil.rmtree(directory)
+    return status == 0
+
+
+def _try(spec: ZygoteSpec, guard: Guard, directory: Path) -> None:
+    match guard:
+        case Guard.USER:
+            sandbox.switch_user(_uid(0), read_all=needs_to_read_all())
+        case Guard.NETWORK | Guard.NAMESPACES:
+            limits = replace(spec.limits, guards=frozenset({guard}))
+            enter_namespaces(Nest(directory=directory, uid=os.geteuid(), package=Path(spec.package), limits=limits), os.geteuid())
+        case Guard.SECCOMP:
+            sandbox.forbid_privileges()
+            sandbox.forbid_sockets()
+        case Guard.LANDLOCK:
+            sandbox.forbid_privileges()
+            sandbox.restrict_writes([directory])
+
+
+def _uid(slot: int) -> int:
+    """A user id that no other kernel on this machine has."""
+    return FIRST_UID + os.getpid() % (1 << 22) * UIDS_PER_POOL + slot
+
+
 def _preload(names: tuple[str, ...]) -> None:
     kernel_guard.preload()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in names:
-            try:
+            with suppress(ImportError):
                 importlib.import_module(name)
-            except ImportError:
-                continue
     for name in [n for n in sys.modules if n.partition(".")[0] == "aimo_solver"]:
         del sys.modules[name]
     gc.collect()
-    gc.freeze()  # a collection in a fork then leaves these pages shared
+    gc.freeze()  # so that a collection in a fork leaves these pages shared
 
 
-def _enter_shared_guards(limits: KernelLimits) -> list[str]:
-    """Guards that all kernels of the pool share and that need no setting up per kernel; returns those that hold."""
-    held = []
-    if os.geteuid() != 0 and limits.guards:
-        try:
-            kernel_sandbox.enter_user_namespace()
-        except OSError:
-            return held
-    if Guard.NETWORK in limits.guards:
-        try:
-            kernel_sandbox.unshare(kernel_sandbox.CLONE_NEWNET)
-            held.append(Guard.NETWORK.value)
-        except OSError:
-            pass
-    return held
-
-
-def _serve(requests: socket.socket, solver: int | None, spec: ZygoteSpec, guards: list[str]) -> None:
+def _serve(requests: socket.socket, solver: int | None, spec: ZygoteSpec) -> None:
     poll = select.poll()
     poll.register(requests, select.POLLIN)
     if solver is not None:
@@ -128,31 +133,18 @@ def _serve(requests: socket.socket, solver: int | None, spec: ZygoteSpec, guards
         if requests.fileno() not in ready:
             continue
         try:
-            message, fds, _, _ = socket.recv_fds(requests, REQUEST_BYTES, 2)
+            message, descriptors, _, _ = socket.recv_fds(requests, REQUEST_BYTES, 2)
         except ConnectionResetError:
             return
         if not message:
             return
-        request: dict[str, Any] = json.loads(message)
-        control, output = fds
+        wanted = json.loads(message)
+        control, output = descriptors
         if os.fork() == 0:
             requests.close()
             nest = Nest(
-                directory=Path(request["directory"]),
-                uid=request["uid"],
-                package=Path(spec.package),
-                limits=spec.limits,
-                held=tuple(guards),
+                directory=Path(wanted["directory"]), uid=_uid(wanted["slot"]), package=Path(spec.package), limits=spec.limits
             )
             run_warden(nest, socket.socket(fileno=control), output, solver)
         os.close(control)
         os.close(output)
-
-
-def _wait_for_wardens() -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    try:
-        while True:
-            os.wait()
-    except ChildProcessError:
-        pass

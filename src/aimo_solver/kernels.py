@@ -1,4 +1,31 @@
-"""A pool of warm Jupyter kernels for code that nobody has read: hot, clean, contained."""
+"""A pool of Jupyter kernels for code that nobody has read: hot, clean, contained.
+
+    async with KernelPool(size=16) as pool, pool.lease() as kernel:
+        result = await kernel.execute("2**10", timeout_s=6.0)
+
+**Hot.** Kernels are forked from a process that has numpy, sympy and mpmath imported, and wait to be leased.
+
+**Clean.** A kernel is leased once, and killed with all it started when its lease ends; its files are wiped. Within a lease
+a process that hangs, dies or floods is replaced, and the session built up again if that is cheap.
+
+**Contained**, on every Linux: address space, CPU time, open files, file size and stack of a process; memory of all
+processes of a kernel, and of the pool; bytes printed by a call; an environment of a few harmless variables; nothing
+on standard input. No process of a kernel outlives its lease, or the solver, even one killed by SIGKILL.
+
+Further guards hold where the system allows them; `KernelPool.guards` says which do.
+
+- As root, every kernel is a user of its own: it cannot write files of others, signal them or look into them, and the
+  number of its processes is limited. (Otherwise the limit counts all processes of the solver's user.)
+- With namespaces (root with CAP_SYS_ADMIN, or user namespaces): no network; all files read-only but /tmp and /dev/shm,
+  which are private, limited in size and gone afterwards; no sight of other processes; the library's own source is hidden.
+- With seccomp: no sockets but Unix ones. This is what keeps the network away where there is no network namespace.
+- With Landlock, used in place of namespaces: no writing outside the scratch directory and /dev/shm.
+
+Not guarded against: a hole in the Linux kernel; reading files that anyone on the machine may read (all files, where
+Python itself lies in a directory of root's alone); use of processor time up to the limits, and of GPUs that the
+solver's user may open; what code in a kernel does to its own session, results included. On a system with none of the guards (as
+a user without rights on an old Linux) the network, others' processes of the same user and all its files are open.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +33,6 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,150 +40,22 @@ import zmq.asyncio
 
 from aimo_solver.config import KernelConfig
 from aimo_solver.errors import KernelStartError, PoolClosedError
-from aimo_solver.kernel_limits import Guard, KernelLimits, KillReason
-from aimo_solver.kernel_process import KernelProcess, Nursery, Outcome
+from aimo_solver.kernel_limits import UIDS_PER_POOL, Guard, KernelLimits, KillReason
+from aimo_solver.kernel_nursery import Nursery
+from aimo_solver.kernel_process import KernelProcess
+from aimo_solver.kernel_session import ExecutionResult, Kernel
 
 __all__ = ["ExecutionResult", "Guard", "Kernel", "KernelLimits", "KernelPool", "KillReason"]
 
-_START_ATTEMPTS = 3  # kernels that fail to start in a row until those who wait for one are told
+_PATIENCE = 3  # kernels that may fail to start in a row before those who wait are told
 _PAUSE_S = 0.2  # before a start is tried again
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExecutionResult:
-    """What one call did.
-
-    Attributes:
-        stdout: what was printed, standard error included, in the order it was written.
-        value: the last expression's value as a notebook shows it; None if there was none.
-        error_name: class of the exception that ended the call; None if none did, or if the process was lost.
-        traceback: the trimmed traceback, ending in ``ErrorName: message``.
-        timed_out: the time limit was reached.
-        killed_for: why the process is gone; None if it lives on.
-        truncated: `stdout` is not all that was printed.
-        seconds: from the call to its reply.
-        notes: remarks for the model, one line each.
-    """
-
-    stdout: str
-    value: str | None
-    error_name: str | None
-    traceback: str | None
-    timed_out: bool
-    killed_for: KillReason | None
-    truncated: bool
-    seconds: float
-    notes: tuple[str, ...] = ()
-
-    @property
-    def failed(self) -> bool:
-        """The code did not run to its end."""
-        return self.error_name is not None or self.timed_out or self.killed_for is not None
-
-    def as_text(self, limit: int = 8_000) -> str:
-        """What the model is shown, cut in the middle to about `limit` characters: output, value, notes, traceback."""
-        body = "\n".join(part.rstrip("\n") for part in (self.stdout, self.value) if part)
-        tail = "\n".join([*(f"[{note}]" for note in self.notes), *([self.traceback] if self.traceback else [])])
-        tail = _cut(tail, max(limit // 2, limit - len(body)))
-        body = _cut(body, max(limit - len(tail), 0))
-        return "\n".join(part for part in (body, tail) if part) or "[no output]"
-
-
-def _cut(text: str, limit: int) -> str:
-    if len(text) <= limit:
-        return text
-    half = limit // 2
-    return f"{text[:half]}\n[... {len(text) - 2 * half:,} characters left out ...]\n{text[len(text) - half :]}"
-
-
-class Kernel:
-    """A leased Python session. It outlives its process: a process that had to be killed is replaced within the lease."""
-
-    def __init__(self, pool: KernelPool, process: KernelProcess) -> None:
-        self._pool = pool
-        self._process = process
-        self._cells: list[tuple[str, float]] = []  # that succeeded in this session, with their seconds
-        self._lock = asyncio.Lock()
-        self._dirty = False  # a call was abandoned and may still run
-
-    @property
-    def pid(self) -> int:
-        """Process id as the kernel's own pid namespace counts."""
-        return self._process.pid
-
-    async def execute(self, code: str, timeout_s: float = 6.0) -> ExecutionResult:
-        """Runs a cell. Calls of one lease queue up.
-
-        Raises:
-            PoolClosedError: the pool was closed meanwhile.
-            KernelStartError: a successor for a lost process did not come up.
-        """
-        async with self._lock:
-            notes: list[str] = []
-            if self._dirty or not self._process.alive:
-                notes.append(await self._replace())
-            self._dirty = True
-            outcome = await self._process.call(code, timeout_s)
-            self._dirty = False
-            if outcome.interrupted is not None:
-                notes.append(_interruption(outcome, timeout_s, self._pool.limits))
-            if outcome.ending is not None:
-                if outcome.ending.reason is not outcome.interrupted:
-                    notes.append(f"the Python process ended: {outcome.ending.reason or 'killed'} ({outcome.ending.detail})")
-                notes.append(await self._replace())
-            result = _result(outcome, tuple(notes))
-            if not result.failed:
-                self._cells.append((code, result.seconds))
-            return result
-
-    async def _replace(self) -> str:
-        """A fresh process, with the session rebuilt if that is cheap. Returns the note that says so."""
-        self._pool._discard(self._process)
-        self._process = await self._pool._take()
-        self._dirty = False
-        cells, self._cells = self._cells, []
-        limits = self._pool.limits
-        lost = "the session was restarted: all variables and imports are gone"
-        if not cells:
-            return "the session was restarted"
-        if sum(seconds for _, seconds in cells) > limits.replay_s:
-            return lost
-        for code, seconds in cells:
-            outcome = await self._process.call(code, limits.replay_s + 2 * seconds)
-            if outcome.ending is not None or outcome.interrupted is not None:
-                self._pool._discard(self._process)
-                self._process = await self._pool._take()
-                self._cells = []
-                return lost
-            self._cells.append((code, seconds))
-        return "the session was restarted and the earlier cells that had succeeded were run again"
-
-
-def _interruption(outcome: Outcome, timeout_s: float, limits: KernelLimits) -> str:
-    if outcome.interrupted is KillReason.OUTPUT:
-        return f"stopped: it printed more than {limits.flood_bytes:,} bytes"
-    return f"stopped at the time limit of {timeout_s:g} s" + ("" if outcome.stdout else "; nothing was printed")
-
-
-def _result(outcome: Outcome, notes: tuple[str, ...]) -> ExecutionResult:
-    reply = outcome.reply or {}
-    return ExecutionResult(
-        stdout=outcome.stdout,
-        value=reply.get("value"),
-        error_name=reply.get("ename") if reply.get("status") == "error" else None,
-        traceback="\n".join(reply.get("traceback") or ()) or None,
-        timed_out=outcome.interrupted is KillReason.HANG,
-        killed_for=outcome.ending.reason if outcome.ending else None,
-        truncated=outcome.truncated,
-        seconds=outcome.seconds,
-        notes=notes,
-    )
 
 
 class KernelPool:
     """Keeps `size` + `spares` kernels alive, of which at most `size` are leased at a time.
 
-    A kernel is never handed out twice: when its lease ends it is killed, and a new one is forked in the background.
+    Everything happens in the event loop that `start` was called in, which may run in any thread; the pool has no thread
+    of its own but that of its ZMQ context, and leaves none behind.
 
     Args:
         size: leases at a time; more wait.
@@ -175,25 +73,27 @@ class KernelPool:
         preload: tuple[str, ...] = (),
         starts: int = 2,
     ) -> None:
+        if size < 1 or spares < 0 or size + spares > UIDS_PER_POOL // 2:  # the other half is for kernels that are ending
+            raise ValueError(f"a pool of {size} kernels and {spares} spares")
         self.size = size
         self.spares = spares
         self.limits = limits or KernelLimits()
+        self.guards: tuple[Guard, ...] = ()
         self._preload = preload
         self._starts = starts
-        self._slots = asyncio.Semaphore(size)
+        self._leases = asyncio.Semaphore(size)
         self._warm: deque[KernelProcess] = deque()
-        self._waiters: deque[asyncio.Future[KernelProcess]] = deque()
         self._leased: set[KernelProcess] = set()
+        self._waiting: deque[asyncio.Future[KernelProcess]] = deque()
         self._starting: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self._failures = 0
         self._nursery: Nursery | None = None
         self._context: zmq.asyncio.Context | None = None
         self._closed = False
-        self.guards: tuple[Guard, ...] = ()
 
     @classmethod
-    def from_config(cls, config: KernelConfig) -> KernelPool:
+    def from_config(cls, config: KernelConfig) -> Self:
         """A pool as the configuration wants it."""
         return cls(config.size, config.spares, KernelLimits(memory_mb=config.memory_mb, pool_memory_mb=config.pool_memory_mb))
 
@@ -206,7 +106,7 @@ class KernelPool:
 
     @property
     def warm(self) -> int:
-        """Kernels that could be leased at once."""
+        """Kernels that wait to be leased."""
         return len(self._warm)
 
     async def start(self) -> None:
@@ -223,13 +123,11 @@ class KernelPool:
             raise
 
     async def close(self) -> None:
-        """Kills all kernels and whatever they started. Returns when nothing is left."""
+        """Kills all kernels, the leased ones too. Returns when nothing of them is left."""
         self._closed = True
         for task in self._starting:
             task.cancel()
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_exception(PoolClosedError("the kernel pool is closed"))
+        self._disappoint(PoolClosedError("the kernel pool is closed"))
         for process in (*self._warm, *self._leased):
             self._end(process.close())
         self._warm.clear()
@@ -245,48 +143,59 @@ class KernelPool:
 
     @asynccontextmanager
     async def lease(self) -> AsyncIterator[Kernel]:
-        """A fresh kernel; waits while `size` are out. Its process is killed at the end, however the block ends.
+        """A fresh session; waits while `size` are out. It is over, and all it started killed, however the block ends.
 
         Raises:
             PoolClosedError: the pool is closed, or was closed while this waited.
             KernelStartError: kernels do not come up.
         """
-        async with self._slots:
-            kernel = Kernel(self, await self._take())
+        async with self._leases:
+            kernel = Kernel(await self._take(), self._exchange, self.limits)
             try:
                 yield kernel
             finally:
-                self._discard(kernel._process)
+                process, kernel.process = kernel.process, None
+                if process is not None:
+                    self._discard(process)
+
+    async def _exchange(self, process: KernelProcess) -> KernelProcess:
+        self._discard(process)
+        return await self._take()
 
     async def _take(self) -> KernelProcess:
         if self._closed or self._context is None:
             raise PoolClosedError("the kernel pool is closed" if self._closed else "the kernel pool was not started")
-        while self._warm:
+        if self._warm:
             process = self._warm.popleft()
-            if process.alive:
-                break
         else:
             waiter: asyncio.Future[KernelProcess] = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
+            self._waiting.append(waiter)
             self._refill()
             try:
                 process = await waiter
             except asyncio.CancelledError:
                 if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                    self._give(waiter.result())
+                    self._give(waiter.result())  # it came at the same moment
                 raise
         self._leased.add(process)
-        process.leased()
+        process.lease()
         return process
 
     def _give(self, process: KernelProcess) -> None:
         self._leased.discard(process)
-        while self._waiters:
-            waiter = self._waiters.popleft()
+        while self._waiting:
+            waiter = self._waiting.popleft()
             if not waiter.done():
+                self._leased.add(process)
                 waiter.set_result(process)
                 return
         self._warm.append(process)
+
+    def _disappoint(self, error: Exception) -> None:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_exception(error)
 
     def _discard(self, process: KernelProcess) -> None:
         if process in self._leased:
@@ -300,8 +209,8 @@ class KernelPool:
         task.add_done_callback(self._ending.discard)
 
     def _refill(self) -> None:
-        alive = len(self._warm) + len(self._leased)
-        while not self._closed and len(self._starting) < self._starts and alive + len(self._starting) < self.size + self.spares:
+        missing = self.size + self.spares - len(self._warm) - len(self._leased) - len(self._starting)
+        for _ in range(0 if self._closed else min(missing, self._starts - len(self._starting))):
             task = asyncio.ensure_future(self._start_one())
             self._starting.add(task)
             task.add_done_callback(self._started)
@@ -316,28 +225,32 @@ class KernelPool:
         assert self._context is not None
         try:
             if self._nursery is not None and not self._nursery.alive:
-                nursery, self._nursery = self._nursery, None
-                self._end(nursery.close())
+                gone, self._nursery = self._nursery, None
+                self._end(gone.close())
             if self._nursery is None:
                 self._nursery = Nursery(self.limits, self._preload, self._context)
             process = await self._nursery.spawn()
         except KernelStartError as error:
             self._failures += 1
-            if self._failures % _START_ATTEMPTS == 0:
-                while self._waiters:
-                    waiter = self._waiters.popleft()
-                    if not waiter.done():
-                        waiter.set_exception(error)
+            if self._failures % _PATIENCE == 0:
+                self._disappoint(error)
             await asyncio.sleep(_PAUSE_S)
             return
         self._failures = 0
         self.guards = process.guards
         process.ended.add_done_callback(lambda _: self._lost(process))
+        process.heavier = self._weigh
         self._give(process)
 
     def _lost(self, process: KernelProcess) -> None:
-        """A spare that dies makes room for another; a leased one is its lease's business."""
+        """A spare that dies makes room for another; with a leased one its lease will deal."""
         if process in self._warm:
             self._warm.remove(process)
             self._end(process.close())
             self._refill()
+
+    def _weigh(self) -> None:
+        limit = self.limits.pool_memory_mb
+        living = [process for process in (*self._warm, *self._leased) if process.alive]
+        if limit is not None and sum(process.memory_mb for process in living) > limit:
+            max(living, key=lambda process: process.memory_mb).kill(KillReason.POOL_MEMORY)
