@@ -21,24 +21,31 @@ from aimo_solver.prompts import ANSWER_NOW, COMPLAINT, FINAL_ANSWER, NOT_RUN, OU
 from aimo_solver.salvage import CODE_KEYS, Code, bare_code, code_in_json, compiles, python_blocks
 
 _QUOTE = "\udc00"  # stands for the token <|"|> while a call is read; no decoded text holds a lone surrogate
-_CALL = re.compile(r"\s*(?:call)?\s*:?\s*([\w.\-]*)\s*[{(\[](.*)", re.DOTALL)
-_SPELLED_CALL = re.compile(r"(?:^|\s|<call>)(?:call:)?(?:python|functions\.python)\s*(\{.*)", re.DOTALL)
-_STRING = re.compile(
-    rf"{_QUOTE}?([A-Za-z_]\w*){_QUOTE}?\s*:\s*{_QUOTE}(.*?){_QUOTE}"
-    rf"(?=\s*(?:,\s*{_QUOTE}?[A-Za-z_]\w*{_QUOTE}?\s*:|[}})\]]*\s*\Z))",
-    re.DOTALL,
-)
+_NAMES = frozenset({PYTHON_TOOL.name, "functions.python", ""})
+_EXACT = re.compile(rf"call:{PYTHON_TOOL.name}\{{{PYTHON_TOOL.parameter}:{_QUOTE}([^{_QUOTE}]*){_QUOTE}\}}")
+_CALL = re.compile(r"\s*(?:call)?\s*:?\s*([\w.:\-]*)\s*[{(\[]+(.*)", re.DOTALL)
+_SPELLED_CALL = re.compile(r"(?:^|\s|<call>)(?:call:)?(?:python|functions\.python)\s*([{(].*)", re.DOTALL)
+_KEY = rf"[{_QUOTE}\"']?([A-Za-z_]\w*)[{_QUOTE}\"']?\s*[:=]"
+_STRING = re.compile(rf"{_KEY}\s*{_QUOTE}(.*?){_QUOTE}+(?=\s*(?:,\s*{_KEY}|[}})\]]*\s*\Z))", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class _Split:
-    """A sampled turn, taken apart. `calls` are the decoded insides of the calls, `open_call` if the last lacks its end."""
+    """A sampled turn, taken apart.
+
+    Attributes:
+        content: the text outside thoughts and calls.
+        calls: the decoded insides of the calls.
+        fault: what was wrong around the calls.
+        open_call: the last call lacks its end.
+    """
 
     content: str
     calls: list[str]
     in_thought: bool
     saw_channel: bool
     open_call: bool
+    fault: str | None
 
 
 class GemmaFormat:
@@ -56,6 +63,7 @@ class GemmaFormat:
         self._response, self._end_response = self._control(folder, "<|tool_response>"), self._control(folder, "<tool_response|>")
         self._quote = self._control(folder, '<|"|>')
         self._control(folder, "<bos>")
+        self._controls = frozenset(self._tokenizer.controls.values())
         eos = self._tokenizer.control("<eos>")
         ends = (self._end_turn, self._response, *(() if eos is None else (eos,)), *folder.stop_ids)
         self.stop_token_ids = tuple(dict.fromkeys(ends))
@@ -147,6 +155,7 @@ class GemmaFormat:
         calls: list[list[int]] = []
         state = "content"
         saw_channel = open_call = False
+        fault: str | None = None
         for token in sampled:
             if token == self._channel:
                 state, saw_channel = "thought", True
@@ -155,6 +164,8 @@ class GemmaFormat:
                     content.clear()  # the thought was opened before this turn
                 state, saw_channel = "content", True
             elif token == self._call:
+                if state != "content":
+                    fault = f"a call inside a {state}"
                 state, open_call = "call", True
                 calls.append([])
             elif token == self._end_call:
@@ -163,14 +174,17 @@ class GemmaFormat:
                 break
             elif state == "call":
                 calls[-1].append(token)
-            elif state == "content":
+            elif state == "content" and token not in self._controls:
                 content.append(token)
+                if calls:
+                    fault = "text behind the call"
         return _Split(
             content=self._tokenizer.decode(content),
             calls=[self._call_text(call) for call in calls],
             in_thought=state == "thought",
             saw_channel=saw_channel,
             open_call=open_call,
+            fault=fault,
         )
 
     def _call_text(self, tokens: Iterable[int]) -> str:
@@ -184,7 +198,7 @@ class GemmaFormat:
 
     def _tool_calls(self, split: _Split, *, cut: bool) -> Turn:
         calls: list[ToolCall] = []
-        notes: list[str] = []
+        notes = [split.fault] if split.fault else []
         for index, text in enumerate(split.calls):
             if cut and split.open_call and index == len(split.calls) - 1:
                 if not calls:
@@ -234,30 +248,37 @@ def _declaration() -> str:
 
 def _code_of(call: str) -> Code | None:
     """The code of one call, None if there is none. `call` holds `_QUOTE` for the quote token."""
+    exact = _EXACT.fullmatch(call)
+    if exact is not None:
+        return bare_code(exact.group(1))
     place = _CALL.match(call)
     if place is None:
         return None
     name, arguments = place.groups()
-    mended = None if name == PYTHON_TOOL.name else f"unknown tool {name!r}"
-    strings: dict[str, str] = dict(_STRING.findall(arguments))
+    code = _code_in(arguments)
+    if code is None or (name not in _NAMES and not compiles(code.text)):
+        return None
+    return Code(code.text, code.mended or ("a call in another form" if name == PYTHON_TOOL.name else f"unknown tool {name!r}"))
+
+
+def _code_in(arguments: str) -> Code | None:
+    strings: dict[str, str] = {}
+    for key, value, _ in _STRING.findall(arguments):
+        strings[key.lower()] = value
     for key in (*CODE_KEYS, *strings):
         if key in strings:
-            code = strings[key]
-            if _QUOTE in code:
-                code, mended = code.replace(_QUOTE, '"'), "quote tokens inside the code"
-            elif key != PYTHON_TOOL.parameter:
-                mended = mended or f"the code was in {key!r}"
-            return bare_code(code, mended)
-    if '"' in arguments and _QUOTE not in arguments:
+            inner = _QUOTE in strings[key]  # the model has used its quote tokens for Python's quotes
+            return bare_code(strings[key].replace(_QUOTE, '"'), "quote tokens inside the code" if inner else None)
+    if _QUOTE not in arguments and re.search(r"[\"'`]", arguments):
         found = code_in_json("{" + arguments)
         if found is not None:
-            return Code(found.text, mended or "arguments in JSON")
+            return Code(found.text, "arguments in JSON")
     return _broken_arguments(arguments)
 
 
 def _broken_arguments(arguments: str) -> Code | None:
     """Code from arguments without quotes, or from a string that does not end."""
-    text = re.sub(rf"\A\s*{_QUOTE}?(?:{'|'.join(CODE_KEYS)}){_QUOTE}?\s*:\s*", "", arguments)
+    text = re.sub(rf"\A\s*[{_QUOTE}\"']?(?:{'|'.join(CODE_KEYS)})[{_QUOTE}\"']?\s*[:=]\s*", "", arguments)
     closed = re.sub(rf"{_QUOTE}?\s*[}})\]]?\s*\Z", "", text, count=1).removeprefix(_QUOTE).replace(_QUOTE, '"')
     whole = text.removeprefix(_QUOTE).replace(_QUOTE, '"')
     return bare_code(whole if compiles(whole) and not compiles(closed) else closed, "broken arguments")

@@ -52,6 +52,12 @@ class _Part:
     end: str | None
 
     @property
+    def is_own(self) -> bool:
+        """Whether it is the model's own: some write the user's or the tool's next message too."""
+        role = re.match(r"[a-z.]*", self.header.strip())
+        return role is None or role.group() in ("", "assistant", "to", "analysis", "commentary", "final")
+
+    @property
     def channel(self) -> str:
         place = _CHANNEL.search(self.header)
         return place.group(1) if place else ""
@@ -64,8 +70,14 @@ class _Part:
     @property
     def is_call(self) -> bool:
         """Whether it was meant for a tool: it names one, or it was sent off as a call, or it says that it is code."""
-        return self.body is not None and (
-            self.recipient is not None or self.end == "<|call|>" or bool(re.search(r"\bcode\b", _CHANNEL.sub("", self.header)))
+        return (
+            self.body is not None
+            and self.is_own
+            and (
+                self.recipient is not None
+                or self.end == "<|call|>"
+                or bool(re.search(r"\bcode\b", _CHANNEL.sub("", self.header)))
+            )
         )
 
 
@@ -102,13 +114,14 @@ class HarmonyFormat:
             return _tool_calls(calls, cut=cut and parts[-1].end is None)
         if cut:
             return Malformed("Your turn was cut off by the length limit before its end.")
-        finals = [part.body for part in parts if part.channel == "final" and part.body and part.body.strip()]
+        texts = [part for part in parts if part.is_own and part.body and part.body.strip()]
+        finals = [part.body or "" for part in texts if part.channel == "final"]
         salvaged = None
-        if not finals and parts and parts[-1].body and parts[-1].body.strip() and parts[-1].channel != "analysis":
-            finals, salvaged = [parts[-1].body], "the final text was not in the final channel"
+        if not finals and texts and texts[-1].channel != "analysis":
+            finals, salvaged = [texts[-1].body or ""], "the final text was not in the final channel"
         text = "\n".join(finals)
-        if "\\boxed" not in text:
-            blocks = python_blocks(text or "\n".join(part.body or "" for part in parts[-1:]))
+        if "\\boxed" not in text and texts:
+            blocks = python_blocks(text or texts[-1].body or "")
             if blocks:
                 return ToolCalls(tuple(ToolCall(block) for block in blocks), "code in the text instead of a tool call")
         if text:
@@ -250,10 +263,11 @@ def _code_of(part: _Part) -> Code | None:
         note = "a call in the wrong channel"
     if body.lstrip().startswith(("{", "```json")):
         found = code_in_json(body)
-        if found is not None:
+        if found is not None and (known or compiles(found.text)):
             # functions.python is the form in which a declared function is called: JSON is right there.
             natural = part.recipient == "functions.python" or "json" in part.header
             return Code(found.text, note or found.mended or (None if natural else "code in JSON"))
-    if not known and not compiles(body) and bare_code(body) == Code(body):
-        return None
-    return bare_code(body, note)
+        if not known:
+            return None
+    bare = bare_code(body, note)
+    return bare if known or (bare is not None and compiles(bare.text)) else None

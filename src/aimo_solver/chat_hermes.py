@@ -10,6 +10,7 @@ are read. Prompt and results are rendered by the model's own template.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -153,6 +154,9 @@ class HermesFormat:
 def _tool_calls(found: Sequence[tuple[str, bool]], *, cut: bool) -> Turn:
     calls: list[ToolCall] = []
     notes: list[str] = []
+    written = [call for call in found if call[0].strip()]
+    if written and len(written) < len(found):
+        found, notes = written, ["a tag too much"]
     for index, (inside, closed) in enumerate(found):
         if cut and not closed and index == len(found) - 1:
             if not calls:
@@ -172,33 +176,49 @@ def _tool_calls(found: Sequence[tuple[str, bool]], *, cut: bool) -> Turn:
 
 def _code_of(inside: str) -> Code | None:
     """The code of one call, in JSON, in Qwen's XML, or as it is."""
-    function = _FUNCTION.search(inside)
-    if function is not None and not inside.lstrip().startswith("{"):
+    text = inside.strip()
+    if text.startswith("{"):
+        return _json_code(text)
+    function = _FUNCTION.search(text)
+    if function is not None:
         return _xml_code(function.group(1), function.group(2))
-    if inside.lstrip().startswith(("{", "[", "```json", '"')):
-        code = code_in_json(inside)
-        if code is not None:
-            name = re.search(r'"name"\s*:\s*"([^"]*)"', inside)
-            known = name is not None and name.group(1) == PYTHON_TOOL.name
-            return Code(code.text, code.mended or (None if known else "unknown or missing tool name"))
-    bare = bare_code(inside.strip("\n"))
-    if bare is not None and compiles(bare.text):
-        return Code(bare.text, "bare code in the call")
-    return None
+    found = code_in_json(text[text.index("{") :]) if re.match(r"\W*(?:json)?\W*\{", text) else None
+    if found is not None:
+        return Code(found.text, found.mended or "a call in another form")
+    bare = bare_code(text)
+    return Code(bare.text, "bare code in the call") if bare is not None and compiles(bare.text) else None
+
+
+def _json_code(text: str) -> Code | None:
+    try:
+        value = json.loads(text)
+        exact = value["name"] == PYTHON_TOOL.name and isinstance(value["arguments"][PYTHON_TOOL.parameter], str)
+    except (ValueError, RecursionError, KeyError, TypeError):
+        exact = False
+    if exact:
+        return bare_code(value["arguments"][PYTHON_TOOL.parameter])
+    found = code_in_json(text)
+    name = re.search(r"""["']?name["']?\s*:\s*["']([^"']*)["']""", text)
+    if found is None or (name is not None and name.group(1) != PYTHON_TOOL.name and not compiles(found.text)):
+        return None
+    return Code(found.text, found.mended or "a call in another form")
 
 
 def _xml_code(name: str, body: str) -> Code | None:
     values: dict[str, str] = {}
-    mended = None if name == PYTHON_TOOL.name else f"unknown tool {name!r}"
+    exact = name == PYTHON_TOOL.name
     places = list(_PARAMETER.finditer(body))
     for place, following in zip(places, [*places[1:], None], strict=True):
         value = body[place.end() : following.start() if following else len(body)]
         end = value.rfind("</parameter>")
         if end < 0:
             end = value.find("</function>") if "</function>" in value else len(value)
-            mended = mended or "a parameter's end was missing"
-        values[place.group(1).strip()] = value[:end].removeprefix("\n").removesuffix("\n")
+            exact = False
+        key = place.group(1).strip().lower()
+        values[key] = value[:end].removeprefix("\n").removesuffix("\n")
+        exact = exact and place.group() == f"<parameter={key}>"
     for key in (*CODE_KEYS, *values):
         if key in values:
-            return bare_code(values[key], mended or (None if key == PYTHON_TOOL.parameter else f"the code was in {key!r}"))
+            exact = exact and key == PYTHON_TOOL.parameter
+            return bare_code(values[key], None if exact else "a call in another form")
     return None

@@ -9,7 +9,7 @@ import re
 import warnings
 from dataclasses import dataclass
 
-CODE_KEYS = ("code", "source", "script", "python", "python_code", "input", "cmd", "command", "query")
+CODE_KEYS = ("code", "source", "script", "python", "python_code", "input")
 """Names under which models put the code, the declared one first."""
 
 _FENCED = re.compile(
