@@ -76,7 +76,7 @@ class Competitions:
         self._competitions = competitions
         self._plays = competitions * RUNS
         self.limit = config.budget.time_limit_s - config.budget.margin_s
-        self.used = np.full(self._plays, startup_s)
+        self.used = np.full(self._plays, float(startup_s))
         self.tokens = np.zeros(self._plays)
         self.right = np.zeros((self._plays, problems), dtype=bool)
         self.drawn = np.zeros((competitions, problems), dtype=np.int64)

@@ -136,13 +136,15 @@ def _csv_rows(path: Path) -> Iterator[_Row]:
             for number, row in enumerate(reader, start=1):
                 try:
                     yield _csv_row(row)
-                except (ValueError, TypeError, AttributeError) as error:
+                except ValueError as error:
                     raise RecordsError(path, f"cannot be read: {error}", number) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise RecordsError(path, f"cannot be read as a UTF-8 CSV file: {error}") from None
 
 
 def _csv_row(row: Mapping[str, str]) -> _Row:
+    if None in row or None in row.values():
+        raise ValueError("another number of fields than the header")
     answer = int(row["answer"]) if row["answer"] else None
     cut = row["stopped_early"] == "true"
     reason = FinishReason.ANSWERED if answer is not None else FinishReason.CANCELLED if cut else FinishReason.NO_ANSWER

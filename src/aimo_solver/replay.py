@@ -41,7 +41,7 @@ class Outcome:
         votes: attempts that gave it, of those seen.
         seen: attempts that had ended when the policy stopped.
         seconds: until then; None if the group is not timed.
-        tokens: sampled until then by all attempts, running ones included.
+        tokens: sampled until then by all attempts, running ones included; 0 if not logged.
     """
 
     group: Group
@@ -79,7 +79,7 @@ class Score:
         accuracy: of groups.
         two_run: expected score of a problem that is run twice, both right 1, one right 0.5; every problem counts once.
         diff: accuracy minus the first policy's, paired.
-        mean_seconds: over timed groups; None if there is none.
+        mean_seconds, mean_tokens: over the groups where they were logged; None if there is none.
     """
 
     policy: Policy
@@ -92,7 +92,7 @@ class Score:
     two_run: Interval
     diff: Interval
     mean_seconds: float | None
-    mean_tokens: float
+    mean_tokens: float | None
     strata: tuple[Stratum, ...]
 
 
@@ -197,6 +197,7 @@ def _score(policy: Policy, own: Sequence[Outcome], first: Sequence[Outcome], dra
     right = np.array([outcome.right for outcome in own], dtype=float)
     base = np.array([outcome.right for outcome in first], dtype=float)
     timed = [outcome.seconds for outcome in own if outcome.seconds is not None]
+    counted = [outcome.tokens for outcome in own if outcome.tokens]
     runs = dict.fromkeys(outcome.group.run for outcome in own)
     pairs = list(zip(own, first, strict=True))
     return Score(
@@ -211,7 +212,7 @@ def _score(policy: Policy, own: Sequence[Outcome], first: Sequence[Outcome], dra
         two_run=draws.mean_over_problems(right),
         diff=draws.mean(right - base),
         mean_seconds=float(np.mean(timed)) if timed else None,
-        mean_tokens=float(np.mean([outcome.tokens for outcome in own])),
+        mean_tokens=float(np.mean(counted)) if counted else None,
         strata=tuple(_stratum(run, [pair for pair in pairs if pair[0].group.run == run]) for run in runs),
     )
 

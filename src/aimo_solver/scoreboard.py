@@ -37,7 +37,7 @@ def replay_tables(replay: Replay, *, strata: bool = False) -> tuple[Table, ...]:
             _percent(score.diff, signed=True) if number else "",
             _percent(score.two_run),
             "not logged" if score.mean_seconds is None else f"{score.mean_seconds:.0f}",
-            f"{score.mean_tokens / 1000:.0f}",
+            "not logged" if score.mean_tokens is None else f"{score.mean_tokens / 1000:.0f}",
         )
     return (table, _strata_table(replay)) if strata else (table,)
 
@@ -47,7 +47,7 @@ def _strata_table(replay: Replay) -> Table:
         title="right answers by run (gained, missed against the first policy)",
         title_justify="left",
     )
-    table.add_column("run")
+    table.add_column("run", overflow="fold", min_width=24)
     for name in ("groups", "truth present", *(score.policy.name for score in replay.scores)):
         table.add_column(name, justify="right")
     for row in zip(*(score.strata for score in replay.scores), strict=True):
@@ -148,7 +148,7 @@ def tokens_figure(replay: Replay) -> Figure:
     """Part of the groups that are decided by a number of tokens, all attempts together, per policy."""
     figure, axes = _figure("tokens until the decision (all attempts)", "part of the groups")
     for score, colour in zip(replay.scores, _colours(len(replay.scores)), strict=True):
-        tokens = np.sort([outcome.tokens for outcome in score.outcomes])
+        tokens = np.sort([outcome.tokens for outcome in score.outcomes if outcome.tokens])
         axes.step(tokens, np.arange(1, len(tokens) + 1) / len(tokens), where="post", color=colour, label=score.policy.name)
     axes.set_xscale("log")
     axes.set_ylim(0, 1.02)
