@@ -61,6 +61,69 @@ def byte_level(controls: dict[str, bool], vocab_size: int = 500) -> Tokenizer:
     return core
 
 
+QWEN_CONTROLS = {
+    "<|endoftext|>": True, "<|im_start|>": True, "<|im_end|>": True, "<tool_call>": False, "</tool_call>": False,
+    "<tool_response>": False, "</tool_response>": False, "<think>": False, "</think>": False,
+}  # fmt: skip
+
+CHATML_TEMPLATE = """\
+{%- set first = messages[0].content if messages[0].role == 'system' else '' %}
+{%- if tools or first %}
+{{- '<|im_start|>system\\n' + first }}
+{%- if tools %}
+{{- '\\n\\nTools: <tools>' + tools|map('tojson')|join('\\n') + '</tools> Call: <tool_call>{...}</tool_call>' }}
+{%- endif %}
+{{- '<|im_end|>\\n' }}
+{%- endif %}
+{%- for m in messages %}
+{%- if m.role in ('user', 'assistant') %}
+{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}
+{%- elif m.role == 'tool' %}
+{%- if messages[loop.index0 - 1].role != 'tool' %}{{- '<|im_start|>user' }}{%- endif %}
+{{- '\\n<tool_response>\\n' + m.content + '\\n</tool_response>' }}
+{%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{- '<|im_end|>\\n' }}{%- endif %}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
+"""
+
+THINKING_TEMPLATE = CHATML_TEMPLATE.replace("start|>assistant\\n'", "start|>assistant\\n<think>\\n'")
+
+R1_CONTROLS = {"<|begin|>": True, "<|end|>": True, "<|User|>": False, "<|Assistant|>": False, "<think>": False, "</think>": False}
+
+R1_TEMPLATE = """\
+{{- bos_token }}
+{%- for m in messages %}
+{%- if m.role == 'system' %}{{- raise_exception('no system role here') }}
+{%- elif m.role == 'user' %}{{- '<|User|>' + m.content }}
+{%- elif m.role == 'assistant' %}{{- '<|Assistant|>' + m.content + eos_token }}
+{%- else %}{{- raise_exception('unknown role') }}{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|Assistant|><think>\\n' }}{%- endif %}
+"""
+
+
+def hermes_folder(path: Path, template: str = CHATML_TEMPLATE) -> Path:
+    """Qwen's shape: byte-level, tags of calls and thoughts as tokens that are not flagged special."""
+    core = byte_level(QWEN_CONTROLS)
+    config = {"model_type": "qwen3", "eos_token_id": core.token_to_id("<|im_end|>")}
+    return _write(path, core, config, template, bos="", eos="<|im_end|>")
+
+
+def fenced_folder(path: Path, template: str = R1_TEMPLATE) -> Path:
+    """DeepSeek-R1's shape: no tool role, no system role, the turn begins inside the thoughts."""
+    core = byte_level(R1_CONTROLS)
+    config = {"model_type": "qwen2", "eos_token_id": core.token_to_id("<|end|>")}
+    return _write(path, core, config, template, bos="<|begin|>", eos="<|end|>")
+
+
+def harmony_folder(path: Path) -> Path:
+    """gpt-oss's folder, of which only the model type is read."""
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "config.json").write_text(json.dumps({"model_type": "gpt_oss"}), encoding="utf-8")
+    return path
+
+
 def _write(path: Path, core: Tokenizer, config: dict[str, object], template: str, *, bos: str, eos: str) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     core.save(str(path / "tokenizer.json"))

@@ -39,35 +39,27 @@ def extract_answer(text: str) -> int | None:
 
 def last_box(text: str) -> str | None:
     """What stands in the last closed ``\\boxed{...}`` (or ``\\boxed 7``); boxes in boxes count by their opening."""
+    closings = _closings(text)
     for place in reversed(list(_BOX.finditer(text))):
         start = place.end()
-        if text[start : start + 1] != "{":
-            bare = re.match(r"\d+", text[start:])
-            if bare:
-                return bare.group()
-            continue
-        end = _closing(text, start)
-        if end is not None:
-            return text[start + 1 : end]
+        if start in closings:
+            return text[start + 1 : closings[start]]
+        bare = re.compile(r"\d+").match(text, start)
+        if bare is not None:
+            return bare.group()
     return None
 
 
-def _closing(text: str, start: int) -> int | None:
-    depth = 0
-    escaped = False
-    for index in range(start, len(text)):
-        character = text[index]
-        if escaped:
-            escaped = False
-        elif character == "\\":
-            escaped = True
-        elif character == "{":
-            depth += 1
-        elif character == "}":
-            depth -= 1
-            if depth == 0:
-                return index
-    return None
+def _closings(text: str) -> dict[int, int]:
+    """Where each brace that is closed is closed."""
+    closings: dict[int, int] = {}
+    opened: list[int] = []
+    for place in re.finditer(r"\\.|[{}]", text, re.DOTALL):
+        if place.group() == "{":
+            opened.append(place.start())
+        elif place.group() == "}" and opened:
+            closings[opened.pop()] = place.start()
+    return closings
 
 
 def evaluate(expression: str) -> Fraction | None:
