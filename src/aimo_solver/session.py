@@ -99,22 +99,25 @@ async def local_session(
         stack.callback(overtaken.set)
         await _stage(log, "wheels", asyncio.to_thread(wheels.wait))
         chat = await asyncio.to_thread(_chat, model, config)
-        engine, supervisor, vocabulary = await asyncio.to_thread(_server, model, config, log, run_dir, wheels.python)
+        machine = detect_machine()
+        preset = choose(model, config.server, slots=config.solver.slots, machine=machine)
+        engine, supervisor = await asyncio.to_thread(_server, model, config, log, run_dir, preset, machine, wheels.python)
         await stack.enter_async_context(engine)
         stack.push_async_callback(supervisor.stop)
         await _stage(log, "server", supervisor.start())
         overtaken.set()
         engine.context_tokens = (await find_model(engine.base_url, SERVED_NAME)).context_tokens
-        await _stage(log, "first requests", _warm_up(engine, config, vocabulary, log))
+        if machine.gpus:  # a CPU has nothing left to compile
+            await _stage(log, "first requests", _warm_up(engine, config, preset.vocabulary, log))
         await kernels
         await reading
         yield _session(engine, chat, pool, config, log, observer)
 
 
-def _server(model: Path, config: Config, log: RunLog, run_dir: Path, python: Path) -> tuple[VllmEngine, Supervisor, int]:
-    """The client and the supervisor of a server that is not started yet, and the size of the model's vocabulary."""
-    machine = detect_machine()
-    preset = choose(model, config.server, slots=config.solver.slots, machine=machine)
+def _server(
+    model: Path, config: Config, log: RunLog, run_dir: Path, preset: Preset, machine: Machine, python: Path
+) -> tuple[VllmEngine, Supervisor]:
+    """The client and the supervisor of a server that is not started yet."""
     port = free_port()
     cache = _compile_cache(model, config, preset, machine)
     commands = []
@@ -133,7 +136,7 @@ def _server(model: Path, config: Config, log: RunLog, run_dir: Path, python: Pat
         restarts=config.server.restarts,
         on_event=log.event,
     )
-    return engine, supervisor, preset.vocabulary
+    return engine, supervisor
 
 
 def _compile_cache(model: Path, config: Config, preset: Preset, machine: Machine) -> dict[str, str]:
