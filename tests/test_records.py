@@ -114,3 +114,26 @@ def test_public_runs_are_kept_from_what_they_cannot_show(tmp_path: Path) -> None
     rows = [row.replace("r,", f"{run},", 1) for run in ("jxm/v22", "jxm/v23-wrongonly-pass1", "zz/x") for row in ROWS[:1]]
     cut, selected, whole = read_groups([csv_file(tmp_path, *rows)])
     assert (cut.use, selected.use, whole.use) == (Use.ACCURACY, Use.NONE, Use.ACCURACY | Use.STOPPING)
+
+
+def test_second_looks_are_read_from_the_events_and_have_no_vote(tmp_path: Path) -> None:
+    path = jsonl_file(
+        tmp_path / "run", attempt(0, 7), attempt(1, 8), attempt(2, 8, prompt="select"), attempt(3, 8, prompt="verify")
+    )
+    events = [
+        {"t": 1, "kind": "selection", "problem_id": "p", "method": "select", "answer": 8, "votes": 3, "picks": [8, 8, 7, 8]},
+        {
+            "t": 1,
+            "kind": "selection",
+            "problem_id": "p",
+            "method": "verify",
+            "answer": 8,
+            "votes": 2,
+            "picks": [8, 8, None, None],
+        },
+        {"t": 1, "kind": "run_started"},
+    ]
+    path.with_name("events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
+    (group,) = read_groups([tmp_path / "run"])
+    assert [one.index for one in group.attempts] == [0, 1]
+    assert group.choices == {"select": 8}

@@ -41,15 +41,15 @@ def names(*policies: str, groups: list[Group], **values: object) -> Replay:
 
 def test_a_stop_saves_the_time_and_tokens_after_it() -> None:
     one = group([1, 2, 1, 1, 2])
-    stopped = play(one, parse_policy("majority/equal=3", VOTING).voting)
+    stopped = play(one, parse_policy("majority/equal=3", VOTING))
     assert (stopped.answer, stopped.seen, stopped.seconds) == (1, 4, 40.0)
     assert stopped.tokens == 100 + 200 + 300 + 400 + 400  # the fifth had sampled four fifths of its tokens
-    whole = play(one, parse_policy("majority", VOTING).voting)
+    whole = play(one, parse_policy("majority", VOTING))
     assert (whole.answer, whole.seen, whole.seconds, whole.tokens) == (1, 5, 50.0, 1500)
 
 
 def test_without_times_tokens_are_the_clock() -> None:
-    stopped = play(group([1, 1, 2], timed=False), parse_policy("majority/equal=2", VOTING).voting)
+    stopped = play(group([1, 1, 2], timed=False), parse_policy("majority/equal=2", VOTING))
     assert stopped.seconds is None
     assert stopped.tokens == 100 + 200 + 200
 
@@ -57,7 +57,7 @@ def test_without_times_tokens_are_the_clock() -> None:
 def test_attempts_that_were_cut_have_no_vote_but_cost_time() -> None:
     late = Attempt(problem_id="p", index=9, answer=None, finish_reason=FinishReason.DEADLINE, tokens=900, seconds=90.0)
     one = group([1, 2, 2], cut=(late,))
-    whole = play(one, parse_policy("majority", VOTING).voting)
+    whole = play(one, parse_policy("majority", VOTING))
     assert (whole.answer, whole.seen, whole.seconds, whole.tokens) == (2, 3, 90.0, 1500)
 
 
@@ -66,8 +66,8 @@ def test_attempts_that_were_cut_have_no_vote_but_cost_time() -> None:
 )
 def test_stopping_never_costs_more_than_waiting(answers: list[int | None], stop: str, voter: str) -> None:
     one = group(answers)
-    early = play(one, parse_policy(f"{voter}/{stop}", VOTING).voting)
-    late = play(one, parse_policy(voter, VOTING).voting)
+    early = play(one, parse_policy(f"{voter}/{stop}", VOTING))
+    late = play(one, parse_policy(voter, VOTING))
     assert early.seconds <= late.seconds
     assert early.tokens <= late.tokens
     assert early.seen <= late.seen == len(answers)
@@ -134,6 +134,16 @@ def test_default_is_the_configured_voter() -> None:
     assert parse_policy("default/equal", voting).voting == voting
     assert parse_policy("majority/share=0.6", voting).voting == replace(voting, voter="majority", stop="share", share=0.6)
     assert parse_policy("default", voting, stop="equal").voting == voting
+
+
+def test_a_second_look_has_the_last_word_where_it_was_clear() -> None:
+    chosen = group([2, 2, 1], problem="a", choices={"select": 1})
+    groups = [chosen, group([2, 2, 1], problem="b"), group([1, 1, 2], problem="c", choices={"verify": 2})]
+    default, select, verify = names("default", "select", "verify", groups=groups).scores
+    assert [outcome.answer for outcome in default.outcomes] == [2, 2, 1]
+    assert [outcome.answer for outcome in select.outcomes] == [1, 2, 1]
+    assert [outcome.answer for outcome in verify.outcomes] == [2, 2, 2]
+    assert (select.right, select.lost, verify.right) == (2, 1, 0)
 
 
 @pytest.mark.parametrize(

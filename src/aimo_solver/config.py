@@ -33,7 +33,8 @@ class SamplingConfig:
         min_p: tokens less likely than this share of the likeliest one are never drawn.
         top_logprobs: candidates per token from which entropy is measured; 0 takes -log p of the drawn token instead,
             whose mean has the same expectation.
-        seed: None draws a new one each run.
+        seed: of the local server; None draws a new one each run. The same seed gives the same answers only as far as
+            the same requests meet in the same batches.
     """
 
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
@@ -135,6 +136,28 @@ class VotingConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class SelectionConfig:
+    """A second look at problems whose vote has no clear winner; selection.py explains the two ways.
+
+    Attributes:
+        select, verify: "off", "log" (asked and logged, the vote decides) or "use" (a clear choice decides).
+        clear_share: from this part of all scores on, the vote's leader is clear.
+        candidates: how many are shown.
+        asks: attempts per way, half of them in reversed order.
+        summary_chars: longest summary of a candidate.
+        least_s: no second look with less time left.
+    """
+
+    select: Literal["off", "log", "use"] = "off"
+    verify: Literal["off", "log", "use"] = "off"
+    clear_share: Share = 0.6
+    candidates: Annotated[int, Field(ge=2)] = 3
+    asks: Annotated[int, Field(ge=2, multiple_of=2)] = 4
+    summary_chars: Annotated[int, Field(ge=100)] = 1_500
+    least_s: NonNegative = 60.0
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class BudgetConfig:
     """How the clock is spent.
 
@@ -225,6 +248,7 @@ class Config:
     solver: SolverConfig = field(default_factory=SolverConfig)
     kernels: KernelConfig = field(default_factory=KernelConfig)
     voting: VotingConfig = field(default_factory=VotingConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     server: ServerConfig = field(default_factory=ServerConfig)

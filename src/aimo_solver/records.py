@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import Flag, auto
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from aimo_solver.attempt import Attempt, FinishReason
 from aimo_solver.errors import RecordsError
 from aimo_solver.rundir import read_lines
+from aimo_solver.selection import Method
 
 CSV_COLUMNS = (
     "run", "model", "problem_id", "correct_answer", "attempt", "answer", "entropy", "tokens", "seconds", "tool_calls",
@@ -48,6 +49,7 @@ class Group:
     Attributes:
         ended: attempts that ended by themselves or gave an answer, in order of finishing.
         cut: attempts that were cut off without an answer.
+        choices: what a second look chose where it was clear, by `selection.Method`; from the run's events.
         timed: seconds are known; otherwise tokens stand for time, as if all attempts sampled at one speed.
     """
 
@@ -59,6 +61,7 @@ class Group:
     cut: tuple[Attempt, ...]
     timed: bool
     use: Use
+    choices: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def attempts(self) -> tuple[Attempt, ...]:
@@ -86,7 +89,7 @@ def read_groups(paths: Sequence[Path]) -> tuple[Group, ...]:
         if not file.exists():
             raise RecordsError(file, "no such file; give a CSV of attempts, a run directory or its attempts.jsonl")
         rows = _csv_rows(file) if file.suffix.lower() == ".csv" else _jsonl_rows(file)
-        groups += _grouped(rows)
+        groups += _grouped(rows, _choices(file.with_name("events.jsonl")))
     if not groups:
         raise RecordsError(paths[0], "holds no attempt at a problem whose true answer is known")
     return tuple(groups)
@@ -100,7 +103,7 @@ class _Row:
     attempt: Attempt
 
 
-def _grouped(rows: Iterable[_Row]) -> Iterator[Group]:
+def _grouped(rows: Iterable[_Row], choices: Mapping[str, Mapping[str, int]]) -> Iterator[Group]:
     by_group: dict[tuple[str, str], list[_Row]] = {}
     for row in rows:
         by_group.setdefault((row.run, row.attempt.problem_id), []).append(row)
@@ -118,12 +121,22 @@ def _grouped(rows: Iterable[_Row]) -> Iterator[Group]:
             cut=lost,
             timed=all(attempt.seconds > 0 for attempt in ended),
             use=next((use for start, use in PUBLIC_RUNS.items() if run.startswith(start)), Use.ACCURACY | Use.STOPPING),
+            choices=choices.get(problem_id, {}),
         )
 
 
 def _finishing(attempt: Attempt) -> tuple[float, float, int, int]:
     order = float("inf") if attempt.finish_order is None else attempt.finish_order
     return order, attempt.started_s + attempt.seconds, attempt.tokens, attempt.index
+
+
+def _choices(events: Path) -> dict[str, dict[str, int]]:
+    """Clear choices by problem and method. The event is named "selection" and holds `problem_id` and a `Choice`'s fields."""
+    choices: dict[str, dict[str, int]] = {}
+    for line in read_lines(events):
+        if line is not None and line.get("kind") == "selection" and 2 * line["votes"] > len(line["picks"]):
+            choices.setdefault(line["problem_id"], {})[line["method"]] = line["answer"]
+    return choices
 
 
 def _csv_rows(path: Path) -> Iterator[_Row]:
@@ -164,10 +177,10 @@ def _csv_row(row: Mapping[str, str]) -> _Row:
 
 
 def _jsonl_rows(path: Path) -> Iterator[_Row]:
-    known = {field.name for field in fields(Attempt)}
+    known = {item.name for item in fields(Attempt)}
     for number, line in enumerate(read_lines(path), start=1):
-        if line is None or line.get("truth") is None:
-            continue  # a line that a kill cut short; a problem whose truth nobody knows
+        if line is None or line.get("truth") is None or line.get("prompt") in set(Method):
+            continue  # a line that a kill cut short; a problem whose truth nobody knows; a second look, which has no vote
         try:
             values: dict[str, Any] = {name: value for name, value in line.items() if name in known}
             attempt = Attempt(**values | {"finish_reason": FinishReason(line["finish_reason"])})

@@ -1,8 +1,9 @@
 """What another voter or stop rule would have made of logged attempts.
 
 A policy is named VOTER, or VOTER/STOP, or VOTER/STOP=VALUE: ``majority``, ``default/equal=4``, ``entropy/share=0.6``.
-``default`` is the configured voter; a voter alone sees all attempts. Policies are compared on the same groups: those whose
-records allow what the policies do (`records.Use`).
+``default`` is the configured voter; a voter alone sees all attempts. ``select`` and ``verify`` take what the run's second
+look at contested problems chose, where it was clear, and otherwise what ``default`` takes. Policies are compared on the same
+groups: those whose records allow what the policies do (`records.Use`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from aimo_solver.bootstrap import Bootstrap, Interval
 from aimo_solver.config import VotingConfig, config_from
 from aimo_solver.errors import ConfigError
 from aimo_solver.records import Group, Use
+from aimo_solver.selection import Method
 from aimo_solver.stopping import RULES, decided
 from aimo_solver.voting import VOTERS, rank
 
@@ -25,10 +27,11 @@ _VALUE_OF = {"equal": "equal", "margin": "margin", "share": "share", "posterior"
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A voter and a stop rule under one name."""
+    """A voter and a stop rule under one name. `method` is the second look that has the last word, None without."""
 
     name: str
     voting: VotingConfig
+    method: Method | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,20 +128,20 @@ def parse_policy(name: str, voting: VotingConfig, *, stop: str = "never") -> Pol
     """
     voter, slash, ending = name.partition("/")
     rule, equals, value = ending.partition("=")
-    voters = [*VOTERS, "proximity"]
-    if voter not in ("default", *voters):
-        raise ConfigError(f"policy {name}", f"no such voter; known: default, {', '.join(voters)}")
+    voters = ["default", *VOTERS, "proximity"]
+    if voter not in (*voters, *Method):
+        raise ConfigError(f"policy {name}", f"no such voter; known: {', '.join([*voters, *Method])}")
     if not slash:
         rule = stop
     elif rule not in RULES:
         raise ConfigError(f"policy {name}", f"no such stop rule; known: {', '.join(RULES)}")
-    values: dict[str, Any] = {"voter": voting.voter if voter == "default" else voter, "stop": rule}
+    values: dict[str, Any] = {"voter": voter if voter in voters[1:] else voting.voter, "stop": rule}
     if equals:
         if rule not in _VALUE_OF:
             raise ConfigError(f"policy {name}", f"{rule} takes no value")
         values[_VALUE_OF[rule]] = value
     plain = {field: getattr(voting, field) for field in VotingConfig.__dataclass_fields__}
-    return Policy(name, config_from({"voting": plain | values}).voting)
+    return Policy(name, config_from({"voting": plain | values}).voting, Method(voter) if voter in set(Method) else None)
 
 
 def replay(groups: Sequence[Group], policies: Sequence[Policy], *, samples: int = 10_000, seed: int = 0) -> Replay:
@@ -154,7 +157,7 @@ def replay(groups: Sequence[Group], policies: Sequence[Policy], *, samples: int 
     chosen = [group for group in groups if (Use.STOPPING if stopping else Use.ACCURACY) in group.use]
     if not chosen:
         raise ConfigError("policy", "no group of these records is fit for this comparison")
-    played = [tuple(play(group, policy.voting) for group in chosen) for policy in policies]
+    played = [tuple(play(group, policy) for group in chosen) for policy in policies]
     draws = Bootstrap([group.problem_id for group in chosen], samples, seed)
     scores = tuple(_score(policy, own, played[0], draws) for policy, own in zip(policies, played, strict=True))
     return Replay(
@@ -166,8 +169,9 @@ def replay(groups: Sequence[Group], policies: Sequence[Policy], *, samples: int 
     )
 
 
-def play(group: Group, voting: VotingConfig) -> Outcome:
+def play(group: Group, policy: Policy) -> Outcome:
     """One group under one policy: attempts are shown in order of finishing until the stop rule has enough."""
+    voting = policy.voting
     total = len(group.attempts)
     seen = len(group.ended)
     stopped = False
@@ -181,7 +185,8 @@ def play(group: Group, voting: VotingConfig) -> Outcome:
     now = max(ends, default=0.0)
     tokens = sum(a.tokens * min(1.0, now / group.end(a)) if group.end(a) > 0 else a.tokens for a in group.attempts)
     candidates = rank(shown, voting)
-    best = candidates[0] if candidates else None
+    second_look = group.choices.get(policy.method) if policy.method else None
+    best = next((one for one in candidates if one.answer == second_look), candidates[0] if candidates else None)
     return Outcome(
         group=group,
         answer=best.answer if best else None,

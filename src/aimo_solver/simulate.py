@@ -163,11 +163,13 @@ def parse_play(name: str, config: Config) -> tuple[str, Config]:
         ConfigError: no such voter, stop rule or budget, or an impossible value.
     """
     policy, at, rule = name.partition("@")
-    voting = parse_policy(policy, config.voting, stop=config.voting.stop).voting
+    chosen = parse_policy(policy, config.voting, stop=config.voting.stop)
+    if chosen.method is not None:
+        raise ConfigError(f"policy {name}", "a second look cannot be simulated")
     if at and rule not in BUDGETS:
         raise ConfigError(f"policy {name}", f"no such budget; known: {', '.join(BUDGETS)}")
     budget = replace(config.budget, rule=cast(Any, rule)) if at else config.budget
-    return name, replace(config, voting=voting, budget=budget)
+    return name, replace(config, voting=chosen.voting, budget=budget)
 
 
 def _result(name: str, play: Competitions, draws: Bootstrap) -> Simulation:
