@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+from pydantic_core import from_json
+
 from aimo_solver.attempt import Attempt, FinishReason
 from aimo_solver.errors import RunDirectoryError
 
@@ -263,6 +265,7 @@ def read_trajectory(path: Path) -> TrajectoryRecord:
 
 def read_lines(path: Path) -> Iterator[dict[str, Any] | None]:
     """The records of a JSON-lines file, gzip or plain; None for a line that is not whole. A missing file has none."""
+    # Token ids make up most of a run; pydantic's parser reads them four times as fast as the standard library's.
     try:
         data = path.read_bytes()
         data = gzip.decompress(data) if path.suffix == ".gz" else data
@@ -271,7 +274,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any] | None]:
     for line in data.split(b"\n"):
         if line.strip():
             try:
-                record = json.loads(line)
+                record = from_json(line)
             except ValueError:
                 record = None
             yield record if isinstance(record, dict) else None
