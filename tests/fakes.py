@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from aimo_solver.engine import Chunk, CompletionRequest
 from aimo_solver.errors import EngineUnavailable
 
-SEEDS_PER_ATTEMPT = 1_000
-
 
 @dataclass
 class Play:
@@ -38,8 +36,7 @@ class Play:
 class ScriptedEngine:
     """An engine that plays scripted turns, and checks what every server checks: the request fits the context.
 
-    `script` gives the plays of an attempt by its index; attempts are told apart by their seeds (base 0), so the
-    configuration under test must set one.
+    `script` gives the plays of an attempt by its index; attempts are told apart by their labels.
     """
 
     def __init__(self, script: Callable[[int], Sequence[Play]], context_tokens: int = 4096) -> None:
@@ -48,13 +45,12 @@ class ScriptedEngine:
         self.running = 0
         self.most_running = 0
         self._script = script
-        self._attempts: dict[int, _Attempt] = {}
+        self._attempts: dict[tuple[str, str], _Attempt] = {}
 
     async def stream(self, request: CompletionRequest) -> AsyncGenerator[Chunk, None]:
         assert len(request.tokens) + request.max_tokens <= self.context_tokens
-        assert request.seed is not None
-        index = request.seed // SEEDS_PER_ATTEMPT
-        attempt = self._attempts.setdefault(index, _Attempt(list(self._script(index))))
+        who, index, _ = request.label.rsplit("-", 2)
+        attempt = self._attempts.setdefault((who, index), _Attempt(list(self._script(int(index)))))
         self.requests.append(request)
         self.running += 1
         self.most_running = max(self.most_running, self.running)

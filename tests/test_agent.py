@@ -83,7 +83,6 @@ class Stage:
             prompt_variants(["tool"])[0],
             deadline=now + seconds,
             problem_started=now,
-            seed=0,
             trajectory=NullLog().trajectory("p", 0),
         )
 

@@ -55,7 +55,7 @@ class Desk:
         return [endless, endless]
 
     def solver(self, script: Callable[[int], Sequence[Play]], *settings: str) -> Solver:
-        config: Config = load_config(settings=["sampling.seed=0", "voting.voter=majority", *settings])
+        config: Config = load_config(settings=["voting.voter=majority", *settings])
         self.engine = ScriptedEngine(script)
         tools = AttemptTools(
             engine=self.engine,

@@ -72,7 +72,6 @@ class AgentRun:
         *,
         deadline: float,
         problem_started: float,
-        seed: int | None,
         trajectory: Trajectory,
         on_change: Callable[[AgentRun], None] = lambda run: None,
     ) -> None:
@@ -86,7 +85,6 @@ class AgentRun:
         self._tools = tools
         self._prompt = prompt
         self._deadline = deadline
-        self._seed = seed
         self._trajectory = trajectory
         self._on_change = on_change
         self._problem_started = problem_started
@@ -252,7 +250,7 @@ class AgentRun:
                 max_tokens=room - len(turn.tokens),
                 stop_token_ids=chat.stop_token_ids,
                 stop_strings=chat.stop_strings,
-                seed=None if self._seed is None else self._seed + self.turns,
+                label=f"{self.problem.id}-{self.index}-{self.turns}",
             )
             self._prompt_tokens = max(self._prompt_tokens, len(request.tokens))
             finish: str | None = None

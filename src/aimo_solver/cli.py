@@ -6,16 +6,16 @@ Exit codes: 0 done, 1 a fault of ours, 2 bad input (one line that says what to d
 from __future__ import annotations
 
 import asyncio
+import functools
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 from rich.console import Console
 
@@ -39,7 +39,33 @@ app = typer.Typer(
 console = Console()
 
 
+@app.callback()
+def _commands() -> None:
+    """Olympiad maths with an open LLM under a hard clock."""
+
+
+def _guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Turns errors into one line and an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: object, **options: object) -> None:
+        try:
+            command(*args, **options)
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            console.print("stopped; what was finished is on disk", style="yellow")
+            raise typer.Exit(130) from None
+        except (UserError, ServerStartError) as error:
+            print(f"aimo-solver: {error}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except AimoError as error:
+            print(f"aimo-solver: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
+
+    return run
+
+
 @app.command("evaluate")
+@_guarded
 def evaluate_command(
     csv: Annotated[Path, typer.Argument(help="problems: columns id, problem (or question) and, if known, answer")],
     model: Annotated[
@@ -90,7 +116,8 @@ def evaluate_command(
     console.print(result_table(results))
     score = "" if summary["right"] is None else f"{summary['right']} of {summary['problems']} right ({summary['accuracy']:.1%}), "
     console.print(
-        f"{score}{summary['seconds']:.0f} s, {summary['tokens']} tokens, {summary['tokens_per_s']:.0f} tokens/s; written to {out}"
+        f"{score}{summary['seconds']:.0f} s, {summary['tokens']} tokens, {summary['tokens_per_s']:.0f} tokens/s; written to {out}",
+        soft_wrap=True,
     )
 
 
@@ -141,26 +168,5 @@ def _delete_run(directory: Path) -> None:
     shutil.rmtree(directory)
 
 
-def main() -> None:
-    """Entry point; turns errors into one line and an exit code."""
-    try:
-        code = app(standalone_mode=False)
-    except click.exceptions.Abort:
-        code = 130
-    except click.ClickException as error:
-        error.show()
-        code = 2
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        console.print("stopped; finished problems are on disk, go on with --resume", style="yellow")
-        code = 130
-    except (UserError, ServerStartError) as error:
-        print(f"aimo-solver: {error}", file=sys.stderr)
-        code = 2
-    except AimoError as error:
-        print(f"aimo-solver: {error}", file=sys.stderr)
-        code = 1
-    sys.exit(code or 0)
-
-
 if __name__ == "__main__":
-    main()
+    app()

@@ -52,7 +52,7 @@ class TerminalProgress:
     def problem_finished(self, result: ProblemResult) -> None:
         self._open.pop(result.problem_id, None)
         self._results.append(result)
-        self._console.print(self._line(result))
+        self._console.print(self._line(result), soft_wrap=True)
 
     def _line(self, result: ProblemResult) -> Text:
         mark, style = {True: ("✓", "green"), False: ("✗", "red"), None: ("•", "blue")}[result.right]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Coroutine
@@ -16,7 +17,7 @@ from aimo_solver.agent import AttemptTools
 from aimo_solver.chat import ChatFormat, chat_format
 from aimo_solver.config import Config
 from aimo_solver.engine import VllmEngine, find_model
-from aimo_solver.errors import EndpointError, EngineError, ModelError
+from aimo_solver.errors import ConfigError, EndpointError, EngineError, ModelError
 from aimo_solver.jitcache import default_root, environment, place, stamp
 from aimo_solver.kernels import KernelPool
 from aimo_solver.machine import Machine, detect_machine, installed_flags, package_folder
@@ -120,10 +121,11 @@ def _server(
     """The client and the supervisor of a server that is not started yet."""
     port = free_port()
     cache = _compile_cache(model, config, preset, machine)
+    seed = config.sampling.seed if config.sampling.seed is not None else secrets.randbelow(2**31)
     commands = []
     for flags in (preset, preset.safe(eager=False), preset.safe()):
         built = command(flags, model, port, SERVED_NAME, installed_flags(), python)
-        commands.append(ServerCommand(built.args, {**built.env, **cache}))
+        commands.append(ServerCommand((*built.args, "--seed", str(seed)), {**built.env, **cache}))
         for dropped in built.dropped:
             log.event("flag_dropped", flag=dropped.name, reason="unknown to the installed vLLM")
     engine = VllmEngine(f"http://127.0.0.1:{port}", SERVED_NAME, config.sampling, context_tokens=preset.context_tokens)
@@ -187,7 +189,10 @@ async def endpoint_session(
 
     Raises:
         EndpointError: it does not answer, or serves another model.
+        ConfigError: an option that only the server itself could follow.
     """
+    if config.sampling.seed is not None:
+        raise ConfigError("sampling.seed", "belongs to the server; start the endpoint with --seed instead")
     served = await find_model(endpoint.url, endpoint.served_model, api_key=endpoint.api_key)
     folder = model or Path(served.root)
     if model is None and not (served.root and folder.is_dir()):

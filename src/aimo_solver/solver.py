@@ -23,7 +23,6 @@ from aimo_solver.stopping import decided
 from aimo_solver.voting import Candidate, rank
 
 FALLBACK_ANSWER = ANSWER_RANGE[0]  # what is answered when no attempt gave anything
-_SEEDS_PER_ATTEMPT = 1_000
 _LAST_VOTE_S = 0.5  # attempts end that long before their problem, so that their last answers still count
 
 
@@ -157,7 +156,6 @@ class _ProblemWork:
 
     def _new_run(self, index: int) -> AgentRun:
         solver = self._solver
-        base = solver._config.sampling.seed
         return AgentRun(
             solver._tools,
             self._problem,
@@ -165,7 +163,6 @@ class _ProblemWork:
             solver._prompts[index % len(solver._prompts)],
             deadline=self._attempt_deadline,
             problem_started=self._started,
-            seed=None if base is None else base + index * _SEEDS_PER_ATTEMPT,
             trajectory=solver._log.trajectory(self._problem.id, index, decode=solver._tools.chat.decode),
             on_change=solver._observer.attempt_changed,
         )
@@ -175,7 +172,7 @@ class _ProblemWork:
         assert task is not None
         try:
             return await run.run()
-        except BaseException as fault:  # noqa: BLE001
+        except BaseException as fault:
             # A defect in one attempt must not cost the problem, and a SystemExit would end the whole event loop. It is
             # recorded with its traceback and never becomes an answer.
             if isinstance(fault, asyncio.CancelledError) and task.cancelling():

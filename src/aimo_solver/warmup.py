@@ -43,7 +43,9 @@ async def _converse(engine: Engine, number: int, vocabulary: int) -> None:
         room = engine.context_tokens - len(conversation)
         if room < 1:
             return
-        request = CompletionRequest(tokens=conversation, max_tokens=min(_FEWEST_SAMPLED * (number + 1), room), seed=number)
+        request = CompletionRequest(
+            tokens=conversation, max_tokens=min(_FEWEST_SAMPLED * (number + 1), room), label=f"warm-up-{number}-{turn}"
+        )
         sampled: list[int] = []
         async with aclosing(engine.stream(request)) as chunks:
             async for chunk in chunks:
