@@ -119,7 +119,8 @@ def test_no_more_than_the_limit_is_held(folder: Path) -> None:
     files = [made(folder / name, 8 * MB) for name in "ab"]
     report = prewarm(files, threads=3, piece_bytes=MB, limit_bytes=5 * MB + 17)
     assert report.stop is StopReason.MEMORY
-    assert report.bytes_read == 5 * MB
+    assert report.bytes_read + report.bytes_resident == 5 * MB  # the kernel itself reads a little ahead
+    evict(*files)
     prewarm(files[:1])
     report = prewarm(files, piece_bytes=MB, limit_bytes=10 * MB)
     assert report.bytes_read + report.bytes_resident == 10 * MB  # what is resident counts too
@@ -139,7 +140,8 @@ def test_a_stop_ends_it(folder: Path) -> None:
     assert (report.stop, report.bytes_read) == (StopReason.STOPPED, 0)
 
 
-def test_it_stops_when_somebody_else_reads_faster(folder: Path) -> None:
+def test_it_stops_when_somebody_else_reads_faster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_read_ahead", lambda device: 0)
     file = made(folder / "a", 32 * MB)
 
     class Server:
