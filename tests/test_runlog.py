@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from aimo_solver.attempt import Attempt, FinishReason
 from aimo_solver.config import Config
 from aimo_solver.errors import RunDirectoryError
-from aimo_solver.rundir import CandidateRecord, json_line, read_lines, trajectory_path
+from aimo_solver.jsonl import json_line, read_lines
+from aimo_solver.rundir import CandidateRecord, trajectory_path
 from aimo_solver.runlog import NullLog, ProblemResult, RunLog, describe_environment, is_running, read_run, summarise
 
 

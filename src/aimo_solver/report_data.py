@@ -6,18 +6,17 @@ Seconds are counted from the run's start for problems, from the problem's start 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
 
 from aimo_solver.attempt import Attempt, FinishReason
 from aimo_solver.report_text import TrajectoryText, trajectory_text
-from aimo_solver.rundir import CandidateRecord, Event, ProblemRecord, Run, Step, TrajectoryRecord, VoteRecord
+from aimo_solver.report_time import Doing, Segment, busy, entropy_curve, segments, tool_error
+from aimo_solver.rundir import CandidateRecord, Event, ProblemRecord, Run, VoteRecord
 from aimo_solver.runlog import is_running
-
-ENTROPY_BINS = 40
-_GAP_S = 0.02  # shorter pauses between two steps are bookkeeping, not waiting
+from aimo_solver.trajectory import TrajectoryRecord
 
 
 class Verdict(StrEnum):
@@ -31,24 +30,6 @@ class Verdict(StrEnum):
     OPEN = "open"  # the run ended, or is, within it
 
 
-class Doing(StrEnum):
-    """What an attempt does at a moment."""
-
-    THINKING = "thinking"
-    TOOL = "tool"
-    FAILED = "failed"  # a tool call that ended in an error
-    WAITING = "waiting"  # for the first token of a turn, a kernel, or a server that is restarted
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A stretch of an attempt's time, seconds from the problem's start."""
-
-    doing: Doing
-    start: float
-    end: float
-
-
 @dataclass(frozen=True, slots=True)
 class AttemptReport:
     """One attempt.
@@ -56,7 +37,7 @@ class AttemptReport:
     Attributes:
         attempt: its record; one without a finish if it never ended (`running`).
         segments: in order, without overlap.
-        entropy: (tokens sampled so far, mean entropy in nats of a stretch of tokens), at most `ENTROPY_BINS` of them.
+        entropy: (tokens sampled so far, mean entropy in nats of a stretch of tokens), at most `report_time.ENTROPY_BINS` of them.
         tool_errors: how often each cause ended a call.
         text: the trajectory to read; None if none was kept.
     """
@@ -177,53 +158,6 @@ def load_report(run: Run) -> RunReport:
     )
 
 
-def busy(spans: Iterable[tuple[float, float]]) -> tuple[tuple[float, int], ...]:
-    """How many of the spans (start, end) run at a time: (second, number from then on), in order."""
-    changes: Counter[float] = Counter()
-    for start, end in spans:
-        changes[start] += 1
-        changes[end] -= 1
-    steps, now = [], 0
-    for second in sorted(changes):
-        now += changes[second]
-        steps.append((second, now))
-    return tuple(steps)
-
-
-def segments(trajectory: TrajectoryRecord, zero: float) -> tuple[Segment, ...]:
-    """The stretches of an attempt; `zero` is the problem's start in seconds of the run."""
-    found: list[Segment] = []
-    now = trajectory.t
-
-    def until(doing: Doing, end: float, least: float = 0.0) -> None:
-        nonlocal now
-        if end - now > least:
-            found.append(Segment(doing, round(now - zero, 3), round(end - zero, 3)))
-            now = end
-
-    for step in trajectory.steps:
-        if step.kind == "turn":
-            until(Doing.WAITING, step.t, _GAP_S)
-            until(Doing.WAITING, step.t + step.waited_s)
-            until(Doing.THINKING, step.t + step.seconds)
-        elif step.kind == "tool":
-            until(Doing.WAITING, step.t, _GAP_S)
-            until(Doing.FAILED if _cause(step) else Doing.TOOL, step.t + step.seconds)
-    if trajectory.ended is not None:
-        until(Doing.WAITING, trajectory.ended, _GAP_S)
-    return tuple(found)
-
-
-def entropy_curve(steps: Sequence[Step], bins: int = ENTROPY_BINS) -> tuple[tuple[int, float], ...]:
-    """Mean entropy (nats) of at most `bins` equal stretches of the sampled tokens, each with the tokens up to its end."""
-    values = [value for step in steps for value in step.entropies if value is not None]
-    if not values:
-        return ()
-    size = -(-len(values) // bins)
-    stretches = [values[start : start + size] for start in range(0, len(values), size)]
-    return tuple((index * size + len(part), round(sum(part) / len(part), 3)) for index, part in enumerate(stretches))
-
-
 def _problem(run: Run, record: ProblemRecord) -> ProblemReport:
     records = {attempt.index: attempt for attempt in run.attempts if attempt.problem_id == record.problem_id}
     indices = sorted(records.keys() | set(run.trajectory_indices(record.problem_id)))
@@ -248,7 +182,7 @@ def _attempt(run: Run, problem: ProblemRecord, index: int, attempt: Attempt | No
         whole = Segment(Doing.THINKING, attempt.started_s, attempt.started_s + attempt.seconds)
         return AttemptReport(attempt, False, (whole,), (), Counter(), None)
     stretches = segments(trajectory, problem.t)
-    errors = Counter(cause for step in trajectory.steps if (cause := _cause(step)))
+    errors = Counter(cause for step in trajectory.steps if (cause := tool_error(step)))
     running = attempt is None
     if attempt is None:
         attempt = _so_far(trajectory, problem, errors)
@@ -325,12 +259,6 @@ def _shares(run: Run, problems: Sequence[ProblemReport]) -> TimeShares:
         edges = [(0.0, 0), *running, (problem.seconds, 0)]
         idle += sum(max(0, slots - count) * max(0.0, later - now) for (now, count), (later, _) in pairwise(edges))
     return TimeShares(spent[Doing.THINKING], spent[Doing.TOOL] + spent[Doing.FAILED], spent[Doing.WAITING], idle)
-
-
-def _cause(step: Step) -> str | None:
-    if step.kind != "tool":
-        return None
-    return "timeout" if step.timed_out else step.error_name
 
 
 def _duration(event: Event) -> float | None:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
-from aimo_solver.report_data import Doing, ProblemReport, RunReport, Verdict
+from aimo_solver.report_data import ProblemReport, RunReport, Verdict
 from aimo_solver.report_svg import Canvas, Format, clock, duration, short, ticks, time_ticks
+from aimo_solver.report_time import Doing
 from aimo_solver.rundir import Event
 
 

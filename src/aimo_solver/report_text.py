@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aimo_solver.rundir import TrajectoryRecord
+from aimo_solver.trajectory import TrajectoryRecord
 
 _LEAST_CHARS = 400
 

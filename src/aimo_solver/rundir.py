@@ -14,25 +14,34 @@ Everything reads at any moment, also while the run goes on and after it was kill
 
 from __future__ import annotations
 
-import gzip
 import json
-import math
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
-
-from pydantic_core import from_json
 
 from aimo_solver.attempt import Attempt, FinishReason
 from aimo_solver.errors import RunDirectoryError
+from aimo_solver.jsonl import read_lines, record_of
+from aimo_solver.trajectory import TrajectoryRecord, read_trajectory
+
+__all__ = [
+    "SCHEMA",
+    "CandidateRecord",
+    "Event",
+    "ProblemRecord",
+    "ProblemResult",
+    "Run",
+    "VoteRecord",
+    "read_lines",
+    "read_run",
+    "trajectory_path",
+]
 
 SCHEMA = 1
-
-_Record = TypeVar("_Record")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,47 +114,6 @@ class ProblemRecord:
     ended: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """One line of a trajectory. `t` is when it began, seconds of the run; fields that its kind lacks are empty.
-
-    Attributes:
-        kind: "prompt", "turn" (sampled by the model), "tool" (Python ran) or "inserted" (tokens of ours in between).
-        tokens, text: exact token ids, and what they read as. The tokens of all steps in order are the conversation.
-        waited_s: the part of a turn's `seconds` before its first token.
-        entropies: nats, one per sampled token; empty if not measured.
-        turn: what a turn was: "tool_call", "final", "malformed", or "cut" if a limit, a cancellation or a crash fell into it.
-        finish: the engine's reason for a turn's end: "stop" or "length", "" if it was something else.
-        why: why tokens were inserted: "tool_result", "complaint" or "ask_answer".
-    """
-
-    kind: str
-    t: float
-    seconds: float = 0.0
-    waited_s: float = 0.0
-    tokens: tuple[int, ...] = ()
-    text: str = ""
-    entropies: tuple[float, ...] = ()
-    turn: str = ""
-    finish: str = ""
-    why: str = ""
-    code: str = ""
-    output: str = ""
-    error_name: str | None = None
-    timed_out: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class TrajectoryRecord:
-    """An attempt as it went, from `t` to `ended` (None: it was still running at the last line)."""
-
-    problem_id: str
-    index: int
-    t: float
-    steps: tuple[Step, ...]
-    ended: float | None
-
-
 @dataclass(frozen=True)
 class Run:
     """A run directory, read. Trajectories are large and read one by one with `trajectory`."""
@@ -213,7 +181,7 @@ def read_run(directory: Path | str) -> Run:
             problems.pop(started.problem_id, None)  # started again after an interruption
             problems[started.problem_id] = started
     for line in good["problems"]:
-        result = _record(ProblemResult, line | {"candidates": _candidates(line["candidates"])})
+        result = record_of(ProblemResult, line | {"candidates": _candidates(line["candidates"])})
         start = problems.get(result.problem_id) or ProblemRecord(result.problem_id, line["t"], "", None, None)
         problems[result.problem_id] = ProblemRecord(
             start.problem_id, start.t, start.text, result.truth, result.allotted_s, result, line["t"]
@@ -227,66 +195,13 @@ def read_run(directory: Path | str) -> Run:
         events=events,
         problems=tuple(problems.values()),
         attempts=tuple(
-            _record(Attempt, line | {"finish_reason": FinishReason(line["finish_reason"])}) for line in good["attempts"]
+            record_of(Attempt, line | {"finish_reason": FinishReason(line["finish_reason"])}) for line in good["attempts"]
         ),
         votes=tuple(VoteRecord(line["t"], line["problem_id"], _candidates(line["candidates"])) for line in good["votes"]),
         summary=_read_json(directory / "summary.json") if (directory / "summary.json").exists() else None,
         torn_lines=torn,
         last_t=last,
     )
-
-
-def read_trajectory(path: Path) -> TrajectoryRecord:
-    """Reads one attempt. Tokens that a running or killed attempt had sampled so far become a turn that is "cut"."""
-    steps: list[Step] = []
-    problem_id, index, start, ended = "", 0, 0.0, None
-    cut: list[Mapping[str, Any]] = []
-    for line in read_lines(path):
-        kind = line["kind"] if line else ""
-        if line is None:
-            continue
-        if kind == "sampled":
-            cut.append(line)
-            continue
-        if kind == "start":
-            problem_id, index, start = line["problem_id"], line["index"], line["t"]
-        elif kind == "end":
-            ended = line["t"]
-        else:
-            if cut and kind != "turn":
-                steps.append(_cut_turn(cut))
-            cut = []
-            listed = {name: tuple(line[name]) for name in ("tokens", "entropies") if line.get(name)}
-            steps.append(_record(Step, {k: v for k, v in line.items() if v is not None} | listed))
-    if cut:
-        steps.append(_cut_turn(cut))
-    return TrajectoryRecord(problem_id, index, start, tuple(steps), ended)
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any] | None]:
-    """The records of a JSON-lines file, gzip or plain; None for a line that is not whole. A missing file has none."""
-    # Token ids make up most of a run; pydantic's parser reads them four times as fast as the standard library's.
-    try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if path.suffix == ".gz" else data
-    except FileNotFoundError:
-        return
-    for line in data.split(b"\n"):
-        if line.strip():
-            try:
-                record = from_json(line)
-            except ValueError:
-                record = None
-            yield record if isinstance(record, dict) else None
-
-
-def json_line(record: Mapping[str, Any]) -> bytes:
-    """One line of JSON; records inside become their fields, what JSON cannot hold becomes null or text."""
-    try:
-        text = json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_plain)
-    except ValueError:
-        text = json.dumps(_finite(record), ensure_ascii=False, separators=(",", ":"), default=_plain)
-    return text.encode("utf-8", "replace") + b"\n"
 
 
 _STARTED = ("problem_id", "text", "truth", "allotted_s")
@@ -313,45 +228,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _record(kind: type[_Record], line: Mapping[str, Any]) -> _Record:
-    """A record from the fields it knows; later versions may have written more."""
-    names = {item.name for item in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: value for name, value in line.items() if name in names})
-
-
-def as_plain(record: Any) -> dict[str, Any]:
-    """The fields of a record, not deeper."""
-    return {item.name: getattr(record, item.name) for item in fields(record)}
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return as_plain(value)
-    return list(value) if isinstance(value, (set, frozenset)) else str(value)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return _finite(as_plain(value)) if is_dataclass(value) and not isinstance(value, type) else value
-
-
 def _candidates(lines: list[Mapping[str, Any]]) -> tuple[CandidateRecord, ...]:
-    return tuple(_record(CandidateRecord, line) for line in lines)
-
-
-def _cut_turn(sampled: list[Mapping[str, Any]]) -> Step:
-    start = sampled[0]["since"]
-    return Step(
-        kind="turn",
-        turn="cut",
-        t=start,
-        seconds=sampled[-1]["t"] - start,
-        tokens=tuple(token for line in sampled for token in line["tokens"]),
-        text="".join(line["text"] for line in sampled),
-        entropies=tuple(value for line in sampled for value in line["entropies"]),
-    )
+    return tuple(record_of(CandidateRecord, line) for line in lines)

