@@ -35,8 +35,12 @@ class Page:
         to_browser, self._write = os.pipe()
         self._read, from_browser = os.pipe()
         # In a network namespace of its own the browser has no network at all, not even loopback.
-        cut = "unshare -rn " if subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode == 0 else ""
-        command = f"exec {cut}{CHROMIUM} {FLAGS} --user-data-dir={self._profile.name} about:blank 3<&{to_browser} 4>&{from_browser}"
+        cut = (
+            "unshare -rn " if subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode == 0 else ""
+        )
+        command = (
+            f"exec {cut}{CHROMIUM} {FLAGS} --user-data-dir={self._profile.name} about:blank 3<&{to_browser} 4>&{from_browser}"
+        )
         self._process = subprocess.Popen(
             ["bash", "-c", command],
             pass_fds=(to_browser, from_browser),

@@ -65,9 +65,11 @@ class Simulation:
     open: list[float] = field(default_factory=list)
 
     def boot(self) -> None:
-        for name, start, end in (("gateway", 0.0, 0.4), ("kernels", 0.4, 7.1), ("prewarm", 0.4, 71.0), ("vllm", 0.6, 96.2)):
+        for name, start, end in (("wheels", 0.0, 0.4), ("kernels", 0.4, 7.1), ("weights", 0.4, 71.0), ("server", 0.6, 96.2)):
+            self.clock.now = start
+            self.log.event("stage_started", stage=name)
             self.clock.now = end
-            self.log.event("stage", name=name, seconds=end - start)
+            self.log.event("stage_ended", stage=name, seconds=round(end - start, 3), outcome="done")
         self.t = 97.0
 
     def problem(self, problem_id: str, truth: int | None, rows: list[dict[str, str]], *, finish: bool = True) -> None:

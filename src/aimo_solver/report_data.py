@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from aimo_solver.attempt import Attempt, FinishReason
 from aimo_solver.report_text import TrajectoryText, trajectory_text
-from aimo_solver.report_time import Doing, Segment, busy, entropy_curve, segments, tool_error
+from aimo_solver.report_time import Doing, Segment, Stage, busy, entropy_curve, is_fault, is_notable, segments, stages, tool_error
 from aimo_solver.rundir import CandidateRecord, Event, ProblemRecord, Run, VoteRecord
 from aimo_solver.runlog import is_running
 from aimo_solver.trajectory import TrajectoryRecord
@@ -56,7 +56,13 @@ class AttemptReport:
 
 @dataclass(frozen=True, slots=True)
 class ProblemReport:
-    """One problem. `answers` are the final ballot; `right_votes` counts attempts that gave the truth."""
+    """One problem.
+
+    Attributes:
+        answers: the last ballot.
+        right_votes: attempts that gave the truth.
+        events: what happened within it: faults, and what a second look chose.
+    """
 
     record: ProblemRecord
     verdict: Verdict
@@ -65,6 +71,7 @@ class ProblemReport:
     votes: tuple[VoteRecord, ...]
     answers: tuple[CandidateRecord, ...]
     right_votes: int
+    events: tuple[Event, ...]
 
     @property
     def id(self) -> str:
@@ -94,8 +101,8 @@ class RunReport:
         state: "finished", "running" or "interrupted".
         right, known: problems answered right, and those whose truth is known and that ended.
         oracle: those of `known` whose truth at least one attempt gave.
-        boot: events with a duration that began before the first problem did.
-        notable: faults, restarts and other events that are neither boot nor bookkeeping.
+        boot: stages that began before the first problem did, in the order of their beginning.
+        notable: events of the run that are more than bookkeeping, faults within problems among them.
         streams, kernels: (second, how many are busy from then on).
     """
 
@@ -111,7 +118,7 @@ class RunReport:
     tool_calls: int
     tool_errors: Counter[str]
     shares: TimeShares
-    boot: tuple[Event, ...]
+    boot: tuple[Stage, ...]
     notable: tuple[Event, ...]
     streams: tuple[tuple[float, int], ...]
     kernels: tuple[tuple[float, int], ...]
@@ -125,9 +132,6 @@ class RunReport:
         return Counter(problem.verdict for problem in self.problems)
 
 
-_BOOKKEEPING = {"run_started", "run_resumed", "run_finished", "problem_started"}
-
-
 def load_report(run: Run) -> RunReport:
     """Reads the run's trajectories one after the other and works everything out."""
     problems = tuple(_problem(run, record) for record in run.problems)
@@ -136,7 +140,6 @@ def load_report(run: Run) -> RunReport:
     spans = [(starts[a.attempt.problem_id], segment) for a in attempts for segment in a.segments]
     ended = [problem for problem in problems if problem.record.result and problem.record.truth is not None]
     first = min((problem.record.t for problem in problems), default=run.last_t)
-    boot = tuple(event for event in run.events if _duration(event) is not None and event.t - (_duration(event) or 0.0) < first)
     state = "running" if is_running(run.directory) else "finished" if run.summary is not None else "interrupted"
     return RunReport(
         run=run,
@@ -151,10 +154,34 @@ def load_report(run: Run) -> RunReport:
         tool_calls=sum(attempt.attempt.tool_calls for attempt in attempts),
         tool_errors=sum((attempt.tool_errors for attempt in attempts), Counter()),
         shares=_shares(run, problems),
-        boot=boot,
-        notable=tuple(event for event in run.events if event.kind not in _BOOKKEEPING and event not in boot),
+        boot=tuple(stage for stage in stages(run.events, run.last_t) if stage.start < first),
+        notable=tuple(
+            event for event in run.events if is_notable(event) and ("problem_id" not in event.values or is_fault(event))
+        ),
         streams=busy((zero + s.start, zero + s.end) for zero, s in spans if s.doing is Doing.THINKING),
         kernels=busy((zero + s.start, zero + s.end) for zero, s in spans if s.doing in (Doing.TOOL, Doing.FAILED)),
+    )
+
+
+def attempt_so_far(trajectory: TrajectoryRecord, problem: ProblemRecord) -> Attempt:
+    """The record of an attempt that never ended, as far as its trajectory tells."""
+    turns = [step for step in trajectory.steps if step.kind == "turn"]
+    tools = [step for step in trajectory.steps if step.kind == "tool"]
+    entropies = [value for step in turns for value in step.entropies]
+    last = max((step.t + step.seconds for step in trajectory.steps), default=trajectory.t)
+    return Attempt(
+        problem_id=problem.problem_id,
+        index=trajectory.index,
+        answer=None,
+        finish_reason=FinishReason.CANCELLED,
+        tokens=sum(len(step.tokens) for step in turns),
+        turns=len(turns),
+        tool_calls=len(tools),
+        tool_errors=sum(tool_error(step) is not None for step in tools),
+        entropy=sum(entropies) / len(entropies) if entropies else None,
+        started_s=trajectory.t - problem.t,
+        seconds=last - trajectory.t,
+        tool_seconds=sum(step.seconds for step in tools),
     )
 
 
@@ -170,9 +197,9 @@ def _problem(run: Run, record: ProblemRecord) -> ProblemReport:
     answers = record.result.candidates if record.result else votes[-1].candidates if votes else ()
     right_votes = sum(attempt.attempt.answer == record.truth for attempt in attempts) if record.truth is not None else 0
     verdict = _verdict(record, right_votes, answers)
-    return ProblemReport(
-        record, verdict, _why(record, verdict, attempts, answers, right_votes), attempts, votes, answers, right_votes
-    )
+    why = _why(record, verdict, attempts, answers, right_votes)
+    events = tuple(event for event in run.events if is_notable(event) and event.values.get("problem_id") == record.problem_id)
+    return ProblemReport(record, verdict, why, attempts, votes, answers, right_votes, events)
 
 
 def _attempt(run: Run, problem: ProblemRecord, index: int, attempt: Attempt | None) -> AttemptReport:
@@ -185,31 +212,9 @@ def _attempt(run: Run, problem: ProblemRecord, index: int, attempt: Attempt | No
     errors = Counter(cause for step in trajectory.steps if (cause := tool_error(step)))
     running = attempt is None
     if attempt is None:
-        attempt = _so_far(trajectory, problem, errors)
+        attempt = attempt_so_far(trajectory, problem)
     text = trajectory_text(trajectory)
     return AttemptReport(attempt, running, stretches, entropy_curve(trajectory.steps), errors, text)
-
-
-def _so_far(trajectory: TrajectoryRecord, problem: ProblemRecord, errors: Counter[str]) -> Attempt:
-    """The record of an attempt that never ended, as far as its trajectory tells."""
-    turns = [step for step in trajectory.steps if step.kind == "turn"]
-    tools = [step for step in trajectory.steps if step.kind == "tool"]
-    entropies = [value for step in turns for value in step.entropies]
-    last = max((step.t + step.seconds for step in trajectory.steps), default=trajectory.t)
-    return Attempt(
-        problem_id=problem.problem_id,
-        index=trajectory.index,
-        answer=None,
-        finish_reason=FinishReason.CANCELLED,
-        tokens=sum(len(step.tokens) for step in turns),
-        turns=len(turns),
-        tool_calls=len(tools),
-        tool_errors=errors.total(),
-        entropy=sum(entropies) / len(entropies) if entropies else None,
-        started_s=trajectory.t - problem.t,
-        seconds=last - trajectory.t,
-        tool_seconds=sum(step.seconds for step in tools),
-    )
 
 
 def _verdict(record: ProblemRecord, right_votes: int, answers: Sequence[CandidateRecord]) -> Verdict:
@@ -233,7 +238,7 @@ def _why(
 ) -> str:
     ends = Counter(str(attempt.attempt.finish_reason).replace("_", " ") for attempt in attempts)
     how = ", ".join(f"{count} {name}" for name, count in ends.most_common(3))
-    votes = answers[0].votes if answers else 0
+    votes = record.result.votes if record.result else 0
     match verdict:
         case Verdict.OPEN:
             return f"not ended; {len(attempts)} attempts begun"
@@ -242,7 +247,8 @@ def _why(
         case Verdict.NOT_FOUND:
             return f"none of {len(attempts)} attempts gave {record.truth}; {len(answers)} other answers ({how})"
         case Verdict.OUTVOTED:
-            return f"{record.truth} had {right_votes} of {len(attempts)} attempts, {answers[0].answer} had {votes}"
+            given = record.result.answer if record.result else None
+            return f"{record.truth} had {right_votes} of {len(attempts)} attempts, {given} had {votes}"
         case _:
             return f"{votes} of {len(attempts)} attempts agreed"
 
@@ -259,8 +265,3 @@ def _shares(run: Run, problems: Sequence[ProblemReport]) -> TimeShares:
         edges = [(0.0, 0), *running, (problem.seconds, 0)]
         idle += sum(max(0, slots - count) * max(0.0, later - now) for (now, count), (later, _) in pairwise(edges))
     return TimeShares(spent[Doing.THINKING], spent[Doing.TOOL] + spent[Doing.FAILED], spent[Doing.WAITING], idle)
-
-
-def _duration(event: Event) -> float | None:
-    seconds = event.values.get("seconds")
-    return float(seconds) if isinstance(seconds, (int, float)) and not isinstance(seconds, bool) else None

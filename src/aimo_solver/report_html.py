@@ -17,8 +17,9 @@ from aimo_solver import report_plots as plots
 from aimo_solver.config import Config
 from aimo_solver.report_compare import Comparison
 from aimo_solver.report_data import AttemptReport, RunReport, Verdict
-from aimo_solver.report_svg import clock, duration, points, short
+from aimo_solver.report_svg import clock, duration, plain, points, short
 from aimo_solver.report_text import TrajectoryText, fit
+from aimo_solver.report_time import is_fault
 
 TEXT_LIMIT = 15_000_000  # characters of packed trajectories in one page; larger runs lose the middle of their longest texts
 
@@ -127,11 +128,12 @@ def render(reports: Sequence[RunReport], comparison: Comparison | None = None) -
         duration=duration,
         clock=clock,
         points=points,
+        plain=plain,
         short=short,
         anchor=plots.anchor,
         style_of=plots.style_of,
         answer_style=plots.answer_style,
-        is_fault=plots.is_fault,
+        is_fault=is_fault,
     )
 
 

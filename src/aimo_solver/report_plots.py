@@ -8,8 +8,7 @@ from markupsafe import Markup, escape
 
 from aimo_solver.report_data import ProblemReport, RunReport, Verdict
 from aimo_solver.report_svg import Canvas, Format, clock, duration, short, ticks, time_ticks
-from aimo_solver.report_time import Doing
-from aimo_solver.rundir import Event
+from aimo_solver.report_time import Doing, Stage, is_fault
 
 
 def gantt(report: RunReport, key: str = "") -> Markup:
@@ -20,9 +19,9 @@ def gantt(report: RunReport, key: str = "") -> Markup:
     canvas = Canvas(1000, streams_top + 158, report.seconds, left=64)
     canvas.x_axis(time_ticks(report.seconds), clock)
     canvas.text(56, top + 12, "boot", "lane", "end")
-    for event in report.boot:
-        seconds = float(event.values["seconds"])
-        canvas.rect(event.t - seconds, event.t, top, 14, "v-boot", f"{stage_name(event)}: {duration(seconds)}")
+    for stage in report.boot:
+        style = "v-boot" if stage.outcome == "done" else "v-bad"
+        canvas.rect(stage.start, stage.end, top, 14, style, f"{stage.name}: {duration(stage.end - stage.start)}")
     canvas.text(56, top + lane + 12, "problems", "lane", "end")
     for problem in report.problems:
         record = problem.record
@@ -88,18 +87,17 @@ def histogram(groups: Sequence[tuple[str, Sequence[float]]], form: Format, label
     return canvas.svg(label, "half")
 
 
-def boot(events: Sequence[Event]) -> Markup:
+def boot(stages: Sequence[Stage]) -> Markup:
     """Stages of the boot, one row each."""
-    ordered = sorted(events, key=lambda event: event.t - float(event.values["seconds"]))
-    canvas = Canvas(1000, 26 * len(ordered) + 30, max(event.t for event in ordered) * 1.12, left=150)
-    canvas.x_axis(time_ticks(max(event.t for event in ordered) * 1.12), clock)
-    for row, event in enumerate(ordered):
-        seconds = float(event.values["seconds"])
-        canvas.text(142, 26 * row + 19, stage_name(event), "lane", "end")
-        canvas.rect(
-            event.t - seconds, event.t, 26 * row + 6, 17, "v-boot", f"{duration(event.t - seconds)} to {duration(event.t)}", 3
-        )
-        canvas.text(canvas.x(event.t) + 6, 26 * row + 19, duration(seconds), "tick")
+    end = max(stage.end for stage in stages) * 1.12
+    canvas = Canvas(1000, 26 * len(stages) + 30, end, left=150)
+    canvas.x_axis(time_ticks(end), clock)
+    for row, stage in enumerate(stages):
+        title = f"{duration(stage.start)} to {duration(stage.end)}"
+        canvas.text(142, 26 * row + 19, stage.name, "lane", "end")
+        canvas.rect(stage.start, stage.end, 26 * row + 6, 17, "v-boot" if stage.outcome == "done" else "v-bad", title, 3)
+        note = duration(stage.end - stage.start) + ("" if stage.outcome == "done" else f", {stage.outcome}")
+        canvas.text(canvas.x(stage.end) + 6, 26 * row + 19, note, "tick")
     return canvas.svg("Stages of the boot")
 
 
@@ -190,15 +188,6 @@ def answer_style(answer: int | None, truth: int | None) -> str:
     if answer is None:
         return "mute"
     return "plain" if truth is None else "good" if answer == truth else "bad"
-
-
-def stage_name(event: Event) -> str:
-    return str(event.values.get("name", event.kind)).replace("_", " ")
-
-
-def is_fault(event: Event) -> bool:
-    """Events that tell of something that went wrong."""
-    return any(word in event.kind for word in ("fault", "fail", "restart", "died", "error", "hang", "retry"))
 
 
 def _lanes(report: RunReport) -> dict[str, int]:

@@ -31,6 +31,11 @@ def short(number: float) -> str:
     return f"{number:,.0f}" if number == round(number) else f"{number:.2f}"
 
 
+def plain(value: object) -> str:
+    """A value of an event or option, numbers without noise digits."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
 def points(share: float) -> str:
     """A difference of shares in percentage points, with its sign: +4.0, −12.5, 0.0."""
     rounded = round(100 * share, 1)

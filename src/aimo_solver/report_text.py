@@ -11,12 +11,13 @@ from typing import Any
 
 from aimo_solver.trajectory import TrajectoryRecord
 
-_LEAST_CHARS = 400
+_LEAST_CHARS = 120
+_LEAST_SHARE = 0.04  # texts shortened further say nothing; then steps go
 
 
 @dataclass(frozen=True, slots=True)
 class TrajectoryText:
-    """The steps of one attempt as text. `packed` is base64 of gzip of JSON; `cut_to` is the part of long texts that is left."""
+    """The steps of one attempt as text. `packed` is base64 of gzip of JSON; `cut_to` is the part that is left."""
 
     packed: str
     cut_to: float = 1.0
@@ -27,14 +28,18 @@ def trajectory_text(trajectory: TrajectoryRecord) -> TrajectoryText:
     return TrajectoryText(_pack(_steps(trajectory)))
 
 
-def shortened(text: TrajectoryText, share: float) -> TrajectoryText:
-    """The same with the middle left out of every long text, so that about `share` of it remains."""
-    steps = json.loads(gzip.decompress(base64.b64decode(text.packed)))
-    for step in steps:
-        for name in ("text", "code", "output"):
-            if name in step:
-                step[name] = _middle_out(step[name], max(_LEAST_CHARS, int(len(step[name]) * share)))
-    return TrajectoryText(_pack(steps), share)
+def shortened(text: TrajectoryText, size: int) -> TrajectoryText:
+    """The same in at most about `size` characters: the middle of long texts is left out, then steps in the middle."""
+    whole = json.loads(gzip.decompress(base64.b64decode(text.packed)))
+    steps, share, packed = whole, 1.0, text.packed
+    while len(packed) > size:
+        share *= 0.95 * size / len(packed)
+        if share < _LEAST_SHARE and len(steps) > 3:
+            steps, share = _without_middle(steps, len(whole)), 1.0
+        packed = _pack([_step_cut(step, share) for step in steps])
+        if share < _LEAST_SHARE:
+            break
+    return TrajectoryText(packed, len(packed) / len(text.packed))
 
 
 def fit(texts: Sequence[TrajectoryText | None], limit: int) -> list[TrajectoryText | None]:
@@ -48,7 +53,7 @@ def fit(texts: Sequence[TrajectoryText | None], limit: int) -> list[TrajectoryTe
         if size > cap:
             break
         left -= size
-    return [text if text is None or len(text.packed) <= cap else shortened(text, 0.95 * cap / len(text.packed)) for text in texts]
+    return [text if text is None or len(text.packed) <= cap else shortened(text, cap) for text in texts]
 
 
 def _steps(trajectory: TrajectoryRecord) -> list[dict[str, Any]]:
@@ -64,6 +69,19 @@ def _steps(trajectory: TrajectoryRecord) -> list[dict[str, Any]]:
             case _:
                 steps.append(head | {"why": step.turn, "text": step.text})
     return steps
+
+
+def _step_cut(step: dict[str, Any], share: float) -> dict[str, Any]:
+    texts = {name: step[name] for name in ("text", "code", "output") if name in step}
+    return step | {name: _middle_out(text, max(_LEAST_CHARS, int(len(text) * share))) for name, text in texts.items()}
+
+
+def _without_middle(steps: list[dict[str, Any]], of: int) -> list[dict[str, Any]]:
+    """Half of the steps, those at both ends, with a note between."""
+    quarter = max(1, len(steps) // 4)
+    head, tail = steps[:quarter], steps[-quarter:]
+    note = f"{of - len(head) - len(tail)} steps are left out here; the run directory has them"
+    return [*head, {"kind": "inserted", "s": 0, "n": 0, "why": note, "text": ""}, *tail]
 
 
 def _pack(steps: list[dict[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""What an attempt did when: its stretches of thinking, tools and waiting, how many were busy, and its entropy over tokens."""
+"""What happened when: stages of the boot, faults, an attempt's stretches of thinking, tools and waiting, its entropy over tokens."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from aimo_solver.rundir import Event
 from aimo_solver.trajectory import Step, TrajectoryRecord
 
 ENTROPY_BINS = 40
+_BOOKKEEPING = {"run_started", "run_resumed", "run_finished", "problem_started", "stage_started", "stage_ended", "server_ready"}
+_FAULTS = ("fault", "fail", "restart", "died", "error", "hang", "retry")
 _GAP_S = 0.02  # shorter pauses between two steps are bookkeeping, not waiting
 
 
@@ -20,6 +23,16 @@ class Doing(StrEnum):
     TOOL = "tool"
     FAILED = "failed"  # a tool call that ended in an error
     WAITING = "waiting"  # for the first token of a turn, a kernel, or a server that is restarted
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage of the boot, seconds of the run. `outcome` is "done", "failed", or "cut" if the run ended within it."""
+
+    name: str
+    start: float
+    end: float
+    outcome: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +96,32 @@ def tool_error(step: Step) -> str | None:
     if step.kind != "tool":
         return None
     return "timeout" if step.timed_out else step.error_name
+
+
+def stages(events: Sequence[Event], last_t: float) -> tuple[Stage, ...]:
+    """The stages that events tell of; one that never ended lasts until `last_t`, the end of the run."""
+    ended = [
+        Stage(str(event.values["stage"]), event.t - event.values["seconds"], event.t, str(event.values.get("outcome", "done")))
+        for event in events
+        if event.kind == "stage_ended"
+    ]
+    begun = [event for event in events if event.kind == "stage_started"]
+    names = [stage.name for stage in ended]
+    for event in begun:
+        if event.values["stage"] in names:
+            names.remove(event.values["stage"])
+        else:
+            ended.append(Stage(str(event.values["stage"]), event.t, last_t, "cut"))
+    return tuple(sorted(ended, key=lambda stage: (stage.start, stage.end)))
+
+
+def is_fault(event: Event) -> bool:
+    """Events that tell of something that went wrong."""
+    return event.values.get("outcome") == "failed" or any(
+        word in event.kind for word in ("fault", "fail", "restart", "died", "error", "hang", "retry")
+    )
+
+
+def is_notable(event: Event) -> bool:
+    """Events that are more than bookkeeping."""
+    return event.kind not in _BOOKKEEPING
