@@ -86,6 +86,11 @@ def test_quotes_spelled_out_in_code_are_code(gemma: Family) -> None:
     assert gemma.chat.parse(gemma.call(code), cut=False) == ToolCalls((ToolCall(code),))
 
 
+def test_words_about_python_are_no_call(gemma: Family) -> None:
+    text = "By hand, or with python (any version) {as usual}, it is 7."
+    assert gemma.chat.parse(gemma.final(text), cut=False) == FinalText(text)
+
+
 @pytest.mark.parametrize(
     "text",
     [

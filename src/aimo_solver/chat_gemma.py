@@ -24,7 +24,7 @@ _QUOTE = "\udc00"  # stands for the token <|"|> while a call is read; no decoded
 _NAMES = frozenset({PYTHON_TOOL.name, "functions.python", ""})
 _EXACT = re.compile(rf"call:{PYTHON_TOOL.name}\{{{PYTHON_TOOL.parameter}:{_QUOTE}([^{_QUOTE}]*){_QUOTE}\}}")
 _CALL = re.compile(r"\s*(?:call)?\s*:?\s*([\w.:\-]*)\s*[{(\[]+(.*)", re.DOTALL)
-_SPELLED_CALL = re.compile(r"(?:^|\s|<call>)(?:call:)?(?:python|functions\.python)\s*([{(].*)", re.DOTALL)
+_SPELLED_CALL = re.compile(rf"(?:<call>|(?:^|\s)call:)({PYTHON_TOOL.name}\s*[{{(].*)", re.DOTALL)
 _KEY = rf"[{_QUOTE}\"']?([A-Za-z_]\w*)[{_QUOTE}\"']?\s*[:=]"
 _STRING = re.compile(rf"{_KEY}\s*{_QUOTE}(.*?){_QUOTE}+(?=\s*(?:,\s*{_KEY}|[}})\]]*\s*\Z))", re.DOTALL)
 
@@ -90,7 +90,7 @@ class GemmaFormat:
             return Malformed("Your turn ended inside the thought channel, without a call and without a final text.")
         if "\\boxed" not in text:
             spelled = _SPELLED_CALL.search(text)
-            code = _code_of(f"call:python{spelled.group(1)}") if spelled else None
+            code = _code_of(spelled.group(1)) if spelled else None
             blocks = [code.text] if code else python_blocks(text)
             if blocks:
                 return ToolCalls(tuple(ToolCall(block) for block in blocks), "code in the text instead of a tool call")

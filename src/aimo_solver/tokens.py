@@ -6,8 +6,8 @@ control token; `encode_template` is for the format's own text, where ``<|turn>``
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +23,13 @@ class Tokenizer:
     Attributes:
         core: the `tokenizers` object.
         controls: text -> id of every added token that is more than white space; only `encode_template` yields them.
-        _places: finds every place where a control token's text begins.
+        _lengths: of the texts of control tokens, by their first character.
         _anchor: ids put before those to decode, because some decoders strip the first space of what they are given.
     """
 
     core: tokenizers.Tokenizer
     controls: Mapping[str, int]
-    _places: re.Pattern[str] | None
+    _lengths: Mapping[str, set[int]]
     _anchor: tuple[int, ...]
 
     @classmethod
@@ -62,21 +62,20 @@ class Tokenizer:
         added = {token.content: number for number, token in core.get_added_tokens_decoder().items()}
         # Some models list runs of spaces and newlines among their added tokens: those are ordinary text.
         controls = {text: number for text, number in added.items() if text.replace("▁", " ").strip()}
-        places = "|".join(re.escape(text) for text in sorted(controls, key=len, reverse=True))
-        # A lookahead, so that control tokens that overlap are all found.
+        lengths: defaultdict[str, set[int]] = defaultdict(set)
+        for text in controls:
+            lengths[text[0]].add(len(text))
         anchor = tuple(core.encode("a", add_special_tokens=False).ids)
-        return cls(core, controls, re.compile(f"(?={places})") if places else None, anchor)
+        return cls(core, controls, dict(lengths), anchor)
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text. Control tokens that are spelled out in it become ordinary pieces."""
-        if self._places is None:
-            return self._ids(text)
         ids: list[int] = []
         start = 0
-        for place in self._places.finditer(text):
-            # A cut behind the first character of each spelled-out control token: no piece holds a whole one.
-            ids += self._ids(text[start : place.start() + 1])
-            start = place.start() + 1
+        for place in self._spelled_out(text):
+            # A cut behind the first character of each: no piece holds a whole one.
+            ids += self._ids(text[start : place + 1])
+            start = place + 1
         ids += self._ids(text[start:])
         known = set(self.controls.values())
         if not known.isdisjoint(ids):  # a normaliser can spell one out of other characters
@@ -97,19 +96,15 @@ class Tokenizer:
         """The id of a control token, None if this tokenizer has no such token."""
         return self.controls.get(text)
 
+    def _spelled_out(self, text: str) -> Iterator[int]:
+        """Every place where the text of a control token begins, overlapping ones too."""
+        for place, character in enumerate(text):
+            lengths = self._lengths.get(character)
+            if lengths is not None and any(text[place : place + length] in self.controls for length in lengths):
+                yield place
+
     def _ids(self, text: str) -> list[int]:
         if not text:
             return []
         clean = text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates have no bytes
         return list(self.core.encode(clean, add_special_tokens=False).ids)
-
-
-def split_at(tokens: Sequence[int], mark: int) -> list[list[int]]:
-    """Tokens cut at every `mark`, without the marks; at least one part."""
-    parts: list[list[int]] = [[]]
-    for token in tokens:
-        if token == mark:
-            parts.append([])
-        else:
-            parts[-1].append(token)
-    return parts
