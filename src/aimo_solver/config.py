@@ -186,7 +186,8 @@ class PromptConfig:
 
     Attributes:
         family: chat format by name; "auto" reads it off the model.
-        mix: prompt variants in turn over the attempts, by the names in prompts.py.
+        mix: prompt variants in turn over the attempts, by the names in prompts.py; a name may stand several times.
+        reasoning_effort: for models that are told one (gpt-oss).
     """
 
     family: str = "auto"
