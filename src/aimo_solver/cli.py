@@ -26,7 +26,7 @@ from aimo_solver.evaluate import evaluate
 from aimo_solver.problems import Problem, read_problems
 from aimo_solver.progress import TerminalProgress, result_table
 from aimo_solver.runlog import RunLog, describe_environment, is_running, read_run
-from aimo_solver.session import Endpoint, check_model, endpoint_session, local_session
+from aimo_solver.session import Endpoint, check_model, endpoint_folder, endpoint_session, local_session
 
 EMBEDDED_MODEL = Path(__file__).parents[2] / "data" / "pocket-model"
 
@@ -36,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Olympiad maths with an open LLM under a hard clock.",
 )
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)
 
 
 @app.callback()
@@ -93,22 +93,21 @@ def evaluate_command(
     problems = read_problems(csv, ids=chosen, limit=limit)
     if endpoint is None and (served_model or api_key):
         raise ConfigError("--served-model", "names a model at an endpoint; give --endpoint too")
-    if endpoint is None:
-        model = model or EMBEDDED_MODEL
-    if model is not None:
-        check_model(model)
+    there = Endpoint(endpoint, served_model, api_key) if endpoint else None
+    folder = model or (EMBEDDED_MODEL if there is None else endpoint_folder(there))
+    check_model(folder)
     if resume and out is None:
         raise ConfigError("--resume", "needs --out with the folder of the interrupted run")
     extra = list(settings or ())
     extra += [f"sampling.seed={seed}"] if seed is not None else []
     extra += [f"budget.time_limit_s={time_limit}"] if time_limit is not None else []
-    config = _config(model, config_file, extra, resumed=out if resume else None)
+    config = _config(folder, config_file, extra, resumed=out if resume else None)
     out = out or Path("runs") / f"{csv.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     if overwrite and not resume:
         _delete_run(out)
     log = RunLog.resume(out) if resume else RunLog.create(out, config=config, environment=describe_environment())
     todo = [problem for problem in problems if problem.id not in log.finished]
-    job = _Job(todo, config, log, model, Endpoint(endpoint, served_model, api_key) if endpoint else None, problems_in_parallel)
+    job = _Job(todo, config, log, folder, there, problems_in_parallel)
     with log:
         asyncio.run(_run(job, started))
         summary = log.finish({"problems_in_parallel": problems_in_parallel})
@@ -126,7 +125,7 @@ class _Job:
     problems: Sequence[Problem]
     config: Config
     log: RunLog
-    model: Path | None
+    model: Path
     endpoint: Endpoint | None
     parallel: int
 
@@ -141,7 +140,6 @@ async def _run(job: _Job, started: float) -> None:
     clock = RunClock.begin(job.config.budget, time.monotonic, started)
     with TerminalProgress(console, len(job.problems)) as progress:
         if job.endpoint is None:
-            assert job.model is not None
             console.print(f"starting vLLM on {job.model}, log in {job.log.directory / 'server.log'}", highlight=False)
             opened = local_session(job.model, job.config, job.log, job.log.directory, progress)
         else:
@@ -151,9 +149,9 @@ async def _run(job: _Job, started: float) -> None:
             await evaluate(session.solver, job.problems, job.config.budget, clock, parallel=job.parallel)
 
 
-def _config(model: Path | None, file: Path | None, settings: Sequence[str], *, resumed: Path | None) -> Config:
+def _config(model: Path, file: Path | None, settings: Sequence[str], *, resumed: Path | None) -> Config:
     base = None if resumed is None else read_run(resumed).config
-    tomls = [] if model is None or resumed is not None else [model / "aimo.toml"]
+    tomls = [] if resumed is not None else [model / "aimo.toml"]
     layers = [toml for toml in tomls if toml.is_file()] + ([file] if file is not None else [])
     return load_config(*layers, settings=settings, base=base)
 

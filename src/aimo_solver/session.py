@@ -181,9 +181,21 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
+def endpoint_folder(endpoint: Endpoint) -> Path:
+    """The folder that an endpoint serves its model from, if it is on this machine too.
+
+    Raises:
+        EndpointError: it does not answer, or its folder is not here.
+    """
+    served = asyncio.run(find_model(endpoint.url, endpoint.served_model, api_key=endpoint.api_key))
+    if not (served.root and Path(served.root).is_dir()):
+        raise EndpointError(endpoint.url, f"serves {served.name}; give the folder with its tokenizer by --model")
+    return Path(served.root)
+
+
 @asynccontextmanager
 async def endpoint_session(
-    endpoint: Endpoint, model: Path | None, config: Config, log: RunLog, observer: Observer | None = None
+    endpoint: Endpoint, model: Path, config: Config, log: RunLog, observer: Observer | None = None
 ) -> AsyncIterator[Session]:
     """A session on a server that runs already. `model` is the folder with the served model's tokenizer.
 
@@ -194,11 +206,8 @@ async def endpoint_session(
     if config.sampling.seed is not None:
         raise ConfigError("sampling.seed", "belongs to the server; start the endpoint with --seed instead")
     served = await find_model(endpoint.url, endpoint.served_model, api_key=endpoint.api_key)
-    folder = model or Path(served.root)
-    if model is None and not (served.root and folder.is_dir()):
-        raise EndpointError(endpoint.url, f"serves {served.name}; give the folder with its tokenizer by --model")
-    check_model(folder)
-    chat = _chat(folder, config)
+    check_model(model)
+    chat = _chat(model, config)
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(
             VllmEngine(endpoint.url, served.name, config.sampling, context_tokens=served.context_tokens, api_key=endpoint.api_key)

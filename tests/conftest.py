@@ -1,0 +1,57 @@
+"""One vLLM server on the embedded model for the whole test session."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from aimo_solver.config import Config, ServerConfig
+from aimo_solver.engine import VllmEngine
+from aimo_solver.machine import detect_machine, installed_flags
+from aimo_solver.presets import choose, command
+from aimo_solver.server import Server, ServerCommand, free_port
+
+ROOT = Path(__file__).parents[1]
+MODEL = ROOT / "data" / "pocket-model"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running vLLM server."""
+
+    url: str
+    name: str
+    model: Path
+    context_tokens: int
+
+    def engine(self, config: Config | None = None) -> VllmEngine:
+        """A client for the event loop of the test."""
+        return VllmEngine(self.url, self.name, (config or Config()).sampling, context_tokens=self.context_tokens)
+
+
+@pytest.fixture(scope="session")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    running = os.environ.get("AIMO_TEST_ENDPOINT")  # a server on the embedded model, for quick work on one test
+    if running:
+        yield Served(running, "pocket", MODEL, 4_096)
+        return
+    preset = choose(MODEL, ServerConfig(), slots=16, machine=detect_machine())
+    port = free_port()
+    built = command(preset, MODEL, port, "pocket", installed_flags())
+    served = Served(f"http://127.0.0.1:{port}", "pocket", MODEL, preset.context_tokens)
+    with asyncio.Runner() as runner:
+        server = Server(ServerCommand(built.args, built.env), tmp_path_factory.mktemp("vllm") / "server.log")
+
+        async def start() -> None:
+            engine = served.engine()
+            await server.start(engine.healthy, 300)
+            await engine.close()
+
+        runner.run(start())
+        yield served
+        runner.run(server.stop())

@@ -1,0 +1,176 @@
+"""The token-stream client, against real vLLM, and against servers that break off."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+
+import pytest
+from aiohttp import web
+
+from aimo_solver.chat import chat_format
+from aimo_solver.config import Config, SamplingConfig, load_config
+from aimo_solver.engine import Chunk, CompletionRequest, VllmEngine, entropy, find_model
+from aimo_solver.errors import EndpointError, EngineRejected, EngineUnavailable
+from aimo_solver.server import free_port
+from tests.conftest import Served
+
+
+async def sample(engine: VllmEngine, request: CompletionRequest) -> list[Chunk]:
+    async with aclosing(engine.stream(request)) as chunks:
+        return [chunk async for chunk in chunks]
+
+
+def tokens_of(chunks: list[Chunk]) -> list[int]:
+    return [token for chunk in chunks for token in chunk.token_ids]
+
+
+def prompt(served: Served, text: str = "What is the remainder of 7^30 modulo 11?") -> list[int]:
+    return chat_format(served.model).prompt("", text, tools=False)
+
+
+@pytest.mark.vllm
+async def test_a_stop_token_ends_the_turn_and_is_part_of_it(vllm: Served) -> None:
+    chat = chat_format(vllm.model)
+    async with vllm.engine() as engine:
+        chunks = await sample(engine, CompletionRequest(tokens=prompt(vllm), max_tokens=500, stop_token_ids=chat.stop_token_ids))
+    assert [chunk.finish for chunk in chunks if chunk.finish] == ["stop"]
+    assert tokens_of(chunks)[-1] in chat.stop_token_ids
+
+
+@pytest.mark.vllm
+async def test_length_ends_the_turn_at_the_last_token(vllm: Served) -> None:
+    async with vllm.engine() as engine:
+        chunks = await sample(engine, CompletionRequest(tokens=prompt(vllm), max_tokens=3))
+    assert [chunk.finish for chunk in chunks if chunk.finish] == ["length"]
+    assert len(tokens_of(chunks)) == 3
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("candidates", [0, 5])
+async def test_every_token_has_its_entropy(vllm: Served, candidates: int) -> None:
+    async with vllm.engine(load_config(settings=[f"sampling.top_logprobs={candidates}"])) as engine:
+        chunks = await sample(engine, CompletionRequest(tokens=prompt(vllm), max_tokens=30))
+    entropies = [value for chunk in chunks for value in chunk.entropies]
+    assert len(entropies) == len(tokens_of(chunks)) > 0
+    assert all(0 <= value < 20 for value in entropies)
+    assert max(entropies) > 0
+
+
+@pytest.mark.vllm
+async def test_a_prompt_that_goes_on_is_found_in_the_cache(vllm: Served) -> None:
+    long = prompt(vllm, "Consider the numbers " + ", ".join(map(str, range(100, 160))) + ". What is their sum?")
+    async with vllm.engine() as engine:
+        first = await sample(engine, CompletionRequest(tokens=long, max_tokens=40))
+        grown = [*long, *tokens_of(first)]
+        second = await sample(engine, CompletionRequest(tokens=[*grown, *long[:5]], max_tokens=2))
+    cached = second[-1].cached_tokens
+    assert cached is not None
+    assert cached >= (len(grown) - 1) // 32 * 32  # whole blocks; the last sampled token was never a prompt
+
+
+@pytest.mark.vllm
+async def test_closing_a_stream_frees_the_servers_slot(vllm: Served) -> None:
+    async with vllm.engine() as engine:
+        async with aclosing(engine.stream(CompletionRequest(tokens=prompt(vllm), max_tokens=3_000))) as chunks:
+            await anext(chunks)
+            assert await engine.running_requests() == 1
+        closed = time.monotonic()
+        while await engine.running_requests():
+            assert time.monotonic() - closed < 5
+            await asyncio.sleep(0.01)
+        assert engine.running == 0
+
+
+@pytest.mark.vllm
+async def test_a_prompt_that_does_not_fit_is_rejected(vllm: Served) -> None:
+    async with vllm.engine() as engine:
+        with pytest.raises(EngineRejected) as error:
+            await sample(engine, CompletionRequest(tokens=[5] * 5_000, max_tokens=10))
+    assert error.value.status == 400
+
+
+@pytest.mark.vllm
+async def test_the_served_model_is_found(vllm: Served) -> None:
+    assert (await find_model(vllm.url)).name == "pocket"
+    with pytest.raises(EndpointError, match="does not serve other; it serves pocket"):
+        await find_model(vllm.url, "other")
+
+
+async def test_nothing_listening_is_said_in_one_line() -> None:
+    with pytest.raises(EndpointError, match="does not answer") as error:
+        await find_model(f"http://127.0.0.1:{free_port()}")
+    assert "\n" not in str(error.value)
+
+
+@asynccontextmanager
+async def server(handler: web.RequestHandler[web.Request] | object) -> AsyncIterator[VllmEngine]:
+    """A server whose completions page is `handler`."""
+    application = web.Application()
+    application.router.add_post("/v1/completions", handler)  # type: ignore[arg-type]
+    runner = web.AppRunner(application)
+    await runner.setup()
+    port = free_port()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    try:
+        async with VllmEngine(f"http://127.0.0.1:{port}", "m", SamplingConfig(), context_tokens=100) as engine:
+            yield engine
+    finally:
+        await runner.cleanup()
+
+
+async def test_what_came_before_a_break_is_kept() -> None:
+    async def breaks(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b'data: {"choices":[{"token_ids":[7,8],"finish_reason":null}]}\n\ndata: {"choi')
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    async with server(breaks) as engine:
+        seen: list[int] = []
+        with pytest.raises(EngineUnavailable):
+            async for chunk in engine.stream(CompletionRequest(tokens=[1], max_tokens=5)):
+                seen += chunk.token_ids
+    assert seen == [7, 8]
+
+
+async def test_a_stream_without_an_end_is_a_break() -> None:
+    async def ends_early(request: web.Request) -> web.Response:
+        return web.Response(text='data: {"choices":[{"token_ids":[7],"finish_reason":null}]}\n\ndata: [DONE]\n\n')
+
+    async with server(ends_early) as engine:
+        with pytest.raises(EngineUnavailable, match="without a finish reason"):
+            await sample(engine, CompletionRequest(tokens=[1], max_tokens=5))
+
+
+@pytest.mark.parametrize(("status", "kind"), [(500, EngineUnavailable), (503, EngineUnavailable), (404, EngineRejected)])
+async def test_refusals_say_whether_to_try_again(status: int, kind: type[Exception]) -> None:
+    async def refuses(request: web.Request) -> web.Response:
+        return web.Response(status=status, text="no")
+
+    async with server(refuses) as engine:
+        with pytest.raises(kind, match=str(status)):
+            await sample(engine, CompletionRequest(tokens=[1], max_tokens=5))
+
+
+async def test_an_error_within_the_stream_is_a_break() -> None:
+    async def fails(request: web.Request) -> web.Response:
+        return web.Response(text='data: {"error":{"message":"engine dead"}}\n\n')
+
+    async with server(fails) as engine:
+        with pytest.raises(EngineUnavailable, match="engine dead"):
+            await sample(engine, CompletionRequest(tokens=[1], max_tokens=5))
+
+
+def test_entropy_of_an_even_choice() -> None:
+    even = {str(number): math.log(1 / 4) for number in range(4)}
+    assert entropy(even) == pytest.approx(math.log(4))
+
+
+def test_default_configuration_asks_for_candidates() -> None:
+    assert Config().sampling.top_logprobs == 5
