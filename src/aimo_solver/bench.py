@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aimo_solver.environment import describe_environment
 from aimo_solver.machine import detect_machine
-from aimo_solver.runlog import describe_environment
 
 Value = str | int | float | None
 

@@ -24,7 +24,7 @@ from aimo_solver.config import Config
 from aimo_solver.engine import VllmEngine
 from aimo_solver.errors import CacheError
 from aimo_solver.machine import Machine, cuda_version, detect_machine, installed_flags, installed_version, package_folder
-from aimo_solver.presets import choose, command
+from aimo_solver.presets import Preset, choose, command
 from aimo_solver.server import Server, ServerCommand, free_port
 from aimo_solver.warmup import warm_up
 
@@ -219,6 +219,21 @@ def place(archive: Path, here: Stamp) -> Placement:
     seconds = time.monotonic() - began
     log.info("compile cache: %d files in place after %.1f s%s", placed, seconds, "".join(f"; {note}" for note in notes))
     return Placement(root, notes, placed, seconds)
+
+
+def shipped(
+    archive: str | None, model: Path, preset: Preset, machine: Machine, path: Sequence[str] | None = None
+) -> dict[str, str]:
+    """Puts a shipped cache in place, if there is one that fits; the variables that make the server use it, {} if none.
+
+    Args:
+        path: where the server's Python finds its packages (default `sys.path`).
+    """
+    if archive is None:
+        return {}
+    here = stamp(machine, default_root(), model, preset.arguments, package_folder("vllm", path) or Path(), path)
+    placement = place(Path(archive), here)
+    return {} if placement.root is None else environment(placement.root)
 
 
 def _merge(source: Path, target: Path) -> int:
