@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
@@ -14,10 +15,10 @@ from aimo_solver.config import Config
 from aimo_solver.records import Group, Use
 from aimo_solver.replay import Replay, parse_policy, replay
 from aimo_solver.scoreboard import (
-    budget_figure,
     calibration_figure,
     replay_tables,
     replay_values,
+    save_figures,
     simulation_table,
     simulation_values,
     tokens_figure,
@@ -87,14 +88,13 @@ def test_what_was_not_logged_is_said() -> None:
     assert "not logged" not in text(*replay_tables(replayed()))
 
 
-@pytest.mark.parametrize("kind", ["png", "svg"])
-def test_figures_can_be_drawn(tmp_path: Path, kind: str) -> None:
-    result = replayed()
+def test_figures_are_written_as_svg(tmp_path: Path) -> None:
     points = sweep(groups(), [parse_play(name, Config()) for name in ("default", "default@even")], [600, 1_200], competitions=5)
-    for number, figure in enumerate((tokens_figure(result), calibration_figure(result.scores[0]), budget_figure(points))):
-        path = tmp_path / f"{number}.{kind}"
-        figure.savefig(path)
-        assert path.stat().st_size > 2_000
+    paths = save_figures(tmp_path / "new" / "folder", replayed(), points)
+    assert [path.name for path in paths] == ["tokens_to_decision.svg", "calibration.svg", "score_against_budget.svg"]
+    for path in paths:
+        assert ElementTree.parse(path).getroot().tag.endswith("svg")
+    assert len(save_figures(tmp_path, replayed())) == 2
 
 
 def test_figures_show_the_data() -> None:
