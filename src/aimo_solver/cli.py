@@ -6,27 +6,32 @@ Exit codes: 0 done, 1 a fault of ours, 2 bad input (one line that says what to d
 from __future__ import annotations
 
 import asyncio
-import functools
+import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from aimo_solver import cli_measure
+from aimo_solver.cli_guard import console, guarded
 from aimo_solver.clock import RunClock
 from aimo_solver.config import Config, load_config
-from aimo_solver.errors import AimoError, ConfigError, RunDirectoryError, ServerStartError, UserError
+from aimo_solver.errors import ConfigError, RunDirectoryError
 from aimo_solver.evaluate import evaluate
+from aimo_solver.machine import detect_machine, installed_flags
+from aimo_solver.presets import choose, command
 from aimo_solver.problems import Problem, read_problems
 from aimo_solver.progress import TerminalProgress, result_table
+from aimo_solver.report import report
 from aimo_solver.runlog import RunLog, describe_environment, is_running, read_run
 from aimo_solver.session import Endpoint, check_model, endpoint_folder, endpoint_session, local_session
+from aimo_solver.watch import watch
 
 EMBEDDED_MODEL = Path(__file__).parents[2] / "data" / "pocket-model"
 
@@ -36,36 +41,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Olympiad maths with an open LLM under a hard clock.",
 )
-console = Console(width=None if sys.stdout.isatty() else 120)
-
-
-@app.callback()
-def _commands() -> None:
-    """Olympiad maths with an open LLM under a hard clock."""
-
-
-def _guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Turns errors into one line and an exit code."""
-
-    @functools.wraps(command)
-    def run(*args: object, **options: object) -> None:
-        try:
-            command(*args, **options)
-        except (KeyboardInterrupt, asyncio.CancelledError):
-            console.print("stopped; what was finished is on disk", style="yellow")
-            raise typer.Exit(130) from None
-        except (UserError, ServerStartError) as error:
-            print(f"aimo-solver: {error}", file=sys.stderr)
-            raise typer.Exit(2) from None
-        except AimoError as error:
-            print(f"aimo-solver: {error}", file=sys.stderr)
-            raise typer.Exit(1) from None
-
-    return run
+app.command("replay")(cli_measure.replay_command)
+app.add_typer(cli_measure.bench, name="bench")
+app.add_typer(cli_measure.cache, name="cache")
 
 
 @app.command("evaluate")
-@_guarded
+@guarded
 def evaluate_command(
     csv: Annotated[Path, typer.Argument(help="problems: columns id, problem (or question) and, if known, answer")],
     model: Annotated[
@@ -114,10 +96,46 @@ def evaluate_command(
     results = [log.finished[problem.id] for problem in problems]
     console.print(result_table(results))
     score = "" if summary["right"] is None else f"{summary['right']} of {summary['problems']} right ({summary['accuracy']:.1%}), "
-    console.print(
-        f"{score}{summary['seconds']:.0f} s, {summary['tokens']} tokens, {summary['tokens_per_s']:.0f} tokens/s; written to {out}",
-        soft_wrap=True,
-    )
+    speed = f"{summary['seconds']:.0f} s, {summary['tokens']} tokens, {summary['tokens_per_s']:.0f} tokens/s"
+    console.print(f"{score}{speed}; written to {out}", soft_wrap=True)
+
+
+@app.command("report")
+@guarded
+def report_command(
+    directories: Annotated[list[Path], typer.Argument(help="a run directory, or two to compare")],
+    out: Annotated[Path | None, typer.Option(help="where the page goes; default report.html in the first directory")] = None,
+) -> None:
+    """What became of a run, here and as one HTML page with plots."""
+    report(directories, console, out)
+
+
+@app.command("watch")
+@guarded
+def watch_command(directory: Annotated[Path, typer.Argument(help="the run's directory")]) -> None:
+    """The live view of a run that another process writes."""
+    watch(directory, console)
+
+
+@app.command("serve")
+@guarded
+def serve_command(
+    model: Annotated[Path, typer.Option(help="model folder")] = EMBEDDED_MODEL,
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="where to listen, on the loopback interface")] = 8000,
+    slots: Annotated[int, typer.Option(min=1, help="requests side by side that the server is tuned for")] = 8,
+    config_file: Annotated[Path | None, typer.Option("--config", help="TOML file with options")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="one option, as section.option=value; repeatable")] = None,
+) -> None:
+    """Runs a vLLM server with the flags that `evaluate` would use, in this terminal until Ctrl-C; for --endpoint."""
+    check_model(model)
+    config = _config(model, config_file, settings or (), resumed=None)
+    preset = choose(model, config.server, slots=slots, machine=detect_machine())
+    built = command(preset, model, port, model.resolve().name, installed_flags())
+    for flag in built.dropped:
+        console.print(f"left out {flag.name}: the installed vLLM does not know it", style="yellow")
+    console.print(" ".join(built.args), soft_wrap=True, highlight=False)
+    sys.stdout.flush()
+    os.execvpe(built.args[0], built.args, {**os.environ, **built.env})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,35 @@
+"""What all commands share: the terminal, and errors as one line with an exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import sys
+from collections.abc import Callable
+
+import typer
+from rich.console import Console
+
+from aimo_solver.errors import AimoError, ServerStartError, UserError
+
+console = Console(width=None if sys.stdout.isatty() else 120)
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Turns errors into one line and an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: object, **options: object) -> None:
+        try:
+            command(*args, **options)
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            console.print("stopped; what was finished is on disk", style="yellow")
+            raise typer.Exit(130) from None
+        except (UserError, ServerStartError) as error:
+            print(f"aimo-solver: {error}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except AimoError as error:
+            print(f"aimo-solver: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
+
+    return run
