@@ -1,4 +1,4 @@
-"""What happened when: stages of the boot, faults, an attempt's stretches of thinking, tools and waiting, its entropy over tokens."""
+"""What happened when: stages of the boot, faults, what an attempt did at each moment, its entropy over tokens."""
 
 from __future__ import annotations
 
