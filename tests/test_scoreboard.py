@@ -15,10 +15,10 @@ from aimo_solver.config import Config
 from aimo_solver.records import Group, Use
 from aimo_solver.replay import Replay, parse_policy, replay
 from aimo_solver.scoreboard import (
+    budget_figure,
     calibration_figure,
     replay_tables,
     replay_values,
-    save_figures,
     simulation_table,
     simulation_values,
     tokens_figure,
@@ -70,8 +70,8 @@ def test_values_are_plain_and_complete() -> None:
         assert policy["accuracy"] == policy["right"] / policy["groups"]
         assert sum(run["right"] for run in policy["runs"].values()) == policy["right"]
     played = json.loads(json.dumps(simulation_values(simulated())))
-    assert list(played) == ["default", "default@even"]
-    assert played["default"]["overruns"] == 0
+    assert list(played["policies"]) == ["default", "default@even"]
+    assert played["policies"]["default"]["overruns"] == 0
 
 
 def test_tables_name_every_policy_and_run() -> None:
@@ -88,13 +88,12 @@ def test_what_was_not_logged_is_said() -> None:
     assert "not logged" not in text(*replay_tables(replayed()))
 
 
-def test_figures_are_written_as_svg(tmp_path: Path) -> None:
+def test_figures_draw_as_svg(tmp_path: Path) -> None:
+    result = replayed()
     points = sweep(groups(), [parse_play(name, Config()) for name in ("default", "default@even")], [600, 1_200], competitions=5)
-    paths = save_figures(tmp_path / "new" / "folder", replayed(), points)
-    assert [path.name for path in paths] == ["tokens_to_decision.svg", "calibration.svg", "score_against_budget.svg"]
-    for path in paths:
-        assert ElementTree.parse(path).getroot().tag.endswith("svg")
-    assert len(save_figures(tmp_path, replayed())) == 2
+    for number, figure in enumerate((tokens_figure(result), calibration_figure(result.scores[0]), budget_figure(points))):
+        figure.savefig(tmp_path / f"{number}.svg")
+        assert ElementTree.parse(tmp_path / f"{number}.svg").getroot().tag.endswith("svg")
 
 
 def test_figures_show_the_data() -> None:

@@ -173,6 +173,7 @@ def test_streams_share_the_measured_throughput() -> None:
     assert rate[8] == 80
     assert rate[16] == 75
     assert all(np.diff(rate[1:]) < 0)
+    assert Throughput.of(1440).per_stream(8)[8] == 180
 
 
 def test_less_time_never_scores_more() -> None:
@@ -202,8 +203,15 @@ def test_names_choose_voter_stop_rule_and_budget() -> None:
     assert parse_play("default@even", config)[1].budget.rule == "even"
     chosen = parse_play("majority/equal=5@marginal", config)[1]
     assert (chosen.voting.voter, chosen.voting.stop, chosen.voting.equal) == ("majority", "equal", 5)
-    with pytest.raises(ConfigError, match="no such budget; known: greedy"):
+    wide = parse_play("default@even@16", config)[1]
+    assert (wide.solver.slots, wide.solver.max_attempts, wide.budget.rule) == (16, 16, "even")
+    assert parse_play("default@8x12", config)[1].solver.max_attempts == 12
+    with pytest.raises(ConfigError, match="@lavish is neither SLOTS nor SLOTSxATTEMPTS nor a budget"):
         parse_play("default@lavish", config)
+    with pytest.raises(ConfigError, match="slots \\(8\\) is more than max_attempts"):
+        parse_play("default@8x4", config)
+    with pytest.raises(ConfigError, match="a second look cannot be simulated"):
+        parse_play("select", config)
     with pytest.raises(ConfigError, match="proximity cannot be simulated"):
         simulate([make_group(0, [(1, 1, 0, 0.5)])], [parse_play("proximity", config)], competitions=1)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -126,22 +125,24 @@ def _score_values(score: Score) -> dict[str, Any]:
 
 
 def simulation_values(simulations: Sequence[Simulation]) -> dict[str, Any]:
-    """Plain values by configuration name; scores are right answers of one run, times seconds."""
+    """Plain values: `policies` maps names to figures; scores are right answers of one run, times seconds."""
     return {
-        one.name: {
-            "competitions": one.competitions,
-            "problems": one.problems,
-            **_interval_values("score", one.score),
-            "spread": one.spread,
-            "two_run": one.two_run,
-            **_interval_values("diff", one.diff),
-            "mean_seconds": one.seconds,
-            "longest_seconds": one.longest,
-            "mean_tokens": one.tokens,
-            "overruns": one.overruns,
-            "undecided": one.undecided,
-        }
-        for one in simulations
+        "competitions": simulations[0].competitions,
+        "problems": simulations[0].problems,
+        "policies": {
+            one.name: {
+                **_interval_values("score", one.score),
+                "spread": one.spread,
+                "two_run": one.two_run,
+                **_interval_values("diff", one.diff),
+                "mean_seconds": one.seconds,
+                "longest_seconds": one.longest,
+                "mean_tokens": one.tokens,
+                "overruns": one.overruns,
+                "undecided": one.undecided,
+            }
+            for one in simulations
+        },
     }
 
 
@@ -192,17 +193,6 @@ def budget_figure(points: Sequence[SweepPoint]) -> Figure:
             axes.fill_between(hours, [s.low for s in scores], [s.high for s in scores], color=colour, alpha=0.12)
     axes.legend(fontsize="x-small", loc="lower right")
     return figure
-
-
-def save_figures(folder: Path, replay: Replay, points: Sequence[SweepPoint] = ()) -> tuple[Path, ...]:
-    """Writes the figures as SVG into a folder, which is made if need be; the calibration is the last policy's."""
-    figures = {"tokens_to_decision": tokens_figure(replay), "calibration": calibration_figure(replay.scores[-1])}
-    if points:
-        figures["score_against_budget"] = budget_figure(points)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.svg")
-    return tuple(folder / f"{name}.svg" for name in figures)
 
 
 def wilson(hits: int, count: int) -> tuple[float, float]:

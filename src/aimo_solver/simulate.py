@@ -13,8 +13,9 @@ attempt is asked for at its deadline (an attempt that is cut counts as no answer
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from aimo_solver.bootstrap import Bootstrap, Interval
 from aimo_solver.budget import RULES as BUDGETS
 from aimo_solver.competition import RUNS, Competitions, Pool
-from aimo_solver.config import Config
+from aimo_solver.config import Config, config_from
 from aimo_solver.errors import ConfigError
 from aimo_solver.records import Group, Use
 from aimo_solver.replay import parse_policy
@@ -41,6 +42,13 @@ class Throughput:
 
     streams: tuple[int, ...] = (1, 8, 16, 32)
     tokens_per_s: tuple[float, ...] = (98.0, 640.0, 1200.0, 2000.0)
+
+    @classmethod
+    def of(cls, tokens_per_s: float) -> Throughput:
+        """The default's shape with so many tokens per second at 8 streams."""
+        shape = cls()
+        at_8 = shape.tokens_per_s[shape.streams.index(8)]
+        return cls(shape.streams, tuple(tokens * tokens_per_s / at_8 for tokens in shape.tokens_per_s))
 
     def per_stream(self, most: int) -> Floats:
         """Tokens per second of one stream, by how many run, 0..most."""
@@ -157,19 +165,30 @@ def sweep(
 
 
 def parse_play(name: str, config: Config) -> tuple[str, Config]:
-    """The configuration of a name: a policy's, or ``POLICY@BUDGET``. What the name leaves out is as configured.
+    """The configuration of a name: a policy's, then ``@BUDGET``, ``@SLOTS`` or ``@SLOTSxATTEMPTS`` in any order.
+
+    What the name leaves out is as configured: ``default@marginal``, ``majority/equal=6@greedy@16``, ``default@8x12``.
 
     Raises:
         ConfigError: no such voter, stop rule or budget, or an impossible value.
     """
-    policy, at, rule = name.partition("@")
+    policy, *rest = name.split("@")
     chosen = parse_policy(policy, config.voting, stop=config.voting.stop)
     if chosen.method is not None:
         raise ConfigError(f"policy {name}", "a second look cannot be simulated")
-    if at and rule not in BUDGETS:
-        raise ConfigError(f"policy {name}", f"no such budget; known: {', '.join(BUDGETS)}")
-    budget = replace(config.budget, rule=cast(Any, rule)) if at else config.budget
-    return name, replace(config, voting=chosen.voting, budget=budget)
+    config = replace(config, voting=chosen.voting)
+    for part in rest:
+        if part in BUDGETS:
+            config = replace(config, budget=replace(config.budget, rule=cast(Any, part)))
+        elif (count := re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", part)) is not None:
+            slots, attempts = int(count[1]), int(count[2] or count[1])
+            solver = config_from({"solver": asdict(config.solver) | {"slots": slots, "max_attempts": attempts}}).solver
+            config = replace(config, solver=solver)
+        else:
+            raise ConfigError(
+                f"policy {name}", f"@{part} is neither SLOTS nor SLOTSxATTEMPTS nor a budget ({', '.join(BUDGETS)})"
+            )
+    return name, config
 
 
 def _result(name: str, play: Competitions, draws: Bootstrap) -> Simulation:
