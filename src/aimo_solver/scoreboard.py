@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from aimo_solver.bootstrap import Interval
@@ -23,10 +24,8 @@ def replay_tables(replay: Replay, *, strata: bool = False) -> tuple[Table, ...]:
     title = f"{replay.groups} groups of {replay.problems} problems; the truth is present in {replay.oracle} (oracle)"
     if replay.left_out:
         title += f"; {replay.left_out} groups left out that this comparison may not use"
-    table = Table(title=title, caption="brackets: 95 % bootstrap intervals over problems", title_justify="left")
-    table.add_column("policy")
-    for name in ("right", "lost", "changed", "accuracy %", "difference %", "two-run %", "seconds", "k tokens"):
-        table.add_column(name, justify="right")
+    table = _table(title, "policy", "right", "lost", "changed", "accuracy %", "difference %", "two-run %", "seconds", "k tokens")
+    table.caption = "brackets: 95 % bootstrap intervals over problems"
     for number, score in enumerate(replay.scores):
         table.add_row(
             score.policy.name,
@@ -35,7 +34,7 @@ def replay_tables(replay: Replay, *, strata: bool = False) -> tuple[Table, ...]:
             str(score.changed) if number else "",
             _percent(score.accuracy),
             _percent(score.diff, signed=True) if number else "",
-            _percent(score.two_run),
+            f"{100 * score.two_run.mean:.1f}",
             "not logged" if score.mean_seconds is None else f"{score.mean_seconds:.0f}",
             "not logged" if score.mean_tokens is None else f"{score.mean_tokens / 1000:.0f}",
         )
@@ -43,13 +42,9 @@ def replay_tables(replay: Replay, *, strata: bool = False) -> tuple[Table, ...]:
 
 
 def _strata_table(replay: Replay) -> Table:
-    table = Table(
-        title="right answers by run (gained, missed against the first policy)",
-        title_justify="left",
-    )
-    table.add_column("run", overflow="fold", min_width=24)
-    for name in ("groups", "truth present", *(score.policy.name for score in replay.scores)):
-        table.add_column(name, justify="right")
+    names = [score.policy.name for score in replay.scores]
+    table = _table("right answers by run (gained, missed against the first policy)", "run", "groups", "truth present", *names)
+    table.columns[0].no_wrap, table.columns[0].overflow, table.columns[0].min_width = False, "fold", 24
     for row in zip(*(score.strata for score in replay.scores), strict=True):
         cells = [
             f"{stratum.right}" + (f" (+{stratum.gained} -{stratum.missed})" if stratum.gained or stratum.missed else "")
@@ -62,21 +57,17 @@ def _strata_table(replay: Replay) -> Table:
 def simulation_table(simulations: Sequence[Simulation]) -> Table:
     """One row per configuration."""
     first = simulations[0]
-    table = Table(
-        title=f"{first.competitions:,} competitions of {first.problems} problems, each run twice",
-        caption="brackets: 95 % bootstrap intervals over the problems in the records; spread: sd of one run's score",
-        title_justify="left",
-    )
-    table.add_column("configuration")
-    for name in ("score", "difference", "spread", "two-run", "seconds", "longest", "out of time %", "M tokens", "overruns"):
-        table.add_column(name, justify="right")
+    table = _table(
+        f"{first.competitions:,} competitions of {first.problems} problems, each run twice; expected score of one run, and of both (1, 0.5 or 0)",
+        "configuration", "score", "difference", "sd", "seconds", "longest", "late %", "M tokens", "overruns",
+    )  # fmt: skip
+    table.caption = "brackets: 95 % bootstrap intervals over the problems; sd: of one run's score; late: problems out of time"
     for number, one in enumerate(simulations):
         table.add_row(
             one.name,
             f"{one.score.mean:.2f} [{one.score.low:.1f}, {one.score.high:.1f}]",
             f"{one.diff.mean:+.2f} [{one.diff.low:+.2f}, {one.diff.high:+.2f}]" if number else "",
             f"{one.spread:.2f}",
-            f"{one.two_run:.2f}",
             f"{one.seconds:,.0f}",
             f"{one.longest:,.0f}",
             f"{100 * one.undecided:.1f}",
@@ -202,6 +193,14 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
     middle = (share + z * z / (2 * count)) / scale
     half = z / scale * float(np.sqrt(share * (1 - share) / count + z * z / (4 * count * count)))
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
 
 
 def _figure(x: str, y: str) -> tuple[Figure, Axes]:
