@@ -58,7 +58,7 @@ def simulation_table(simulations: Sequence[Simulation]) -> Table:
     """One row per configuration."""
     first = simulations[0]
     table = _table(
-        f"{first.competitions:,} competitions of {first.problems} problems, each run twice; expected score of one run, and of both (1, 0.5 or 0)",
+        f"{first.competitions:,} competitions of {first.problems} problems, each run twice (the two-run score is on average the same)",
         "configuration", "score", "difference", "sd", "seconds", "longest", "late %", "M tokens", "overruns",
     )  # fmt: skip
     table.caption = "brackets: 95 % bootstrap intervals over the problems; sd: of one run's score; late: problems out of time"
