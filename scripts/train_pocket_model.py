@@ -13,52 +13,30 @@ import csv
 import json
 import math
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from itertools import chain, islice
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
 from safetensors.torch import save_file
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from pocket_problems import FAMILIES, Problem
-from pocket_problems import problems as draw_problems
-from pocket_transcripts import (
-    SPECIAL_TOKENS,
-    STOP_TOKENS,
-    Segment,
-    fresh_namespace,
-    prompt_text,
-    rendered,
-    response_text,
-    run_cell,
-    transcript,
-)
+from pocket_data import CHUNK, IGNORED, LENGTHS, Batches, train_tokenizer, training_rows
+from pocket_evaluation import attempt_all, evaluation_problems
+from pocket_problems import FAMILIES
+from pocket_transcripts import STOP_TOKENS
 
 TRAINING_SEED = 1
 WARMUP_SEED = 2026
-VOCABULARY = 1_280
 TOKENIZER_TRANSCRIPTS = 16_000
-CHUNK = 1_000  # transcripts that one worker makes at a time
-LENGTHS = (160, 224, 320, 448, 768)  # rows are padded to the next of these; longer transcripts are left out
-PAD, IGNORED = 0, -1
 TEMPLATE = Path(__file__).with_name("pocket_chat_template.jinja")
-
-Rows = dict[int, np.ndarray]
-"""Per padded length, int16 [rows, 2, length]: token ids, and what the model is to learn to write there."""
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -84,7 +62,7 @@ def train(
     out: Annotated[Path, typer.Option(help="model folder to write")],
     seed: Annotated[int, typer.Option()] = TRAINING_SEED,
     transcripts: Annotated[int, typer.Option(min=CHUNK, help="training transcripts")] = 800_000,
-    steps: Annotated[int, typer.Option(min=1)] = 14_000,
+    steps: Annotated[int, typer.Option(min=1)] = 9_400,
     minutes: Annotated[float, typer.Option(help="end the schedule earlier if it would take longer than this")] = 60.0,
     tokens_per_step: Annotated[int, typer.Option(min=max(LENGTHS))] = 57_344,
     hidden: Annotated[int, typer.Option()] = 256,
@@ -112,7 +90,7 @@ def train(
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Option(help="model folder")],
+    model: Annotated[Path, typer.Option(exists=True, file_okay=False, help="model folder")],
     seed: Annotated[int, typer.Option()] = 1_000_003,
     count: Annotated[int, typer.Option(min=1)] = 200,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token")] = 1.0,
@@ -137,121 +115,6 @@ def evaluate(
         typer.echo(f"  {family.name:20} {sum(a.right for a in own):4} of {len(own)}")
     for attempt in [a for a in attempts if not a.right][:show]:
         typer.echo(f"\n--- wrong; the answer is {attempt.problem.answer}\n{attempt.text}")
-
-
-# Data
-
-
-def evaluation_problems(seed: int, count: int) -> list[Problem]:
-    """Held-out problems, no text twice."""
-    chosen: dict[str, Problem] = {}
-    for problem in draw_problems(seed, for_training=False):
-        chosen.setdefault(problem.text, problem)
-        if len(chosen) == count:
-            break
-    return list(chosen.values())
-
-
-def training_transcripts(seed: int, chunk: int) -> Iterator[list[Segment]]:
-    """The transcripts of one chunk of the training data."""
-    random = Random(f"transcripts {seed} {chunk}")
-    for problem in islice(draw_problems(f"{seed}/{chunk}", for_training=True), CHUNK):
-        yield transcript(problem, random)
-
-
-def train_tokenizer(pool: Executor, seed: int, transcripts: int) -> Tokenizer:
-    """A byte-level BPE in which each digit is a token, so that numbers can be copied."""
-    tokenizer = Tokenizer(models.BPE())
-    words = r"'[a-z]+| ?[A-Za-z]+| ?[^\sA-Za-z0-9]+|\n *|\s"
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.Split(Regex(words), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        min_frequency=10,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    texts = chain.from_iterable(pool.map(partial(_chunk_texts, seed), _chunks(transcripts)))
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
-
-
-def training_rows(pool: Executor, seed: int, transcripts: int, tokenizer: Tokenizer) -> Rows:
-    """All training transcripts as token ids."""
-    made: dict[int, list[np.ndarray]] = {length: [] for length in LENGTHS}
-    chunks = _chunks(transcripts)
-    with typer.progressbar(length=len(chunks), label="transcripts") as bar:
-        for rows in pool.map(partial(_chunk_rows, seed, tokenizer.to_str()), chunks):
-            for length, part in rows.items():
-                made[length].append(part)
-            bar.update(1)
-    return {length: np.concatenate(parts) for length, parts in made.items() if parts}
-
-
-def _chunks(transcripts: int) -> range:
-    return range(math.ceil(transcripts / CHUNK))
-
-
-def _chunk_texts(seed: int, chunk: int) -> list[str]:
-    texts = ["".join(segment.text for segment in segments) for segments in training_transcripts(seed, chunk)]
-    # special tokens stay whole anyway; counted as text they would only waste merges
-    for special in SPECIAL_TOKENS:
-        texts = [text.replace(special, "\n") for text in texts]
-    return texts
-
-
-def _chunk_rows(seed: int, tokenizer_json: str, chunk: int) -> Rows:
-    tokenizer = Tokenizer.from_str(tokenizer_json)
-    made: dict[int, list[np.ndarray]] = {}
-    for segments in training_transcripts(seed, chunk):
-        ids: list[int] = []
-        targets: list[int] = []
-        for segment in segments:
-            part = tokenizer.encode(segment.text).ids
-            ids += part
-            targets += part if segment.by_model else [IGNORED] * len(part)
-        length = next((length for length in LENGTHS if len(ids) <= length), None)
-        if length:
-            row = np.full((2, length), IGNORED, np.int16)
-            row[0] = PAD
-            row[:, : len(ids)] = ids, targets
-            made.setdefault(length, []).append(row)
-    return {length: np.stack(rows) for length, rows in made.items()}
-
-
-class Batches:
-    """Training rows on the device; iterating gives (ids, targets), int64 [rows, length], in random order for ever."""
-
-    def __init__(self, rows: Rows, tokens_per_step: int, device: str, random: Random) -> None:
-        self._rows = {length: torch.from_numpy(part).to(device) for length, part in rows.items()}
-        self._tokens_per_step = tokens_per_step
-        self._random = random
-
-    def describe(self) -> str:
-        learnt = sum(int((rows[:, 1] != IGNORED).sum()) for rows in self._rows.values())
-        shares = ", ".join(f"{len(rows):,} of up to {length}" for length, rows in self._rows.items())
-        return f"{shares} tokens; {learnt:,} tokens to learn"
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        while True:
-            plan = []
-            for length, rows in self._rows.items():
-                order = torch.tensor(self._random.sample(range(len(rows)), len(rows)), device=rows.device)
-                plan += [(length, part) for part in order.split(self._tokens_per_step // length)]
-            self._random.shuffle(plan)
-            for length, part in plan:
-                batch = self._rows[length][part].long()
-                yield batch[:, 0], batch[:, 1]
-
-
-# Model
 
 
 def model_config(tokenizer: Tokenizer, hidden: int, layers: int) -> LlamaConfig:
@@ -367,84 +230,6 @@ def write_folder(out: Path, tokenizer: Tokenizer, model: LlamaForCausalLM) -> No
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-# Score
-
-
-@dataclass
-class EvaluationAttempt:
-    """One attempt while it runs, and what became of it."""
-
-    problem: Problem
-    ids: list[int]
-    namespace: dict[str, Any]
-    random: Random
-    text: str = ""
-    calls: int = 0
-    tokens: int = 0
-    done: bool = False
-
-    @property
-    def right(self) -> bool:
-        return self.text.endswith(f"\\boxed{{{self.problem.answer}}}.<turn|>")
-
-
-@torch.inference_mode()
-def attempt_all(
-    model: Any, tokenizer: Tokenizer, chosen: list[Problem], temperature: float, min_p: float, max_turns: int = 6
-) -> list[EvaluationAttempt]:
-    """One attempt per problem, all side by side, with a real run of every call."""
-    attempts = [
-        EvaluationAttempt(problem, tokenizer.encode(prompt_text(problem.text)).ids, fresh_namespace(), Random(problem.text))
-        for problem in chosen
-    ]
-    sampling = (
-        {"do_sample": True, "temperature": temperature, "min_p": min_p, "top_k": 0} if temperature else {"do_sample": False}
-    )
-    pad = tokenizer.token_to_id("<pad>")
-    for _ in range(max_turns):
-        running = [attempt for attempt in attempts if not attempt.done]
-        if not running:
-            break
-        longest = max(len(attempt.ids) for attempt in running)
-        ids = torch.tensor([[pad] * (longest - len(a.ids)) + a.ids for a in running], device=model.device)
-        mask = torch.tensor([[0] * (longest - len(a.ids)) + [1] * len(a.ids) for a in running], device=model.device)
-        output = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=400, **sampling)
-        for attempt, row in zip(running, output[:, longest:].tolist(), strict=True):
-            _take_turn(attempt, [i for i in row if i != pad], tokenizer)
-    return attempts
-
-
-def _take_turn(attempt: EvaluationAttempt, sampled: list[int], tokenizer: Tokenizer) -> None:
-    attempt.tokens += len(sampled)
-    text = tokenizer.decode(sampled, skip_special_tokens=False)
-    attempt.text += text
-    code, called, _ = text.partition('call:python{code:<|"|>')[2].partition('<|"|>}<tool_call|>')
-    if not (called and text.endswith("<|tool_response>")):
-        attempt.done = True
-        return
-    attempt.calls += 1
-    with _time_limit(6):
-        shown = response_text(rendered(run_cell(code, attempt.namespace), code, attempt.random))
-    attempt.text += shown
-    attempt.ids += sampled + tokenizer.encode(shown).ids
-
-
-@contextmanager
-def _time_limit(seconds: int) -> Iterator[None]:
-    """Raises TimeoutError inside the block, where `run_cell` takes it for the cell's own error."""
-
-    def stop(*_: object) -> None:
-        raise TimeoutError(f"stopped after {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 if __name__ == "__main__":
