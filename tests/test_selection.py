@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aimo_solver.attempt import Attempt, FinishReason
@@ -11,6 +11,8 @@ from aimo_solver.config import SelectionConfig, VotingConfig
 from aimo_solver.problems import Problem
 from aimo_solver.selection import PROMPTS, Choice, Contender, Method, asks, choose, contenders, contested, settle, summarise
 from aimo_solver.voting import rank
+
+untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is not a failure
 
 PROBLEM = Problem("p", "How many {a, b} are there, with $\\frac{1}{2}$ braces {0}?", 12)
 SELECTION = SelectionConfig()
@@ -55,6 +57,7 @@ def test_the_best_candidates_are_shown_with_the_attempt_that_speaks_best_for_the
     assert shown == (Contender(7, 3, "one"), Contender(12, 2, "(no explanation was given)"))
 
 
+@untimed
 @given(st.text(max_size=3_000), st.integers(100, 2_000))
 def test_a_summary_is_the_end_of_the_text_and_short(text: str, chars: int) -> None:
     short = summarise(text, chars)
@@ -100,6 +103,7 @@ def test_selection_shows_the_solutions_and_verification_only_values() -> None:
 replies = st.lists(st.none() | st.sampled_from([5, 7, 12, 99]), max_size=9)
 
 
+@untimed
 @given(replies)
 def test_a_choice_is_a_candidate_with_most_picks(answers: list[int | None]) -> None:
     choice = choose(Method.SELECT, SHOWN, answers)
@@ -115,6 +119,7 @@ def test_equal_picks_go_to_the_higher_one_of_the_vote() -> None:
     assert choose(Method.SELECT, SHOWN, [5, 12]).answer == 12
 
 
+@untimed
 @given(replies, replies)
 def test_only_a_clear_choice_overrules_the_vote(first: list[int | None], second: list[int | None]) -> None:
     candidates = vote(7, 7, 7, 12, 12, 5, 5)

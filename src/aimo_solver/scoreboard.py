@@ -57,8 +57,9 @@ def _strata_table(replay: Replay) -> Table:
 def simulation_table(simulations: Sequence[Simulation]) -> Table:
     """One row per configuration."""
     first = simulations[0]
+    title = f"{first.competitions:,} competitions of {first.problems} problems, each run twice (the two-run score is the same)"
     table = _table(
-        f"{first.competitions:,} competitions of {first.problems} problems, each run twice (the two-run score is on average the same)",
+        title,
         "configuration", "score", "difference", "sd", "seconds", "longest", "late %", "M tokens", "overruns",
     )  # fmt: skip
     table.caption = "brackets: 95 % bootstrap intervals over the problems; sd: of one run's score; late: problems out of time"
