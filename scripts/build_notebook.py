@@ -169,7 +169,9 @@ def _module_cells(name: str) -> list[dict[str, Any]]:
     title = PACKAGE if name == "__init__" else name
     slug = _slug(title)
     body = f"%%writefile {PACKAGE}/{name}.py\n{source.removesuffix(chr(10))}"
-    return [_markdown(f"about-{slug}", f"### {title}\n{about}"), _code(f"module-{slug}", body)]
+    code = _code(f"module-{slug}", body)
+    code["metadata"]["_kg_hide-input"] = True  # folded on Kaggle; a click shows it
+    return [_markdown(f"about-{slug}", f"### {title}\n{about}"), code]
 
 
 def _slug(text: str) -> str:

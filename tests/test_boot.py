@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import polars as pl
 import psutil
 import pytest
 from hypothesis import given, settings
@@ -22,6 +23,7 @@ from aimo_solver.clock import RunClock, process_age_s
 from aimo_solver.config import BudgetConfig
 from aimo_solver.errors import ConfigError, ServerStartError
 from aimo_solver.gateway import FALLBACK_ANSWER, make_predict
+from aimo_solver.local_gateway import LocalInferenceServer
 from aimo_solver.problems import Problem
 from aimo_solver.runlog import ProblemResult
 from aimo_solver.wheels import NOTHING_TO_INSTALL
@@ -265,10 +267,10 @@ def test_closing_in_the_middle_of_the_boot_takes_it_down(harness: Harness) -> No
     assert ask(run) == FALLBACK_ANSWER
 
 
-def test_thirty_seconds_before_the_end_five_problems_share_what_is_left(harness: Harness) -> None:
+def test_thirty_seconds_before_the_end_five_problems_share_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     budget = BudgetConfig(time_limit_s=18_000, margin_s=300, problems=50)
     now = [17_670.0]
-    run = Run(None, budget, RunClock.begin(budget, lambda: now[0], 0.0))  # type: ignore[arg-type]
     given_s = []
 
     def play(problem: Problem, allotment: Allotment) -> int:
@@ -280,13 +282,18 @@ def test_thirty_seconds_before_the_end_five_problems_share_what_is_left(harness:
     async def bring_up(narrator: Narrator) -> AsyncIterator[Script]:
         yield Script(play)
 
-    run._bring_up = bring_up
+    run = Run(bring_up, budget, RunClock.begin(budget, lambda: now[0], 0.0))
     run._begun = 45
-    harness.runs.append(run)
     run.start()
-    predict = make_predict(run, lambda: now[0])
-    assert [predict(f"id{n}", "x")["answer"][0] for n in range(7)] == [1, 1, 1, 1, 1, FALLBACK_ANSWER, FALLBACK_ANSWER]
+    try:
+        # Two more problems come than were expected: no time is left for them, but an answer is.
+        (tmp_path / "test.csv").write_text("id,problem\n" + "".join(f"a{number},x\n" for number in range(7)))
+        LocalInferenceServer(make_predict(run, lambda: now[0])).run_local_gateway(("test.csv",))
+    finally:
+        run.close()
+    assert pl.read_parquet("submission.parquet")["answer"].to_list() == [1] * 5 + [FALLBACK_ANSWER] * 2
     assert given_s == pytest.approx([6.0] * 5)
+    assert now[0] <= 17_700
 
 
 budgets = st.builds(

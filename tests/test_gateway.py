@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -22,6 +24,9 @@ import pytest
 from aimo_solver.errors import BootError, LocalGatewayError, PathNotFoundError
 from aimo_solver.gateway import FALLBACK_ANSWER, Work, make_predict, make_server
 from aimo_solver.local_gateway import LocalInferenceServer
+from tests.lonely import possible
+
+TESTS = Path(__file__).parent
 
 
 class Script:
@@ -388,6 +393,67 @@ def test_a_rerun_without_the_package_says_where_it_was_looked_for(tmp_path: Path
     monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
     with pytest.raises(PathNotFoundError, match="competitions/no-such"):
         make_server(make_predict(Script(done(1))), "no-such")
+
+
+STAND_IN = TESTS / "kaggle_stand_in"
+
+SERVER = """
+import os, sys
+from aimo_solver.gateway import Work, in_rerun, make_predict, make_server
+
+class Solving:
+    def begin(self, problem_id, text):
+        if text == "exit":
+            raise SystemExit
+        print("asked", problem_id, flush=True)
+        work = Work(ends_at=float("inf"))
+        work.answer.set_result(len(text))
+        return work
+
+assert in_rerun()
+assert not any("kaggle" in path for path in sys.path)
+server = make_server(make_predict(Solving()), sys.argv[1])
+assert sys.argv[1] in sys.path
+server.serve()
+raise AssertionError("serve() returned in a rerun")
+"""
+
+RERUN = """
+import subprocess, sys
+server = subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[2]])
+try:
+    gateway = [sys.executable, sys.argv[2] + "/kaggle_evaluation/aimo_3_gateway.py", "test.csv"]
+    code = subprocess.run(gateway, timeout=100).returncode
+    assert server.poll() is None, "the server ended"
+finally:
+    server.kill()
+    server.wait()
+sys.exit(code)
+"""
+
+
+@pytest.mark.skipif(not possible(), reason="no network namespaces here")
+def test_a_rerun_over_grpc_between_two_processes(tmp_path: Path) -> None:
+    """The message numbers, ports and checks of Kaggle's package; an empty, a doubled, a huge and a fatal problem."""
+    rows = [
+        ("aa0001", "one"),
+        ("bb0002", None),
+        ("cc0003", "three"),
+        ("cc0003", "three"),
+        ("dd0004", "x" * 50_000),
+        ("ee0005", "exit"),
+    ]
+    pl.DataFrame(rows, schema=["id", "problem"], orient="row").write_csv(tmp_path / "test.csv")
+    command = [sys.executable, TESTS / "lonely.py", sys.executable, "-c", RERUN, SERVER, str(STAND_IN)]
+    environment = {**os.environ, "KAGGLE_IS_COMPETITION_RERUN": "1", "STAND_IN_HOST": "localhost"}
+    finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=150, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert json.loads((tmp_path / "result.json").read_text()) == {"Succeeded": True}
+    submission = pl.read_parquet(tmp_path / "submission.parquet")
+    assert submission.schema == {"id": pl.String, "answer": pl.Int64}
+    expected = [("aa0001", 3), ("bb0002", 0), ("cc0003", 5), ("cc0003", 5), ("dd0004", 50_000), ("ee0005", 0)]
+    assert sorted(submission.rows()) == expected
+    assert sorted(finished.stdout.splitlines()) == ["asked aa0001", "asked cc0003", "asked dd0004"]
 
 
 def test_the_gateway_loads_nothing_heavy() -> None:
