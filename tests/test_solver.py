@@ -161,6 +161,17 @@ async def test_cancelling_a_problem_frees_every_stream(desk: Desk) -> None:
     assert desk.engine.running == 0
 
 
+@pytest.mark.parametrize(("mode", "answer"), [("use", 7), ("log", 2), ("off", 2)])
+async def test_a_contested_vote_gets_a_second_look(desk: Desk, mode: str, answer: int) -> None:
+    """Five votes for 2, three for 7; asked again, the model always picks 7."""
+    settings = (f"selection.select={mode}", "selection.clear_share=0.7", "voting.stop=never", "selection.least_s=1")
+    result = await desk.solve(lambda index: desk.answers(2 if index < 5 else 7), *settings)
+    assert result.answer == answer
+    assert result.attempts == (8 if mode == "off" else 12)
+    prompts = [attempt.prompt for attempt in desk.seen.attempts]
+    assert prompts.count("select") == (0 if mode == "off" else 4)
+
+
 async def test_problems_side_by_side_do_not_mix(desk: Desk) -> None:
     solver = desk.solver(lambda index: desk.answers(2), "voting.stop=never")
     problems = [Problem(str(number), "x", 2) for number in range(4)]

@@ -81,6 +81,7 @@ class AgentRun:
         self.tokens = 0
         self.turns = 0
         self.tool_calls = 0
+        self.final = ""  # the final text, once there is one
         self.state = "waiting"
         self._tools = tools
         self._prompt = prompt
@@ -156,6 +157,7 @@ class AgentRun:
             self._log_turn(sampled, _KINDS[type(turn)])
             if isinstance(turn, FinalText):
                 self._malformed += turn.salvaged is not None
+                self.final = turn.text
                 self._answer = extract_answer(turn.text)
                 if self._answer is not None:
                     return FinishReason.ANSWERED

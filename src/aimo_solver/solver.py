@@ -9,6 +9,7 @@ import asyncio
 import dataclasses
 import itertools
 import traceback
+from collections.abc import Sequence
 from typing import Protocol
 
 from aimo_solver.agent import AgentRun, AttemptTools
@@ -17,8 +18,9 @@ from aimo_solver.attempt import Attempt, FinishReason
 from aimo_solver.budget import Allotment
 from aimo_solver.config import Config
 from aimo_solver.problems import Problem
-from aimo_solver.prompts import prompt_variants
+from aimo_solver.prompts import PromptVariant, prompt_variants
 from aimo_solver.runlog import ProblemResult, RunLog
+from aimo_solver.selection import Ask, Method, asks, choose, contenders, contested, settle
 from aimo_solver.stopping import decided
 from aimo_solver.voting import Candidate, rank
 
@@ -69,6 +71,8 @@ class Solver:
         self._observer.problem_started(problem, allotment)
         try:
             reason = await work.run_attempts()
+            await work.cancel_rest()
+            await work.look_again(reason)
         finally:
             await work.cancel_rest()
         result = work.result(reason)
@@ -92,6 +96,8 @@ class _ProblemWork:
         self._max_attempts = min(config.max_attempts, allotment.max_attempts or config.max_attempts)
         self._slots = min(config.slots, allotment.slots or config.slots, self._max_attempts)
         self._indices = iter(range(self._max_attempts))
+        self._finals: dict[int, str] = {}  # final texts by attempt index
+        self._settled: int | None = None  # what a second look chose
         self._runs: dict[asyncio.Task[Attempt], AgentRun] = {}
         self._finished: list[Attempt] = []  # by themselves, in order of finishing
         self._cancelled: list[Attempt] = []
@@ -126,17 +132,45 @@ class _ProblemWork:
             self._keep(self._cancelled[-1])
         self._runs.clear()
 
+    async def look_again(self, reason: str) -> None:
+        """Asks the model about a contested vote with the time that is left, as far as the configuration wants it."""
+        selection = self._solver._config.selection
+        candidates = self._rank()
+        if reason != "attempts" or not contested(candidates, selection):
+            return
+        wanted = {Method.SELECT: selection.select, Method.VERIFY: selection.verify}
+        shown = contenders(candidates, self._finished, self._finals, selection)
+        decisive = []
+        for method, mode in wanted.items():
+            if mode == "off" or self._attempt_deadline - self._clock() < selection.least_s:
+                continue
+            choice = choose(method, shown, await self._ask(asks(method, self._problem, shown, selection)))
+            self._solver._log.event("selection", problem_id=self._problem.id, **dataclasses.asdict(choice))
+            decisive += [choice] if mode == "use" else []
+        if decisive:
+            self._settled = settle(candidates, decisive)
+
+    async def _ask(self, questions: Sequence[Ask]) -> list[int | None]:
+        used = len(self._finished) + len(self._cancelled)
+        for number, ask in enumerate(questions):
+            self._launch(self._new_run(used + number, ask.problem, ask.prompt))
+        await asyncio.wait(self._runs, timeout=max(0.0, self._deadline - self._clock()))
+        before = len(self._cancelled)
+        await self.cancel_rest()
+        return [attempt.answer for attempt in self._cancelled[before:]]
+
     def result(self, reason: str) -> ProblemResult:
         candidates = self._rank()
         attempts = [*self._finished, *self._cancelled]
         answer = candidates[0].answer if candidates else FALLBACK_ANSWER
+        answer = answer if self._settled is None else self._settled
         return ProblemResult(
             problem_id=self._problem.id,
             answer=answer,
             truth=self._problem.answer,
             right=None if self._problem.answer is None else answer == self._problem.answer,
             reason=reason,
-            votes=candidates[0].votes if candidates else 0,
+            votes=next((candidate.votes for candidate in candidates if candidate.answer == answer), 0),
             attempts=len(attempts),
             tool_calls=sum(attempt.tool_calls for attempt in attempts),
             tokens=sum(attempt.tokens for attempt in attempts),
@@ -150,17 +184,20 @@ class _ProblemWork:
 
     def _fill_slots(self) -> None:
         for index in itertools.islice(self._indices, self._slots - len(self._runs)):
-            run = self._new_run(index)
-            task = asyncio.create_task(self._guarded(run), name=f"attempt-{self._problem.id}-{index}")
-            self._runs[task] = run
+            prompts = self._solver._prompts
+            self._launch(self._new_run(index, self._problem, prompts[index % len(prompts)]))
 
-    def _new_run(self, index: int) -> AgentRun:
+    def _launch(self, run: AgentRun) -> None:
+        task = asyncio.create_task(self._guarded(run), name=f"attempt-{self._problem.id}-{run.index}")
+        self._runs[task] = run
+
+    def _new_run(self, index: int, problem: Problem, prompt: PromptVariant) -> AgentRun:
         solver = self._solver
         return AgentRun(
             solver._tools,
-            self._problem,
+            problem,
             index,
-            solver._prompts[index % len(solver._prompts)],
+            prompt,
             deadline=self._attempt_deadline,
             problem_started=self._started,
             trajectory=solver._log.trajectory(self._problem.id, index, decode=solver._tools.chat.decode),
@@ -182,7 +219,8 @@ class _ProblemWork:
             return run.record(FinishReason.ENGINE_ERROR, error=f"{type(fault).__name__}: {fault}")
 
     def _finish(self, task: asyncio.Task[Attempt]) -> None:
-        self._runs.pop(task)
+        run = self._runs.pop(task)
+        self._finals[run.index] = run.final
         attempt = dataclasses.replace(task.result(), finish_order=len(self._finished) + 1)
         self._finished.append(attempt)
         self._keep(attempt)
