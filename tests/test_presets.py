@@ -126,6 +126,13 @@ def test_the_safe_preset_is_eager_smaller_and_plain(model: Path) -> None:
     assert not {"--speculative-config", "--async-scheduling", "--max-cudagraph-capture-size"} & set(flags)
 
 
+def test_only_the_first_start_forks_the_engine(model: Path) -> None:
+    preset = chosen(model)
+    method = "VLLM_WORKER_MULTIPROC_METHOD"
+    assert presets.command(preset, model, 1, "m", None).env[method] == "fork"
+    assert method not in presets.command(preset.safe(eager=False), model, 1, "m", None).env
+
+
 def test_a_server_that_served_keeps_its_graphs_and_its_context(model: Path) -> None:
     preset = chosen(model)
     safe = preset.safe(eager=False)

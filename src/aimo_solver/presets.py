@@ -75,7 +75,7 @@ class Preset:
         return next((flag for flag in self.flags if flag.name == name), None)
 
     def safe(self, *, eager: bool = True) -> Preset:
-        """For a start after a failure: less memory, no speculation, no overlapped scheduling.
+        """For a start after a failure: less memory, no speculation, no overlapped scheduling, no forked processes.
 
         With `eager` also without CUDA graphs and torch.compile and with three quarters of the context: for a server
         that failed while starting. A server that served well until it died needs no more than the first part.
@@ -93,7 +93,8 @@ class Preset:
             context = max(min(context, _LEAST_CONTEXT), context * 3 // 4)
             added.append(Flag("--max-model-len", str(context), "the start before failed: a smaller cache will do"))
         kept = tuple(flag for flag in self.flags if flag.name not in leave_out)
-        return replace(self, flags=_merged(kept, added), context_tokens=context)
+        variables = tuple(variable for variable in self.variables if variable.value != "fork")
+        return replace(self, flags=_merged(kept, added), variables=variables, context_tokens=context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,15 +267,17 @@ def _gpu(wish: _Wish, memory_share: float, *, fp8_cache: bool) -> _Made:
     if fp8_cache and wish.machine.gpus and min(gpu.capability for gpu in wish.machine.gpus) >= _HOPPER:
         flags.append(Flag("--kv-cache-dtype", "fp8_e4m3", "twice the context in the same memory; Hopper reads it natively"))
     variables = (
-        Variable(
-            "VLLM_USE_FLASHINFER_SAMPLER", "0", "building FlashInfer's sampler took 126 s on an H200, and brings nothing here"
-        ),
+        Variable("VLLM_USE_FLASHINFER_SAMPLER", "0", "building FlashInfer's sampler took 126 s on an H200, and brings nothing"),
+        Variable("VLLM_WORKER_MULTIPROC_METHOD", "fork", "the engine's process inherits the imports instead of repeating them"),
+        Variable("VLLM_ENABLE_STARTUP_PLAN", "1", "a later start on the same GPU need not measure the memory again"),
     )
     return tuple(flags), variables
 
 
 def _gpt_oss(wish: _Wish) -> _Made:
-    return _gpu(wish, 0.96, fp8_cache=True)
+    flags, variables = _gpu(wish, 0.96, fp8_cache=True)
+    reason = "graphs for pure decode steps only: a step that also reads a tool's result is longer than any graph"
+    return (*flags, Flag("--compilation-config", '{"cudagraph_mode":"FULL_DECODE_ONLY"}', reason)), variables
 
 
 def _gemma(wish: _Wish) -> _Made:

@@ -1,0 +1,512 @@
+"""Measures boot, decode, prewarm and supervision on a machine with a GPU, stage by stage.
+
+    python gpu_bench.py OUT STAGE...        runs the stages in order, each in a process of its own
+    python gpu_bench.py --list
+
+Every stage leaves OUT/STAGE.json and OUT/STAGE.log; one that fails does not end the others. Models are made on the spot
+below WORK (default /tmp/gpu-bench). `--tiny` takes the embedded model and small numbers, to try the script on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+BEGAN = time.monotonic()
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "scripts")]
+POCKET = ROOT / "data" / "pocket-model"
+WORK = Path(os.environ.get("WORK", "/tmp/gpu-bench"))
+LIMIT_S = {"boot-cold": 240, "engine": 330, "boot-files": 330, "prewarm": 200, "faults": 330, "notebook": 240}
+SLOTS = 16
+
+STAGES: dict[str, Callable[[Path, bool], Any]] = {}
+
+
+def stage(function: Callable[[Path, bool], Any]) -> Callable[[Path, bool], Any]:
+    STAGES[function.__name__.replace("_", "-")] = function
+    return function
+
+
+# --- what the machine is ----------------------------------------------------------------------------------------------
+
+
+@stage
+def machine(out: Path, tiny: bool) -> Any:
+    """Versions, disk, and how long imports take: the first time from the disk, then from memory."""
+    from aimo_solver.bench import BenchResult
+
+    def seconds(code: str) -> float:
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return time.monotonic() - began
+
+    for command in (["nvidia-smi"], ["lscpu"], ["free", "-g"], ["df", "-h", "/tmp"], ["uname", "-a"]):
+        with contextlib.suppress(FileNotFoundError):
+            print(subprocess.run(command, capture_output=True, text=True).stdout)
+    rows = []
+    for what, code in (
+        ("nothing", "pass"),
+        ("torch", "import torch"),
+        ("vLLM's server", "import vllm.entrypoints.openai.api_server"),
+        ("the library", f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r}); import aimo_solver.session"),
+    ):
+        rows.append((what, seconds(code), seconds(code)))
+    return BenchResult(name="machine", columns=("import of", "first s", "again s"), rows=tuple(rows))
+
+
+# --- boot -------------------------------------------------------------------------------------------------------------
+
+
+def _config(tiny: bool, **server: Any) -> Any:
+    from aimo_solver.config import config_from
+
+    values: dict[str, Any] = {"solver": {"slots": SLOTS, "max_attempts": SLOTS}, "server": server}
+    values["sampling"] = {"top_logprobs": 0}
+    if tiny:
+        values["solver"] = {"slots": 2, "max_attempts": 2}
+        values["kernels"] = {"size": 2}
+        server.pop("load_format", None)
+    return config_from(values)
+
+
+def _shape(tiny: bool) -> Path:
+    import gpu_shapes
+
+    folder = WORK / "gpt-oss-120b-shape"
+    if tiny:
+        return POCKET
+    if not (folder / "config.json").exists():
+        gpu_shapes.write_folder(folder, gpu_shapes.LAYERS)
+    return folder
+
+
+def _archive() -> Path:
+    return WORK / "gpt-oss.aimocache"
+
+
+def _boot(out: Path, tiny: bool, name: str, model: Path, caches: Path | None, **server: Any) -> Any:
+    """One boot as a run does it; the seconds count from this process's start."""
+    from aimo_solver import bench_boot, jitcache
+    from aimo_solver.bench import BenchResult
+
+    if caches is not None:
+        os.environ.update(jitcache.environment(caches))
+    run = WORK / "runs" / name
+    shutil.rmtree(run, ignore_errors=True)
+    stages = asyncio.run(bench_boot.side_by_side(model, _config(tiny, **server), run, began=BEGAN))
+    shutil.copy(run / "server.log", out / f"{name}.server.log")
+    rows = [(stage.name, stage.start, stage.end, stage.end - stage.start) for stage in stages]
+    return BenchResult(
+        name=name,
+        columns=("stage", "start s", "end s", "seconds"),
+        rows=tuple(rows),
+        details={"server": milestones(run / "server.log"), "total_s": stages[-1].end},
+        notes=tuple(f"{seconds:6.1f} s  {text}" for seconds, text in milestones(run / "server.log")),
+    )
+
+
+def milestones(log: Path) -> list[tuple[float, str]]:
+    """Lines of a vLLM log that say how far a start has come, with seconds since its first line."""
+    wanted = re.compile(
+        r"vLLM API server version|Initializing a V1|world_size|Starting to load|Loading weights took|Model loading took|"
+        r"torch.compile took|Directly load|AOT|Dynamo bytecode|KV cache size|Graph capturing|init engine|startup plan|"
+        r"Starting vLLM|Application startup|We must use|fork|backend|warm",
+        re.IGNORECASE,
+    )
+    first = None
+    found = []
+    for line in log.read_text(errors="replace").splitlines():
+        stamp = re.search(r"\b\d\d-\d\d (\d\d):(\d\d):(\d\d)\b", line)
+        if stamp is None:
+            continue
+        at = int(stamp[1]) * 3600 + int(stamp[2]) * 60 + int(stamp[3])
+        first = at if first is None else first
+        if wanted.search(line):
+            found.append(((at - first) % 86_400.0, line[stamp.end() :].strip()[:160]))
+    return found
+
+
+@stage
+def boot_cold(out: Path, tiny: bool) -> Any:
+    """No compile cache anywhere."""
+    from aimo_solver.jitcache import default_root
+
+    shutil.rmtree(default_root(), ignore_errors=True)
+    return _boot(out, tiny, "boot-cold", _shape(tiny), default_root(), load_format="dummy")
+
+
+@stage
+def boot_second(out: Path, tiny: bool) -> Any:
+    """Behind boot-cold: its compile caches are in place; then they are packed."""
+    from aimo_solver import jitcache
+    from aimo_solver.machine import detect_machine, package_folder
+    from aimo_solver.presets import choose
+
+    root = jitcache.default_root()
+    model = _shape(tiny)
+    result = _boot(out, tiny, "boot-second", model, root, load_format="dummy")
+    here = detect_machine()
+    preset = choose(model, _config(tiny, load_format="dummy").server, slots=2 if tiny else SLOTS, machine=here)
+    made = jitcache.stamp(here, root, model, preset.arguments, package_folder("vllm") or Path())
+    if tiny:
+        (root / "x").mkdir(parents=True, exist_ok=True)
+        (root / "x" / "y").write_text("nothing is compiled on a CPU")
+    began = time.monotonic()
+    size = jitcache.pack(made, _archive())
+    print(f"packed {size / 1e6:.1f} MB in {time.monotonic() - began:.1f} s")
+    return result
+
+
+@stage
+def boot_shipped(out: Path, tiny: bool) -> Any:
+    """Nothing but the packed cache, as a notebook finds it."""
+    from aimo_solver.jitcache import default_root
+
+    shutil.rmtree(default_root(), ignore_errors=True)
+    return _boot(out, tiny, "boot-shipped", _shape(tiny), None, load_format="dummy", jit_cache=str(_archive()))
+
+
+@stage
+def boot_spawn(out: Path, tiny: bool) -> Any:
+    """As boot-shipped, but the engine's process imports everything a second time."""
+    import dataclasses
+
+    from aimo_solver import session
+    from aimo_solver.presets import Variable, choose
+
+    def altered(*args: Any, **options: Any) -> Any:
+        preset = choose(*args, **options)
+        method = Variable("VLLM_WORKER_MULTIPROC_METHOD", "spawn", "to compare")
+        kept = tuple(variable for variable in preset.variables if variable.name != method.name)
+        return dataclasses.replace(preset, variables=(*kept, method))
+
+    session.choose = altered  # type: ignore[attr-defined]
+    return _boot(out, tiny, "boot-spawn", _shape(tiny), None, load_format="dummy", jit_cache=str(_archive()))
+
+
+@stage
+def boot_sequence(out: Path, tiny: bool) -> Any:
+    """With the shipped cache: the stages one after another, and side by side once more."""
+    from aimo_solver.bench_boot import bench_boot
+
+    folder = WORK / "runs" / "boot-sequence"
+    shutil.rmtree(folder, ignore_errors=True)
+    config = _config(tiny, load_format="dummy", jit_cache=str(_archive()))
+    return asyncio.run(bench_boot(_shape(tiny), config, folder))
+
+
+# --- decode -----------------------------------------------------------------------------------------------------------
+
+
+@stage
+def engine(out: Path, tiny: bool) -> Any:
+    """The agent loop against the bare engine."""
+    from aimo_solver.bench_engine import Target, bench_engine
+    from aimo_solver.environment import describe_environment
+    from aimo_solver.machine import detect_machine
+    from aimo_solver.presets import choose
+    from aimo_solver.runlog import RunLog
+    from aimo_solver.session import local_session
+
+    model = _shape(tiny)
+    config = _config(tiny, load_format="dummy", jit_cache=str(_archive()) if _archive().exists() else None)
+    run = WORK / "runs" / "engine"
+    shutil.rmtree(run, ignore_errors=True)
+    preset = choose(model, config.server, slots=config.solver.slots, machine=detect_machine())
+    block = preset.flag("--block-size")
+
+    async def measure() -> Any:
+        log = RunLog.create(run, config=config, environment=describe_environment(), started=BEGAN)
+        async with local_session(model, config, log, run) as session:
+            target = Target(
+                base_url=session.engine.base_url,
+                model=session.engine.model,
+                chat=session.tools.chat,
+                config=config,
+                context_tokens=session.engine.context_tokens,
+                vocabulary=preset.vocabulary,
+                block_tokens=int(block.value) if block is not None and block.value else 16,
+            )
+            if tiny:
+                return await bench_engine(target, streams=(1, 2), tokens=100, turn_tokens=50)
+            return await bench_engine(target, streams=(16, 8, 1), tokens=2_000, turn_tokens=500, rounds=1)
+
+    try:
+        return asyncio.run(measure())
+    finally:
+        shutil.copy(run / "server.log", out / "engine.server.log")
+
+
+# --- real files -------------------------------------------------------------------------------------------------------
+
+
+def _weights(tiny: bool) -> Path:
+    return POCKET if tiny else WORK / "gpt-oss-half"
+
+
+@stage
+def files(out: Path, tiny: bool) -> Any:
+    """34 GB of random weights in gpt-oss's architecture."""
+    import gpu_shapes
+
+    if not tiny:
+        gpu_shapes.write_folder(_weights(tiny), gpu_shapes.LAYERS // 2)
+        began = time.monotonic()
+        size = gpu_shapes.write_weights(_weights(tiny), gpu_shapes.LAYERS // 2)
+        print(f"{size / 1e9:.1f} GB in {time.monotonic() - began:.1f} s")
+
+
+@stage
+def prewarm(out: Path, tiny: bool) -> Any:
+    """The prewarmer against other readers, on half of the files, and the warm second call on all of them."""
+    from aimo_solver.bench_boot import weights
+    from aimo_solver.bench_prewarm import bench_prewarm
+    from aimo_solver.prewarm import prewarm as read
+
+    every = weights(_weights(tiny))
+    result = bench_prewarm(every[: max(1, len(every) // 2)], limit_bytes=100 << 30)
+    for number in ("the rest", "warm", "warm"):
+        print(number, read(every, limit_bytes=100 << 30))
+    return result
+
+
+@stage
+def boot_files(out: Path, tiny: bool) -> Any:
+    """Cold files: reading and starting one after another, and side by side. A first boot fills the compile caches."""
+    from aimo_solver import jitcache
+    from aimo_solver.bench_boot import bench_boot
+
+    os.environ.update(jitcache.environment(jitcache.default_root()))
+    fill = _boot(out, tiny, "boot-files-fill", _weights(tiny), None)
+    print(fill.markdown())
+    folder = WORK / "runs" / "boot-files"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        return asyncio.run(bench_boot(_weights(tiny), _config(tiny), folder, cold_files=True))
+    finally:
+        for log in folder.rglob("server.log"):
+            shutil.copy(log, out / f"boot-files.{log.parent.name}.server.log")
+
+
+# --- real answers -----------------------------------------------------------------------------------------------------
+
+
+@stage
+def notebook(out: Path, tiny: bool) -> Any:
+    """The built notebook, top to bottom, with the embedded model and a local gateway."""
+    import nbclient
+    import nbformat
+    import polars as pl
+
+    folder = WORK / "notebook"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    problems = pl.read_csv(ROOT / "data" / "warmup.csv").head(4 if tiny else 30)
+    problems.select("id", "problem").write_csv(folder / "test.csv")
+    book = nbformat.read(ROOT / "notebook" / "aimo_solver.ipynb", as_version=4)
+    settings = next(cell for cell in book.cells if cell.source.startswith("MODEL = "))
+    settings.source = re.sub(r'^MODEL = ".*?"', f'MODEL = "{POCKET}"', settings.source, flags=re.MULTILINE)
+    settings.source = re.sub(r'^PROBLEMS = ".*?"', f'PROBLEMS = "{folder / "test.csv"}"', settings.source, flags=re.MULTILINE)
+    client = nbclient.NotebookClient(
+        book, timeout=LIMIT_S["notebook"], kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    )
+    began = time.monotonic()
+    try:
+        client.execute()
+    finally:
+        nbformat.write(book, out / "notebook.executed.ipynb")
+        for log in folder.rglob("server.log"):
+            shutil.copy(log, out / "notebook.server.log")
+        for log in folder.rglob("events.jsonl"):
+            shutil.copy(log, out / "notebook.events.jsonl")
+    seconds = time.monotonic() - began
+    answers = pl.read_parquet(folder / "submission.parquet").join(
+        problems.select("id", truth=pl.col("answer").cast(pl.Int64)), on="id"
+    )
+    right = int((answers["answer"] == answers["truth"]).sum())
+    return {"seconds": seconds, "problems": len(answers), "right": right}
+
+
+@stage
+def faults(out: Path, tiny: bool) -> Any:
+    """The server is killed, stopped and starved of GPU memory in the middle of a problem."""
+    results = {}
+    for fault in ("kill", "stop") if tiny else ("kill", "stop", "memory"):
+        results[fault] = _with_fault(out, tiny, fault)
+        print(fault, results[fault], flush=True)
+    return results
+
+
+def _with_fault(out: Path, tiny: bool, fault: str) -> dict[str, Any]:
+    import psutil
+
+    run = WORK / "runs" / f"fault-{fault}"
+    shutil.rmtree(run, ignore_errors=True)
+    command = [sys.executable, "-m", "aimo_solver.cli", "evaluate", str(ROOT / "data" / "warmup.csv"), "--model", str(POCKET)]
+    command += ["--out", str(run), "--limit", "3" if tiny else "8", "--set", "server.stall_s=8", "--set", "voting.equal=8"]
+    command += ["--set", "server.memory_share=0.3"] if fault == "memory" else []
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{os.environ.get('PYTHONPATH', '')}"}
+    with (
+        (out / f"faults.{fault}.log").open("wb") as log,
+        subprocess.Popen(command, stdout=log, stderr=log, env=environment) as process,
+    ):
+        events = _events(run / "events.jsonl", process)
+        pid = next(event["pid"] for event in events if event["kind"] == "server_ready")
+        next(event for event in events if event["kind"] == "problem_started")
+        time.sleep(0.3)
+        struck = time.monotonic()
+        tree = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+        with _memory_taken() if fault == "memory" else contextlib.nullcontext():
+            if fault == "memory":
+                _ask_for_memory(next(event["command"] for event in _seen(run) if event["kind"] == "server_starting"))
+            for one in tree:
+                if fault == "kill":
+                    one.kill()
+                elif fault == "stop":
+                    one.suspend()
+            noticed = next((event for event in events if event["kind"] in ("server_fault", "run_finished")), {"kind": "nothing"})
+        noticed_s = time.monotonic() - struck
+        back = next((event for event in events if event["kind"] == "server_ready"), None)
+        back_s = time.monotonic() - struck
+        code = process.wait()
+    summary = json.loads((run / "summary.json").read_text())
+    shutil.copy(run / "events.jsonl", out / f"faults.{fault}.events.jsonl")
+    shutil.copy(run / "server.log", out / f"faults.{fault}.server.log")
+    return {
+        "noticed": noticed["kind"],
+        "noticed_s": noticed_s,
+        "ready_again_s": back_s if back is not None else None,
+        "exit_code": code,
+        **{name: summary[name] for name in ("problems", "right", "seconds")},
+    }
+
+
+def _seen(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+
+
+def _ask_for_memory(command: str) -> None:
+    """Requests that make the server allocate: log-probabilities of every token of long prompts."""
+    import aiohttp
+
+    port, model = (re.search(rf"--{name} (\S+)", command) for name in ("port", "served-model-name"))
+    assert port is not None
+    assert model is not None
+    body = {"model": model[1], "max_tokens": 1, "prompt_logprobs": 20}
+
+    async def ask(session: aiohttp.ClientSession, number: int) -> None:
+        prompt = [(number * 97 + step * 31) % 1_000 for step in range(4_000)]
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+            async with session.post(f"http://127.0.0.1:{port[1]}/v1/completions", json=body | {"prompt": prompt}) as response:
+                await response.read()
+
+    async def all_at_once() -> None:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session:
+            await asyncio.gather(*(ask(session, number) for number in range(16)))
+
+    asyncio.run(all_at_once())
+
+
+def _events(path: Path, process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
+    """The events of a run as they are written, until its process ends."""
+    while not path.exists() and process.poll() is None:
+        time.sleep(0.05)
+    with path.open() as file:
+        rest = ""
+        while True:
+            ended = process.poll() is not None
+            *lines, rest = (rest + file.read()).split("\n")
+            yield from map(json.loads, lines)
+            if ended:
+                return
+            time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def _memory_taken() -> Iterator[None]:
+    """Takes all GPU memory that is left, in smaller and smaller pieces."""
+    code = (
+        "import time, torch\nkept = []\n"
+        "for size in (1 << 30, 1 << 27, 1 << 24, 1 << 21):\n"
+        "    try:\n        while True: kept.append(torch.empty(size, dtype=torch.uint8, device='cuda'))\n"
+        "    except torch.OutOfMemoryError: pass\n"
+        "print('taken', flush=True)\ntime.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as hog:
+        assert hog.stdout is not None
+        hog.stdout.readline()
+        try:
+            yield
+        finally:
+            hog.kill()
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+def run_one(name: str, out: Path, tiny: bool) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    result = STAGES[name](out, tiny)
+    if hasattr(result, "markdown"):
+        print(result.markdown())
+        result.save(out / f"{name}.json")
+    elif result is not None:
+        (out / f"{name}.json").write_text(json.dumps(result, indent=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, nargs="?")
+    parser.add_argument("stages", nargs="*", metavar="STAGE")
+    parser.add_argument("--list", action="store_true", help="name the stages and what they measure")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--until", type=float, default=560.0, help="seconds after which no stage runs any more")
+    options = parser.parse_args()
+    if options.list or options.out is None:
+        print("\n".join(f"{name:14} {(function.__doc__ or '').splitlines()[0]}" for name, function in STAGES.items()))
+        return
+    unknown = set(options.stages) - set(STAGES)
+    if unknown:
+        parser.error(f"no stage {', '.join(sorted(unknown))}; known: {', '.join(STAGES)}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    WORK.mkdir(parents=True, exist_ok=True)
+    if options.one:
+        run_one(options.stages[0], options.out, options.tiny)
+        return
+    print(platform.python_version(), platform.platform(), flush=True)
+    for name in options.stages:
+        left = options.until - (time.monotonic() - BEGAN)
+        if left < 10:
+            print(f"== {name}: no time left", flush=True)
+            continue
+        began = time.monotonic()
+        command = [sys.executable, __file__, str(options.out), name, "--one", *(["--tiny"] if options.tiny else [])]
+        with (options.out / f"{name}.log").open("wb") as log:
+            try:
+                code: int | str = subprocess.run(
+                    command, stdout=log, stderr=log, timeout=min(left, LIMIT_S.get(name, 200))
+                ).returncode
+            except subprocess.TimeoutExpired:
+                code = "cut short"
+        text = (options.out / f"{name}.log").read_text(errors="replace")
+        print(f"== {name}: {code} after {time.monotonic() - began:.0f} s, at {time.monotonic() - BEGAN:.0f} s", flush=True)
+        print("\n".join(text.splitlines()[-45:]) if code == 0 else text[-3_000:], flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""Model folders for measuring without a download: gpt-oss-120b's shape, with no weights or with random ones.
+
+    python gpu_shapes.py FOLDER                 config and tokenizer only, for `--load-format dummy`
+    python gpu_shapes.py FOLDER --layers 18     34 GB of random weights, half of the model's depth
+
+The configuration's values are those of openai/gpt-oss-120b's config.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+VOCABULARY = 201_088
+HIDDEN = 2_880
+EXPERTS = 128
+HEADS, KV_HEADS, HEAD_DIM = 64, 8, 64
+LAYERS = 36
+_NOISE_BYTES = 64 << 20
+
+
+def config(layers: int) -> dict[str, object]:
+    return {
+        "architectures": ["GptOssForCausalLM"],
+        "attention_bias": True,
+        "attention_dropout": 0.0,
+        "eos_token_id": 200_002,
+        "experts_per_token": 4,
+        "head_dim": HEAD_DIM,
+        "hidden_act": "silu",
+        "hidden_size": HIDDEN,
+        "initial_context_length": 4_096,
+        "initializer_range": 0.02,
+        "intermediate_size": HIDDEN,
+        "layer_types": ["sliding_attention" if layer % 2 == 0 else "full_attention" for layer in range(layers)],
+        "max_position_embeddings": 131_072,
+        "model_type": "gpt_oss",
+        "num_attention_heads": HEADS,
+        "num_experts_per_tok": 4,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": KV_HEADS,
+        "num_local_experts": EXPERTS,
+        "output_router_logits": False,
+        "pad_token_id": 199_999,
+        "quantization_config": {
+            "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"],
+            "quant_method": "mxfp4",
+        },
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "factor": 32.0,
+            "original_max_position_embeddings": 4_096,
+            "rope_type": "yarn",
+            "truncate": False,
+        },
+        "rope_theta": 150_000,
+        "router_aux_loss_coef": 0.9,
+        "sliding_window": 128,
+        "swiglu_limit": 7.0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+        "vocab_size": VOCABULARY,
+    }
+
+
+def tokenizer() -> dict[str, object]:
+    """A tokenizer that knows every id: the measured conversations come and go as token ids."""
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "post_processor": None,
+        "decoder": {"type": "Fuse"},
+        "model": {"type": "WordLevel", "vocab": {f"t{number}": number for number in range(VOCABULARY)}, "unk_token": "t0"},
+    }
+
+
+def write_folder(folder: Path, layers: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config(layers), indent=1))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer()))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "t200002"})
+    )
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+Tensor = tuple[str, str, tuple[int, ...]]  # name, safetensors dtype, shape
+
+
+def layer_tensors(layer: int) -> list[Tensor]:
+    at = f"model.layers.{layer}"
+    queries, keys = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
+    tensors: list[Tensor] = [
+        (f"{at}.mlp.experts.gate_up_proj_blocks", "U8", (EXPERTS, 2 * HIDDEN, HIDDEN // 32, 16)),
+        (f"{at}.mlp.experts.gate_up_proj_scales", "U8", (EXPERTS, 2 * HIDDEN, HIDDEN // 32)),
+        (f"{at}.mlp.experts.gate_up_proj_bias", "BF16", (EXPERTS, 2 * HIDDEN)),
+        (f"{at}.mlp.experts.down_proj_blocks", "U8", (EXPERTS, HIDDEN, HIDDEN // 32, 16)),
+        (f"{at}.mlp.experts.down_proj_scales", "U8", (EXPERTS, HIDDEN, HIDDEN // 32)),
+        (f"{at}.mlp.experts.down_proj_bias", "BF16", (EXPERTS, HIDDEN)),
+        (f"{at}.mlp.router.weight", "BF16", (EXPERTS, HIDDEN)),
+        (f"{at}.mlp.router.bias", "BF16", (EXPERTS,)),
+        (f"{at}.self_attn.sinks", "BF16", (HEADS,)),
+        (f"{at}.input_layernorm.weight", "BF16", (HIDDEN,)),
+        (f"{at}.post_attention_layernorm.weight", "BF16", (HIDDEN,)),
+        (f"{at}.self_attn.o_proj.weight", "BF16", (HIDDEN, queries)),
+        (f"{at}.self_attn.o_proj.bias", "BF16", (HIDDEN,)),
+    ]
+    for name, rows in (("q", queries), ("k", keys), ("v", keys)):
+        tensors += [
+            (f"{at}.self_attn.{name}_proj.weight", "BF16", (rows, HIDDEN)),
+            (f"{at}.self_attn.{name}_proj.bias", "BF16", (rows,)),
+        ]
+    return tensors
+
+
+def ends() -> list[Tensor]:
+    return [
+        ("model.embed_tokens.weight", "BF16", (VOCABULARY, HIDDEN)),
+        ("lm_head.weight", "BF16", (VOCABULARY, HIDDEN)),
+        ("model.norm.weight", "BF16", (HIDDEN,)),
+    ]
+
+
+def noise(seed: int, kind: str) -> bytes:
+    """Random bytes that make harmless numbers of a kind: no infinities, no scale that explodes."""
+    draw = np.random.default_rng(seed)
+    if kind == "scales":
+        return draw.integers(118, 122, _NOISE_BYTES, np.uint8).tobytes()  # powers of two from 2^-9 to 2^-6
+    if kind == "U8":
+        return draw.bytes(_NOISE_BYTES)
+    single = draw.standard_normal(_NOISE_BYTES // 2, np.float32) * np.float32(0.02)
+    return (single.view(np.uint32) >> 16).astype(np.uint16).tobytes()  # bfloat16 is the upper half of a single
+
+
+def write_shard(path: Path, tensors: list[Tensor], seed: int) -> int:
+    """One safetensors file; returns its size in bytes."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, dtype, shape in tensors:
+        size = int(np.prod(shape)) * (1 if dtype == "U8" else 2)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    pools = {kind: memoryview(noise(seed, kind)) for kind in ("U8", "BF16", "scales")}
+    with path.open("wb", buffering=0) as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, dtype, shape in tensors:
+            left = int(np.prod(shape)) * (1 if dtype == "U8" else 2)
+            pool = pools["scales" if name.endswith("_scales") else dtype]
+            while left:
+                left -= file.write(pool[: min(left, len(pool))])
+        os.fsync(file.fileno())
+    return at
+
+
+def write_weights(folder: Path, layers: int) -> int:
+    """All shards, two layers or the embeddings in each, written side by side; returns the bytes."""
+    groups = [
+        ends(),
+        *(
+            [tensor for layer in range(first, min(first + 2, layers)) for tensor in layer_tensors(layer)]
+            for first in range(0, layers, 2)
+        ),
+    ]
+    names = [f"model-{number + 1:05d}-of-{len(groups):05d}.safetensors" for number in range(len(groups))]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        sizes = list(pool.map(write_shard, [folder / name for name in names], groups, range(len(groups))))
+    index = {tensor[0]: name for name, group in zip(names, groups, strict=True) for tensor in group}
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": sum(sizes)}, "weight_map": index})
+    )
+    return sum(sizes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--layers", type=int, help="write random weights for so many layers")
+    options = parser.parse_args()
+    write_folder(options.folder, options.layers or LAYERS)
+    if options.layers:
+        began = time.monotonic()
+        size = write_weights(options.folder, options.layers)
+        print(f"{size / 1e9:.1f} GB of weights in {time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
