@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from aimo_solver.kernels import KernelPool
 
 from aimo_solver.agent import AgentRun, AttemptTools
 from aimo_solver.attempt import Attempt, FinishReason
 from aimo_solver.chat import ChatFormat, chat_format
 from aimo_solver.config import AttemptConfig, KernelConfig
+from aimo_solver.kernels import KernelPool
 from aimo_solver.model_folder import ModelFolder
 from aimo_solver.problems import Problem
 from aimo_solver.prompts import prompt_variants
@@ -184,8 +184,8 @@ async def test_no_time_at_all_ends_at_once(stage: Stage) -> None:
 async def test_a_cancelled_attempt_frees_its_stream_and_keeps_its_record(stage: Stage) -> None:
     run = stage.start(Play(stage.text("so "), endless=True, delay_s=0.01))
     task = asyncio.create_task(run.run())
-    while run.tokens < 20:
-        await asyncio.sleep(0.01)  # noqa: ASYNC110 - the run tells nobody when it has sampled
+    while run.tokens < 20:  # noqa: ASYNC110 - the run tells nobody when it has sampled
+        await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -131,11 +131,15 @@ async def test_what_came_before_a_break_is_kept() -> None:
         request.transport.close()
         return response
 
+    seen: list[int] = []
+
+    async def collect(engine: VllmEngine) -> None:
+        async for chunk in engine.stream(CompletionRequest(tokens=[1], max_tokens=5)):
+            seen.extend(chunk.token_ids)
+
     async with server(breaks) as engine:
-        seen: list[int] = []
         with pytest.raises(EngineUnavailable):
-            async for chunk in engine.stream(CompletionRequest(tokens=[1], max_tokens=5)):
-                seen += chunk.token_ids
+            await collect(engine)
     assert seen == [7, 8]
 
 

@@ -197,6 +197,15 @@ def test_stages_of_the_boot_are_paired_and_a_cut_one_lasts_to_the_end(tmp_path: 
         ("server", 1.0, 9.0, "cut"),
     ]
     assert [event.kind for event in one.notable] == ["server_fault"]
+    with RunLog.resume(tmp_path / "run", clock=lambda: now) as log:
+        log.event("stage_started", stage="server")
+        now = 12.0
+        log.event("stage_ended", stage="server", seconds=3.0, outcome="done")
+    again = load_report(read_run(tmp_path / "run"))
+    assert [(stage.start, stage.end, stage.outcome) for stage in again.boot if stage.name == "server"] == [
+        (1.0, 9.0, "cut"),
+        (9.0, 12.0, "done"),
+    ]
     assert "it died" in render([one])
 
 

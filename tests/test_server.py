@@ -176,7 +176,7 @@ async def test_server_dies_with_a_killed_solver(bench: Bench) -> None:
             await asyncio.sleep(600)
         asyncio.run(main())
     """)
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as solver:
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as solver:  # noqa: ASYNC220
         assert solver.stdout is not None
         server = int(solver.stdout.readline())
         assert not gone(server)

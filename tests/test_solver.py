@@ -153,8 +153,8 @@ async def test_a_defect_in_an_attempt_costs_that_attempt_only(
 
 async def test_cancelling_a_problem_frees_every_stream(desk: Desk) -> None:
     task = asyncio.create_task(desk.solve(lambda index: desk.thinks_on()))
-    while desk.engine.running < 8:
-        await asyncio.sleep(0.01)  # noqa: ASYNC110 - the engine tells nobody how many run
+    while desk.engine.running < 8:  # noqa: ASYNC110 - the engine tells nobody how many run
+        await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -183,8 +183,8 @@ async def test_the_best_so_far_can_be_asked_at_any_time(desk: Desk) -> None:
     solver = desk.solver(lambda index: desk.answers(2) if index == 0 else desk.thinks_on())
     assert solver.best("p") == FALLBACK_ANSWER
     task = asyncio.create_task(solver.solve(PROBLEM, Allotment(30.0)))
-    while not desk.seen.attempts:
-        await asyncio.sleep(0.01)  # noqa: ASYNC110 - the collector tells nobody
+    while not desk.seen.attempts:  # noqa: ASYNC110 - the collector tells nobody
+        await asyncio.sleep(0.01)
     assert solver.best("p") == 2
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

@@ -9,12 +9,14 @@ stops whoever floods it.
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import faulthandler
 import importlib
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import types
@@ -151,8 +153,11 @@ class _Display(ZMQDisplayPublisher):
 
 
 class _Compiler(CachingCompiler):
+    cell = ""  # the name the last cell was compiled under
+
     def get_code_name(self, raw_code: str, transformed_code: str, number: int) -> str:
-        return report.cell_name(number)
+        self.cell = report.cell_name(number)
+        return self.cell
 
 
 class _Shell(ZMQInteractiveShell):
@@ -170,7 +175,8 @@ class _Shell(ZMQInteractiveShell):
 
     def showtraceback(self, exc_tuple: Any = None, *args: object, **options: object) -> None:
         error = self._get_exc_info(exc_tuple)[1]
-        self._last_traceback = [report.error_text(error, self.source, report.cell_name(self.execution_count))]
+        cell = self.compile.cell  # type: ignore[attr-defined]
+        self._last_traceback = [report.error_text(error, self.source, cell)]
 
     def showsyntaxerror(self, *args: object, **options: object) -> None:
         self.showtraceback()
@@ -213,10 +219,21 @@ class GuardedKernel(IPythonKernel):
         self.shell.user_ns.update(names)
         self.shell.user_ns_hidden.update(names)
 
+    def start(self) -> None:
+        super().start()
+        # without it an interrupt is noticed by the event loop only when something else happens
+        wake, woken = socket.socketpair()
+        for end in (wake, woken):
+            end.setblocking(False)
+        asyncio.get_event_loop().add_reader(wake, wake.recv, 4_096)
+        signal.set_wakeup_fd(woken.detach(), warn_on_full_buffer=False)
+
     def _prepare(self) -> None:
         self._streams.restore()
         for name in self._pristine.keys() - vars(self._builtins).keys():
             setattr(self._builtins, name, self._pristine[name])
+        if "_oh" not in self.shell.user_ns:  # the session's globals were cleared
+            self.shell.init_user_ns()
         self.shell.user_ns["__builtins__"] = self._builtins
         self.shell.displayhook.text = None
 
@@ -233,6 +250,7 @@ class GuardedKernel(IPythonKernel):
                 os._exit(0)  # a fork of the session, at the end of the cell
             for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
                 signal.setitimer(timer, 0)  # one that goes off between calls would end the kernel
+            self._streams.restore()
         for page in reply.get("payload", ()):
             if page.get("source") == "page":  # what `name?` shows
                 print(report.clean(page["data"].get("text/plain", "")), file=self._streams.stdout)
@@ -245,8 +263,8 @@ class GuardedKernel(IPythonKernel):
 class _IOPub(IOPubThread):
     """Without its pipe, a TCP socket for what forked children publish: nobody publishes here."""
 
-    def __init__(self, socket: Any, pipe: bool = False, **options: Any) -> None:
-        super().__init__(socket, pipe=False, **options)
+    def __init__(self, channel: Any, pipe: bool = False, **options: Any) -> None:
+        super().__init__(channel, pipe=False, **options)
 
 
 class _App(kernelapp.IPKernelApp):

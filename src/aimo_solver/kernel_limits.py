@@ -42,8 +42,8 @@ class KernelLimits:
     """Limits of one kernel; all of them hold from its start to the end of its lease.
 
     Attributes:
-        memory_mb: address space that a process may add to a fresh kernel's, so that Python raises MemoryError; also what
-            all processes of a kernel may hold together before they are killed.
+        memory_mb: what a process may add to a fresh kernel's memory, so that Python raises MemoryError; also what all
+            processes of a kernel may hold together before they are killed.
         pool_memory_mb: what all kernels of the pool may hold together; the largest one is killed. None means no limit.
         cpu_s: CPU seconds of one process.
         processes: processes and threads. Root without `Guard.USER` is exempt from it.

@@ -20,6 +20,7 @@ from aimo_solver.kernel_limits import Guard, KernelLimits
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _STACK_BYTES = 64 << 20
+_RESERVED_BYTES = 4 << 30  # address space without memory: malloc takes 64 MB for every thread
 _CPU_SPARE_S = 5  # between SIGXCPU and SIGKILL
 _WRITABLE_DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts", "shm")
 
@@ -146,14 +147,16 @@ def _set_limits(limits: KernelLimits, held: frozenset[Guard]) -> None:
     processes = limits.processes
     if not held & {Guard.USER, Guard.NAMESPACES}:  # the limit counts all that this user runs
         processes += _tasks_of_user()
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    space, _, _, _, _, data, _ = (int(n) * PAGE_BYTES for n in Path("/proc/self/statm").read_text().split())
+    memory = limits.memory_mb << 20
     for kind, value in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, limits.open_files),
         (resource.RLIMIT_FSIZE, limits.scratch_mb << 20),
         (resource.RLIMIT_NPROC, processes),
         (resource.RLIMIT_STACK, _STACK_BYTES),  # room for deep recursion through C code
-        (resource.RLIMIT_AS, pages * PAGE_BYTES + (limits.memory_mb << 20)),
+        (resource.RLIMIT_DATA, data + memory),
+        (resource.RLIMIT_AS, space + 2 * memory + _RESERVED_BYTES),  # memory that is shared, which the above leaves out
     ):
         sandbox.limit(kind, value)
     sandbox.limit(resource.RLIMIT_CPU, limits.cpu_s, spare=_CPU_SPARE_S)

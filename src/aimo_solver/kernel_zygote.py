@@ -47,6 +47,8 @@ def main() -> None:
     if Guard.NETWORK in spec.limits.guards and os.geteuid() == 0:
         sandbox.unshare(sandbox.CLONE_NEWNET)  # one for all kernels, as it is the slowest to make
     _preload(spec.preload)
+    with suppress(OSError):
+        sandbox.become_subreaper()  # of the wardens, each of which leaves its parent for a pid namespace
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the wardens; so none becomes a zombie
     try:
         _serve(requests, solver, spec)

@@ -33,6 +33,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -108,6 +109,11 @@ class KernelPool:
     def warm(self) -> int:
         """Kernels that wait to be leased."""
         return len(self._warm)
+
+    @property
+    def directory(self) -> Path | None:
+        """Holds a directory per kernel; None while no kernel was started."""
+        return None if self._nursery is None else self._nursery.directory
 
     async def start(self) -> None:
         """Returns when the first kernel is ready; the others follow in the background.

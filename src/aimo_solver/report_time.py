@@ -99,20 +99,21 @@ def tool_error(step: Step) -> str | None:
 
 
 def stages(events: Sequence[Event], last_t: float) -> tuple[Stage, ...]:
-    """The stages that events tell of; one that never ended lasts until `last_t`, the end of the run."""
-    ended = [
-        Stage(str(event.values["stage"]), event.t - event.values["seconds"], event.t, str(event.values.get("outcome", "done")))
-        for event in events
-        if event.kind == "stage_ended"
-    ]
-    begun = [event for event in events if event.kind == "stage_started"]
-    names = [stage.name for stage in ended]
-    for event in begun:
-        if event.values["stage"] in names:
-            names.remove(event.values["stage"])
-        else:
-            ended.append(Stage(str(event.values["stage"]), event.t, last_t, "cut"))
-    return tuple(sorted(ended, key=lambda stage: (stage.start, stage.end)))
+    """The stages that events tell of; one that never ended lasts until the run was resumed, or until `last_t`, its end."""
+    found: list[Stage] = []
+    begun: dict[str, float] = {}
+    for event in events:
+        name = str(event.values.get("stage", ""))
+        if event.kind == "stage_started":
+            begun[name] = event.t
+        elif event.kind == "stage_ended":
+            start = begun.pop(name, event.t - event.values["seconds"])
+            found.append(Stage(name, start, event.t, str(event.values["outcome"])))
+        elif event.kind == "run_resumed":
+            found += [Stage(name, start, event.t, "cut") for name, start in begun.items()]
+            begun.clear()
+    found += [Stage(name, start, last_t, "cut") for name, start in begun.items()]
+    return tuple(sorted(found, key=lambda stage: (stage.start, stage.end)))
 
 
 def is_fault(event: Event) -> bool:

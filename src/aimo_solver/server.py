@@ -126,7 +126,7 @@ class Server:
             self._process.kill()
         await self._process.wait()
         end = time.monotonic() + _KILL_S
-        while any(map(_runs, self._children)) and time.monotonic() < end:
+        while any(map(_runs, self._children)) and time.monotonic() < end:  # noqa: ASYNC110 - processes set no event
             await asyncio.sleep(0.01)
 
     def error(self, kind: type[ServerError], problem: str) -> ServerError:

@@ -1,0 +1,372 @@
+"""Speed of the kernel pool beside plain jupyter_client in the same run, and a soak in which kernels are maltreated.
+
+    python -m aimo_solver.bench_kernels [--json] [--soak LEASES]
+
+Figures count on a quiet machine only. What is compared takes turns, and medians are told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.util
+import json
+import os
+import random
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from jupyter_client import AsyncKernelManager, KernelManager
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from aimo_solver.errors import UserError
+from aimo_solver.kernels import Kernel, KernelPool
+
+_KERNELS = 16
+_SPARES = 4
+_CALL = "2**10"
+_IMPORTS = "import collections, fractions, functools, itertools, math, mpmath, numpy, sympy"
+_WORK = "sum(i * i for i in range(100_000))"
+_HANG = "sum(range(10**13))"  # never looks for signals
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelBench:
+    """Medians.
+
+    Attributes:
+        call_ms, plain_call_ms: a trivial call on a leased kernel, and by `execute_interactive` of a blocking client.
+        call_latency_ratio: of the two.
+        lease_ms: from asking for a lease to having a kernel, while kernels are warm.
+        start_s, plain_start_s: 16 kernels ready with everything imported; the pool, and 16 bare concurrent starts.
+        start_ratio: of the two.
+        calls_per_s, plain_calls_per_s: over 16 kernels that all compute; the pool's, and 16 bare kernels in the same loop.
+        throughput_ratio: of the two.
+        hang_wait_s: what the next lease waits while a kernel that hangs in C code is got rid of.
+    """
+
+    call_ms: float
+    plain_call_ms: float
+    call_latency_ratio: float
+    lease_ms: float
+    start_s: float
+    plain_start_s: float
+    start_ratio: float
+    calls_per_s: float
+    plain_calls_per_s: float
+    throughput_ratio: float
+    hang_wait_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What the pool holds at one moment. `memory_mb` is the solver's own, `kernels_mb` that of all processes below it."""
+
+    memory_mb: float
+    kernels_mb: float
+    descriptors: int
+    processes: int
+    directories: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelSoak:
+    """A soak.
+
+    Attributes:
+        surprises: what was not as the table of cases says.
+        before, after: the full pool after a tenth of the leases, and at the end.
+        samples: the full pool at regular intervals in between.
+    """
+
+    leases: int
+    seconds: float
+    surprises: tuple[str, ...]
+    before: Usage
+    after: Usage
+    samples: tuple[Usage, ...]
+
+
+async def bench(rounds: int = 3, report: Callable[[str], None] = lambda _: None) -> KernelBench:
+    """Measures everything. Takes about a minute on two cores."""
+    starts: list[float] = []
+    plain_starts: list[float] = []
+    rates: list[float] = []
+    plain_rates: list[float] = []
+    for number in range(rounds):
+        report(f"16 kernels, plain, {number + 1} of {rounds}")
+        began = time.perf_counter()
+        async with _plain_kernels() as clients:
+            plain_starts.append(time.perf_counter() - began)
+            plain_rates.append(await _rate([_plain_call(client) for client in clients]))
+        report(f"16 kernels, the pool's, {number + 1} of {rounds}")
+        began = time.perf_counter()
+        async with KernelPool(size=_KERNELS, spares=0) as pool:
+            await _full(pool)
+            starts.append(time.perf_counter() - began)
+            async with AsyncExitStack() as leases:
+                kernels = [await leases.enter_async_context(pool.lease()) for _ in range(_KERNELS)]
+                rates.append(await _rate([_pool_call(kernel) for kernel in kernels]))
+    async with KernelPool(size=_KERNELS, spares=_SPARES) as pool:
+        await _full(pool)
+        report("calls")
+        call, plain_call = await _latencies(pool)
+        report("leases")
+        lease = await _lease_time(pool)
+        report("hangs")
+        hang = await _hang_wait(pool)
+    start, plain_start = statistics.median(starts), statistics.median(plain_starts)
+    rate, plain_rate = statistics.median(rates), statistics.median(plain_rates)
+    return KernelBench(
+        call_ms=call * 1e3,
+        plain_call_ms=plain_call * 1e3,
+        call_latency_ratio=call / plain_call,
+        lease_ms=lease * 1e3,
+        start_s=start,
+        plain_start_s=plain_start,
+        start_ratio=start / plain_start,
+        calls_per_s=rate,
+        plain_calls_per_s=plain_rate,
+        throughput_ratio=rate / plain_rate,
+        hang_wait_s=hang,
+    )
+
+
+async def _full(pool: KernelPool) -> None:
+    while pool.warm < pool.size + pool.spares:  # noqa: ASYNC110 - the pool tells nobody, and the wait is not measured finely
+        await asyncio.sleep(0.002)
+
+
+@asynccontextmanager
+async def _plain_kernels() -> AsyncIterator[list[Any]]:
+    """16 bare kernels, started side by side, with the usual imports done."""
+    managers = [AsyncKernelManager(transport="ipc") for _ in range(_KERNELS)]
+    clients: list[Any] = []
+
+    async def start(manager: Any) -> Any:
+        await manager.start_kernel()
+        client = manager.client()
+        client.start_channels()
+        await client.wait_for_ready(timeout=120)
+        await client.execute_interactive(_IMPORTS)
+        return client
+
+    try:
+        clients += await asyncio.gather(*map(start, managers))
+        yield clients
+    finally:
+        for client in clients:
+            client.stop_channels()
+        await asyncio.gather(*(manager.shutdown_kernel(now=True) for manager in managers))
+
+
+def _plain_call(client: Any) -> Callable[[], Awaitable[object]]:
+    return lambda: client.execute_interactive(_WORK, output_hook=lambda _: None)
+
+
+def _pool_call(kernel: Kernel) -> Callable[[], Awaitable[object]]:
+    return lambda: kernel.execute(_WORK, timeout_s=60.0)
+
+
+async def _rate(calls: list[Callable[[], Awaitable[object]]], seconds: float = 4.0) -> float:
+    """Calls per second, all kernels calling without a pause."""
+    done = 0
+    until = time.perf_counter() + seconds
+
+    async def keep_calling(call: Callable[[], Awaitable[object]]) -> None:
+        nonlocal done
+        while time.perf_counter() < until:
+            await call()
+            done += 1
+
+    began = time.perf_counter()
+    await asyncio.gather(*map(keep_calling, calls))
+    return done / (time.perf_counter() - began)
+
+
+async def _latencies(pool: KernelPool, rounds: int = 10, calls: int = 50) -> tuple[float, float]:
+    ours: list[float] = []
+    plain: list[float] = []
+    manager = KernelManager(transport="ipc")
+    manager.start_kernel()
+    client = manager.blocking_client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=120)
+        client.execute_interactive(_IMPORTS)
+        async with pool.lease() as kernel:
+            for _ in range(rounds):
+                for _ in range(calls):
+                    began = time.perf_counter()
+                    await kernel.execute(_CALL)
+                    ours.append(time.perf_counter() - began)
+                for _ in range(calls):
+                    began = time.perf_counter()
+                    client.execute_interactive(_CALL, output_hook=lambda _: None)
+                    plain.append(time.perf_counter() - began)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    return statistics.median(ours), statistics.median(plain)
+
+
+async def _lease_time(pool: KernelPool, leases: int = 100) -> float:
+    times = []
+    for _ in range(leases):
+        await _full(pool)
+        began = time.perf_counter()
+        async with pool.lease():
+            times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+async def _hang_wait(pool: KernelPool, hangs: int = 5) -> float:
+    waits = []
+    for _ in range(hangs):
+        await _full(pool)
+        async with pool.lease() as kernel:
+            await kernel.execute(_HANG, timeout_s=0.2)
+        began = time.perf_counter()
+        async with pool.lease():
+            waits.append(time.perf_counter() - began)
+    return max(waits)
+
+
+async def soak(leases: int, seed: int = 0, parallel: int = 4, tick: Callable[[int], None] = lambda _: None) -> KernelSoak:
+    """Leases with a random choice from the table of hard cases, `parallel` at a time.
+
+    Raises:
+        UserError: the table is not there.
+    """
+    cases = _load_cases()
+    choice = random.Random(seed)
+    surprises: list[str] = []
+    samples: list[Usage] = []
+    began = time.monotonic()
+    async with KernelPool(size=parallel, spares=2, limits=cases.LIMITS) as pool:
+
+        async def one(case: Any) -> None:
+            async with pool.lease() as kernel:
+                for cell in case.cells:
+                    await kernel.execute(cell, 20.0)
+                result = await kernel.execute(case.code, case.timeout_s)
+            surprises.extend(f"{case.name}: {problem}" for problem in case.problems(result))
+
+        fitting = [case for case in cases.CASES if case.holds(pool.guards)]
+        step = max(leases // 10, parallel)
+        done = 0
+        while done < leases:
+            todo = [choice.choice(fitting) for _ in range(min(step, leases - done))]
+
+            async def work(todo: list[Any] = todo) -> None:
+                nonlocal done
+                while todo:
+                    await one(todo.pop())
+                    done += 1
+                    tick(done)
+
+            await asyncio.gather(*(work() for _ in range(parallel)))
+            await _full(pool)
+            await asyncio.sleep(1.0)  # for what was killed to be gone
+            samples.append(_usage(pool))
+    return KernelSoak(
+        leases=leases,
+        seconds=time.monotonic() - began,
+        surprises=tuple(surprises),
+        before=samples[0],
+        after=samples[-1],
+        samples=tuple(samples),
+    )
+
+
+def _load_cases() -> Any:
+    path = Path(__file__).resolve().parents[2] / "tests" / "faults" / "kernel_cases.py"
+    if not path.is_file():
+        raise UserError(f"the soak takes its cases from {path}, which is part of a checkout of the source")
+    spec = importlib.util.spec_from_file_location("kernel_cases", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["kernel_cases"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _usage(pool: KernelPool) -> Usage:
+    own = psutil.Process()
+    below = own.children(recursive=True)
+    return Usage(
+        memory_mb=own.memory_info().rss / 2**20,
+        kernels_mb=sum(process.memory_full_info().pss for process in below) / 2**20,
+        descriptors=own.num_fds(),
+        processes=len(below),
+        directories=len(os.listdir(pool.directory or "")),
+    )
+
+
+def table(result: KernelBench) -> Table:
+    """For the terminal."""
+    shown = Table("", "pool", "plain jupyter_client", "ratio", title="Kernel pool")
+    shown.add_row("call, ms", f"{result.call_ms:.2f}", f"{result.plain_call_ms:.2f}", f"{result.call_latency_ratio:.2f}")
+    shown.add_row("16 kernels ready, s", f"{result.start_s:.2f}", f"{result.plain_start_s:.2f}", f"{result.start_ratio:.2f}")
+    rates = f"{result.calls_per_s:.0f}", f"{result.plain_calls_per_s:.0f}", f"{result.throughput_ratio:.2f}"
+    shown.add_row("calls per second, 16 busy kernels", *rates)
+    shown.add_row("lease of a warm kernel, ms", f"{result.lease_ms:.3f}", "", "")
+    shown.add_row("lease after a hang in C code, s", f"{result.hang_wait_s:.4f}", "", "")
+    return shown
+
+
+def soak_table(result: KernelSoak) -> Table:
+    """For the terminal."""
+    shown = Table("leases", *Usage.__dataclass_fields__, title=f"{result.leases:,} leases in {result.seconds:.0f} s")
+    for number, usage in enumerate(result.samples, start=1):
+        values = asdict(usage).values()
+        leases = min(number * max(result.leases // 10, 1), result.leases)
+        shown.add_row(f"{leases:,}", *(f"{v:.1f}" if isinstance(v, float) else str(v) for v in values))
+    return shown
+
+
+def run(soak_leases: int | None = None, as_json: bool = False) -> int:
+    """What the command does; returns its exit code, 1 if a soak met surprises."""
+    console = Console(stderr=True)
+    if soak_leases is None:
+        with console.status("kernels") as status:
+            result = asyncio.run(bench(report=status.update))
+        if as_json:
+            print(json.dumps(asdict(result)))
+        else:
+            Console().print(table(result))
+        return 0
+    with Progress(console=console) as progress:
+        task = progress.add_task("leases", total=soak_leases)
+        soaked = asyncio.run(soak(soak_leases, tick=lambda done: progress.update(task, completed=done)))
+    if as_json:
+        print(json.dumps(asdict(soaked)))
+    else:
+        Console().print(soak_table(soaked), *soaked.surprises, sep="\n")
+    return 1 if soaked.surprises else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m aimo_solver.bench_kernels", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.add_argument("--soak", type=int, metavar="LEASES", help="run this many leases of hard cases instead")
+    options = parser.parse_args(arguments)
+    try:
+        return run(options.soak, options.json)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
