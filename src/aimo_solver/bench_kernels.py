@@ -303,7 +303,8 @@ def _load_cases() -> Any:
 
 def _usage(pool: KernelPool) -> Usage:
     own = psutil.Process()
-    below = own.children(recursive=True)
+    zygote = psutil.Process(pool.zygote_pid)
+    below = [zygote, *zygote.children(recursive=True)]
     return Usage(
         memory_mb=own.memory_info().rss / 2**20,
         kernels_mb=sum(process.memory_full_info().pss for process in below) / 2**20,

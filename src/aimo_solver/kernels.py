@@ -111,6 +111,11 @@ class KernelPool:
         return len(self._warm)
 
     @property
+    def zygote_pid(self) -> int | None:
+        """The process that all kernels are below; None while no kernel was started."""
+        return None if self._nursery is None else self._nursery.pid
+
+    @property
     def directory(self) -> Path | None:
         """Holds a directory per kernel; None while no kernel was started."""
         return None if self._nursery is None else self._nursery.directory
