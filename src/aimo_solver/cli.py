@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 from aimo_solver import cli_measure
-from aimo_solver.cli_guard import console, guarded
+from aimo_solver.cli_guard import EMBEDDED_MODEL, console, guarded
 from aimo_solver.clock import RunClock
 from aimo_solver.config import Config, load_config
 from aimo_solver.errors import ConfigError, RunDirectoryError
@@ -32,8 +32,6 @@ from aimo_solver.report import report
 from aimo_solver.runlog import RunLog, describe_environment, is_running, read_run
 from aimo_solver.session import Endpoint, check_model, endpoint_folder, endpoint_session, local_session
 from aimo_solver.watch import watch
-
-EMBEDDED_MODEL = Path(__file__).parents[2] / "data" / "pocket-model"
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -1,4 +1,4 @@
-"""What all commands share: the terminal, and errors as one line with an exit code."""
+"""What all commands share: the terminal, the model by default, and errors as one line with an exit code."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import asyncio
 import functools
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import typer
 from rich.console import Console
 
 from aimo_solver.errors import AimoError, ServerStartError, UserError
+
+EMBEDDED_MODEL = Path(__file__).parents[2] / "data" / "pocket-model"
 
 console = Console(width=None if sys.stdout.isatty() else 120)
 

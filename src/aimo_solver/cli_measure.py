@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,11 +15,21 @@ from rich.progress import Progress
 from rich.table import Table
 
 from aimo_solver import jitcache, scoreboard
+from aimo_solver.bench import BenchResult, shown
+from aimo_solver.bench_boot import bench_boot
+from aimo_solver.bench_engine import Target, bench_engine
 from aimo_solver.bench_kernels import run as run_kernels
-from aimo_solver.cli_guard import console, guarded
-from aimo_solver.config import load_config
+from aimo_solver.bench_prewarm import bench_prewarm, make_files
+from aimo_solver.cli_guard import EMBEDDED_MODEL, console, guarded
+from aimo_solver.config import Config, load_config
+from aimo_solver.environment import describe_environment
+from aimo_solver.errors import ConfigError
+from aimo_solver.machine import detect_machine
+from aimo_solver.presets import choose
 from aimo_solver.records import read_groups
 from aimo_solver.replay import parse_policy, replay
+from aimo_solver.runlog import RunLog
+from aimo_solver.session import check_model, local_session
 from aimo_solver.simulate import parse_play, playable, simulate, sweep
 
 _POLICIES = ("majority", "error-weighted", "entropy", "tail-entropy", "vote-share", "lexicographic", "proximity")
@@ -28,6 +40,8 @@ bench = typer.Typer(no_args_is_help=True, help="Speed, measured side by side in 
 cache = typer.Typer(no_args_is_help=True, help="The compile cache that makes a server start faster on the same GPU.")
 
 Settings = Annotated[list[str] | None, typer.Option("--set", help="one option, as section.option=value; repeatable")]
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON object instead of a table")]
+Model = Annotated[Path, typer.Option(help="model folder")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file with options")]
 
 
@@ -42,7 +56,7 @@ def replay_command(
     competitions: Annotated[int, typer.Option(min=1, help="how many, with --simulate")] = 10_000,
     problems: Annotated[int, typer.Option(min=1, help="problems per competition, with --simulate")] = 50,
     strata: Annotated[bool, typer.Option("--strata", help="also right answers per run")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object instead of tables")] = False,
+    as_json: AsJson = False,
     plots: Annotated[Path | None, typer.Option(help="folder for figures as SVG")] = None,
     config_file: ConfigFile = None,
     settings: Settings = None,
@@ -56,16 +70,15 @@ def replay_command(
         plays = [parse_play(name, config) for name in policy or _PLAYS]
         with Progress(console=console, transient=True, disable=as_json) as progress:
             task = progress.add_task("competitions", total=1.0)
-            played = simulate(
-                groups,
-                plays,
-                competitions=competitions,
-                problems=problems,
-                progress=lambda share: progress.update(task, completed=share),
-            )
+
+            def show(share: float) -> None:
+                progress.update(task, completed=share)
+
+            played = simulate(groups, plays, competitions=competitions, problems=problems, progress=show)
             if plots is not None:
                 limits = [3_600.0 * hours for hours in _SWEEP_HOURS]
-                figures["budget"] = scoreboard.budget_figure(sweep(groups, plays, limits, competitions=min(competitions, 1_000)))
+                points = sweep(groups, plays, limits, competitions=min(competitions, 1_000), progress=show)
+                figures["budget"] = scoreboard.budget_figure(points)
         values = scoreboard.simulation_values(played)
         tables: tuple[Table, ...] = (scoreboard.simulation_table(played),)
     else:
@@ -87,17 +100,114 @@ def replay_command(
 @bench.command("kernels")
 @guarded
 def bench_kernels_command(
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object instead of a table")] = False,
+    as_json: AsJson = False,
     soak: Annotated[int | None, typer.Option(min=1, help="run so many leases of hard cases instead")] = None,
 ) -> None:
     """The kernel pool against plain jupyter_client."""
     raise typer.Exit(run_kernels(soak, as_json))
 
 
+@bench.command("prewarm")
+@guarded
+def bench_prewarm_command(
+    folder: Annotated[Path, typer.Option(help="folder on the disk to measure; files are made and removed there")],
+    gigabytes: Annotated[float, typer.Option(min=0.01, help="size of the files together")] = 8.0,
+    as_json: AsJson = False,
+) -> None:
+    """The prewarmer against cat, dd and direct parallel reads, on cold files and on warm ones."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix="bench-prewarm-") as scratch:
+        with console.status("writing files"):
+            files = make_files(Path(scratch), gigabytes)
+        with console.status("reading"):
+            result = bench_prewarm(files)
+    _show(result, as_json)
+
+
+@bench.command("engine")
+@guarded
+def bench_engine_command(
+    model: Model = EMBEDDED_MODEL,
+    streams: Annotated[str, typer.Option(help="numbers of streams, separated by commas")] = "1,8,16,32",
+    tokens: Annotated[int, typer.Option(min=10, help="tokens per stream")] = 2_000,
+    turn_tokens: Annotated[int, typer.Option(min=5, help="tokens between two tool calls")] = 500,
+    as_json: AsJson = False,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
+) -> None:
+    """The agent loop against the bare engine: same server, same prompts, same token budget."""
+    counts = _counts(streams)
+    most = max(counts)
+    config = _config(model, config_file, [f"solver.slots={most}", f"solver.max_attempts={most}", *(settings or ())])
+    preset = choose(model, config.server, slots=config.solver.slots, machine=detect_machine())
+    block = preset.flag("--block-size")
+
+    async def measure(folder: Path) -> BenchResult:
+        log = RunLog.create(folder / "run", config=config, environment=describe_environment())
+        async with local_session(model, config, log, folder / "run") as session:
+            target = Target(
+                base_url=session.engine.base_url,
+                model=session.engine.model,
+                chat=session.tools.chat,
+                config=config,
+                context_tokens=session.engine.context_tokens,
+                vocabulary=preset.vocabulary,
+                block_tokens=int(block.value) if block is not None and block.value else 16,
+            )
+            return await bench_engine(target, streams=counts, tokens=tokens, turn_tokens=turn_tokens)
+
+    with tempfile.TemporaryDirectory(prefix="bench-engine-") as scratch, console.status("the server starts, then streams run"):
+        result = asyncio.run(measure(Path(scratch)))
+    _show(result, as_json)
+
+
+@bench.command("boot")
+@guarded
+def bench_boot_command(
+    model: Model = EMBEDDED_MODEL,
+    cold_files: Annotated[bool, typer.Option("--cold-files", help="evict the model's files from the page cache first")] = False,
+    as_json: AsJson = False,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
+) -> None:
+    """The stages of a boot one after another, and side by side as a run has them."""
+    config = _config(model, config_file, settings or ())
+    with tempfile.TemporaryDirectory(prefix="bench-boot-") as scratch, console.status("the server starts again and again"):
+        result = asyncio.run(bench_boot(model, config, Path(scratch), cold_files=cold_files))
+    _show(result, as_json)
+
+
+def _show(result: BenchResult, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result.as_dict()))
+        return
+    table = Table(title=result.name, title_justify="left", caption="\n".join(result.notes), caption_justify="left")
+    for number, column in enumerate(result.columns):
+        table.add_column(column, justify="right" if number else "left")
+    for row in result.rows:
+        table.add_row(*map(shown, row))
+    console.print(table)
+
+
+def _counts(text: str) -> list[int]:
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise ConfigError("--streams", f"write numbers like 1,8,16 (got {text!r})")
+    return counts
+
+
+def _config(model: Path, file: Path | None, settings: Sequence[str]) -> Config:
+    check_model(model)
+    layers = [toml for toml in (model / "aimo.toml",) if toml.is_file()] + ([file] if file is not None else [])
+    return load_config(*layers, settings=settings)
+
+
 @cache.command("build")
 @guarded
 def cache_build_command(
-    model: Annotated[Path, typer.Option(help="model folder")],
+    model: Model,
     archive: Annotated[Path, typer.Option(help="where the packed cache goes")] = Path("jit-cache.tar.gz"),
     root: Annotated[Path | None, typer.Option(help="folder of the cache")] = None,
     config_file: ConfigFile = None,
@@ -105,7 +215,7 @@ def cache_build_command(
 ) -> None:
     """Starts the server twice on this GPU, runs first requests, and packs what was compiled."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    config = load_config(*([config_file] if config_file else []), settings=settings or ())
+    config = _config(model, config_file, settings or ())
     place = root or jitcache.default_root()
     made = asyncio.run(jitcache.build(model, config, place, archive.with_suffix(".server.log")))
     size = jitcache.pack(made, archive)
