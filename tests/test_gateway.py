@@ -445,7 +445,12 @@ def test_a_rerun_over_grpc_between_two_processes(tmp_path: Path) -> None:
     ]
     pl.DataFrame(rows, schema=["id", "problem"], orient="row").write_csv(tmp_path / "test.csv")
     command = [sys.executable, TESTS / "lonely.py", sys.executable, "-c", RERUN, SERVER, str(STAND_IN)]
-    environment = {**os.environ, "KAGGLE_IS_COMPETITION_RERUN": "1", "STAND_IN_HOST": "localhost"}
+    environment = {
+        **os.environ,
+        "KAGGLE_IS_COMPETITION_RERUN": "1",
+        "STAND_IN_HOST": "localhost",
+        "STAND_IN_STARTUP_LIMIT_S": "30",
+    }
     finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=150, check=False)
     assert finished.returncode == 0, finished.stderr
     assert json.loads((tmp_path / "result.json").read_text()) == {"Succeeded": True}

@@ -23,7 +23,7 @@ from aimo_solver.attempt import Attempt
 from aimo_solver.budget import Allotment, Clock, allot
 from aimo_solver.clock import RunClock, process_age_s
 from aimo_solver.config import BudgetConfig, Config, config_from
-from aimo_solver.errors import BootError, RunDirectoryError
+from aimo_solver.errors import AimoError, BootError, RunDirectoryError
 from aimo_solver.gateway import Work, in_rerun
 from aimo_solver.paths import find_compile_cache, find_model
 from aimo_solver.problems import Problem
@@ -162,9 +162,10 @@ class Run:
                 self._booted.set_result(solver)
                 await asyncio.Event().wait()  # until close() cancels it
         except Exception as error:  # noqa: BLE001 (the gateway answers on, with the reason)
-            log.error("the boot failed after %.1f s\n%s", time.monotonic() - started, traceback.format_exc())
+            told = str(error) if isinstance(error, AimoError) else traceback.format_exc()
+            log.error("the boot failed, so every problem gets the fallback answer at once: %s", told)
             if not self._booted.done():
-                self._booted.set_result(f"the boot failed, so every problem gets the fallback answer: {error}")
+                self._booted.set_result(f"the boot failed: {str(error).splitlines()[0] if str(error) else repr(error)}")
             await asyncio.Event().wait()
 
     def _end(self) -> None:
