@@ -13,6 +13,7 @@ import platform
 import resource
 import signal
 import struct
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -101,29 +102,37 @@ def _set_read_only(target: Path, read_only: bool) -> None:
 def isolate_mounts(keep: Path, hide: Path, size_mb: int, uid: int) -> Path:
     """In a mount namespace of its own, makes all files read-only but those in `keep` and in a fresh tmpfs on /tmp and /dev/shm.
 
-    `hide` looks empty, and /proc shows this process's pid namespace, which must be new. Returns a directory of `uid` in
-    the tmpfs.
+    `hide` looks empty, and /proc shows this process's pid namespace, which must be new. What Python itself needs stays
+    readable where it is, below /tmp too. Returns a directory of `uid` in the tmpfs.
     """
     _mount("none", "/", "none", _MS_REC | _MS_PRIVATE)
     _mount(str(keep), str(keep), "none", _MS_BIND)
     _set_read_only(Path("/"), True)
     _set_read_only(keep, False)
-    kept = os.open(keep, os.O_PATH)
+    covered = {path: os.open(path, os.O_PATH) for path in (keep, *_python_below(Path("/tmp")))}
     try:
         _mount("none", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={size_mb}m,mode=1777")
         for name in ("work", "shm"):
             Path("/tmp", name).mkdir(mode=0o700)
             os.chown(Path("/tmp", name), uid, -1)
         _mount("/tmp/shm", "/dev/shm", "none", _MS_BIND)
-        if not keep.exists():  # it lies below /tmp and is covered now
-            keep.mkdir(parents=True)
-            _mount(f"/proc/self/fd/{kept}", str(keep), "none", _MS_BIND)
+        for path, descriptor in covered.items():
+            if not path.exists():  # it lies below /tmp
+                path.mkdir(parents=True)
+                _mount(f"/proc/self/fd/{descriptor}", str(path), "none", _MS_BIND)
     finally:
-        os.close(kept)
+        for descriptor in covered.values():
+            os.close(descriptor)
     if hide.is_dir():
         _mount("none", str(hide), "tmpfs", _MS_NOSUID | _MS_NODEV, "size=4k,mode=000")
     _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV)
     return Path("/tmp/work")
+
+
+def _python_below(folder: Path) -> list[Path]:
+    """The directories that Python is installed in or imports from and that lie below `folder`, outer ones first."""
+    named = {Path(name).resolve() for name in (sys.prefix, sys.base_prefix, sys.exec_prefix, *sys.path) if name}
+    return sorted(path for path in named if path.is_dir() and path != folder and path.is_relative_to(folder))
 
 
 def switch_user(uid: int, read_all: bool) -> None:
