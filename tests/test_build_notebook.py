@@ -114,6 +114,7 @@ def test_it_is_a_valid_notebook_without_outputs(builder: ModuleType) -> None:
     ids = [cell.id for cell in notebook.cells]
     assert len(set(ids)) == len(ids)
     assert "\r" not in text
+    assert len(text) < 1_000_000  # what Kaggle takes as a notebook's source
     for cell in notebook.cells:
         if cell.cell_type == "code":
             assert cell.outputs == []

@@ -6,17 +6,17 @@ runs anywhere else too, as long as Python's version is the image's: `python buil
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 # One setting. vLLM up to 0.17 runs on the image's CUDA 12.8 driver; newer ones need a driver for CUDA 13.
 VLLM = "0.17.0"
-HARMONY = "0.0.11"
+WANTED = (f"vllm=={VLLM}", "oss-harmony>=0.0.11")
 
 
-def main(folder: Path) -> int:
+def main(folder: Path, wanted: Sequence[str] = WANTED) -> int:
     """Fills `folder` and checks that it is enough for an installation without a network."""
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [f"vllm=={VLLM}", f"oss-harmony>={HARMONY}"]
     pip = [sys.executable, "-m", "pip"]
     subprocess.run([*pip, "download", "--only-binary", ":all:", "--dest", str(folder), *wanted], check=True)
     offline = ["install", "--dry-run", "--ignore-installed", "--no-index", "--find-links", str(folder)]
