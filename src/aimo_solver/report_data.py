@@ -245,7 +245,8 @@ def _why(
         case Verdict.NO_ANSWER:
             return f"no attempt gave an answer ({how})"
         case Verdict.NOT_FOUND:
-            return f"none of {len(attempts)} attempts gave {record.truth}; {len(answers)} other answers ({how})"
+            others = "1 other answer" if len(answers) == 1 else f"{len(answers)} other answers"
+            return f"none of {len(attempts)} attempts gave {record.truth}; {others} ({how})"
         case Verdict.OUTVOTED:
             given = record.result.answer if record.result else None
             return f"{record.truth} had {right_votes} of {len(attempts)} attempts, {given} had {votes}"
