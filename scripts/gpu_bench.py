@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -30,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "scripts")]
 POCKET = ROOT / "data" / "pocket-model"
 WORK = Path(os.environ.get("WORK", "/tmp/gpu-bench"))
-LIMIT_S = {"boot-cold": 240, "engine": 330, "boot-files": 330, "prewarm": 200, "faults": 330, "notebook": 240}
+LIMIT_S = {"boot-cold": 240, "boot-sequence": 240, "engine": 420, "boot-files": 360, "faults": 420, "notebook": 240}
 SLOTS = 16
 
 STAGES: dict[str, Callable[[Path, bool], Any]] = {}
@@ -56,7 +57,7 @@ def machine(out: Path, tiny: bool) -> Any:
 
     for command in (["nvidia-smi"], ["lscpu"], ["free", "-g"], ["df", "-h", "/tmp"], ["uname", "-a"]):
         with contextlib.suppress(FileNotFoundError):
-            print(subprocess.run(command, capture_output=True, text=True).stdout)
+            print("\n".join(subprocess.run(command, capture_output=True, text=True).stdout.splitlines()[:16]))
     rows = []
     for what, code in (
         ("nothing", "pass"),
@@ -183,8 +184,6 @@ def boot_shipped(out: Path, tiny: bool) -> Any:
 @stage
 def boot_spawn(out: Path, tiny: bool) -> Any:
     """As boot-shipped, but the engine's process imports everything a second time."""
-    import dataclasses
-
     from aimo_solver import session
     from aimo_solver.presets import Variable, choose
 
@@ -200,9 +199,11 @@ def boot_spawn(out: Path, tiny: bool) -> Any:
 
 @stage
 def boot_sequence(out: Path, tiny: bool) -> Any:
-    """With the shipped cache: the stages one after another, and side by side once more."""
+    """With the shipped cache only: the stages one after another, and side by side."""
     from aimo_solver.bench_boot import bench_boot
+    from aimo_solver.jitcache import default_root
 
+    shutil.rmtree(default_root(), ignore_errors=True)
     folder = WORK / "runs" / "boot-sequence"
     shutil.rmtree(folder, ignore_errors=True)
     config = _config(tiny, load_format="dummy", jit_cache=str(_archive()))
@@ -224,6 +225,8 @@ def engine(out: Path, tiny: bool) -> Any:
 
     model = _shape(tiny)
     config = _config(tiny, load_format="dummy", jit_cache=str(_archive()) if _archive().exists() else None)
+    if not tiny:
+        config = dataclasses.replace(config, solver=dataclasses.replace(config.solver, slots=32, max_attempts=32))
     run = WORK / "runs" / "engine"
     shutil.rmtree(run, ignore_errors=True)
     preset = choose(model, config.server, slots=config.solver.slots, machine=detect_machine())
@@ -243,7 +246,7 @@ def engine(out: Path, tiny: bool) -> Any:
             )
             if tiny:
                 return await bench_engine(target, streams=(1, 2), tokens=100, turn_tokens=50)
-            return await bench_engine(target, streams=(16, 8, 1), tokens=2_000, turn_tokens=500, rounds=1)
+            return await bench_engine(target, streams=(16, 8, 32, 1), tokens=1_500, turn_tokens=500)
 
     try:
         return asyncio.run(measure())

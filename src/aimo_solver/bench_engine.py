@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ _PROMPT_TOKENS = 300
 _RESULT_TOKENS = 60
 _CODE = "print(sum(k * k for k in range(1000)))"
 _ABORTS = 5
+_WARM_TOKENS = 32
 _HORIZON_S = 3_600.0
 
 
@@ -88,19 +90,20 @@ async def bench_engine(
     details: dict[str, Any] = {}
     serial = itertools.count()
     for count in streams:
-        ways: dict[str, Callable[[], Coroutine[Any, Any, _Run]]] = {
-            "bare": lambda n=count: _bare(target, n, tokens, None, serial),  # type: ignore[misc]
-            "bare, logprobs 0": lambda n=count: _bare(target, n, tokens, 0, serial),  # type: ignore[misc]
-            "bare, logprobs 5": lambda n=count: _bare(target, n, tokens, 5, serial),  # type: ignore[misc]
-            "loop": lambda n=count: _loop(target, n, tokens, tokens, serial),  # type: ignore[misc]
-            "bare, turns": lambda n=count: _bare_turns(target, n, tokens, turn_tokens, serial),  # type: ignore[misc]
-            "loop, tools": lambda n=count: _loop(target, n, tokens, turn_tokens, serial),  # type: ignore[misc]
+        ways: dict[str, Callable[[int], Coroutine[Any, Any, _Run]]] = {
+            "bare": partial(_bare, target, count, None, serial),
+            "bare, logprobs 0": partial(_bare, target, count, 0, serial),
+            "bare, logprobs 5": partial(_bare, target, count, 5, serial),
+            "loop": partial(_loop, target, count, None, serial),
+            "bare, turns": partial(_bare_turns, target, count, turn_tokens, serial),
+            "loop, tools": partial(_loop, target, count, turn_tokens, serial),
         }
-        await ways["bare"]()  # whatever is still to be compiled or cached for this number of streams
+        for measure in ways.values():  # whatever is still to be compiled for this number of streams
+            await measure(_WARM_TOKENS)
         runs: dict[str, list[_Run]] = {name: [] for name in ways}
         for _ in range(rounds):
             for name, measure in ways.items():
-                runs[name].append(await measure())
+                runs[name].append(await measure(tokens))
         rates = {name: statistics.median(run.rate for run in done) for name, done in runs.items()}
         for name, done in runs.items():
             gaps = [gap for run in done for gap in run.gaps]
@@ -153,7 +156,7 @@ def _body(target: Target, prompt: Sequence[int], tokens: int, logprobs: int | No
     return body if logprobs is None else body | {"logprobs": logprobs}
 
 
-async def _bare(target: Target, streams: int, tokens: int, logprobs: int | None, serial: Iterator[int]) -> _Run:
+async def _bare(target: Target, streams: int, logprobs: int | None, serial: Iterator[int], tokens: int) -> _Run:
     async def stream(session: aiohttp.ClientSession) -> None:
         body = _body(target, _prompt(target, serial), tokens, logprobs)
         async with session.post(f"{target.base_url}/v1/completions", json=body) as response:
@@ -167,7 +170,7 @@ async def _bare(target: Target, streams: int, tokens: int, logprobs: int | None,
     return run
 
 
-async def _bare_turns(target: Target, streams: int, tokens: int, turn_tokens: int, serial: Iterator[int]) -> _Run:
+async def _bare_turns(target: Target, streams: int, turn_tokens: int, serial: Iterator[int], tokens: int) -> _Run:
     """Turns one behind the other, as the loop has them, but with nothing between them."""
     run = _Run()
 
@@ -280,7 +283,8 @@ class _MadeUpTurns:
         return self._real.decode(tokens)
 
 
-async def _loop(target: Target, streams: int, tokens: int, turn_tokens: int, serial: Iterator[int]) -> _Run:
+async def _loop(target: Target, streams: int, turn_tokens: int | None, serial: Iterator[int], tokens: int) -> _Run:
+    turn_tokens = turn_tokens or tokens
     run = _Run()
     config = target.config
     turns = max(1, tokens // turn_tokens)
