@@ -109,7 +109,14 @@ def right(submission: pl.DataFrame, truth: dict[str, int]) -> int:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Processes of a run that outlived it: its vLLM server, its kernels."""
+    """Processes that outlive a run by more than a minute: its vLLM server, its kernels."""
+    end = time.monotonic() + 60
+    while (found := _processes_of(folder)) and time.monotonic() < end:
+        time.sleep(0.5)
+    return found
+
+
+def _processes_of(folder: Path) -> list[str]:
     found = []
     for process in psutil.process_iter(["cmdline", "cwd", "environ", "status"]):
         told = f"{process.info['cmdline']} {process.info['cwd']} {process.info['environ']}"
