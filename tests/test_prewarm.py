@@ -16,8 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from aimo_solver import pagecache
 from aimo_solver import prewarm as module
-from aimo_solver.prewarm import PrewarmReport, StopReason, prewarm, resident_bytes
+from aimo_solver.pagecache import missing_ranges, resident_bytes
+from aimo_solver.prewarm import PrewarmReport, StopReason, prewarm
 
 MB = 1 << 20
 PAGE = mmap.PAGESIZE
@@ -87,7 +89,7 @@ def test_exactly_the_missing_pages_are_found(folder: Path, touched: set[int], ta
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead
         for page in touched:
             os.pread(opened.fileno(), 1, page * PAGE)
-        missing = module._missing(opened.fileno(), 0, size)
+        missing = missing_ranges(opened.fileno(), 0, size)
     found = {page for start, end in missing for page in range(start // PAGE, -(-end // PAGE))}
     assert found == set(range(64)) - touched
     assert all(end <= size for _, end in missing)
@@ -144,7 +146,7 @@ def test_a_stop_ends_it(folder: Path) -> None:
 
 
 def test_it_stops_when_somebody_else_reads_faster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_read_ahead", lambda device: 0)
+    monkeypatch.setattr(module, "read_ahead_bytes", lambda device: 0)
     file = made(folder / "a", 32 * MB)
 
     class Server:
@@ -164,10 +166,10 @@ def test_a_kernel_that_calls_everything_resident_is_not_believed(folder: Path, m
 
     class Liar:
         def mincore(self, address: object, length: object, vector: object) -> int:
-            module.ctypes.memset(vector, 1, -(-length.value // PAGE))  # type: ignore[attr-defined]
+            pagecache.ctypes.memset(vector, 1, -(-length.value // PAGE))  # type: ignore[attr-defined]
             return 0
 
-    monkeypatch.setattr(module, "_libc", Liar())
+    monkeypatch.setattr(pagecache, "_libc", Liar())
     assert prewarm([file]).bytes_read == 2 * MB
 
 
@@ -193,7 +195,7 @@ def test_room_is_what_the_tightest_control_group_leaves(tmp_path: Path) -> None:
         (folder / "memory.current").write_text(str(7 * GIB))
         (folder / "memory.stat").write_text(f"anon {GIB}\ninactive_file {4 * GIB}\nactive_file {GIB}\n")
     membership.write_text("0::/box/job\n")
-    limits = list(module._cgroup_limits(root, membership))
+    limits = list(pagecache._cgroup_limits(root, membership))
     assert sorted(limits) == [(10 * GIB, 7 * GIB, 5 * GIB), (20 * GIB, 7 * GIB, 5 * GIB)]
 
 
@@ -204,7 +206,7 @@ def test_version_1_groups_are_understood(tmp_path: Path) -> None:
     (group / "memory.usage_in_bytes").write_text(str(3 * GIB))
     (group / "memory.stat").write_text(f"cache 1\ntotal_inactive_file {GIB}\ntotal_active_file {GIB}\n")
     (tmp_path / "membership").write_text("5:cpu,cpuacct:/a\n4:memory:/docker/abc\n")  # the path is the host's, not ours
-    assert list(module._cgroup_limits(tmp_path / "cgroup", tmp_path / "membership")) == [(8 * GIB, 3 * GIB, 2 * GIB)]
+    assert list(pagecache._cgroup_limits(tmp_path / "cgroup", tmp_path / "membership")) == [(8 * GIB, 3 * GIB, 2 * GIB)]
 
 
 def test_a_limited_container_is_neither_overfilled_nor_killed(folder: Path) -> None:

@@ -18,7 +18,8 @@ import numpy as np
 
 from aimo_solver.bench import BenchResult, Value
 from aimo_solver.errors import UserError
-from aimo_solver.prewarm import prewarm, resident_bytes
+from aimo_solver.pagecache import resident_bytes
+from aimo_solver.prewarm import prewarm
 
 _BLOCK = 16 << 20
 _DIRECT_THREADS = (4, 8, 16, 32)

@@ -6,29 +6,22 @@ does not do: it pins nothing. Pages can be evicted again if memory runs short.
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import functools
-import mmap
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
+from aimo_solver.pagecache import PAGE_BYTES, memory_room, missing_ranges, read_ahead_bytes
 
-_PAGE = mmap.PAGESIZE
 _READ_BYTES = 1 << 20
 _AHEAD_BYTES = 4 << 20  # asked of the kernel ahead of each read where it would look ahead less than a read's length
 _REPORT_S = 1.0
-_RESERVE_BYTES = 8 << 30  # a vLLM server's own processes take about 6 GB, 16 Python kernels 1.5 GB
 _OVERTAKEN_PIECES = 4
-_SAMPLES = 16
 
 
 class StopReason(StrEnum):
@@ -180,27 +173,6 @@ def prewarm(
     return last
 
 
-def memory_room() -> int:
-    """Bytes of page cache that files may fill, the server's own need kept back.
-
-    Free and reclaimable memory of the machine, or of the control group if that has less: a container's limit counts
-    page cache too, and a group that is full of it is reclaimed only as it is written.
-    """
-    room = _meminfo_available()
-    for limit, used, cache in _cgroup_limits():
-        room = min(room, limit - (used - cache))
-    return max(0, room - min(_RESERVE_BYTES, room // 2))
-
-
-def resident_bytes(path: Path) -> int:
-    """Bytes of a file that are in the page cache; 0 if the kernel does not tell."""
-    size = path.stat().st_size
-    if size == 0:
-        return 0
-    with path.open("rb", buffering=0) as file:
-        return size - sum(end - start for start, end in _missing(file.fileno(), 0, size))
-
-
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -218,7 +190,7 @@ def _reader(state: _State, limit_bytes: int | None, stop: Event | None) -> None:
             if piece.path in state.bad:
                 continue
             # Pages that are resident already are part of what was counted as reclaimable.
-            fits = min(piece.end - piece.start, (allowed - state.claimed) // _PAGE * _PAGE)
+            fits = min(piece.end - piece.start, (allowed - state.claimed) // PAGE_BYTES * PAGE_BYTES)
             if fits <= 0:
                 state.stop = StopReason.MEMORY
                 return
@@ -236,10 +208,10 @@ def _reader(state: _State, limit_bytes: int | None, stop: Event | None) -> None:
 def _read_piece(state: _State, piece: _Piece, buffer: memoryview, stop: Event | None) -> None:
     with piece.path.open("rb", buffering=0) as file:
         descriptor = file.fileno()
-        missing = _missing(descriptor, piece.start, piece.end)
+        missing = missing_ranges(descriptor, piece.start, piece.end)
         absent = sum(end - start for start, end in missing)
         size = piece.end - piece.start
-        ahead = _read_ahead(os.fstat(descriptor).st_dev)
+        ahead = read_ahead_bytes(os.fstat(descriptor).st_dev)
         with state.lock:
             state.resident += size - absent
             # What the kernel may have read ahead for a neighbouring piece tells nothing.
@@ -262,15 +234,6 @@ def _read_piece(state: _State, piece: _Piece, buffer: memoryview, stop: Event | 
                     state.read += done
 
 
-@functools.cache
-def _read_ahead(device: int) -> int:
-    """How far the kernel reads ahead on a device, in bytes; 0 if it does not tell (some network and layered file systems)."""
-    try:
-        return int(Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb").read_text()) << 10
-    except (OSError, ValueError):
-        return 0
-
-
 def _files(paths: Iterable[Path], problems: list[FileProblem]) -> Iterator[tuple[Path, int]]:
     for path in paths:
         try:
@@ -286,101 +249,16 @@ def _files(paths: Iterable[Path], problems: list[FileProblem]) -> Iterator[tuple
                 problems.append(FileProblem(file, error.strerror or str(error)))
 
 
-# --- what is resident -------------------------------------------------------------------------------------------------
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
 def _survey(pieces: Sequence[_Piece], threads: int) -> list[_Piece]:
     """The pieces with what is resident of each; side by side, since a look costs about 0.1 µs a page."""
-    from concurrent.futures import ThreadPoolExecutor
 
     def look(piece: _Piece) -> _Piece:
         try:
             with piece.path.open("rb", buffering=0) as file:
-                absent = sum(end - start for start, end in _missing(file.fileno(), piece.start, piece.end))
+                absent = sum(end - start for start, end in missing_ranges(file.fileno(), piece.start, piece.end))
         except OSError:
             absent = piece.end - piece.start  # its reader will report why
         return _Piece(piece.path, piece.start, piece.end, piece.end - piece.start - absent)
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
         return list(pool.map(look, pieces))
-
-
-def _missing(descriptor: int, start: int, end: int) -> list[tuple[int, int]]:
-    """Byte ranges within start..end (start page-aligned) that are not in the page cache; all of it if unknown."""
-    try:
-        with mmap.mmap(descriptor, end - start, access=mmap.ACCESS_READ, offset=start) as mapped:
-            pages = np.zeros(-(-(end - start) // _PAGE), np.uint8)
-            address = np.frombuffer(mapped, np.uint8).ctypes.data
-            failed = _libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(end - start), ctypes.c_void_p(pages.ctypes.data))
-    except OSError:
-        return [(start, end)]  # a file system that maps nothing
-    if failed:
-        return [(start, end)]
-    absent = np.concatenate(([0], 1 - (pages & 1), [0])).astype(np.int8)
-    edges = np.flatnonzero(np.diff(absent)).reshape(-1, 2)
-    resident = np.flatnonzero(pages & 1)
-    if resident.size and not _truthful(descriptor, start, resident):
-        return [(start, end)]
-    return [(start + int(first) * _PAGE, min(end, start + int(last) * _PAGE)) for first, last in edges]
-
-
-def _truthful(descriptor: int, start: int, resident: np.ndarray[tuple[int], np.dtype[np.intp]]) -> bool:
-    """Whether pages said to be resident can be read without waiting.
-
-    Linux calls every page of a file resident to those who may not write to it, and some sandboxes do so to all.
-    """
-    byte = bytearray(1)
-    for page in resident[:: max(1, resident.size // _SAMPLES)]:
-        try:
-            os.preadv(descriptor, [byte], start + int(page) * _PAGE, os.RWF_NOWAIT)
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                return False
-            raise
-    return True
-
-
-# --- what memory can hold ---------------------------------------------------------------------------------------------
-
-
-def _meminfo_available(path: Path = Path("/proc/meminfo")) -> int:
-    match = re.search(r"^MemAvailable:\s+(\d+) kB", path.read_text(), re.MULTILINE)
-    return int(match[1]) << 10 if match else 0
-
-
-def _cgroup_limits(
-    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
-) -> Iterator[tuple[int, int, int]]:
-    """Limit, use and page cache in bytes of every limited control group that this process is in, versions 1 and 2."""
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, own = line.split(":", 2)
-        if controllers == "":
-            base, names = root, ("memory.max", "memory.current", "inactive_file", "active_file")
-        elif "memory" in controllers.split(","):
-            base, names = (
-                root / "memory",
-                ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", "total_active_file"),
-            )
-        else:
-            continue
-        group = base / own.lstrip("/")
-        for folder in (group, *group.parents):
-            if folder.is_relative_to(base):
-                yield from _group_limit(folder, *names)
-
-
-def _group_limit(folder: Path, limit_name: str, used_name: str, *cache_names: str) -> Iterator[tuple[int, int, int]]:
-    try:
-        limit = (folder / limit_name).read_text().strip()
-        used = int((folder / used_name).read_text())
-        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        return  # the root group has no limit, and a container may not show its ancestors
-    if limit != "max":
-        yield int(limit), used, sum(int(stat.get(name, 0)) for name in cache_names)
