@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 
 sys.modules["debugpy"] = None  # type: ignore[assignment]  # nobody debugs these kernels, and it is slow to start
 from ipykernel import kernelapp  # noqa: E402
-from ipykernel.displayhook import ZMQShellDisplayHook  # noqa: E402
+from ipykernel.displayhook import ZMQDisplayHook, ZMQShellDisplayHook  # noqa: E402
 from ipykernel.iostream import IOPubThread  # noqa: E402
 from ipykernel.ipkernel import IPythonKernel  # noqa: E402
 from ipykernel.zmqshell import ZMQDisplayPublisher, ZMQInteractiveShell  # noqa: E402
@@ -65,11 +65,11 @@ def run_kernel(directory: Path, on_ready: Callable[[], object]) -> None:
     """Serves the connection file in `directory`; calls `on_ready` when its sockets are bound. Returns when told to end."""
     _seed()
     sys.set_int_max_str_digits(0)
-    warnings.filterwarnings("ignore", "To exit: use")
+    for message in ("To exit: use", "This process .* is multi-threaded"):  # of exit() and fork(), which are fine here
+        warnings.filterwarnings("ignore", message)
     kernelapp.IOPubThread = _IOPub  # type: ignore[misc, assignment, attr-defined, unused-ignore]
     config = Config()
     config.HistoryManager.enabled = False
-    config.IPKernelApp.outstream_class = None
     config.IPKernelApp.log_level = 50
     app = _App.instance(config=config, connection_file=str(directory / "connection.json"))
     streams = _Streams()
@@ -163,8 +163,13 @@ class _Compiler(CachingCompiler):
 class _Shell(ZMQInteractiveShell):
     displayhook_class = Type(_Value)
     display_pub_class = Type(_Display)
+    compile: _Compiler
     source = ""  # of the running cell, as it is compiled
     _last_traceback: list[str] | None
+
+    def init_instance_attrs(self) -> None:
+        super().init_instance_attrs()
+        self.compile = _Compiler()
 
     def init_environment(self) -> None:
         """Leaves the environment as it is; the inherited method asks for colours."""
@@ -175,8 +180,7 @@ class _Shell(ZMQInteractiveShell):
 
     def showtraceback(self, exc_tuple: Any = None, *args: object, **options: object) -> None:
         error = self._get_exc_info(exc_tuple)[1]
-        cell = self.compile.cell  # type: ignore[attr-defined]
-        self._last_traceback = [report.error_text(error, self.source, cell)]
+        self._last_traceback = [report.error_text(error, self.source, self.compile.cell)]
 
     def showsyntaxerror(self, *args: object, **options: object) -> None:
         self.showtraceback()
@@ -200,7 +204,6 @@ class GuardedKernel(IPythonKernel):
 
     shell: Any
     shell_class = Type(_Shell)
-    compiler_class = Type(_Compiler, klass="IPython.core.compilerop.CachingCompiler")  # type: ignore[assignment]
     _execute_sleep = 0.0  # a wait for output on ZMQ, of which there is none
 
     def begin(self, streams: _Streams) -> None:
@@ -251,6 +254,8 @@ class GuardedKernel(IPythonKernel):
             for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
                 signal.setitimer(timer, 0)  # one that goes off between calls would end the kernel
             self._streams.restore()
+            # the session's own filters shall not turn the kernel's warnings into errors
+            warnings.filterwarnings("ignore", module=r"(ipykernel|IPython|jupyter_client|tornado|traitlets|zmq)\b")
         for page in reply.get("payload", ()):
             if page.get("source") == "page":  # what `name?` shows
                 print(report.clean(page["data"].get("text/plain", "")), file=self._streams.stdout)
@@ -275,6 +280,10 @@ class _App(kernelapp.IPKernelApp):
 
     def init_path(self) -> None:
         sys.path.insert(0, "")
+
+    def init_io(self) -> None:
+        """Leaves the streams as they are; the inherited method sends what is printed over ZMQ."""
+        self.displayhook = ZMQDisplayHook(self.session, self.iopub_socket)
 
     def init_pdb(self) -> None:
         """There is nobody to talk to a debugger."""

@@ -43,7 +43,8 @@ class KernelLimits:
 
     Attributes:
         memory_mb: what a process may add to a fresh kernel's memory, so that Python raises MemoryError; also what all
-            processes of a kernel may hold together before they are killed.
+            processes of a kernel may hold together before they are killed (pages they share count for each of them where
+            the system does not tell).
         pool_memory_mb: what all kernels of the pool may hold together; the largest one is killed. None means no limit.
         cpu_s: CPU seconds of one process.
         processes: processes and threads. Root without `Guard.USER` is exempt from it.

@@ -227,4 +227,6 @@ class KernelProcess:
         self._pipe.close()
         if self._client is not None:
             self._client.stop_channels()
+        with suppress(OSError):
+            self.directory.chmod(0o700)  # the kernel had taken the right to write away
         shutil.rmtree(self.directory, ignore_errors=True)

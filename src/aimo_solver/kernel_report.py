@@ -9,6 +9,7 @@ import math
 import re
 import traceback
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from types import CodeType, FrameType, TracebackType
 from typing import Any
@@ -84,9 +85,7 @@ def error_text(error: BaseException, source: str, name: str) -> str:
     cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     if cause is not None:
         lines.append(clean(f"[while handling {_last_line(cause)}]", _LINE_CHARS))
-    line = next((number for code, number in frames if code.co_filename == name), None)
-    if line is not None:
-        lines += _failed_statement(source, line)
+    lines += _failed_statement(source, name, error.__traceback__)
     return "\n".join([*lines, _last_line(error)])
 
 
@@ -138,14 +137,20 @@ def _shown(frames: list[tuple[CodeType, int]]) -> Iterator[str]:
             yield f"    {clean(text, _LINE_CHARS)}"
 
 
-def _failed_statement(source: str, line: int) -> Iterator[str]:
+def _failed_statement(source: str, name: str, tb: TracebackType | None) -> Iterator[str]:
+    while tb is not None and tb.tb_frame.f_code.co_filename != name:
+        tb = tb.tb_next
     try:
         body = ast.parse(source).body
     except (SyntaxError, ValueError, RecursionError):
         return
+    if tb is None or len(body) < 2:
+        return
+    _, _, column, _ = next(islice(tb.tb_frame.f_code.co_positions(), tb.tb_lasti // 2, None))
+    place = tb.tb_lineno, column or 0
     for number, statement in enumerate(body, start=1):
-        starts = [statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", ()))]
-        if len(body) > 1 and min(starts) <= line <= (statement.end_lineno or statement.lineno):
+        first = min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", ()))])
+        if (first, 0) <= place < (statement.end_lineno or first, statement.end_col_offset or 0):
             kept = "; what the statements before it did is kept" if number > 1 else ""
-            yield f"[statement {number} of {len(body)} failed, at line {line}{kept}]"
+            yield f"[statement {number} of {len(body)} failed, at line {tb.tb_lineno}{kept}]"
             return

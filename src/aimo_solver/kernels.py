@@ -90,6 +90,7 @@ class KernelPool:
         self._ending: set[asyncio.Task[None]] = set()
         self._failures = 0
         self._nursery: Nursery | None = None
+        self._gone: list[Nursery] = []
         self._context: zmq.asyncio.Context | None = None
         self._closed = False
 
@@ -145,9 +146,9 @@ class KernelPool:
         self._leased.clear()
         while pending := self._starting | self._ending:
             await asyncio.wait(pending)
-        if self._nursery is not None:
-            await self._nursery.close()
-            self._nursery = None
+        for nursery in (*self._gone, *filter(None, [self._nursery])):
+            await nursery.close()
+        self._nursery = None
         if self._context is not None:
             self._context.destroy(linger=0)
             self._context = None
@@ -236,8 +237,8 @@ class KernelPool:
         assert self._context is not None
         try:
             if self._nursery is not None and not self._nursery.alive:
-                gone, self._nursery = self._nursery, None
-                self._end(gone.close())
+                self._gone.append(self._nursery)  # its kernels live on, in its directory
+                self._nursery = None
             if self._nursery is None:
                 self._nursery = Nursery(self.limits, self._preload, self._context)
             process = await self._nursery.spawn()
