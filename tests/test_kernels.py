@@ -19,7 +19,7 @@ import pytest_asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aimo_solver import bench_kernels, kernel_report
+from aimo_solver import kernel_report, kernel_soak
 from aimo_solver.errors import KernelError, KernelStartError, PoolClosedError
 from aimo_solver.kernels import ExecutionResult, Guard, Kernel, KernelLimits, KernelPool, KillReason
 from tests.faults.kernel_cases import CASES, GUARDED, LIMITS, Case
@@ -342,6 +342,18 @@ async def test_a_pool_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch
         await KernelPool(size=1).start()
 
 
+async def test_a_zygote_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "ipykernel.py").write_text("raise ImportError('this is no ipykernel')")
+    monkeypatch.setattr("aimo_solver.kernel_nursery._SETTINGS", {"PYTHONPATH": str(tmp_path)})
+    with pytest.raises(KernelStartError, match="this is no ipykernel"):
+        await KernelPool(size=1).start()
+
+
+async def test_a_module_to_preload_is_there_and_a_missing_one_does_no_harm() -> None:
+    async with KernelPool(size=1, spares=0, preload=("wsgiref.util", "no_such_module")) as pool, pool.lease() as kernel:
+        assert (await kernel.execute("import sys\n'wsgiref.util' in sys.modules", PATIENCE_S)).value == "True"
+
+
 async def test_a_temporary_directory_with_too_long_a_path_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     place = tmp_path / ("x" * 100)
     place.mkdir()
@@ -374,8 +386,9 @@ async def test_kernels_of_one_zygote_draw_different_random_numbers(pool: KernelP
 
 
 async def test_a_soak_meets_no_surprises() -> None:
-    soaked = await bench_kernels.soak(12, seed=3, parallel=2)
+    soaked = await kernel_soak.soak(12, seed=3, parallel=2)
     assert soaked.surprises == ()
+    assert soaked.flat
     assert soaked.after.directories == soaked.before.directories == 4
     assert soaked.after.processes == soaked.before.processes == 9  # a zygote, four wardens, four kernels
 

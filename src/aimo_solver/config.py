@@ -91,6 +91,7 @@ class KernelConfig:
         output_chars: longest output the model sees; more is cut in the middle with a note.
         memory_mb: address space a kernel may grow by.
         pool_memory_mb: what all kernels together may hold; None means no limit.
+        preload: modules imported before kernels are forked, besides numpy, sympy, mpmath; missing ones are passed over.
     """
 
     size: Count = 16
@@ -99,6 +100,7 @@ class KernelConfig:
     output_chars: Count = 8_000
     memory_mb: Count = 4_096
     pool_memory_mb: Count | None = None
+    preload: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -28,11 +28,18 @@ if TYPE_CHECKING:
 _START_TIMEOUT_S = 60.0
 _END_TIMEOUT_S = 15.0
 _LONGEST_SOCKET_PATH = 107
+_LOG_BYTES = 2_000
 
 # what a kernel inherits of the solver's environment, and nothing else
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_PREFIX")
 _THREADS = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB", "BLIS")}
-_SETTINGS = {"MPLBACKEND": "Agg", "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1", "TERM": "dumb"}
+_SETTINGS = {
+    "CUDA_VISIBLE_DEVICES": "",  # the GPU is the model's
+    "MPLBACKEND": "Agg",
+    "NO_COLOR": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "TERM": "dumb",
+}
 
 # passes over the package's __init__, which imports what only the solver needs
 _BOOTSTRAP = """
@@ -66,6 +73,7 @@ class Nursery:
         self.directory.chmod(0o711)  # a kernel may reach its own directory, and list none
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._requests.setblocking(False)
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         with theirs:
             self._process = self._start_zygote(preload, theirs.fileno())
 
@@ -79,6 +87,7 @@ class Nursery:
             [sys.executable, "-c", _BOOTSTRAP, str(package), paths, str(requests), spec.to_json()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            stderr=self._log,
             env=_environment(os.environ) | {"HOME": str(self.directory)},
             cwd="/",
             pass_fds=[requests],
@@ -119,7 +128,7 @@ class Nursery:
         except KernelStartError as error:
             words = process.last_words()
             process.release()
-            raise KernelStartError(f"{error}\n{words}".strip()) from None
+            raise KernelStartError("\n".join(filter(None, [str(error), words, self._complaint()]))) from None
         except BaseException:
             process.release()
             raise
@@ -142,6 +151,11 @@ class Nursery:
             os.close(write)
         return process
 
+    def _complaint(self) -> str:
+        """The end of what the zygote wrote to its standard error."""
+        self._log.seek(0)
+        return self._log.read()[-_LOG_BYTES:].decode("utf-8", "replace").strip()
+
     async def close(self) -> None:
         """Ends the zygote and all that it forked."""
         self._requests.close()
@@ -151,6 +165,7 @@ class Nursery:
         if self.alive:
             self._process.kill()
         self._process.wait()
+        self._log.close()
         shutil.rmtree(self.directory, ignore_errors=True)
 
 

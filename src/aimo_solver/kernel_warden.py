@@ -26,6 +26,7 @@ from aimo_solver.kernel_limits import Guard, KillReason
 from aimo_solver.kernel_nest import PAGE_BYTES, Nest, become_kernel, enter_namespaces, tell
 
 _TICK_S = 0.25  # how often a leased kernel's memory is looked at
+_CHILDREN = Path("/proc/thread-self/children")  # not every Linux is built with it
 _MEMORY_STEP_MB = 64  # smaller changes are not reported
 
 
@@ -181,11 +182,19 @@ def _end_of(status: int) -> End:
 
 
 def _children(pid: int) -> list[int]:
+    if not _CHILDREN.exists():
+        return [child for child in map(int, filter(str.isdigit, os.listdir("/proc"))) if _parent(child) == pid]
     found: list[int] = []
     with suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
             found += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
     return found
+
+
+def _parent(pid: int) -> int:
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
 
 
 def _resident_mb(pid: int) -> float:

@@ -22,9 +22,10 @@ Further guards hold where the system allows them; `KernelPool.guards` says which
 - With Landlock, used in place of namespaces: no writing outside the scratch directory and /dev/shm.
 
 Not guarded against: a hole in the Linux kernel; reading files that anyone on the machine may read (all files, where
-Python itself lies in a directory of root's alone); use of processor time up to the limits, and of GPUs that the
-solver's user may open; what code in a kernel does to its own session, results included. On a system with none of the guards (as
-a user without rights on an old Linux) the network, others' processes of the same user and all its files are open.
+Python itself lies in a directory of root's alone); use of processor time up to the limits; use of a GPU by code that
+asks for it in spite of an empty CUDA_VISIBLE_DEVICES; what code in a kernel does to its own session, results included.
+On a system with none of the guards, as for a user without rights on an old Linux, the network, other processes of the
+same user and all its files are open.
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ class KernelPool:
     @classmethod
     def from_config(cls, config: KernelConfig) -> Self:
         """A pool as the configuration wants it."""
-        return cls(config.size, config.spares, KernelLimits(memory_mb=config.memory_mb, pool_memory_mb=config.pool_memory_mb))
+        limits = KernelLimits(memory_mb=config.memory_mb, pool_memory_mb=config.pool_memory_mb)
+        return cls(config.size, config.spares, limits, preload=config.preload)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -133,6 +135,11 @@ class KernelPool:
         except BaseException:
             await self.close()
             raise
+
+    async def full(self) -> None:
+        """Returns when every kernel that is not leased is ready."""
+        while not self._closed and len(self._warm) + len(self._leased) < self.size + self.spares:  # noqa: ASYNC110 - nobody waits for this in earnest
+            await asyncio.sleep(0.002)
 
     async def close(self) -> None:
         """Kills all kernels, the leased ones too. Returns when nothing of them is left."""
