@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -20,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aimo_solver import kernel_report, kernel_soak
+from aimo_solver.config import load_config
 from aimo_solver.errors import KernelError, KernelStartError, PoolClosedError
 from aimo_solver.kernels import ExecutionResult, Guard, Kernel, KernelLimits, KernelPool, KillReason
 from tests.faults.kernel_cases import CASES, GUARDED, LIMITS, Case
@@ -35,10 +37,15 @@ FEWER = {"no namespaces": frozenset({Guard.USER, Guard.SECCOMP, Guard.LANDLOCK})
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _secret() -> Iterator[None]:
-    os.environ["KERNEL_TEST_SECRET"] = "KERNEL_TEST_SECRET"
-    yield
-    del os.environ["KERNEL_TEST_SECRET"]
+def _surroundings() -> Iterator[None]:
+    """A secret in the environment, and a temporary directory in which no pool leaves anything."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="kt-") as place:
+        os.chmod(place, 0o711)
+        patch.setenv("KERNEL_TEST_SECRET", "KERNEL_TEST_SECRET")
+        patch.setenv("TMPDIR", place)
+        patch.setattr(tempfile, "tempdir", place)
+        yield
+        assert list(Path(place).glob("aimo-*")) == []
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -62,6 +69,7 @@ def escaped(pool: KernelPool) -> list[int]:
     """Processes with a user id of this pool's kernels that are not below its zygote."""
     known = {process.pid for process in zygote(pool).children(recursive=True)}
     first = 100_000 + zygote(pool).pid % (1 << 22) * 256
+    assert Guard.USER not in pool.guards or any(first <= _uid(pid) < first + 256 for pid in known)
     return [pid for pid in psutil.pids() if pid not in known and first <= _uid(pid) < first + 256]
 
 
@@ -311,6 +319,14 @@ async def test_a_spare_that_dies_is_replaced(pool: KernelPool) -> None:
     spare.kill()
     await asyncio.to_thread(spare.wait, 10)
     assert await full(pool)
+
+
+def test_a_pool_from_a_configuration_leaves_half_of_the_machines_memory_to_others() -> None:
+    config = load_config(settings=["kernels.size=3", "kernels.spares=1", "kernels.memory_mb=1000"]).kernels
+    pool = KernelPool.from_config(config)
+    assert (pool.size, pool.spares, pool.limits.memory_mb) == (3, 1, 1_000)
+    assert pool.limits.pool_memory_mb == psutil.virtual_memory().total // 2**21
+    assert KernelPool.from_config(replace(config, pool_memory_mb=70)).limits.pool_memory_mb == 70
 
 
 async def test_the_largest_kernel_pays_for_the_pools_memory() -> None:

@@ -90,7 +90,7 @@ class KernelConfig:
         timeout_s: a call's limit; 12 s instead of 6 s brought nothing in public runs.
         output_chars: longest output the model sees; more is cut in the middle with a note.
         memory_mb: address space a kernel may grow by.
-        pool_memory_mb: what all kernels together may hold; None means no limit.
+        pool_memory_mb: what all kernels together may hold; None means half of the machine's memory.
         preload: modules imported before kernels are forked, besides numpy, sympy, mpmath; missing ones are passed over.
     """
 

@@ -142,11 +142,10 @@ def _serve(requests: socket.socket, solver: int | None, spec: ZygoteSpec) -> Non
             return
         wanted = json.loads(message)
         control, output = descriptors
+        directory, uid = Path(wanted["directory"]), _uid(wanted["slot"])
         if os.fork() == 0:
             requests.close()
-            nest = Nest(
-                directory=Path(wanted["directory"]), uid=_uid(wanted["slot"]), package=Path(spec.package), limits=spec.limits
-            )
+            nest = Nest(directory=directory, uid=uid, package=Path(spec.package), limits=spec.limits)
             run_warden(nest, socket.socket(fileno=control), output, solver)
         os.close(control)
         os.close(output)

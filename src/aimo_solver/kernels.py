@@ -38,6 +38,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import psutil
 import zmq.asyncio
 
 from aimo_solver.config import KernelConfig
@@ -98,7 +99,8 @@ class KernelPool:
     @classmethod
     def from_config(cls, config: KernelConfig) -> Self:
         """A pool as the configuration wants it."""
-        limits = KernelLimits(memory_mb=config.memory_mb, pool_memory_mb=config.pool_memory_mb)
+        half = int(psutil.virtual_memory().total // 2**21)
+        limits = KernelLimits(memory_mb=config.memory_mb, pool_memory_mb=config.pool_memory_mb or half)
         return cls(config.size, config.spares, limits, preload=config.preload)
 
     async def __aenter__(self) -> Self:
