@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
+import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from aimo_solver.errors import WheelError
-from aimo_solver.wheels import NOTHING_TO_INSTALL, install
+from aimo_solver.machine import installed_version, package_folder
+from aimo_solver.wheels import NOTHING_TO_INSTALL, Installation, install
 
 
 def make_wheel(folder: Path, name: str, module: str, source: str, *, needs: str | None = None) -> Path:
@@ -32,9 +37,14 @@ def make_wheel(folder: Path, name: str, module: str, source: str, *, needs: str 
 
 
 @pytest.fixture(autouse=True)
-def _same_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _same_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith(("aimo_first", "aimo_fourth", "aimo_shared")):
+            del sys.modules[name]
 
 
 def test_what_is_there_is_not_installed_again(tmp_path: Path) -> None:
@@ -77,3 +87,103 @@ def test_a_failed_installation_shows_the_end_of_pips_output(tmp_path: Path) -> N
     with pytest.raises(WheelError, match="not-in-the-wheels") as caught:
         install({"aimo_third": "aimo_third"}, tmp_path).wait(120)
     assert any("No matching distribution" in line for line in caught.value.log_tail)
+
+
+INSTALL_AND_STAY = """
+import sys, tempfile
+from pathlib import Path
+from aimo_solver.wheels import install
+tempfile.tempdir = sys.argv[1]
+installation = install({"aimo_fourth": "aimo_fourth"}, Path(sys.argv[2]))
+installation.wait(120)
+print(installation.environment, installation.process is not None, flush=True)
+sys.stdin.readline()
+"""
+
+
+@contextmanager
+def other_process(temporary: Path, root: Path) -> Iterator[tuple[Path, bool]]:
+    """Another process that installs and stays: its environment, and whether pip had to run."""
+    command = [sys.executable, "-c", INSTALL_AND_STAY, str(temporary), str(root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        folder, installed = process.stdout.readline().split()
+        yield Path(folder), installed == "True"
+        process.communicate("\n", timeout=60)
+
+
+def folder_of(installation: Installation) -> Path:
+    assert installation.environment is not None
+    installation.wait(120)
+    return installation.environment
+
+
+def test_the_same_wheels_are_found_again_in_the_same_folder(tmp_path: Path) -> None:
+    make_wheel(tmp_path / "mount" / "wheels", "aimo_fourth", "aimo_fourth", "WHO = 1")
+    with other_process(tmp_path, tmp_path / "mount") as (folder, installed):
+        assert (folder, installed) == (tmp_path / "aimo-wheels", True)
+        with other_process(tmp_path, tmp_path / "mount") as (again, installed):  # while the first one uses it
+            assert (again, installed) == (folder, False)
+    here = install({"aimo_fourth": "aimo_fourth"}, tmp_path / "mount")
+    assert here.process is None
+    assert folder_of(here) == folder
+    assert importlib.import_module("aimo_fourth").WHO == 1
+    # What an earlier call installed is no part of the image.
+    assert install({"aimo_fourth": "aimo_fourth"}, tmp_path / "mount").python == here.python
+
+
+def test_other_wheels_replace_those_that_nobody_uses(tmp_path: Path) -> None:
+    make_wheel(tmp_path / "mount" / "wheels", "aimo_fourth", "aimo_fourth", "WHO = 1")
+    with other_process(tmp_path, tmp_path / "mount") as (folder, _):
+        pass
+    (folder / "left over").touch()
+    make_wheel(tmp_path / "mount" / "wheels", "aimo_fourth", "aimo_fourth", "WHO = 'replaced'")
+    with other_process(tmp_path, tmp_path / "mount") as (again, installed):
+        assert (again, installed) == (folder, True)
+        assert not (folder / "left over").exists()
+
+
+def test_wheels_in_use_are_not_replaced(tmp_path: Path) -> None:
+    make_wheel(tmp_path / "mount" / "wheels", "aimo_fourth", "aimo_fourth", "WHO = 1")
+    with other_process(tmp_path, tmp_path / "mount") as (folder, _):
+        make_wheel(tmp_path / "mount" / "wheels", "aimo_fourth", "aimo_fourth", "WHO = 'other'")
+        own = folder_of(install({"aimo_fourth": "aimo_fourth"}, tmp_path / "mount"))
+        assert own != folder
+        assert (package_text(folder), package_text(own)) == ("WHO = 1", "WHO = 'other'")
+
+
+def package_text(environment: Path) -> str:
+    (module,) = environment.rglob("aimo_fourth.py")
+    return module.read_text()
+
+
+def test_an_unfinished_installation_is_made_anew(tmp_path: Path) -> None:
+    make_wheel(tmp_path / "mount" / "wheels", "aimo_fifth", "aimo_fifth", "", needs="aimo_fourth")
+    with pytest.raises(WheelError):
+        install({"aimo_fifth": "aimo_fifth"}, tmp_path / "mount").wait(120)
+    make_wheel(tmp_path / "mount" / "wheels", "aimo_fourth", "aimo_fourth", "")
+    assert folder_of(install({"aimo_fifth": "aimo_fifth"}, tmp_path / "mount")) == tmp_path / "aimo-wheels"
+
+
+def test_nobody_waits_for_an_installation_of_others(tmp_path: Path) -> None:
+    make_wheel(tmp_path / "mount" / "wheels", "aimo_fourth", "aimo_fourth", "")
+    lock = os.open(tmp_path / "aimo-wheels.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # as long as pip works
+    folder = folder_of(install({"aimo_fourth": "aimo_fourth"}, tmp_path / "mount"))
+    os.close(lock)
+    assert folder.parent == tmp_path
+    assert folder.name.startswith("aimo-wheels")
+    assert folder.name != "aimo-wheels"
+
+
+def test_the_path_shows_what_the_servers_python_finds(tmp_path: Path) -> None:
+    """A package that the wheels bring in another version than the image."""
+    make_wheel(tmp_path / "mount" / "wheels", "aimo_first", "aimo_first", "", needs="jinja2<2")
+    make_wheel(tmp_path / "mount" / "wheels", "jinja2", "jinja2/__init__", "")
+    installation = install({"aimo_first": "aimo_first"}, tmp_path / "mount")
+    folder = folder_of(installation)
+    assert installed_version("jinja2", installation.path) == "1.0" != installed_version("jinja2")
+    package = package_folder("jinja2", installation.path)
+    assert package is not None
+    assert package.is_relative_to(folder)
+    assert NOTHING_TO_INSTALL.path == tuple(sys.path)

@@ -18,9 +18,9 @@ from aimo_solver.chat import ChatFormat, chat_format
 from aimo_solver.config import Config
 from aimo_solver.engine import VllmEngine, find_model
 from aimo_solver.errors import ConfigError, EndpointError, EngineError, ModelError
-from aimo_solver.jitcache import default_root, environment, place, stamp
+from aimo_solver.jitcache import shipped
 from aimo_solver.kernels import KernelPool
-from aimo_solver.machine import Machine, detect_machine, installed_flags, package_folder
+from aimo_solver.machine import Machine, detect_machine, installed_flags
 from aimo_solver.presets import Preset, choose, command
 from aimo_solver.prewarm import prewarm
 from aimo_solver.runlog import RunLog
@@ -102,7 +102,7 @@ async def local_session(
         chat = await asyncio.to_thread(_chat, model, config)
         machine = detect_machine()
         preset = choose(model, config.server, slots=config.solver.slots, machine=machine)
-        engine, supervisor = await asyncio.to_thread(_server, model, config, log, run_dir, preset, machine, wheels.python)
+        engine, supervisor = await asyncio.to_thread(_server, model, config, log, run_dir, preset, machine, wheels)
         await stack.enter_async_context(engine)
         stack.push_async_callback(supervisor.stop)
         await _stage(log, "server", supervisor.start())
@@ -116,15 +116,16 @@ async def local_session(
 
 
 def _server(
-    model: Path, config: Config, log: RunLog, run_dir: Path, preset: Preset, machine: Machine, python: Path
+    model: Path, config: Config, log: RunLog, run_dir: Path, preset: Preset, machine: Machine, wheels: Installation
 ) -> tuple[VllmEngine, Supervisor]:
     """The client and the supervisor of a server that is not started yet."""
     port = free_port()
-    cache = _compile_cache(model, config, preset, machine)
+    cache = shipped(config.server.jit_cache, model, preset, machine, wheels.path)
+    known_flags = installed_flags(wheels.path)
     seed = config.sampling.seed if config.sampling.seed is not None else secrets.randbelow(2**31)
     commands = []
     for flags in (preset, preset.safe(eager=False), preset.safe()):
-        built = command(flags, model, port, SERVED_NAME, installed_flags(), python)
+        built = command(flags, model, port, SERVED_NAME, known_flags, wheels.python)
         commands.append(ServerCommand((*built.args, "--seed", str(seed)), {**built.env, **cache}))
         for dropped in built.dropped:
             log.event("flag_dropped", flag=dropped.name, reason="unknown to the installed vLLM")
@@ -139,15 +140,6 @@ def _server(
         on_event=log.event,
     )
     return engine, supervisor
-
-
-def _compile_cache(model: Path, config: Config, preset: Preset, machine: Machine) -> dict[str, str]:
-    """Puts the shipped compile cache in place, if there is one that fits; the variables that make vLLM use it."""
-    if config.server.jit_cache is None:
-        return {}
-    here = stamp(machine, default_root(), model, preset.arguments, package_folder("vllm") or Path())
-    placement = place(Path(config.server.jit_cache), here)
-    return {} if placement.root is None else environment(placement.root)
 
 
 async def _read_ahead(model: Path, log: RunLog, overtaken: threading.Event) -> None:
