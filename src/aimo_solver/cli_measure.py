@@ -42,6 +42,8 @@ cache = typer.Typer(no_args_is_help=True, help="The compile cache that makes a s
 Settings = Annotated[list[str] | None, typer.Option("--set", help="one option, as section.option=value; repeatable")]
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON object instead of a table")]
 Model = Annotated[Path, typer.Option(help="model folder")]
+Archive = Annotated[Path, typer.Option(help="where the packed cache goes")]
+CacheRoot = Annotated[Path | None, typer.Option("--root", help="folder of the cache")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file with options")]
 
 
@@ -208,15 +210,34 @@ def _config(model: Path, file: Path | None, settings: Sequence[str]) -> Config:
 @guarded
 def cache_build_command(
     model: Model,
-    archive: Annotated[Path, typer.Option(help="where the packed cache goes")] = Path("jit-cache.tar.gz"),
-    root: Annotated[Path | None, typer.Option(help="folder of the cache")] = None,
+    archive: Archive = Path(f"jit-cache{jitcache.ARCHIVE_SUFFIX}"),
+    root: CacheRoot = None,
     config_file: ConfigFile = None,
     settings: Settings = None,
 ) -> None:
     """Starts the server twice on this GPU, runs first requests, and packs what was compiled."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = _config(model, config_file, settings or ())
-    place = root or jitcache.default_root()
-    made = asyncio.run(jitcache.build(model, config, place, archive.with_suffix(".server.log")))
+    _pack(asyncio.run(jitcache.build(model, config, _root(root), archive.with_suffix(".server.log"))), archive)
+
+
+@cache.command("pack")
+@guarded
+def cache_pack_command(
+    model: Model,
+    archive: Archive = Path(f"jit-cache{jitcache.ARCHIVE_SUFFIX}"),
+    root: CacheRoot = None,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
+) -> None:
+    """Packs what earlier server starts on this GPU compiled, with the same model and options."""
+    _pack(jitcache.stamp_here(model, _config(model, config_file, settings or ()), _root(root)), archive)
+
+
+def _root(root: Path | None) -> Path:
+    return (root or jitcache.default_root()).absolute()  # the cache has to go to the same place elsewhere
+
+
+def _pack(made: jitcache.Stamp, archive: Path) -> None:
     size = jitcache.pack(made, archive)
     console.print(f"{archive}: {size / 1e6:.1f} MB, for {made.gpu}")

@@ -129,8 +129,7 @@ async def build(model: Path, config: Config, root: Path, server_log: Path) -> St
         ModelError: the folder cannot be used.
         ServerStartError: the server did not come up.
     """
-    machine = detect_machine()
-    preset = choose(model, config.server, slots=config.solver.slots, machine=machine)
+    preset = choose(model, config.server, slots=config.solver.slots, machine=detect_machine())
     flags = installed_flags()
     for start in ("cold", "warm"):
         port = free_port()
@@ -147,6 +146,17 @@ async def build(model: Path, config: Config, root: Path, server_log: Path) -> St
             finally:
                 await server.stop()
         log.info("%s start: ready after %.1f s, first requests took %.1f s more", start, ready, warmed)
+    return stamp_here(model, config, root)
+
+
+def stamp_here(model: Path, config: Config, root: Path) -> Stamp:
+    """The stamp of a cache that this machine's vLLM made in `root` with these options.
+
+    Raises:
+        ModelError: the folder cannot be used.
+    """
+    machine = detect_machine()
+    preset = choose(model, config.server, slots=config.solver.slots, machine=machine)
     return stamp(machine, root, model, preset.arguments, package_folder("vllm") or Path())
 
 
