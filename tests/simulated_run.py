@@ -100,7 +100,6 @@ class Simulation:
                 problem_id=problem_id,
                 answer=answer,
                 truth=truth,
-                right=None if truth is None else answer == truth,
                 reason="equal" if best and best[0].votes >= 4 else "attempts",
                 votes=best[0].votes if best else 0,
                 attempts=len(attempts),

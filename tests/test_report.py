@@ -88,7 +88,6 @@ def write_run(directory: Path, answers: dict[str, tuple[int | None, list[int | N
                 problem_id=problem_id,
                 answer=answer,
                 truth=truth,
-                right=None if truth is None else answer == truth,
                 reason="attempts",
                 votes=ballot.count(answer),
                 attempts=len(choices),

@@ -43,7 +43,7 @@ def attempt(problem_id: str, index: int = 0, **values: object) -> Attempt:
 
 
 def result(problem_id: str, **values: object) -> ProblemResult:
-    known = {"answer": 7, "truth": 7, "right": True, "reason": "equal", "candidates": (CandidateRecord(7, 3, 2.5, 1.0),)}
+    known = {"answer": 7, "truth": 7, "reason": "equal", "candidates": (CandidateRecord(7, 3, 2.5, 1.0),)}
     return ProblemResult(problem_id=problem_id, **(known | values))  # type: ignore[arg-type]
 
 
@@ -388,11 +388,11 @@ def test_the_null_log_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_accuracy_counts_known_truths_only() -> None:
-    results = (result("a"), result("b", right=False, answer=8), result("c", truth=None, right=None, tokens=50))
+    results = (result("a"), result("b", answer=8), result("c", truth=None, tokens=50))
     summary = summarise(results, 10.0, {})
     assert (summary["problems"], summary["right"], summary["accuracy"]) == (3, 1, 0.5)
     assert (summary["tokens"], summary["tokens_per_s"]) == (50, 5.0)
-    assert summarise((result("c", truth=None, right=None),), 1.0, {})["accuracy"] is None
+    assert summarise((result("c", truth=None),), 1.0, {})["accuracy"] is None
 
 
 def test_the_environment_names_versions() -> None:

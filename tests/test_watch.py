@@ -26,7 +26,7 @@ from aimo_solver.voting import Candidate
 log = RunLog.create(Path(sys.argv[1]), config=Config(), environment={})
 log.event("server_fault", error="it died\\nOut of memory")
 log.problem_started("first", "?", 7, 60.0)
-log.problem_finished(ProblemResult(problem_id="first", answer=7, truth=7, right=True, reason="equal", votes=4, tokens=1000))
+log.problem_finished(ProblemResult(problem_id="first", answer=7, truth=7, reason="equal", votes=4, tokens=1000))
 log.problem_started("second", "?", 7, 60.0)
 thinking, calling, done = (log.trajectory("second", index) for index in range(3))
 thinking.prompt([1], "p")
@@ -39,7 +39,7 @@ log.attempt_finished(Attempt(problem_id="second", index=2, answer=7, finish_reas
 log.votes("second", [Candidate(7, 1.0, 1, 1.0)])
 print("ready", flush=True)
 sys.stdin.readline()
-log.problem_finished(ProblemResult(problem_id="second", answer=8, truth=7, right=False, reason="attempts", votes=1, tokens=200))
+log.problem_finished(ProblemResult(problem_id="second", answer=8, truth=7, reason="attempts", votes=1, tokens=200))
 log.finish()
 """
 

@@ -79,7 +79,7 @@ class ProblemResult:
 
     Attributes:
         answer: what was answered.
-        truth, right: the right answer, and whether it was given; None where the truth is unknown.
+        truth: the right answer, None where it is unknown.
         reason: why the problem ended, as the solver says.
         votes: attempts that gave `answer`.
         attempts, tool_calls, tokens: sums over all its attempts.
@@ -90,7 +90,6 @@ class ProblemResult:
     problem_id: str
     answer: int
     truth: int | None = None
-    right: bool | None = None
     reason: str
     votes: int = 0
     attempts: int = 0
@@ -99,6 +98,11 @@ class ProblemResult:
     seconds: float = 0.0
     allotted_s: float | None = None
     candidates: tuple[Any, ...] = ()
+
+    @property
+    def right(self) -> bool | None:
+        """Whether the answer is the truth; None where that is unknown."""
+        return None if self.truth is None else self.answer == self.truth
 
 
 @dataclass(frozen=True, slots=True)

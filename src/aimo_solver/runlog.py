@@ -153,7 +153,7 @@ class RunLog:
 
     def problem_finished(self, result: ProblemResult) -> None:
         self.finished[result.problem_id] = result
-        self._append("problems", {"t": self.t} | as_plain(result))
+        self._append("problems", {"t": self.t} | as_plain(result) | {"right": result.right})
 
     def trajectory(self, problem_id: str, index: int, *, decode: Callable[[Sequence[int]], str] | None = None) -> Trajectory:
         """Begins the record of an attempt. `decode` makes the text of turns readable that are cut off in the middle."""

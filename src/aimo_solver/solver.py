@@ -168,7 +168,6 @@ class _ProblemWork:
             problem_id=self._problem.id,
             answer=answer,
             truth=self._problem.answer,
-            right=None if self._problem.answer is None else answer == self._problem.answer,
             reason=reason,
             votes=next((candidate.votes for candidate in candidates if candidate.answer == answer), 0),
             attempts=len(attempts),
