@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -26,6 +26,13 @@ async def sample(engine: VllmEngine, request: CompletionRequest) -> list[Chunk]:
 
 def tokens_of(chunks: list[Chunk]) -> list[int]:
     return [token for chunk in chunks for token in chunk.token_ids]
+
+
+class EndlessEngine(VllmEngine):
+    """Samples up to the token limit, whatever the model wants."""
+
+    def _body(self, request: CompletionRequest) -> dict[str, Any]:
+        return super()._body(request) | {"ignore_eos": True}
 
 
 def prompt(served: Served, text: str = "What is the remainder of 7^30 modulo 11?") -> list[int]:
@@ -74,15 +81,17 @@ async def test_a_prompt_that_goes_on_is_found_in_the_cache(vllm: Served) -> None
 
 @pytest.mark.vllm
 async def test_closing_a_stream_frees_the_servers_slot(vllm: Served) -> None:
-    async with vllm.engine() as engine:
-        async with aclosing(engine.stream(CompletionRequest(tokens=prompt(vllm), max_tokens=3_000))) as chunks:
+    async with EndlessEngine(vllm.url, vllm.name, SamplingConfig(), context_tokens=vllm.context_tokens) as engine:
+        async with aclosing(engine.stream(CompletionRequest(tokens=prompt(vllm), max_tokens=3_500))) as chunks:
             await anext(chunks)
-            assert await engine.running_requests() == 1
-        closed = time.monotonic()
-        while await engine.running_requests():
-            assert time.monotonic() - closed < 5
+            while await engine.running_requests() != 1:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            assert engine.running == 1
+        closed = engine.tokens_streamed
+        while await engine.running_requests():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        assert engine.running == 0
+    assert (engine.running, engine.tokens_streamed) == (0, closed)
+    assert closed < 3_000  # the server did not just finish
 
 
 @pytest.mark.vllm

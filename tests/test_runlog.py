@@ -421,16 +421,32 @@ def test_an_evaluation_killed_in_mid_problem_is_reported_and_resumed(vllm: Serve
         "12",
     ]
 
-    def written(name: str) -> int:
-        path = run_dir / f"{name}.jsonl"
-        return path.read_bytes().count(b"\n") if path.exists() else 0
+    def in_mid_problem() -> bool:
+        """Two problems have ended, and an attempt at the third has sampled something."""
+        if not (run_dir / "problems.jsonl").exists():
+            return False
+        run = read_run(run_dir)
+        opened = [problem.problem_id for problem in run.problems if problem.result is None]
+        steps = [
+            step
+            for problem_id in opened
+            for index in run.trajectory_indices(problem_id)
+            for trajectory in [run.trajectory(problem_id, index)]
+            if trajectory
+            for step in trajectory.steps
+        ]
+        return len(run.results) >= 2 and any(step.tokens and step.kind != "prompt" for step in steps)
 
     with subprocess.Popen(begin, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as solver:
         end = time.monotonic() + 120
-        while written("problems") < 2 or not any(problem.result is None for problem in read_run(run_dir).problems):
+        while True:
             assert solver.poll() is None
             assert time.monotonic() < end
-            time.sleep(0.01)
+            solver.send_signal(signal.SIGSTOP)  # what is looked at is what the kill finds
+            if in_mid_problem():
+                break
+            solver.send_signal(signal.SIGCONT)
+            time.sleep(0.05)
         solver.send_signal(signal.SIGKILL)
 
     killed = read_run(run_dir)
