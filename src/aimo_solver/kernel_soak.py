@@ -22,8 +22,9 @@ from aimo_solver.kernels import KernelPool
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What the pool holds at one moment. `memory_mb` is the solver's own, `kernels_mb` that of all processes below it."""
+    """What the pool holds after `leases` leases. `memory_mb` is the solver's own, `kernels_mb` that of all processes below it."""
 
+    leases: int
     memory_mb: float
     kernels_mb: float
     descriptors: int
@@ -95,7 +96,7 @@ async def soak(leases: int, seed: int = 0, parallel: int = 4, tick: Callable[[in
             await asyncio.gather(*(work() for _ in range(parallel)))
             await pool.full()
             await asyncio.sleep(1.0)  # for what was killed to be gone
-            samples.append(_usage(pool))
+            samples.append(_usage(pool, done))
     return KernelSoak(
         leases=leases,
         seconds=time.monotonic() - began,
@@ -119,11 +120,12 @@ def _load_cases() -> Any:
     return module
 
 
-def _usage(pool: KernelPool) -> Usage:
+def _usage(pool: KernelPool, leases: int) -> Usage:
     own = psutil.Process()
     zygote = psutil.Process(pool.zygote_pid)
     below = [zygote, *zygote.children(recursive=True)]
     return Usage(
+        leases=leases,
         memory_mb=own.memory_info().rss / 2**20,
         kernels_mb=sum(map(_memory, below)) / 2**20,
         descriptors=own.num_fds(),
@@ -142,9 +144,7 @@ def _memory(process: psutil.Process) -> int:
 
 def soak_table(result: KernelSoak) -> Table:
     """For the terminal."""
-    shown = Table("leases", *Usage.__dataclass_fields__, title=f"{result.leases:,} leases in {result.seconds:.0f} s")
-    for number, usage in enumerate(result.samples, start=1):
-        values = asdict(usage).values()
-        leases = min(number * max(result.leases // 10, 1), result.leases)
-        shown.add_row(f"{leases:,}", *(f"{v:.1f}" if isinstance(v, float) else str(v) for v in values))
+    shown = Table(*Usage.__dataclass_fields__, title=f"{result.leases:,} leases in {result.seconds:.0f} s")
+    for usage in result.samples:
+        shown.add_row(*(f"{value:,.1f}" if isinstance(value, float) else f"{value:,}" for value in asdict(usage).values()))
     return shown
