@@ -143,24 +143,23 @@ def milestones(log: Path) -> list[tuple[float, str]]:
 
 @stage
 def boot_cold(out: Path, tiny: bool) -> Any:
-    """No compile cache anywhere."""
+    """No compile cache anywhere; what was compiled is packed afterwards."""
     from aimo_solver.jitcache import default_root
 
     shutil.rmtree(default_root(), ignore_errors=True)
-    return _boot(out, tiny, "boot-cold", _shape(tiny), default_root(), load_format="dummy")
+    result = _boot(out, tiny, "boot-cold", _shape(tiny), default_root(), load_format="dummy")
+    _pack(tiny)
+    return result
 
 
-@stage
-def boot_second(out: Path, tiny: bool) -> Any:
-    """Behind boot-cold: its compile caches are in place; then they are packed."""
+def _pack(tiny: bool) -> None:
     from aimo_solver import jitcache
     from aimo_solver.machine import detect_machine, package_folder
     from aimo_solver.presets import choose
 
     root = jitcache.default_root()
-    model = _shape(tiny)
-    result = _boot(out, tiny, "boot-second", model, root, load_format="dummy")
     here = detect_machine()
+    model = _shape(tiny)
     preset = choose(model, _config(tiny, load_format="dummy").server, slots=2 if tiny else SLOTS, machine=here)
     made = jitcache.stamp(here, root, model, preset.arguments, package_folder("vllm") or Path())
     if tiny:
@@ -169,7 +168,14 @@ def boot_second(out: Path, tiny: bool) -> Any:
     began = time.monotonic()
     size = jitcache.pack(made, _archive())
     print(f"packed {size / 1e6:.1f} MB in {time.monotonic() - began:.1f} s")
-    return result
+
+
+@stage
+def boot_second(out: Path, tiny: bool) -> Any:
+    """Behind boot-cold: its compile caches are in place."""
+    from aimo_solver import jitcache
+
+    return _boot(out, tiny, "boot-second", _shape(tiny), jitcache.default_root(), load_format="dummy")
 
 
 @stage
@@ -179,6 +185,22 @@ def boot_shipped(out: Path, tiny: bool) -> Any:
 
     shutil.rmtree(default_root(), ignore_errors=True)
     return _boot(out, tiny, "boot-shipped", _shape(tiny), None, load_format="dummy", jit_cache=str(_archive()))
+
+
+@stage
+def evict(out: Path, tiny: bool) -> Any:
+    """Removes every installed package from memory: the next stage reads them from the disk, as a fresh machine does."""
+    from aimo_solver.machine import package_folder
+    from aimo_solver.pagecache import resident_bytes
+
+    sites = {folder.parent for name in ("vllm", "torch") if (folder := package_folder(name)) is not None}
+    files = [file for site in sites for file in site.rglob("*") if file.is_file() and not file.is_symlink()]
+    before = sum(map(resident_bytes, files))
+    for file in files:
+        with file.open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    left = sum(map(resident_bytes, files))
+    return {"files": len(files), "bytes_in_memory_before": before, "bytes_in_memory_after": left}
 
 
 @stage
@@ -225,28 +247,17 @@ def engine(out: Path, tiny: bool) -> Any:
 
     model = _shape(tiny)
     config = _config(tiny, load_format="dummy", jit_cache=str(_archive()) if _archive().exists() else None)
-    if not tiny:
-        config = dataclasses.replace(config, solver=dataclasses.replace(config.solver, slots=32, max_attempts=32))
     run = WORK / "runs" / "engine"
     shutil.rmtree(run, ignore_errors=True)
     preset = choose(model, config.server, slots=config.solver.slots, machine=detect_machine())
-    block = preset.flag("--block-size")
 
     async def measure() -> Any:
         log = RunLog.create(run, config=config, environment=describe_environment(), started=BEGAN)
         async with local_session(model, config, log, run) as session:
-            target = Target(
-                base_url=session.engine.base_url,
-                model=session.engine.model,
-                chat=session.tools.chat,
-                config=config,
-                context_tokens=session.engine.context_tokens,
-                vocabulary=preset.vocabulary,
-                block_tokens=int(block.value) if block is not None and block.value else 16,
-            )
+            target = Target.of(session, config, preset)
             if tiny:
                 return await bench_engine(target, streams=(1, 2), tokens=100, turn_tokens=50)
-            return await bench_engine(target, streams=(16, 8, 32, 1), tokens=1_500, turn_tokens=500)
+            return await bench_engine(target, streams=(SLOTS, SLOTS // 2), tokens=1_200, turn_tokens=400, rounds=2)
 
     try:
         return asyncio.run(measure())
@@ -334,8 +345,8 @@ def notebook(out: Path, tiny: bool) -> Any:
         nbformat.write(book, out / "notebook.executed.ipynb")
         for log in folder.rglob("server.log"):
             shutil.copy(log, out / "notebook.server.log")
-        for log in folder.rglob("events.jsonl"):
-            shutil.copy(log, out / "notebook.events.jsonl")
+        for run in folder.rglob("run.json"):
+            shutil.copytree(run.parent, out / "notebook-run", dirs_exist_ok=True)
     seconds = time.monotonic() - began
     answers = pl.read_parquet(folder / "submission.parquet").join(
         problems.select("id", truth=pl.col("answer").cast(pl.Int64)), on="id"
@@ -346,12 +357,14 @@ def notebook(out: Path, tiny: bool) -> Any:
 
 @stage
 def faults(out: Path, tiny: bool) -> Any:
-    """The server is killed, stopped and starved of GPU memory in the middle of a problem."""
-    results = {}
-    for fault in ("kill", "stop") if tiny else ("kill", "stop", "memory"):
-        results[fault] = _with_fault(out, tiny, fault)
-        print(fault, results[fault], flush=True)
-    return results
+    """The server is killed, and stopped, in the middle of a problem."""
+    return {fault: _with_fault(out, tiny, fault) for fault in ("kill", "stop")}
+
+
+@stage
+def fault_memory(out: Path, tiny: bool) -> Any:
+    """In the middle of a problem somebody takes all GPU memory, and the server needs more than it has."""
+    return "needs a GPU" if tiny else _with_fault(out, tiny, "memory")
 
 
 def _with_fault(out: Path, tiny: bool, fault: str) -> dict[str, Any]:
@@ -361,28 +374,31 @@ def _with_fault(out: Path, tiny: bool, fault: str) -> dict[str, Any]:
     shutil.rmtree(run, ignore_errors=True)
     command = [sys.executable, "-m", "aimo_solver.cli", "evaluate", str(ROOT / "data" / "warmup.csv"), "--model", str(POCKET)]
     command += ["--out", str(run), "--limit", "3" if tiny else "8", "--set", "server.stall_s=8", "--set", "voting.equal=8"]
-    command += ["--set", "server.memory_share=0.3"] if fault == "memory" else []
+    if fault == "memory":  # memory that others can take, steps that need much of it, and problems that last
+        roomy = '["--max-num-batched-tokens", "65536", "--max-num-seqs", "48"]'
+        for setting in ("server.memory_share=0.3", f"server.extra_args={roomy}", "voting.stop=never", "solver.max_attempts=96"):
+            command += ["--set", setting]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{os.environ.get('PYTHONPATH', '')}"}
     with (
         (out / f"faults.{fault}.log").open("wb") as log,
         subprocess.Popen(command, stdout=log, stderr=log, env=environment) as process,
+        contextlib.ExitStack() as until_noticed,
     ):
+        take_memory = until_noticed.enter_context(_memory_taker()) if fault == "memory" else None
         events = _events(run / "events.jsonl", process)
         pid = next(event["pid"] for event in events if event["kind"] == "server_ready")
         next(event for event in events if event["kind"] == "problem_started")
         time.sleep(0.3)
         struck = time.monotonic()
-        tree = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-        with _memory_taken() if fault == "memory" else contextlib.nullcontext():
-            if fault == "memory":
-                _ask_for_memory(next(event["command"] for event in _seen(run) if event["kind"] == "server_starting"))
-            for one in tree:
-                if fault == "kill":
-                    one.kill()
-                elif fault == "stop":
-                    one.suspend()
-            noticed = next((event for event in events if event["kind"] in ("server_fault", "run_finished")), {"kind": "nothing"})
+        if take_memory is not None:
+            take_memory()
+            _ask_for_memory(next(event["command"] for event in _seen(run) if event["kind"] == "server_starting"))
+        else:
+            for one in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+                one.kill() if fault == "kill" else one.suspend()
+        noticed = next((event for event in events if event["kind"] in ("server_fault", "run_finished")), {"kind": "nothing"})
         noticed_s = time.monotonic() - struck
+        until_noticed.close()
         back = next((event for event in events if event["kind"] == "server_ready"), None)
         back_s = time.monotonic() - struck
         code = process.wait()
@@ -440,22 +456,29 @@ def _events(path: Path, process: subprocess.Popen[bytes]) -> Iterator[dict[str, 
 
 
 @contextlib.contextmanager
-def _memory_taken() -> Iterator[None]:
-    """Takes all GPU memory that is left, in smaller and smaller pieces."""
+def _memory_taker() -> Iterator[Callable[[], None]]:
+    """Gives what takes all GPU memory that is left, in smaller and smaller pieces, and keeps it until the block ends."""
     code = (
-        "import time, torch\nkept = []\n"
+        "import time, torch\nkept = [torch.empty(1, device='cuda')]\ninput()\n"
         "for size in (1 << 30, 1 << 27, 1 << 24, 1 << 21):\n"
         "    try:\n        while True: kept.append(torch.empty(size, dtype=torch.uint8, device='cuda'))\n"
         "    except torch.OutOfMemoryError: pass\n"
         "print('taken', flush=True)\ntime.sleep(600)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as hog:
-        assert hog.stdout is not None
-        hog.stdout.readline()
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as taker:
+        assert taker.stdin is not None
+        assert taker.stdout is not None
+        stdin, stdout = taker.stdin, taker.stdout
+
+        def take() -> None:
+            stdin.write(b"\n")
+            stdin.flush()
+            stdout.readline()
+
         try:
-            yield
+            yield take
         finally:
-            hog.kill()
+            taker.kill()
 
 
 # --- running ----------------------------------------------------------------------------------------------------------

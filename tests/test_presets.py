@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -74,12 +75,29 @@ def test_the_context_never_exceeds_the_model(tmp_path: Path) -> None:
     assert values(preset)["--max-model-len"] == "4096"
 
 
-def test_graphs_match_the_slots_and_the_drafted_tokens(model: Path) -> None:
+def test_graphs_match_the_slots_and_the_drafted_tokens(tmp_path: Path) -> None:
+    model = folder(tmp_path, model_type="qwen3")
     assert values(chosen(model, slots=8))["--max-cudagraph-capture-size"] == "8"
     assert values(chosen(model, slots=13))["--max-cudagraph-capture-size"] == "16"
     drafting = values(chosen(model, slots=8, speculative="ngram", speculative_tokens=3))
     assert drafting["--max-cudagraph-capture-size"] == "32"
     assert json.loads(drafting["--speculative-config"] or "")["method"] == "ngram"
+
+
+@pytest.mark.parametrize("slots", [1, 8, 13, 24, 32])
+def test_no_step_of_gpt_oss_is_longer_than_its_longest_graph(model: Path, slots: int) -> None:
+    flags = values(chosen(model, slots=slots))
+    graphs = json.loads(flags["--compilation-config"] or "")
+    sizes = graphs["cudagraph_capture_sizes"]
+    assert graphs["cudagraph_mode"] == "FULL_AND_PIECEWISE"
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] == int(flags["--max-num-batched-tokens"] or 0)
+    # A decode step is padded by less than 8 streams, a longer one to at most twice its length.
+    decode = [size for size in sizes if size <= slots + 7]
+    assert max(decode) >= slots
+    assert all(after - before <= 8 for before, after in itertools.pairwise(decode))
+    assert all(after <= 2 * before for before, after in itertools.pairwise(sizes))
+    assert "--max-cudagraph-capture-size" not in flags
 
 
 def test_an_8_bit_cache_is_for_gpus_that_read_it_natively(model: Path) -> None:
@@ -141,7 +159,8 @@ def test_a_server_that_served_keeps_its_graphs_and_its_context(model: Path) -> N
     assert values(safe)["--gpu-memory-utilization"] == "0.90"
 
 
-def test_flags_the_server_does_not_know_are_dropped_or_spelled_as_formerly(model: Path) -> None:
+def test_flags_the_server_does_not_know_are_dropped_or_spelled_as_formerly(tmp_path: Path) -> None:
+    model = folder(tmp_path, model_type="qwen3")
     known = frozenset({"--max-model-len", "--cuda-graph-sizes", "--enable-prefix-caching"})
     command = presets.command(chosen(model), model, 8_000, "m", known)
     assert "--cuda-graph-sizes" in command.args

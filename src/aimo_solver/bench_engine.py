@@ -20,7 +20,7 @@ from typing import Any
 import aiohttp
 
 from aimo_solver.bench import BenchResult, Value
-from aimo_solver.bench_loop import PROMPT_TOKENS, RESULT_TOKENS, EndlessEngine, Run, Target, new_prompt, run_loop, side_by_side
+from aimo_solver.bench_loop import PROMPT_TOKENS, RESULT_TOKENS, EndlessEngine, Run, Target, new_prompt, run_loop
 from aimo_solver.engine import CompletionRequest
 
 __all__ = ["Target", "bench_engine"]
@@ -55,14 +55,36 @@ async def bench_engine(
         for name, done in runs.items():
             gaps = [gap for run in done for gap in run.gaps]
             covered = [share for run in done for share in run.covered]
-            row = (count, name, rates[name], rates[name] / rates["bare"], *_gap_figures(gaps), min(covered, default=None))
+            stalled = statistics.median(run.stalled for run in done)
+            row = (
+                count,
+                name,
+                rates[name],
+                rates[name] / rates["bare"],
+                stalled,
+                *_gap_figures(gaps),
+                min(covered, default=None),
+            )
             rows.append(row)
-            details[f"{count} {name}"] = {"rates": [run.rate for run in done], "seconds": [run.seconds for run in done]}
+            details[f"{count} {name}"] = {
+                "rates": [run.rate for run in done],
+                "seconds": [run.seconds for run in done],
+                "stalled_s": [run.stalled for run in done],
+            }
     aborts = [await _abort_seconds(target, max(streams), serial) for _ in range(_ABORTS)]
     details["abort_seconds"] = aborts
     return BenchResult(
         name="engine",
-        columns=("streams", "what", "tokens/s", "of bare", "tool to token ms, median", "95 %", "cached of whole blocks"),
+        columns=(
+            "streams",
+            "what",
+            "tokens/s",
+            "of bare",
+            "stalled s",
+            "tool to token ms, median",
+            "95 %",
+            "cached of whole blocks",
+        ),
         rows=tuple(rows),
         notes=(
             f"{tokens} tokens per stream behind prompts of {PROMPT_TOKENS}, turns of {turn_tokens}; medians of {rounds} rounds",
@@ -98,16 +120,17 @@ def _body(target: Target, prompt: Sequence[int], tokens: int, logprobs: int | No
 
 
 async def _bare(target: Target, streams: int, logprobs: int | None, serial: Iterator[int], tokens: int) -> Run:
+    run = Run(tokens=streams * tokens)
+
     async def stream(session: aiohttp.ClientSession) -> None:
         body = _body(target, new_prompt(target, serial), tokens, logprobs)
         async with session.post(f"{target.base_url}/v1/completions", json=body) as response:
             response.raise_for_status()
             async for _ in response.content.iter_any():
-                pass
+                run.heard()
 
-    run = Run(tokens=streams * tokens)
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session:
-        run.seconds = await side_by_side(stream(session) for _ in range(streams))
+        await run.time(stream(session) for _ in range(streams))
     return run
 
 
@@ -126,13 +149,16 @@ async def _bare_turns(target: Target, streams: int, turn_tokens: int, serial: It
                 parts = [await response.content.readany()]
                 if turn > 0:
                     run.gaps.append(time.perf_counter() - asked)
-                parts += [part async for part in response.content.iter_any()]
+                run.heard()
+                async for part in response.content.iter_any():
+                    run.heard()
+                    parts.append(part)
             sampled = [token for message in _messages(b"".join(parts)) for token in message["choices"][0]["token_ids"]]
             run.tokens += len(sampled)
             conversation += [*sampled, *sampled[:RESULT_TOKENS]]
 
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session:
-        run.seconds = await side_by_side(stream(session) for _ in range(streams))
+        await run.time(stream(session) for _ in range(streams))
     return run
 
 

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from aimo_solver.agent import AgentRun, AttemptTools
 from aimo_solver.chat import ChatFormat, FinalText, ToolCall, ToolCalls, Turn
@@ -22,14 +22,17 @@ from aimo_solver.config import AttemptConfig, Config
 from aimo_solver.engine import Chunk, CompletionRequest, VllmEngine
 from aimo_solver.environment import describe_environment
 from aimo_solver.kernels import KernelPool
+from aimo_solver.presets import Preset
 from aimo_solver.problems import Problem
 from aimo_solver.prompts import PromptVariant
 from aimo_solver.runlog import RunLog
+from aimo_solver.session import Session
 
 PROMPT_TOKENS = 300
 RESULT_TOKENS = 60
 _CODE = "print(sum(k * k for k in range(1000)))"
 _HORIZON_S = 3_600.0
+_STALL_S = 0.1  # ten steps and more of any model that is served for speed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +53,20 @@ class Target:
     vocabulary: int
     block_tokens: int = 16
 
+    @classmethod
+    def of(cls, session: Session, config: Config, preset: Preset) -> Self:
+        """The server of a session that was started with that preset."""
+        block = preset.flag("--block-size")
+        return cls(
+            base_url=session.engine.base_url,
+            model=session.engine.model,
+            chat=session.tools.chat,
+            config=config,
+            context_tokens=session.engine.context_tokens,
+            vocabulary=preset.vocabulary,
+            block_tokens=int(block.value) if block is not None and block.value else 16,
+        )
+
 
 @dataclass(slots=True)
 class Run:
@@ -57,12 +74,15 @@ class Run:
 
     Attributes:
         tokens, seconds: sampled by all streams together, from the first request to the last token.
+        stalled: the part of `seconds` in silences of 0.1 s and more, when no stream heard anything.
         gaps: seconds from each tool's result to the next token.
         covered: cached tokens over the tokens of all whole blocks that the server has seen, per turn behind the first.
     """
 
     tokens: int = 0
     seconds: float = 0.0
+    stalled: float = 0.0
+    heard_at: float = 0.0
     gaps: list[float] = field(default_factory=list)
     covered: list[float] = field(default_factory=list)
 
@@ -70,19 +90,27 @@ class Run:
     def rate(self) -> float:
         return self.tokens / self.seconds
 
+    def heard(self) -> None:
+        """Some stream got something."""
+        now = time.perf_counter()
+        silence = now - self.heard_at
+        if silence >= _STALL_S:
+            self.stalled += silence
+        self.heard_at = now
+
+    async def time(self, streams: Iterator[Coroutine[Any, Any, None]]) -> None:
+        """Runs the streams side by side."""
+        began = self.heard_at = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for stream in streams:
+                group.create_task(stream)
+        self.seconds = time.perf_counter() - began
+
 
 def new_prompt(target: Target, serial: Iterator[int]) -> list[int]:
     """Tokens that no earlier prompt began with, so that nothing of them is cached."""
     draw = random.Random(next(serial))
     return [draw.randrange(target.vocabulary) for _ in range(PROMPT_TOKENS)]
-
-
-async def side_by_side(streams: Iterator[Coroutine[Any, Any, None]]) -> float:
-    began = time.perf_counter()
-    async with asyncio.TaskGroup() as group:
-        for stream in streams:
-            group.create_task(stream)
-    return time.perf_counter() - began
 
 
 class EndlessEngine(VllmEngine):
@@ -108,6 +136,7 @@ class _CutEngine(EndlessEngine):
         sampled = 0
         async with aclosing(super().stream(request)) as chunks:
             async for chunk in chunks:
+                self._run.heard()
                 if sampled == 0 and chunk.token_ids and self._seen:
                     self._run.gaps.append(time.perf_counter() - self._chat.result_at)
                 sampled += len(chunk.token_ids)
@@ -184,6 +213,7 @@ async def run_loop(target: Target, streams: int, turn_tokens: int | None, serial
                     ).run()
                 log.attempt_finished(record)
 
-            run.seconds = await side_by_side(attempt(index) for index in range(streams))
+            await pool.full()  # as when a problem comes: no kernel starts beside it
+            await run.time(attempt(index) for index in range(streams))
         log.finish()
     return run

@@ -132,6 +132,7 @@ def bench_engine_command(
     streams: Annotated[str, typer.Option(help="numbers of streams, separated by commas")] = "1,8,16,32",
     tokens: Annotated[int, typer.Option(min=10, help="tokens per stream")] = 2_000,
     turn_tokens: Annotated[int, typer.Option(min=5, help="tokens between two tool calls")] = 500,
+    rounds: Annotated[int, typer.Option(min=1, help="times each way is measured")] = 1,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
     settings: Settings = None,
@@ -141,21 +142,12 @@ def bench_engine_command(
     most = max(counts)
     config = _config(model, config_file, [f"solver.slots={most}", f"solver.max_attempts={most}", *(settings or ())])
     preset = choose(model, config.server, slots=config.solver.slots, machine=detect_machine())
-    block = preset.flag("--block-size")
 
     async def measure(folder: Path) -> BenchResult:
         log = RunLog.create(folder / "run", config=config, environment=describe_environment())
         async with local_session(model, config, log, folder / "run") as session:
-            target = Target(
-                base_url=session.engine.base_url,
-                model=session.engine.model,
-                chat=session.tools.chat,
-                config=config,
-                context_tokens=session.engine.context_tokens,
-                vocabulary=preset.vocabulary,
-                block_tokens=int(block.value) if block is not None and block.value else 16,
-            )
-            return await bench_engine(target, streams=counts, tokens=tokens, turn_tokens=turn_tokens)
+            target = Target.of(session, config, preset)
+            return await bench_engine(target, streams=counts, tokens=tokens, turn_tokens=turn_tokens, rounds=rounds)
 
     with tempfile.TemporaryDirectory(prefix="bench-engine-") as scratch, console.status("the server starts, then streams run"):
         result = asyncio.run(measure(Path(scratch)))

@@ -11,6 +11,7 @@ from aimo_solver.config import ServerConfig
 from aimo_solver.machine import Machine
 
 _HOPPER = (9, 0)
+_LONGEST_STEP = 1_024  # tokens of one step of gpt-oss; a long prompt takes several
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ def _gpu(wish: Wish, memory_share: float, *, fp8_cache: bool) -> _Made:
             "graphs for the batch sizes that occur; all 50 of them would take 92 s to capture on an H200",
             former="--cuda-graph-sizes",
         ),
+        Flag("--disable-cascade-attn", None, "attempts share their prompt; older versions then decode without CUDA graphs"),
         Flag("--stream-interval", "8", "a chunk per 8 tokens: fewer messages for server and client; the last comes at once"),
         Flag("--no-enable-flashinfer-autotune", None, "none of FlashInfer's kernels is used, so there is nothing to tune"),
         Flag("--tensor-parallel-size", str(_tensor_parallel(wish)), "GPUs that share one copy of the model"),
@@ -109,8 +111,22 @@ def _gpu(wish: Wish, memory_share: float, *, fp8_cache: bool) -> _Made:
 
 def _gpt_oss(wish: Wish) -> _Made:
     flags, variables = _gpu(wish, 0.96, fp8_cache=True)
-    reason = "graphs for pure decode steps only: a step that also reads a tool's result is longer than any graph"
-    return (*flags, Flag("--compilation-config", '{"cudagraph_mode":"FULL_DECODE_ONLY"}', reason)), variables
+    decode = next(int(flag.value or 0) for flag in flags if flag.name == "--max-cudagraph-capture-size")
+    sizes = [1, 2, 4, *range(8, decode + 1, 8)]
+    while sizes[-1] < _LONGEST_STEP:
+        sizes.append(min(_LONGEST_STEP, 1 << sizes[-1].bit_length()))
+    graphs = {"cudagraph_mode": "FULL_AND_PIECEWISE", "cudagraph_capture_sizes": sizes}
+    own = (
+        Flag("--max-num-batched-tokens", str(sizes[-1]), "no step is longer than the longest graph"),
+        Flag(
+            "--compilation-config",
+            json.dumps(graphs, separators=(",", ":")),
+            "every step is padded to a size that was captured at the start: the routing kernels of the experts are compiled "
+            "anew for every 32 tokens of a step's length, and each new length would stop all streams for about a second",
+        ),
+    )
+    replaced = {"--max-cudagraph-capture-size", *(flag.name for flag in own)}
+    return (*(flag for flag in flags if flag.name not in replaced), *own), variables
 
 
 def _gemma(wish: Wish) -> _Made:
