@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from aimo_solver.attempt import Attempt, FinishReason
+from aimo_solver.calibration import wilson
 from aimo_solver.config import Config
 from aimo_solver.records import Group, Use
 from aimo_solver.replay import Replay, parse_policy, replay
@@ -22,7 +23,6 @@ from aimo_solver.scoreboard import (
     simulation_table,
     simulation_values,
     tokens_figure,
-    wilson,
 )
 from aimo_solver.simulate import Simulation, parse_play, simulate, sweep
 

@@ -95,6 +95,26 @@ def read_groups(paths: Sequence[Path]) -> tuple[Group, ...]:
     return tuple(groups)
 
 
+def group_of(
+    attempts: Sequence[Attempt], *, run: str, truth: int, model: str = "", choices: Mapping[str, int] | None = None
+) -> Group:
+    """The group that one run's attempts at one problem make; there must be at least one."""
+    cut = {FinishReason.CANCELLED, FinishReason.DEADLINE, FinishReason.ENGINE_ERROR}
+    lost = tuple(a for a in attempts if a.answer is None and a.finish_reason in cut)
+    ended = sorted((a for a in attempts if a not in lost), key=_finishing)
+    return Group(
+        run=run,
+        model=model,
+        problem_id=attempts[0].problem_id,
+        truth=truth,
+        ended=tuple(ended),
+        cut=lost,
+        timed=all(attempt.seconds > 0 for attempt in ended),
+        use=next((use for start, use in PUBLIC_RUNS.items() if run.startswith(start)), Use.ACCURACY | Use.STOPPING),
+        choices=choices or {},
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Row:
     run: str
@@ -109,20 +129,7 @@ def _grouped(rows: Iterable[_Row], choices: Mapping[str, Mapping[str, int]]) -> 
         by_group.setdefault((row.run, row.attempt.problem_id), []).append(row)
     for (run, problem_id), own in by_group.items():
         attempts = [row.attempt for row in own]
-        cut = {FinishReason.CANCELLED, FinishReason.DEADLINE, FinishReason.ENGINE_ERROR}
-        lost = tuple(a for a in attempts if a.answer is None and a.finish_reason in cut)
-        ended = sorted((a for a in attempts if a not in lost), key=_finishing)
-        yield Group(
-            run=run,
-            model=own[0].model,
-            problem_id=problem_id,
-            truth=own[0].truth,
-            ended=tuple(ended),
-            cut=lost,
-            timed=all(attempt.seconds > 0 for attempt in ended),
-            use=next((use for start, use in PUBLIC_RUNS.items() if run.startswith(start)), Use.ACCURACY | Use.STOPPING),
-            choices=choices.get(problem_id, {}),
-        )
+        yield group_of(attempts, run=run, truth=own[0].truth, model=own[0].model, choices=choices.get(problem_id, {}))
 
 
 def _finishing(attempt: Attempt) -> tuple[float, float, int, int]:

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from aimo_solver import report_plots as plots
+from aimo_solver import report_policy as policy
 from aimo_solver.config import Config
 from aimo_solver.report_compare import Comparison
 from aimo_solver.report_data import AttemptReport, RunReport, Verdict
@@ -83,6 +84,7 @@ class _View:
         self.budget = plots.budget(report, key)
         self.tokens = plots.histogram(_groups(report, "tokens"), short, "Tokens per attempt")
         self.seconds = plots.histogram(_groups(report, "seconds"), clock, "Seconds per attempt")
+        self.choice = policy.choice(report)
         self.boot = plots.boot(report.boot) if report.boot else None
         self.most_errors = max(report.tool_errors.values(), default=1)
         self.endings = Counter(_ending(attempt) for attempt in report.attempts).most_common()
@@ -133,6 +135,7 @@ def render(reports: Sequence[RunReport], comparison: Comparison | None = None) -
         anchor=plots.anchor,
         style_of=plots.style_of,
         answer_style=plots.answer_style,
+        policy=policy,
         is_fault=is_fault,
     )
 

@@ -13,6 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from aimo_solver.bootstrap import Interval
+from aimo_solver.calibration import calibration
 from aimo_solver.replay import Replay, Score
 from aimo_solver.simulate import Simulation, SweepPoint
 
@@ -153,19 +154,11 @@ def tokens_figure(replay: Replay) -> Figure:
 def calibration_figure(score: Score, bins: int = 5) -> Figure:
     """How often the answer is right, by its share of the vote; bars are 95 % Wilson intervals, figures counts of groups."""
     figure, axes = _figure("the answer's share of the vote", "part that is right")
-    voted = [outcome for outcome in score.outcomes if outcome.answer is not None]
-    shares, right = np.array([outcome.share for outcome in voted]), np.array([outcome.right for outcome in voted])
-    place = np.minimum((shares * bins).astype(int), bins - 1)
     axes.plot([0, 1], [0, 1], color="0.7", linestyle="--", label="share = chance to be right")
-    for number in range(bins):
-        inside = place == number
-        count = int(inside.sum())
-        if not count:
-            continue
-        x, y = float(shares[inside].mean()), float(right[inside].mean())
-        low, high = wilson(int(right[inside].sum()), count)
+    for part in calibration(score.outcomes, bins):
+        x, y, (low, high) = part.share, part.accuracy, part.interval
         axes.errorbar(x, y, yerr=[[max(0.0, y - low)], [max(0.0, high - y)]], fmt="o", color="C0", capsize=3)
-        axes.annotate(str(count), (x, y), textcoords="offset points", xytext=(6, -3), fontsize="small")
+        axes.annotate(str(part.count), (x, y), textcoords="offset points", xytext=(6, -3), fontsize="small")
     axes.set_xlim(0, 1.05)
     axes.set_ylim(0, 1.05)
     axes.set_title(score.policy.name, fontsize="medium")
@@ -185,15 +178,6 @@ def budget_figure(points: Sequence[SweepPoint]) -> Figure:
             axes.fill_between(hours, [s.low for s in scores], [s.high for s in scores], color=colour, alpha=0.12)
     axes.legend(fontsize="x-small", loc="lower right")
     return figure
-
-
-def wilson(hits: int, count: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927)."""
-    z = 1.959964
-    share, scale = hits / count, 1 + z * z / count
-    middle = (share + z * z / (2 * count)) / scale
-    half = z / scale * float(np.sqrt(share * (1 - share) / count + z * z / (4 * count * count)))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _table(title: str, first: str, *others: str) -> Table:
