@@ -185,5 +185,5 @@ def test_entropy_of_an_even_choice() -> None:
     assert entropy(even) == pytest.approx(math.log(4))
 
 
-def test_default_configuration_asks_for_candidates() -> None:
-    assert Config().sampling.top_logprobs == 5
+def test_default_configuration_asks_for_the_cheapest_log_probabilities() -> None:
+    assert Config().sampling.top_logprobs == 0

@@ -32,7 +32,8 @@ class SamplingConfig:
     Attributes:
         min_p: tokens less likely than this share of the likeliest one are never drawn.
         top_logprobs: candidates per token from which entropy is measured; 0 takes -log p of the drawn token instead,
-            whose mean has the same expectation.
+            which has the same mean and costs half as much (docs/benchmarks.md), but another median: voters that look
+            at the tail (`tail-entropy`, `vote-share`, `lexicographic`) want 5.
         seed: of the local server; None draws a new one each run. The same seed gives the same answers only as far as
             the same requests meet in the same batches.
     """
@@ -40,7 +41,7 @@ class SamplingConfig:
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Share = 1.0
     min_p: Annotated[float, Field(ge=0, lt=1)] = 0.02
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] = 5
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
     seed: int | None = None
 
 

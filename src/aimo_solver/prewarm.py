@@ -18,8 +18,7 @@ from typing import Protocol
 
 from aimo_solver.pagecache import PAGE_BYTES, memory_room, missing_ranges, read_ahead_bytes
 
-_READ_BYTES = 1 << 20
-_AHEAD_BYTES = 4 << 20  # asked of the kernel ahead of each read where it would look ahead less than a read's length
+_READ_BYTES = 16 << 20  # each read asks the kernel for the next one too, so that the disk never waits for a reader
 _REPORT_S = 1.0
 _OVERTAKEN_PIECES = 4
 
@@ -108,7 +107,7 @@ def prewarm(
     paths: Iterable[Path],
     *,
     threads: int = 8,
-    piece_bytes: int = 1 << 30,
+    piece_bytes: int = 128 << 20,
     limit_bytes: int | None = None,
     stop: Event | None = None,
     on_progress: Callable[[PrewarmReport], None] | None = None,
@@ -225,9 +224,9 @@ def _read_piece(state: _State, piece: _Piece, buffer: memoryview, stop: Event | 
             for at in range(start, end, _READ_BYTES):
                 if state.stop in (StopReason.STOPPED, StopReason.OVERTAKEN) or (stop is not None and stop.is_set()):
                     return
-                if ahead < _READ_BYTES and at + _READ_BYTES < end:
+                if at + _READ_BYTES < end:
                     os.posix_fadvise(
-                        descriptor, at + _READ_BYTES, min(_AHEAD_BYTES, end - at - _READ_BYTES), os.POSIX_FADV_WILLNEED
+                        descriptor, at + _READ_BYTES, min(_READ_BYTES, end - at - _READ_BYTES), os.POSIX_FADV_WILLNEED
                     )
                 done = os.preadv(descriptor, [buffer[: min(_READ_BYTES, end - at)]], at)
                 with state.lock:
