@@ -1,63 +1,40 @@
 """One attempt: the model writes, its Python runs, the results go back, until it gives its answer.
 
-The conversation is one growing list of token ids. What the model sampled stays exactly as it was sampled; tool results
-and requests are appended behind it, so the server's prefix cache holds everything before them.
+The attempt decides what comes next; `conversation.Conversation` holds the tokens and draws them.
 """
 
 from __future__ import annotations
 
-import asyncio
 import re
-import statistics
-from collections import deque
 from collections.abc import Callable
-from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, field
-from typing import Protocol
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
 from aimo_solver.answers import extract_answer
 from aimo_solver.attempt import Attempt, FinishReason
 from aimo_solver.chat import ChatFormat, FinalText, Malformed, ToolCall, ToolCalls
 from aimo_solver.config import AttemptConfig, KernelConfig
-from aimo_solver.engine import CompletionRequest, Engine
-from aimo_solver.errors import EngineError, EngineUnavailable, KernelError
+from aimo_solver.conversation import Conversation, Sampled
+from aimo_solver.engine import Engine
+from aimo_solver.errors import EngineError, KernelError
 from aimo_solver.kernels import Kernel, KernelPool
 from aimo_solver.problems import Problem
 from aimo_solver.prompts import PromptVariant
 from aimo_solver.trajectory import Trajectory
 
-TAIL_TOKENS = 256  # window of `Attempt.tail_entropy`, as the second-placed public solver of AIMO3 used it
-_RETRIES_WITHOUT_PROGRESS = 5
 _KINDS: dict[type, str] = {ToolCalls: "tool_call", FinalText: "final", Malformed: "malformed"}  # as the run directory says
-
-
-class Clock(Protocol):
-    """Seconds that only grow, like `time.monotonic`."""
-
-    def __call__(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptTools:
-    """What all attempts of a run share."""
+    """What all attempts of a run share. `clock` gives seconds that only grow, like `time.monotonic`."""
 
     engine: Engine
     chat: ChatFormat
     pool: KernelPool
     limits: AttemptConfig
     kernels: KernelConfig
-    clock: Clock
-
-
-@dataclass(frozen=True, slots=True)
-class _Sampled:
-    """One model turn. `limit` says what cut it, None if it ended by itself; `waited_s` is the time to its first token."""
-
-    tokens: list[int] = field(default_factory=list)
-    entropies: list[float] = field(default_factory=list)
-    limit: FinishReason | None = None
-    seconds: float = 0.0
-    waited_s: float = 0.0
+    clock: Callable[[], float]
 
 
 class AgentRun:
@@ -78,7 +55,6 @@ class AgentRun:
         """`deadline` and `problem_started` are times of `tools.clock`. `on_change` is called after every turn and call."""
         self.problem = problem
         self.index = index
-        self.tokens = 0
         self.turns = 0
         self.tool_calls = 0
         self.final = ""  # the final text, once there is one
@@ -90,17 +66,17 @@ class AgentRun:
         self._on_change = on_change
         self._problem_started = problem_started
         self._started = tools.clock()
-        self._conversation: list[int] = []
-        self._prompt_tokens = 0
-        self._cached_tokens = 0
+        self._conversation = Conversation(tools.engine, tools.chat, tools.clock, trajectory)
         self._tool_errors = 0
         self._malformed = 0
         self._tool_seconds = 0.0
-        self._entropy_sum = 0.0
-        self._entropy_count = 0
-        self._tail: deque[float] = deque(maxlen=TAIL_TOKENS)
         self._tool_text: list[str] = []
         self._answer: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Sampled so far."""
+        return self._conversation.sampled
 
     async def run(self) -> Attempt:
         """Runs the attempt to its end.
@@ -127,14 +103,14 @@ class AgentRun:
             answer=answer,
             finish_reason=finish,
             tokens=self.tokens,
-            prompt_tokens=self._prompt_tokens,
-            cached_tokens=self._cached_tokens,
+            prompt_tokens=self._conversation.prompt_tokens,
+            cached_tokens=self._conversation.cached_tokens,
             turns=self.turns,
             tool_calls=self.tool_calls,
             tool_errors=self._tool_errors,
             malformed=self._malformed,
-            entropy=self._entropy_sum / self._entropy_count if self._entropy_count else None,
-            tail_entropy=statistics.median(self._tail) if self._tail else None,
+            entropy=self._conversation.entropy,
+            tail_entropy=self._conversation.tail_entropy,
             seen_in_tool=answer is not None and any(_holds_integer(text, answer) for text in self._tool_text),
             started_s=self._started - self._problem_started,
             seconds=self._tools.clock() - self._started,
@@ -146,15 +122,14 @@ class AgentRun:
     async def _loop(self, kernel: _LazyKernel) -> FinishReason:
         chat = self._tools.chat
         user = self._prompt.user(self.problem.text)
-        self._conversation = chat.prompt(self._prompt.system, user, tools=self._prompt.tool)
-        self._trajectory.prompt(self._conversation, chat.decode(self._conversation))
+        self._conversation.begin(chat.prompt(self._prompt.system, user, tools=self._prompt.tool))
         while self.turns < self._tools.limits.max_turns:
             sampled = await self._sample()
             if sampled.limit is not None:
-                self._log_turn(sampled, "cut")
+                self._conversation.log(sampled, "cut")
                 return await self._force(sampled, sampled.limit)
             turn = chat.parse(sampled.tokens, cut=False)
-            self._log_turn(sampled, _KINDS[type(turn)])
+            self._conversation.log(sampled, _KINDS[type(turn)])
             if isinstance(turn, FinalText):
                 self._malformed += turn.salvaged is not None
                 self.final = turn.text
@@ -164,14 +139,14 @@ class AgentRun:
                 return await self._force(sampled, FinishReason.NO_ANSWER)
             if isinstance(turn, Malformed):
                 self._malformed += 1
-                self._insert(chat.complaint(sampled.tokens, turn.reason), "complaint")
+                self._conversation.insert(chat.complaint(sampled.tokens, turn.reason), "complaint")
             else:
                 self._malformed += turn.salvaged is not None
                 outputs = await self._call(turn, kernel)
                 if self._tools.clock() >= self._soft_deadline:
                     return await self._force(sampled, FinishReason.DEADLINE)
-                self._insert(chat.tool_results(sampled.tokens, outputs), "tool_result")
-        return await self._force(_Sampled(), FinishReason.TURN_LIMIT)
+                self._conversation.insert(chat.tool_results(sampled.tokens, outputs), "tool_result")
+        return await self._force(Sampled(), FinishReason.TURN_LIMIT)
 
     @property
     def _soft_deadline(self) -> float:
@@ -199,111 +174,38 @@ class AgentRun:
         self._trajectory.tool(call.code, output, seconds=seconds, error_name=result.error_name, timed_out=result.timed_out)
         return output
 
-    async def _sample(self) -> _Sampled:
-        """Samples one turn behind the conversation and appends it; survives a server that is restarted meanwhile."""
+    async def _sample(self) -> Sampled:
+        """Samples one turn, with room and time kept back for asking for the answer."""
         limits = self._tools.limits
-        room = self._tools.engine.context_tokens - len(self._conversation) - limits.answer_tokens
+        room = self._conversation.room - limits.answer_tokens
         if limits.max_tokens is not None:
             room = min(room, limits.max_tokens - self.tokens)
         if room <= 0:
-            return _Sampled(limit=FinishReason.TOKEN_LIMIT)
+            return Sampled(limit=FinishReason.TOKEN_LIMIT)
         self.turns += 1
         self._change("thinking")
-        return await self._stream(room, self._soft_deadline)
+        return await self._draw(room, self._soft_deadline)
 
-    async def _force(self, sampled: _Sampled, limit: FinishReason) -> FinishReason:
+    async def _force(self, sampled: Sampled, limit: FinishReason) -> FinishReason:
         """Asks for the answer now, with what was kept back of tokens and time."""
         chat, limits = self._tools.chat, self._tools.limits
         request = chat.ask_answer(sampled.tokens)
-        room = self._tools.engine.context_tokens - len(self._conversation) - len(request)
+        room = self._conversation.room - len(request)
         if room <= 0 or self._tools.clock() >= self._deadline:
             return limit
-        self._insert(request, "ask_answer")
+        self._conversation.insert(request, "ask_answer")
         self._change("answering")
-        final = await self._stream(min(room, limits.answer_tokens), self._deadline)
-        self._log_turn(final, "final")
+        final = await self._draw(min(room, limits.answer_tokens), self._deadline)
+        self._conversation.log(final, "final")
         self._answer = extract_answer(chat.answer_text(final.tokens))
         return FinishReason.FORCED if self._answer is not None else limit
 
-    async def _stream(self, room: int, deadline: float) -> _Sampled:
-        """Samples at most `room` tokens until `deadline`; a server that breaks off is waited for, and nothing is lost."""
-        started = self._tools.clock()
-        turn = _Turn()
-        try:
-            async with asyncio.timeout(max(0.0, deadline - started)):
-                limit = None if await self._stream_to_end(room, turn) == "stop" else FinishReason.TOKEN_LIMIT
-        except TimeoutError:
-            limit = FinishReason.DEADLINE
-        finally:
-            self._conversation += turn.tokens
-            self._entropy_sum += sum(turn.entropies)
-            self._entropy_count += len(turn.entropies)
-            self._tail.extend(turn.entropies)
-        now = self._tools.clock()
-        return _Sampled(turn.tokens, turn.entropies, limit, now - started, (turn.first_token or now) - started)
-
-    async def _stream_to_end(self, room: int, turn: _Turn) -> str:
-        engine, chat, clock = self._tools.engine, self._tools.chat, self._tools.clock
-        fruitless = 0
-        while len(turn.tokens) < room:
-            before = len(turn.tokens)
-            request = CompletionRequest(
-                tokens=[*self._conversation, *turn.tokens],
-                max_tokens=room - len(turn.tokens),
-                stop_token_ids=chat.stop_token_ids,
-                stop_strings=chat.stop_strings,
-                label=f"{self.problem.id}-{self.index}-{self.turns}",
-            )
-            self._prompt_tokens = max(self._prompt_tokens, len(request.tokens))
-            finish: str | None = None
-            try:
-                async with aclosing(engine.stream(request)) as chunks:
-                    async for chunk in chunks:
-                        turn.first_token = turn.first_token or clock()
-                        turn.tokens += chunk.token_ids
-                        turn.entropies += chunk.entropies
-                        self.tokens += len(chunk.token_ids)
-                        self._cached_tokens += chunk.cached_tokens or 0
-                        self._trajectory.sampled(chunk.token_ids, chunk.entropies)
-                        finish = chunk.finish or finish
-            except EngineUnavailable:
-                fruitless = fruitless + 1 if len(turn.tokens) == before else 0
-                if finish is None and fruitless >= _RETRIES_WITHOUT_PROGRESS:
-                    raise
-                if finish is None:
-                    await engine.wait_ready()
-            if finish is not None:
-                return finish
-        return "length"
-
-    def _insert(self, tokens: list[int], why: str) -> None:
-        self._conversation += tokens
-        self._trajectory.inserted(tokens, self._tools.chat.decode(tokens), why)
-
-    def _log_turn(self, sampled: _Sampled, kind: str) -> None:
-        finish = {None: "stop", FinishReason.TOKEN_LIMIT: "length"}.get(sampled.limit, "")
-        self._trajectory.turn(
-            sampled.tokens,
-            self._tools.chat.decode(sampled.tokens),
-            sampled.entropies,
-            seconds=sampled.seconds,
-            waited_s=sampled.waited_s,
-            kind=kind,
-            finish=finish,
-        )
+    async def _draw(self, room: int, deadline: float) -> Sampled:
+        return await self._conversation.sample(room, deadline, f"{self.problem.id}-{self.index}-{self.turns}")
 
     def _change(self, state: str) -> None:
         self.state = state
         self._on_change(self)
-
-
-class _Turn:
-    """A turn while it is sampled."""
-
-    def __init__(self) -> None:
-        self.first_token: float | None = None
-        self.tokens: list[int] = []
-        self.entropies: list[float] = []
 
 
 class _LazyKernel:

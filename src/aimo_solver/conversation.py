@@ -1,0 +1,165 @@
+"""One attempt's conversation: token ids that only grow, sampled by the engine or put in between by us.
+
+What the model sampled stays exactly as it was sampled, and everything else is appended behind it, so the server's prefix
+cache holds all that came before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from aimo_solver.attempt import FinishReason
+from aimo_solver.chat import ChatFormat
+from aimo_solver.engine import CompletionRequest, Engine
+from aimo_solver.errors import EngineUnavailable
+from aimo_solver.trajectory import Trajectory
+
+TAIL_TOKENS = 256  # window of `tail_entropy`, as the second-placed public solver of AIMO3 used it
+_RETRIES_WITHOUT_PROGRESS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One model turn.
+
+    Attributes:
+        entropies: nats, one per token; empty if not measured.
+        limit: what cut it, None if it ended by itself.
+        seconds: how long it took; waited_s: the part of that before its first token.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
+    limit: FinishReason | None = None
+    seconds: float = 0.0
+    waited_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Turn:
+    """A turn while it is sampled."""
+
+    label: str
+    tokens: list[int] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
+    first_token: float | None = None
+
+
+class Conversation:
+    """Grows by `begin`, `sample` and `insert`; each step is written to the trajectory.
+
+    Attributes:
+        tokens: the whole conversation, what a turn under way has sampled excepted.
+        sampled: tokens drawn by the model so far, those of a turn under way included.
+        prompt_tokens: the longest prompt sent.
+        cached_tokens: tokens that the server found in its prefix cache, of all prompts together.
+    """
+
+    def __init__(self, engine: Engine, chat: ChatFormat, clock: Callable[[], float], trajectory: Trajectory) -> None:
+        self.tokens: list[int] = []
+        self.sampled = 0
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self._engine = engine
+        self._chat = chat
+        self._clock = clock
+        self._trajectory = trajectory
+        self._entropy_sum = 0.0
+        self._entropy_count = 0
+        self._tail: deque[float] = deque(maxlen=TAIL_TOKENS)
+
+    @property
+    def room(self) -> int:
+        """Tokens that the model's context still holds."""
+        return self._engine.context_tokens - len(self.tokens)
+
+    @property
+    def entropy(self) -> float | None:
+        """Mean over the sampled tokens, nats; None if not measured."""
+        return self._entropy_sum / self._entropy_count if self._entropy_count else None
+
+    @property
+    def tail_entropy(self) -> float | None:
+        """Median over the last `TAIL_TOKENS` sampled tokens, nats; None if not measured."""
+        return statistics.median(self._tail) if self._tail else None
+
+    def begin(self, tokens: Sequence[int]) -> None:
+        self.tokens = list(tokens)
+        self._trajectory.prompt(self.tokens, self._chat.decode(self.tokens))
+
+    def insert(self, tokens: Sequence[int], why: str) -> None:
+        """Appends tokens of ours: "tool_result", "complaint" or "ask_answer"."""
+        self.tokens += tokens
+        self._trajectory.inserted(tokens, self._chat.decode(tokens), why)
+
+    async def sample(self, room: int, deadline: float, label: str) -> Sampled:
+        """Samples and appends at most `room` tokens until `deadline`; a server that breaks off is waited for, nothing is lost.
+
+        Raises:
+            EngineError: the server is lost, or refuses.
+        """
+        started = self._clock()
+        turn = _Turn(label)
+        try:
+            async with asyncio.timeout(max(0.0, deadline - started)):
+                limit = None if await self._to_end(turn, room) == "stop" else FinishReason.TOKEN_LIMIT
+        except TimeoutError:
+            limit = FinishReason.DEADLINE
+        finally:
+            self.tokens += turn.tokens
+            self._entropy_sum += sum(turn.entropies)
+            self._entropy_count += len(turn.entropies)
+            self._tail.extend(turn.entropies)
+        now = self._clock()
+        return Sampled(turn.tokens, turn.entropies, limit, now - started, (turn.first_token or now) - started)
+
+    def log(self, sampled: Sampled, kind: str) -> None:
+        """Writes down a turn that was sampled, now that it is known what it was."""
+        finish = {None: "stop", FinishReason.TOKEN_LIMIT: "length"}.get(sampled.limit, "")
+        self._trajectory.turn(
+            sampled.tokens,
+            self._chat.decode(sampled.tokens),
+            sampled.entropies,
+            seconds=sampled.seconds,
+            waited_s=sampled.waited_s,
+            kind=kind,
+            finish=finish,
+        )
+
+    async def _to_end(self, turn: _Turn, room: int) -> str:
+        fruitless = 0
+        while len(turn.tokens) < room:
+            before = len(turn.tokens)
+            request = CompletionRequest(
+                tokens=[*self.tokens, *turn.tokens],
+                max_tokens=room - before,
+                stop_token_ids=self._chat.stop_token_ids,
+                stop_strings=self._chat.stop_strings,
+                label=turn.label,
+            )
+            self.prompt_tokens = max(self.prompt_tokens, len(request.tokens))
+            finish: str | None = None
+            try:
+                async with aclosing(self._engine.stream(request)) as chunks:
+                    async for chunk in chunks:
+                        turn.first_token = turn.first_token or self._clock()
+                        turn.tokens += chunk.token_ids
+                        turn.entropies += chunk.entropies
+                        self.sampled += len(chunk.token_ids)
+                        self.cached_tokens += chunk.cached_tokens or 0
+                        self._trajectory.sampled(chunk.token_ids, chunk.entropies)
+                        finish = chunk.finish or finish
+            except EngineUnavailable:
+                fruitless = fruitless + 1 if len(turn.tokens) == before else 0
+                if finish is None and fruitless >= _RETRIES_WITHOUT_PROGRESS:
+                    raise
+                if finish is None:
+                    await self._engine.wait_ready()
+            if finish is not None:
+                return finish
+        return "length"
