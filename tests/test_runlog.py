@@ -24,7 +24,8 @@ from aimo_solver.config import Config
 from aimo_solver.errors import RunDirectoryError
 from aimo_solver.jsonl import json_line, read_lines
 from aimo_solver.rundir import CandidateRecord, trajectory_path
-from aimo_solver.runlog import NullLog, ProblemResult, RunLog, describe_environment, is_running, read_run, summarise
+from aimo_solver.runlock import is_running
+from aimo_solver.runlog import NullLog, ProblemResult, RunLog, describe_environment, read_run, summarise
 from tests.conftest import ROOT, Served
 
 WARMUP = ROOT / "data" / "warmup.csv"

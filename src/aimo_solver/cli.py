@@ -29,7 +29,8 @@ from aimo_solver.presets import choose, command
 from aimo_solver.problems import Problem, read_problems
 from aimo_solver.progress import TerminalProgress, result_table
 from aimo_solver.report import report
-from aimo_solver.runlog import RunLog, describe_environment, is_running, read_run
+from aimo_solver.runlock import is_running
+from aimo_solver.runlog import RunLog, describe_environment, read_run
 from aimo_solver.session import Endpoint, check_model, endpoint_folder, endpoint_session, local_session
 from aimo_solver.watch import watch
 

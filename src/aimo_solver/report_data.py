@@ -15,7 +15,7 @@ from aimo_solver.attempt import Attempt, FinishReason
 from aimo_solver.report_text import TrajectoryText, trajectory_text
 from aimo_solver.report_time import Doing, Segment, Stage, busy, entropy_curve, is_fault, is_notable, segments, stages, tool_error
 from aimo_solver.rundir import CandidateRecord, Event, ProblemRecord, Run, VoteRecord
-from aimo_solver.runlog import is_running
+from aimo_solver.runlock import is_running
 from aimo_solver.trajectory import TrajectoryRecord
 
 

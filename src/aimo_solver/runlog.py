@@ -6,7 +6,6 @@ Writing never stops a run: when the disk fails, the log says so once and the run
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
@@ -25,6 +24,7 @@ from aimo_solver.environment import describe_environment
 from aimo_solver.errors import RunDirectoryError
 from aimo_solver.jsonl import as_plain, json_line, read_lines
 from aimo_solver.rundir import SCHEMA, ProblemResult, Run, read_run, trajectory_path
+from aimo_solver.runlock import locked
 from aimo_solver.trajectory import Trajectory
 
 __all__ = [
@@ -34,7 +34,6 @@ __all__ = [
     "RunLog",
     "Trajectory",
     "describe_environment",
-    "is_running",
     "read_run",
     "summarise",
 ]
@@ -90,7 +89,7 @@ class RunLog:
             directory.mkdir(parents=True, exist_ok=True)
             if any(directory.iterdir()):
                 raise RunDirectoryError(directory, "is not empty; choose another folder, or go on with --resume")
-            log._files["events"] = _locked(directory)
+            log._files["events"] = locked(directory)
             _write_json(directory / "run.json", head)
         except OSError as error:
             raise RunDirectoryError(directory, f"cannot be written: {error.strerror}") from None
@@ -109,7 +108,7 @@ class RunLog:
         directory = Path(directory)
         run = read_run(directory)
         try:
-            events = _locked(directory)
+            events = locked(directory)
             log = cls(directory, clock, clock() - run.last_t)
             log.config = run.config
             log._files["events"] = events
@@ -244,36 +243,6 @@ def summarise(results: Sequence[ProblemResult], seconds: float, config: Mapping[
 
 def _wall(seconds_ago: float = 0.0) -> str:
     return (datetime.now(UTC) - timedelta(seconds=seconds_ago)).isoformat(timespec="milliseconds")
-
-
-def _locked(directory: Path) -> BinaryIO:
-    """The events file, open for appending; the lock on it says that somebody writes this run, and ends with the process."""
-    file = (directory / "events.jsonl").open("ab", buffering=0)
-    for wait_s in (0.05, 0.2, None):  # `is_running` of somebody who watches holds it for an instant
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if wait_s is None:
-                file.close()
-                raise RunDirectoryError(directory, "is being written by another process; wait for it, or end it") from None
-            time.sleep(wait_s)
-        except OSError:
-            _log.info("%s: no file locks on this file system", directory)
-            break
-    return file
-
-
-def is_running(directory: Path) -> bool:
-    """True while some process writes this run."""
-    try:
-        with (directory / "events.jsonl").open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

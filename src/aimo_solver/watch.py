@@ -19,7 +19,7 @@ from aimo_solver.report_data import attempt_so_far
 from aimo_solver.report_svg import duration, plain, short
 from aimo_solver.report_time import is_fault, is_notable
 from aimo_solver.rundir import Event, ProblemRecord, ProblemResult, Run, VoteRecord, read_run
-from aimo_solver.runlog import is_running
+from aimo_solver.runlock import is_running
 from aimo_solver.trajectory import TrajectoryRecord
 
 EVERY_S = 1.0
