@@ -144,10 +144,10 @@ def bench_engine_command(
     preset = choose(model, config.server, slots=config.solver.slots, machine=detect_machine())
 
     async def measure(folder: Path) -> BenchResult:
-        log = RunLog.create(folder / "run", config=config, environment=describe_environment())
-        async with local_session(model, config, log, folder / "run") as session:
-            target = Target.of(session, config, preset)
-            return await bench_engine(target, streams=counts, tokens=tokens, turn_tokens=turn_tokens, rounds=rounds)
+        with RunLog.create(folder / "run", config=config, environment=describe_environment()) as log:
+            async with local_session(model, config, log, folder / "run") as session:
+                target = Target.of(session, config, preset)
+                return await bench_engine(target, streams=counts, tokens=tokens, turn_tokens=turn_tokens, rounds=rounds)
 
     with tempfile.TemporaryDirectory(prefix="bench-engine-") as scratch, console.status("the server starts, then streams run"):
         result = asyncio.run(measure(Path(scratch)))
