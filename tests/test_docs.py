@@ -1,16 +1,13 @@
-"""The docs say what is there: commands, options, links, modules. About 25 s; commands that read a run are run as written."""
+"""The docs say what is there: options, links, modules. About 25 s. test_docs_commands.py runs their commands."""
 
 from __future__ import annotations
 
 import json
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,74 +19,10 @@ from aimo_solver.config import Config, config_from, load_config
 from aimo_solver.replay import parse_policy
 from aimo_solver.simulate import parse_play
 from tests.conftest import ROOT
-from tests.test_report import write_run
+from tests.doc_commands import ALL, DOCS, FENCE, INLINE, OURS, SCRIPTS, Command, blocks
 
-DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-INDENTED = re.compile(r"^\n((?: {4}\S.*\n)+)", re.MULTILINE)
-INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 OPTION = re.compile(r"--[a-z][a-z-]*")
-SEPARATORS = ("&&", "|", ";")
-
-
-@dataclass(frozen=True)
-class Command:
-    """One command of the docs. `whole` if it is meant to be typed as it stands, not a name in a sentence."""
-
-    file: Path
-    words: tuple[str, ...]
-    whole: bool
-
-    def __str__(self) -> str:
-        return f"{self.file.name}: {shlex.join(self.words)}"
-
-    @property
-    def settings(self) -> list[str]:
-        return [value for name, value in zip(self.words, self.words[1:], strict=False) if name == "--set"]
-
-    @property
-    def policies(self) -> list[str]:
-        return [value for name, value in zip(self.words, self.words[1:], strict=False) if name == "--policy"]
-
-
-def blocks(text: str, language: str) -> list[str]:
-    return [code for found, code in FENCE.findall(text) if found == language]
-
-
-def commands() -> Iterator[Command]:
-    for file in DOCS:
-        text = file.read_text(encoding="utf-8")
-        prose = FENCE.sub("", text)
-        typed = [line for block in (*blocks(text, "bash"), *INDENTED.findall(prose)) for line in block.splitlines()]
-        for line, whole in [*((line, True) for line in typed), *((code, False) for code in INLINE.findall(prose))]:
-            for words in _split(line):
-                yield Command(file, words, whole)
-
-
-def _split(line: str) -> Iterator[tuple[str, ...]]:
-    try:
-        words = shlex.split(line, comments=True)
-    except ValueError:
-        return  # a piece of code in a sentence
-    part: list[str] = []
-    for word in [*words, ";"]:
-        if word in SEPARATORS:
-            while part and re.fullmatch(r"[A-Z_]+=.*", part[0]):
-                del part[0]
-            if part:
-                yield tuple(part)
-            part = []
-        else:
-            part.append(word)
-
-
-ALL = list(commands())
-OURS = [c for c in ALL if c.words[0] == "aimo-solver"]
-SCRIPTS = [c for c in ALL if c.words[0] == "python" and len(c.words) > 1 and c.words[1].startswith("scripts/")]
-RUNNABLE = [
-    c for c in OURS if c.whole and c.file.name == "README.md" and len(c.words) > 1 and c.words[1] in ("report", "replay", "watch")
-]
 
 
 def parsed(words: tuple[str, ...]) -> tuple[Any, list[str]]:
@@ -155,30 +88,12 @@ def test_files_that_commands_name_exist() -> None:
     assert [word for word in named if not list(ROOT.glob(word.partition("::")[0]))] == []
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A folder with the two runs that the README speaks of."""
-    write_run(tmp_path / "runs" / "first", {"p1": (7, [7, 7, 7, 3]), "p2": (5, [4, 4, 5, None]), "p3": (None, [1])})
-    write_run(tmp_path / "runs" / "second", {"p1": (7, [7, 7]), "p2": (5, [5, 4, 5])})
-    return tmp_path
-
-
 def python(folder: Path, *words: object) -> str:
     done = subprocess.run(
         [sys.executable, *map(str, words)], cwd=folder, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-@pytest.mark.parametrize("command", RUNNABLE, ids=str)
-def test_commands_that_read_a_run_work_as_written(command: Command, place: Path) -> None:
-    printed = python(place, "-m", "aimo_solver.cli", *command.words[1:])
-    assert {"report": "page:", "replay": "majority", "watch": "p1"}[command.words[1]] in printed
-
-
-def test_the_readme_shows_how_to_read_a_run() -> None:
-    assert {c.words[1] for c in RUNNABLE} == {"report", "replay", "watch"}
 
 
 def test_the_notebook_is_built_and_checked_as_written(tmp_path: Path) -> None:
