@@ -16,6 +16,7 @@ import pytest
 
 from aimo_solver.server import free_port
 from tests.conftest import MODEL, ROOT, Served
+from tests.processes import runs
 
 COMMAND = [sys.executable, "-m", "aimo_solver.cli"]
 WARMUP = ROOT / "data" / "warmup.csv"
@@ -48,7 +49,7 @@ def family() -> Iterator[Callable[[], list[psutil.Process]]]:
 
     def alive() -> list[psutil.Process]:
         known.update(set(psutil.Process().children(recursive=True)) - before)
-        return [p for p in known if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        return [process for process in known if runs(process)]
 
     yield alive
     for process in alive():
@@ -105,7 +106,7 @@ def test_ctrl_c_in_mid_run_keeps_what_is_finished(
         until(lambda: len(lines(out / "problems.jsonl")) >= 1)
         family()
         process.send_signal(sent)
-        assert process.wait(20) == 130
+        assert process.wait(120) == 130
     assert not family()
     assert len(lines(out / "problems.jsonl")) >= 1
     assert not (out / "summary.json").exists()
@@ -117,7 +118,7 @@ def test_ctrl_c_while_the_server_starts_leaves_nothing(tmp_path: Path, family: C
         until(lambda: "non-default args" in (out / "server.log").read_text() if (out / "server.log").exists() else False)
         assert family()
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        assert process.wait(120) == 130
     assert not family()
 
 

@@ -233,12 +233,15 @@ class Faults:
     def kill_kernels(self) -> None:
         """All Python sessions, leased and spare: among the descendants of the process they are forked from, the leaves."""
         everyone = psutil.Process(self._runner.pid).children(recursive=True)
-        zygote = next(process for process in everyone if "kernel_zygote" in " ".join(process.cmdline()))
-        family = zygote.children(recursive=True)
-        parents = set()
-        for process in family:  # sessions come and go all the time
+        parents: set[int] = set()
+        zygote: psutil.Process | None = None
+        for process in everyone:  # sessions come and go all the time
             with contextlib.suppress(psutil.NoSuchProcess):
                 parents.add(process.ppid())
+                if zygote is None and "kernel_zygote" in " ".join(process.cmdline()):
+                    zygote = process
+        assert zygote is not None
+        family = zygote.children(recursive=True)
         for process in family:
             if process.pid not in parents:
                 with contextlib.suppress(psutil.NoSuchProcess):

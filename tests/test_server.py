@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from aimo_solver.config import SamplingConfig
 from aimo_solver.engine import VllmEngine
 from aimo_solver.errors import EngineLost, ServerStartError
 from aimo_solver.server import Server, ServerCommand, Supervisor, free_port
+from tests.processes import pid_runs
 
 _PROGRAM = """
 import http.server, subprocess, sys
@@ -69,11 +69,6 @@ async def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
         await asyncio.sleep(0.05)
 
 
-def gone(pid: int) -> bool:
-    """True if nothing runs under that number: a zombie that nobody reaps, as in some containers, counts as gone."""
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-
-
 def worker_pid(bench: Bench) -> int:
     return int(bench.log.read_text().split("worker")[-1].split()[0])
 
@@ -82,10 +77,10 @@ async def test_stop_leaves_no_descendant(bench: Bench) -> None:
     server = Server(bench.good, bench.log)
     await server.start(bench.engine.healthy, 20)
     worker = worker_pid(bench)
-    assert not gone(worker)
+    assert pid_runs(worker)
     await server.stop()
     assert not server.alive
-    assert gone(worker)
+    assert not pid_runs(worker)
     await bench.engine.close()
 
 
@@ -116,7 +111,7 @@ async def test_a_killed_server_is_replaced(bench: Bench) -> None:
     os.kill(first, signal.SIGKILL)
     await until(lambda: supervisor.server.pid != first)
     await asyncio.wait_for(bench.engine.wait_ready(), 120)
-    assert gone(orphan)
+    assert not pid_runs(orphan)
     await supervisor.stop()
     assert [kind for kind, _ in bench.events].count("server_fault") == 1
     await bench.engine.close()
@@ -179,6 +174,6 @@ async def test_server_dies_with_a_killed_solver(bench: Bench) -> None:
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as solver:  # noqa: ASYNC220
         assert solver.stdout is not None
         server = int(solver.stdout.readline())
-        assert not gone(server)
+        assert pid_runs(server)
         solver.kill()
-    await until(lambda: gone(server))
+    await until(lambda: not pid_runs(server))
