@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from aimo_solver import bench_boot, bench_kernels, session
+from aimo_solver import bench_boot, session
 from aimo_solver.cli import app
 from aimo_solver.server import ServerCommand, free_port
 from tests.conftest import MODEL, ROOT, Served
@@ -114,6 +114,7 @@ CASES = (
     ),
     Case("aimo-solver replay RUN --policy default --policy select --policy verify", "verify"),
     Case("aimo-solver replay DIR/attempts.jsonl", "majority"),
+    Case("aimo-solver bench kernels", "plain jupyter_client", more="--kernels 2 --rounds 1"),
     Case("aimo-solver bench prewarm --folder /disk/scratch --gigabytes 30", "warm", more="--gigabytes 0.05"),
     Case(
         "aimo-solver cache pack --model MODEL --archive gpt-oss.aimocache",
@@ -134,7 +135,6 @@ WITH_ITS_SERVER = Case("aimo-solver evaluate problems.csv --time-limit 3600 --se
 SERVE = "aimo-solver serve --model /models/gpt-oss-120b --port 8000"
 ASK = Case("aimo-solver evaluate problems.csv --endpoint http://127.0.0.1:8000 --problems-in-parallel 4", "of 2 right")
 SERVE_FOR_TESTS = 'aimo-solver serve --port 8000 --slots 16 --set \'server.extra_args=["--served-model-name","pocket"]\''
-BENCH_KERNELS = "aimo-solver bench kernels"
 BENCH_SERVERS = {
     "aimo-solver bench engine --model MODEL": ("--streams 2 --tokens 40 --turn-tokens 20", "loop, tools"),
     "aimo-solver bench boot --model MODEL": ("--set solver.slots=2", "side by side"),
@@ -179,7 +179,7 @@ EXCLUDED = {
 
 def run_for_real() -> list[str]:
     cases = [one.command for case in CASES for one in (case, *case.behind)]
-    alone = [WITH_ITS_SERVER.command, SERVE, ASK.command, SERVE_FOR_TESTS, BENCH_KERNELS, *BENCH_SERVERS]
+    alone = [WITH_ITS_SERVER.command, SERVE, ASK.command, SERVE_FOR_TESTS, *BENCH_SERVERS]
     return [*dict.fromkeys(cases), *alone, *ELSEWHERE]
 
 
@@ -275,20 +275,6 @@ def test_a_command_does_what_the_docs_say(case: Case, tmp_path: Path, request: p
     if "--folder" in case.command and "stay in the page cache" in place.type(case).stderr:
         pytest.skip("files here do not leave the page cache")
     done(case, place)
-
-
-@pytest.mark.kernels
-def test_the_kernel_benchmark_prints_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With two kernels and one short round, because the command takes a minute and has no option for less."""
-    monkeypatch.setattr(bench_kernels, "_KERNELS", 2)
-    for name, size in {"_rate": {"seconds": 0.2}, "_latencies": {"rounds": 1}, "_lease_time": {"leases": 3}}.items():
-        monkeypatch.setattr(bench_kernels, name, partial(getattr(bench_kernels, name), **size))
-    monkeypatch.setattr(bench_kernels, "_hang_wait", partial(bench_kernels._hang_wait, hangs=1))
-    monkeypatch.setattr(bench_kernels, "bench", partial(bench_kernels.bench, rounds=1))
-    result = CliRunner().invoke(app, shlex.split(BENCH_KERNELS)[1:])
-    assert result.exit_code == 0, result.output
-    assert "plain jupyter_client" in result.output
-    assert "lease after a hang in C code" in result.output
 
 
 @pytest.mark.vllm

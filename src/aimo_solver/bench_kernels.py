@@ -1,18 +1,14 @@
 """Speed of the kernel pool beside plain jupyter_client in the same run.
 
-    python -m aimo_solver.bench_kernels [--json] [--soak LEASES]
-
 Figures count on a quiet machine only. What is compared takes turns, and medians are told.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -25,11 +21,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from aimo_solver.errors import UserError
 from aimo_solver.kernel_soak import soak, soak_table
 from aimo_solver.kernels import Kernel, KernelPool
 
-_KERNELS = 16
 _SPARES = 4
 _CALL = "2**10"
 _IMPORTS = "import collections, fractions, functools, itertools, math, mpmath, numpy, sympy"
@@ -42,16 +36,18 @@ class KernelBench:
     """Medians.
 
     Attributes:
+        kernels: how many started, and then worked, side by side.
         call_ms, plain_call_ms: a trivial call on a leased kernel, and by `execute_interactive` of a blocking client.
         call_latency_ratio: of the two.
         lease_ms: from asking for a lease to having a kernel, while kernels are warm.
-        start_s, plain_start_s: 16 kernels ready with everything imported; the pool, and 16 bare concurrent starts.
+        start_s, plain_start_s: all kernels ready with everything imported; the pool, and as many bare concurrent starts.
         start_ratio: of the two.
-        calls_per_s, plain_calls_per_s: over 16 kernels that all compute; the pool's, and 16 bare kernels in the same loop.
+        calls_per_s, plain_calls_per_s: over all kernels, all busy; the pool's, and bare kernels in the same loop.
         throughput_ratio: of the two.
         hang_wait_s: what the next lease waits while a kernel that hangs in C code is got rid of.
     """
 
+    kernels: int
     call_ms: float
     plain_call_ms: float
     call_latency_ratio: float
@@ -65,27 +61,32 @@ class KernelBench:
     hang_wait_s: float
 
 
-async def bench(rounds: int = 3, report: Callable[[str], None] = lambda _: None) -> KernelBench:
-    """Measures everything. Takes about a minute on two cores."""
+async def bench(kernels: int = 16, rounds: int = 3, report: Callable[[str], None] = lambda _: None) -> KernelBench:
+    """Measures everything. Takes about a minute on two cores.
+
+    Args:
+        kernels: how many start, and then work, side by side.
+        rounds: times that the starts and the work are measured.
+    """
     starts: list[float] = []
     plain_starts: list[float] = []
     rates: list[float] = []
     plain_rates: list[float] = []
     for number in range(rounds):
-        report(f"16 kernels, plain, {number + 1} of {rounds}")
+        report(f"{kernels} kernels, plain, {number + 1} of {rounds}")
         began = time.perf_counter()
-        async with _plain_kernels() as clients:
+        async with _plain_kernels(kernels) as clients:
             plain_starts.append(time.perf_counter() - began)
             plain_rates.append(await _rate([_plain_call(client) for client in clients]))
-        report(f"16 kernels, the pool's, {number + 1} of {rounds}")
+        report(f"{kernels} kernels, the pool's, {number + 1} of {rounds}")
         began = time.perf_counter()
-        async with KernelPool(size=_KERNELS, spares=0) as pool:
+        async with KernelPool(size=kernels, spares=0) as pool:
             await pool.full()
             starts.append(time.perf_counter() - began)
             async with AsyncExitStack() as leases:
-                kernels = [await leases.enter_async_context(pool.lease()) for _ in range(_KERNELS)]
-                rates.append(await _rate([_pool_call(kernel) for kernel in kernels]))
-    async with KernelPool(size=_KERNELS, spares=_SPARES) as pool:
+                leased = [await leases.enter_async_context(pool.lease()) for _ in range(kernels)]
+                rates.append(await _rate([_pool_call(kernel) for kernel in leased]))
+    async with KernelPool(size=kernels, spares=_SPARES) as pool:
         await pool.full()
         report("calls")
         call, plain_call = await _latencies(pool)
@@ -96,6 +97,7 @@ async def bench(rounds: int = 3, report: Callable[[str], None] = lambda _: None)
     start, plain_start = statistics.median(starts), statistics.median(plain_starts)
     rate, plain_rate = statistics.median(rates), statistics.median(plain_rates)
     return KernelBench(
+        kernels=kernels,
         call_ms=call * 1e3,
         plain_call_ms=plain_call * 1e3,
         call_latency_ratio=call / plain_call,
@@ -111,12 +113,12 @@ async def bench(rounds: int = 3, report: Callable[[str], None] = lambda _: None)
 
 
 @asynccontextmanager
-async def _plain_kernels() -> AsyncIterator[list[Any]]:
-    """16 bare kernels, started side by side, with the usual imports done."""
+async def _plain_kernels(count: int) -> AsyncIterator[list[Any]]:
+    """Bare kernels, started side by side, with the usual imports done."""
     directory = tempfile.TemporaryDirectory(prefix="aimo-plain-")
     managers = [
         AsyncKernelManager(transport="ipc", connection_file=os.path.join(directory.name, f"{number}.json"))
-        for number in range(_KERNELS)
+        for number in range(count)
     ]
     clients: list[Any] = []
 
@@ -216,20 +218,22 @@ def table(result: KernelBench) -> Table:
     """For the terminal."""
     shown = Table("", "pool", "plain jupyter_client", "ratio", title="Kernel pool")
     shown.add_row("call, ms", f"{result.call_ms:.2f}", f"{result.plain_call_ms:.2f}", f"{result.call_latency_ratio:.2f}")
-    shown.add_row("16 kernels ready, s", f"{result.start_s:.2f}", f"{result.plain_start_s:.2f}", f"{result.start_ratio:.2f}")
+    shown.add_row(
+        f"{result.kernels} kernels ready, s", f"{result.start_s:.2f}", f"{result.plain_start_s:.2f}", f"{result.start_ratio:.2f}"
+    )
     rates = f"{result.calls_per_s:.0f}", f"{result.plain_calls_per_s:.0f}", f"{result.throughput_ratio:.2f}"
-    shown.add_row("calls per second, 16 busy kernels", *rates)
+    shown.add_row(f"calls per second, {result.kernels} busy kernels", *rates)
     shown.add_row("lease of a warm kernel, ms", f"{result.lease_ms:.3f}", "", "")
     shown.add_row("lease after a hang in C code, s", f"{result.hang_wait_s:.4f}", "", "")
     return shown
 
 
-def run(soak_leases: int | None = None, as_json: bool = False) -> int:
+def run(soak_leases: int | None = None, as_json: bool = False, *, kernels: int = 16, rounds: int = 3) -> int:
     """What the command does; returns its exit code, 1 if a soak met surprises or is not flat."""
     console = Console(stderr=True)
     if soak_leases is None:
         with console.status("kernels") as status:
-            result = asyncio.run(bench(report=status.update))
+            result = asyncio.run(bench(kernels, rounds, status.update))
         if as_json:
             print(json.dumps(asdict(result)))
         else:
@@ -243,19 +247,3 @@ def run(soak_leases: int | None = None, as_json: bool = False) -> int:
     else:
         Console().print(soak_table(soaked), *soaked.surprises, sep="\n")
     return 0 if soaked.flat and not soaked.surprises else 1
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m aimo_solver.bench_kernels", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    parser.add_argument("--soak", type=int, metavar="LEASES", help="run this many leases of hard cases instead")
-    options = parser.parse_args(arguments)
-    try:
-        return run(options.soak, options.json)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -104,9 +104,11 @@ def replay_command(
 def bench_kernels_command(
     as_json: AsJson = False,
     soak: Annotated[int | None, typer.Option(min=1, help="run so many leases of hard cases instead")] = None,
+    kernels: Annotated[int, typer.Option(min=1, max=64, help="how many start and work side by side")] = 16,
+    rounds: Annotated[int, typer.Option(min=1, help="times that starts and work are measured")] = 3,
 ) -> None:
     """The kernel pool against plain jupyter_client."""
-    raise typer.Exit(run_kernels(soak, as_json))
+    raise typer.Exit(run_kernels(soak, as_json, kernels=kernels, rounds=rounds))
 
 
 @bench.command("prewarm")
