@@ -213,8 +213,8 @@ def _read_piece(state: _State, piece: _Piece, buffer: memoryview, stop: Event | 
         ahead = read_ahead_bytes(os.fstat(descriptor).st_dev)
         with state.lock:
             state.resident += size - absent
-            # What the kernel may have read ahead for a neighbouring piece tells nothing.
-            by_others = absent == 0 and piece.resident_before < size // 2 and size > 4 * ahead
+            # What the kernel may have read ahead for a neighbouring piece tells nothing, nor a page that it has taken back.
+            by_others = absent < size // 16 and piece.resident_before < size // 2 and size > 4 * ahead
             state.overtaken = state.overtaken + 1 if by_others else 0
             if state.overtaken >= _OVERTAKEN_PIECES:
                 state.stop = StopReason.OVERTAKEN
