@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 import pytest_asyncio
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aimo_solver import kernel_report, kernel_soak
@@ -431,6 +431,13 @@ def test_text_of_silence_says_so() -> None:
     assert result_of().as_text() == "[no output]"
 
 
+def test_short_output_stays_whole_beside_a_long_traceback() -> None:
+    text = result_of("hello", None, "x" * 9_000 + "\nValueError: x").as_text(8_000)
+    assert text.startswith("hello\nxxx")
+    assert text.endswith("ValueError: x")
+
+
+@example(stdout="0" * 20, value="0" * 19, trace="0" * 17, limit=60)  # a limit that the note alone would fill
 @given(
     stdout=st.text(max_size=400),
     value=st.none() | st.text(max_size=400),

@@ -45,13 +45,13 @@ class ExecutionResult:
     def as_text(self, limit: int = 8_000) -> str:
         """What the model is shown: output, value, notes in square brackets, traceback.
 
-        Cut in the middle to `limit` characters and the note that says so; output gives way before notes and traceback.
+        Cut in the middle to `limit` characters and the notes that say so; output gives way before notes and traceback.
         """
         told = "\n".join(part.rstrip("\n") for part in (self.stdout, self.value) if part)
         went_wrong = "\n".join([*(f"[{note}]" for note in self.notes), *filter(None, [self.traceback])])
-        went_wrong = _cut(went_wrong, max(limit // 2, limit - len(told)))
-        told = _cut(told, limit - len(went_wrong))
-        return "\n".join(filter(None, [told, went_wrong])) or "[no output]"
+        for_wrong = min(len(went_wrong), max(limit // 2, limit - len(told)))
+        parts = [_cut(told, limit - for_wrong), _cut(went_wrong, for_wrong)]
+        return "\n".join(filter(None, parts)) or "[no output]"
 
 
 def _cut(text: str, limit: int) -> str:
