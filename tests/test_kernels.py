@@ -37,8 +37,9 @@ FEWER = {"no namespaces": frozenset({Guard.USER, Guard.SECCOMP, Guard.LANDLOCK})
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _surroundings() -> Iterator[None]:
+def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A secret in the environment, and a temporary directory in which no pool leaves anything."""
+    tmp_path_factory.getbasetemp()  # the session's own folder lies elsewhere, whichever module comes first
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="kt-") as place:
         os.chmod(place, 0o711)
         patch.setenv("KERNEL_TEST_SECRET", "KERNEL_TEST_SECRET")
