@@ -67,7 +67,7 @@ class Page:
         self._send("Browser.close")
         os.close(self._write)
         os.close(self._read)
-        self._process.wait(timeout=20)
+        self._process.wait(timeout=60)
         self._profile.cleanup()
 
     def resize(self, width: int, height: int) -> None:
@@ -81,7 +81,7 @@ class Page:
             raise AssertionError(answer["exceptionDetails"])
         return answer["result"].get("value")
 
-    def wait_for(self, condition: str, timeout_s: float = 20.0) -> None:
+    def wait_for(self, condition: str, timeout_s: float = 60.0) -> None:
         """Returns once the expression is true."""
         end = time.monotonic() + timeout_s
         while not self.run(condition):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from aimo_solver.config import Config, ServerConfig
 from aimo_solver.engine import VllmEngine
@@ -18,6 +19,10 @@ from aimo_solver.server import Server, ServerCommand, free_port
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "data" / "pocket-model"
+
+# On top of what Hypothesis does by itself where CI is set: always the same examples.
+settings.register_profile("untimed", settings.default, deadline=None)
+settings.load_profile("untimed")
 
 
 @dataclass(frozen=True)

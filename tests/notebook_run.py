@@ -61,7 +61,7 @@ async def _rerun(folder: Path, csv: str, executing: asyncio.Task[object], times:
 
 def _wait_for_server(times: dict[str, float], started: float) -> None:
     with grpc.insecure_channel("localhost:50051", options=[("grpc.max_reconnect_backoff_ms", 100)]) as channel:
-        grpc.channel_ready_future(channel).result(timeout=60)
+        grpc.channel_ready_future(channel).result(timeout=300)
     times["listening"] = time.monotonic() - started
     times["listening_wall"] = time.time()
 

@@ -157,10 +157,10 @@ async def test_full_context_asks_for_the_answer(stage: Stage) -> None:
 
 
 async def test_deadline_asks_for_the_answer_and_keeps_it(stage: Stage) -> None:
-    plays = [Play(stage.text("so "), endless=True, delay_s=0.01), Play(stage.text("9}.<turn|>"))]
-    attempt = await stage.play(*plays, seconds=6)
+    plays = [Play(stage.text("so "), endless=True, delay_s=0.05), Play(stage.text("9}.<turn|>"))]
+    attempt = await stage.play(*plays, seconds=12)
     assert (attempt.answer, attempt.finish_reason) == (9, FinishReason.FORCED)
-    assert attempt.seconds < 6
+    assert attempt.seconds < 12
 
 
 async def test_a_model_that_never_stops_ends_at_the_deadline(stage: Stage) -> None:
@@ -171,7 +171,7 @@ async def test_a_model_that_never_stops_ends_at_the_deadline(stage: Stage) -> No
 
 
 async def test_a_long_call_does_not_outlive_the_deadline(stage: Stage) -> None:
-    attempt = await stage.play(Play(stage.call("import time; time.sleep(60)")), Play(stage.text("4}.<turn|>")), seconds=3)
+    attempt = await stage.play(Play(stage.call("import time; time.sleep(60)")), Play(stage.text("4}.<turn|>")), seconds=6)
     assert attempt.seconds < 30
     assert attempt.tool_errors == 1
 

@@ -86,7 +86,7 @@ async def test_the_loop_is_measured_on_a_real_server(vllm: Served) -> None:
         figures = result.details[f"2 {name}"]
         assert figures["rates"][0] * figures["seconds"][0] == pytest.approx(2 * 120)
     assert by_name["loop, tools"]["cached of whole blocks"] == 1
-    assert all(seconds < 5 for seconds in result.details["abort_seconds"])
+    assert all(0 <= seconds < 60 for seconds in result.details["abort_seconds"])
 
 
 @pytest.mark.vllm

@@ -207,7 +207,7 @@ def test_a_solver_that_forgets_the_time_is_left_behind(harness: Harness, monkeyp
                 raise
             raise AssertionError
 
-    budget = BudgetConfig(time_limit_s=100, margin_s=0.0, cap_s=1.1, problems=50)
+    budget = BudgetConfig(time_limit_s=100, margin_s=0.0, cap_s=4.0, problems=50)
 
     @asynccontextmanager
     async def bring_up(narrator: Narrator) -> AsyncIterator[Script]:

@@ -449,7 +449,7 @@ def test_a_rerun_over_grpc_between_two_processes(tmp_path: Path) -> None:
         **os.environ,
         "KAGGLE_IS_COMPETITION_RERUN": "1",
         "STAND_IN_HOST": "localhost",
-        "STAND_IN_STARTUP_LIMIT_S": "30",
+        "STAND_IN_STARTUP_LIMIT_S": "60",
     }
     finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=150, check=False)
     assert finished.returncode == 0, finished.stderr

@@ -90,11 +90,13 @@ def is_full(pool: KernelPool) -> bool:
 
 
 async def full(pool: KernelPool) -> bool:
-    deadline = time.monotonic() + FULL_S
-    while time.monotonic() < deadline:
+    waited_s = 0.0
+    while waited_s < FULL_S:
         if is_full(pool):
             return True
+        began = time.monotonic()
         await asyncio.sleep(0.02)
+        waited_s += min(time.monotonic() - began, 0.1)  # a machine that stands still lets nobody go on
     return False
 
 
@@ -217,7 +219,7 @@ async def test_a_kernel_is_of_no_use_after_its_lease(pool: KernelPool) -> None:
 async def test_the_next_lease_does_not_wait_for_a_hang(pool: KernelPool) -> None:
     assert await full(pool)
     async with pool.lease() as kernel:
-        hanging = asyncio.ensure_future(kernel.execute(HANG, 0.3))
+        hanging = asyncio.ensure_future(kernel.execute(HANG, 3.0))
         await asyncio.sleep(0.1)
         assert pool.warm == 2
         async with pool.lease() as other:
@@ -285,7 +287,7 @@ def test_no_kernel_outlives_a_killed_solver(guards: frozenset[Guard], number: in
         below = [psutil.Process(int(pid)), *psutil.Process(int(pid)).children(recursive=True)]
         assert len(below) >= 6  # a zygote, a warden, a kernel, its three children
         solver.send_signal(number)
-    deadline = time.monotonic() + FULL_S
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline and (any(p.is_running() for p in below) or Path(directory).exists()):
         time.sleep(0.02)
     assert [p for p in below if p.is_running()] == []

@@ -75,7 +75,7 @@ def worker_pid(bench: Bench) -> int:
 
 async def test_stop_leaves_no_descendant(bench: Bench) -> None:
     server = Server(bench.good, bench.log)
-    await server.start(bench.engine.healthy, 20)
+    await server.start(bench.engine.healthy, 120)
     worker = worker_pid(bench)
     assert pid_runs(worker)
     await server.stop()
@@ -87,7 +87,7 @@ async def test_stop_leaves_no_descendant(bench: Bench) -> None:
 async def test_start_that_fails_carries_command_and_log(bench: Bench) -> None:
     server = Server(bench.bad, bench.log)
     with pytest.raises(ServerStartError) as error:
-        await server.start(bench.engine.healthy, 20)
+        await server.start(bench.engine.healthy, 120)
     assert error.value.exit_code == 3
     assert "no memory left" in str(error.value)
     assert sys.executable in str(error.value)
@@ -166,7 +166,7 @@ async def test_server_dies_with_a_killed_solver(bench: Bench) -> None:
         async def ready(): return True
         async def main():
             server = Server(ServerCommand((sys.executable, "-c", "import time; time.sleep(600)")), Path({str(bench.log)!r}))
-            await server.start(ready, 10)
+            await server.start(ready, 120)
             print(server.pid, flush=True)
             await asyncio.sleep(600)
         asyncio.run(main())

@@ -51,7 +51,7 @@ class Desk:
         return [Play(tokens, delay_s=after_s, chunk=len(tokens)), Play(self._tokenizer.encode_template("?}<turn|>"))]
 
     def thinks_on(self) -> Sequence[Play]:
-        endless = Play(self._tokenizer.encode_template("so "), endless=True, delay_s=0.01)
+        endless = Play(self._tokenizer.encode_template("so "), endless=True, delay_s=0.05)
         return [endless, endless]
 
     def solver(self, script: Callable[[int], Sequence[Play]], *settings: str) -> Solver:
@@ -110,7 +110,7 @@ async def test_no_attempt_starts_after_the_decision(desk: Desk) -> None:
 
 async def test_the_clock_ends_the_problem_with_the_best_so_far(desk: Desk) -> None:
     started = time.monotonic()
-    result = await desk.solve(lambda index: desk.answers(2) if index == 0 else desk.thinks_on(), seconds=2.0)
+    result = await desk.solve(lambda index: desk.answers(2) if index == 0 else desk.thinks_on(), seconds=6.0)
     assert (result.answer, result.reason) == (2, "time")
     assert time.monotonic() - started < 30
 
@@ -119,7 +119,7 @@ async def test_answers_forced_at_the_deadline_count(desk: Desk) -> None:
     def script(index: int) -> Sequence[Play]:
         return [desk.thinks_on()[0], Play(desk._tokenizer.encode_template("2}<turn|>"))]
 
-    result = await desk.solve(script, seconds=6.0)
+    result = await desk.solve(script, seconds=12.0)
     assert (result.answer, result.votes) == (2, 8)
 
 
