@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from aimo_solver.config import load_config
 from aimo_solver.errors import KernelError, KernelStartError, PoolClosedError
 from aimo_solver.kernels import ExecutionResult, Guard, Kernel, KernelLimits, KernelPool, KillReason
 from tests.faults.kernel_cases import CASES, GUARDED, LIMITS, Case
+from tests.processes import runs
 
 pytestmark = [pytest.mark.kernels]
 
@@ -219,7 +221,7 @@ async def test_a_kernel_is_of_no_use_after_its_lease(pool: KernelPool) -> None:
 async def test_the_next_lease_does_not_wait_for_a_hang(pool: KernelPool) -> None:
     assert await full(pool)
     async with pool.lease() as kernel:
-        hanging = asyncio.ensure_future(kernel.execute(HANG, 3.0))
+        hanging = asyncio.ensure_future(kernel.execute(HANG, 1.5))
         await asyncio.sleep(0.1)
         assert pool.warm == 2
         async with pool.lease() as other:
@@ -231,6 +233,7 @@ async def test_the_next_lease_does_not_wait_for_a_hang(pool: KernelPool) -> None
 
 async def test_closing_ends_leased_kernels_and_leaves_nothing() -> None:
     pool = KernelPool(size=2, spares=1, limits=LIMITS)
+    gc.collect()  # what other tests left must not go meanwhile
     threads = set(threading.enumerate())
     descriptors = psutil.Process().num_fds()
     await pool.start()
@@ -245,11 +248,11 @@ async def test_closing_ends_leased_kernels_and_leaves_nothing() -> None:
         await pool.close()
         with pytest.raises(PoolClosedError):
             await running
-    assert [process for process in processes if process.is_running()] == []
+    assert [process for process in processes if runs(process)] == []
     assert directory is not None
     assert not directory.exists()
-    assert set(threading.enumerate()) == threads
-    assert psutil.Process().num_fds() == descriptors
+    assert set(threading.enumerate()) <= threads
+    assert psutil.Process().num_fds() <= descriptors
     with pytest.raises(PoolClosedError):
         await pool.lease().__aenter__()
 
@@ -288,9 +291,9 @@ def test_no_kernel_outlives_a_killed_solver(guards: frozenset[Guard], number: in
         assert len(below) >= 6  # a zygote, a warden, a kernel, its three children
         solver.send_signal(number)
     deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline and (any(p.is_running() for p in below) or Path(directory).exists()):
+    while time.monotonic() < deadline and (any(map(runs, below)) or Path(directory).exists()):
         time.sleep(0.02)
-    assert [p for p in below if p.is_running()] == []
+    assert [p for p in below if runs(p)] == []
     assert not Path(directory).exists()
 
 
@@ -307,6 +310,7 @@ async def test_a_killed_zygote_is_replaced_and_leases_go_on(pool: KernelPool) ->
 async def test_a_killed_warden_takes_its_kernel_with_it(pool: KernelPool) -> None:
     async with pool.lease() as kernel:
         await kernel.execute("x = 5", PATIENCE_S)
+        await pool.full()  # a kernel that starts has parents for a moment only
         for warden in zygote(pool).children():
             warden.kill()
         await asyncio.sleep(0.2)
@@ -405,6 +409,7 @@ async def test_kernels_of_one_zygote_draw_different_random_numbers(pool: KernelP
 
 
 async def test_a_soak_meets_no_surprises() -> None:
+    gc.collect()  # descriptors are counted
     soaked = await kernel_soak.soak(12, seed=3, parallel=2)
     assert soaked.surprises == ()
     assert soaked.flat

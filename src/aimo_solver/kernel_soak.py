@@ -19,6 +19,8 @@ from rich.table import Table
 from aimo_solver.errors import UserError
 from aimo_solver.kernels import KernelPool
 
+_SETTLED_S = 10.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
@@ -95,8 +97,7 @@ async def soak(leases: int, seed: int = 0, parallel: int = 4, tick: Callable[[in
 
             await asyncio.gather(*(work() for _ in range(parallel)))
             await pool.full()
-            await asyncio.sleep(1.0)  # for what was killed to be gone
-            samples.append(_usage(pool, done))
+            samples.append(await _settled(pool, done))
     return KernelSoak(
         leases=leases,
         seconds=time.monotonic() - began,
@@ -120,6 +121,17 @@ def _load_cases() -> Any:
     return module
 
 
+async def _settled(pool: KernelPool, leases: int) -> Usage:
+    """When what was killed is gone; after `_SETTLED_S` at the latest, as what stays is what a soak is to show."""
+    latest = time.monotonic() + _SETTLED_S
+    await asyncio.sleep(1.0)
+    while True:
+        usage = _usage(pool, leases)
+        if (usage.processes, usage.directories) == (1 + 2 * pool.warm, pool.warm) or time.monotonic() > latest:
+            return usage
+        await asyncio.sleep(0.1)
+
+
 def _usage(pool: KernelPool, leases: int) -> Usage:
     own = psutil.Process()
     zygote = psutil.Process(pool.zygote_pid)
@@ -140,6 +152,8 @@ def _memory(process: psutil.Process) -> int:
         return int(process.memory_full_info().pss)
     except psutil.AccessDenied:
         return int(process.memory_info().rss)
+    except psutil.NoSuchProcess:
+        return 0
 
 
 def soak_table(result: KernelSoak) -> Table:
