@@ -73,7 +73,7 @@ def machine(out: Path, tiny: bool) -> Any:
 
 
 def _config(tiny: bool, **server: Any) -> Any:
-    from aimo_solver.config import config_from
+    from aimo_solver.settings import config_from
 
     values: dict[str, Any] = {"solver": {"slots": SLOTS, "max_attempts": SLOTS}, "server": server}
     values["sampling"] = {"top_logprobs": 0}

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aimo_solver.attempt import Attempt, FinishReason
-from aimo_solver.config import Config, config_from
+from aimo_solver.config import Config
 from aimo_solver.runlog import ProblemResult, RunLog
+from aimo_solver.settings import config_from
 from aimo_solver.voting import Candidate
 
 ATTEMPTS = Path(__file__).parents[1].parent / "shared" / "replay" / "attempts.csv"

@@ -15,10 +15,10 @@ from aimo_solver.bench_boot import _stages
 from aimo_solver.bench_engine import Target, bench_engine
 from aimo_solver.bench_prewarm import bench_prewarm, evict, make_files
 from aimo_solver.chat import chat_format
-from aimo_solver.config import config_from
 from aimo_solver.errors import UserError
 from aimo_solver.pagecache import resident_bytes
 from aimo_solver.prewarm import prewarm
+from aimo_solver.settings import config_from
 from aimo_solver.warmup import warm_up
 from tests.conftest import Served
 

@@ -19,7 +19,8 @@ from typing import Any
 import nbformat
 import pytest
 
-from aimo_solver.config import Config, config_from
+from aimo_solver.config import Config
+from aimo_solver.settings import config_from
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "build_notebook.py"

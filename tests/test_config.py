@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from aimo_solver.config import Config, config_from, load_config
+from aimo_solver.config import Config
 from aimo_solver.errors import ConfigError
+from aimo_solver.settings import config_from, load_config
 
 
 def test_defaults_are_the_documented_ones() -> None:

@@ -15,8 +15,9 @@ import pytest
 import typer.main
 
 from aimo_solver.cli import app
-from aimo_solver.config import Config, config_from, load_config
+from aimo_solver.config import Config
 from aimo_solver.replay import parse_policy
+from aimo_solver.settings import config_from, load_config
 from aimo_solver.simulate import parse_play
 from tests.conftest import ROOT
 from tests.doc_commands import ALL, DOCS, FENCE, INLINE, OURS, SCRIPTS, Command, blocks

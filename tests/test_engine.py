@@ -12,10 +12,11 @@ import pytest
 from aiohttp import web
 
 from aimo_solver.chat import chat_format
-from aimo_solver.config import Config, SamplingConfig, load_config
+from aimo_solver.config import Config, SamplingConfig
 from aimo_solver.engine import Chunk, CompletionRequest, VllmEngine, entropy, find_model
 from aimo_solver.errors import EndpointError, EngineRejected, EngineUnavailable
 from aimo_solver.server import free_port
+from aimo_solver.settings import load_config
 from tests.conftest import Served
 
 

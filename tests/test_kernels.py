@@ -22,9 +22,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aimo_solver import kernel_report, kernel_soak
-from aimo_solver.config import load_config
 from aimo_solver.errors import KernelError, KernelStartError, PoolClosedError
 from aimo_solver.kernels import ExecutionResult, Guard, Kernel, KernelLimits, KernelPool, KillReason
+from aimo_solver.settings import load_config
 from tests.faults.kernel_cases import CASES, GUARDED, LIMITS, Case
 from tests.processes import runs
 

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from aimo_solver.chat_gemma import GemmaFormat
-from aimo_solver.config import load_config
 from aimo_solver.model_folder import ModelFolder
+from aimo_solver.settings import load_config
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "data" / "pocket-model"

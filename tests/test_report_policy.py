@@ -11,13 +11,13 @@ import pytest
 
 from aimo_solver.attempt import Attempt, FinishReason
 from aimo_solver.calibration import wilson
-from aimo_solver.config import config_from
 from aimo_solver.report_data import RunReport, load_report
 from aimo_solver.report_html import render
 from aimo_solver.report_policy import Choice, Moment, choice
 from aimo_solver.rundir import read_run
 from aimo_solver.runlog import ProblemResult, RunLog
 from aimo_solver.selection import Method
+from aimo_solver.settings import config_from
 
 # By problem: the truth, the answer taken, and (answer, second of its end) of each attempt; all begin at second 0, and sample
 # ten tokens a second. Every vote is by majority, two equal answers end a problem.

@@ -15,9 +15,10 @@ from aimo_solver.attempt import Attempt, FinishReason
 from aimo_solver.budget import RULES as BUDGETS
 from aimo_solver.budget import Clock, allot
 from aimo_solver.competition import RUNS, Competitions, Pool
-from aimo_solver.config import Config, config_from
+from aimo_solver.config import Config
 from aimo_solver.errors import ConfigError
 from aimo_solver.records import Group, Use, read_groups
+from aimo_solver.settings import config_from
 from aimo_solver.simulate import Throughput, parse_play, playable, simulate, sweep
 from aimo_solver.stopping import RULES, decided
 from aimo_solver.voting import VOTERS, rank

@@ -14,11 +14,12 @@ from aimo_solver.agent import AgentRun, AttemptTools
 from aimo_solver.attempt import Attempt, FinishReason
 from aimo_solver.budget import Allotment
 from aimo_solver.chat import chat_format
-from aimo_solver.config import Config, load_config
+from aimo_solver.config import Config
 from aimo_solver.kernels import KernelPool
 from aimo_solver.model_folder import ModelFolder
 from aimo_solver.problems import Problem
 from aimo_solver.runlog import NullLog, ProblemResult
+from aimo_solver.settings import load_config
 from aimo_solver.solver import FALLBACK_ANSWER, SilentObserver, Solver
 from tests.fakes import Play, ScriptedEngine
 from tests.tiny_tokenizers import gemma_folder

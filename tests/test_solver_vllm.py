@@ -14,11 +14,12 @@ from aimo_solver.agent import AttemptTools
 from aimo_solver.attempt import Attempt
 from aimo_solver.budget import Allotment
 from aimo_solver.chat import chat_format
-from aimo_solver.config import Config, load_config
+from aimo_solver.config import Config
 from aimo_solver.engine import CompletionRequest, VllmEngine
 from aimo_solver.kernels import KernelPool
 from aimo_solver.problems import Problem
 from aimo_solver.runlog import NullLog
+from aimo_solver.settings import load_config
 from aimo_solver.solver import SilentObserver, Solver
 from tests.conftest import MODEL, Served
 

@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from aimo_solver.attempt import Attempt
 from aimo_solver.budget import Allotment, Clock, allot
 from aimo_solver.clock import RunClock, process_age_s
-from aimo_solver.config import BudgetConfig, Config, config_from
+from aimo_solver.config import BudgetConfig, Config
 from aimo_solver.errors import AimoError, BootError, RunDirectoryError
 from aimo_solver.gateway import Work, in_rerun
 from aimo_solver.paths import find_compile_cache, find_model
 from aimo_solver.problems import Problem
 from aimo_solver.runlog import NullLog, ProblemResult, RunLog, describe_environment
+from aimo_solver.settings import config_from
 from aimo_solver.wheels import Installation
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ import typer
 from aimo_solver import cli_measure
 from aimo_solver.cli_guard import EMBEDDED_MODEL, console, guarded
 from aimo_solver.clock import RunClock
-from aimo_solver.config import Config, load_config
+from aimo_solver.config import Config
 from aimo_solver.errors import ConfigError, RunDirectoryError
 from aimo_solver.evaluate import evaluate
 from aimo_solver.machine import detect_machine, installed_flags
@@ -32,6 +32,7 @@ from aimo_solver.report import report
 from aimo_solver.runlock import is_running
 from aimo_solver.runlog import RunLog, describe_environment, read_run
 from aimo_solver.session import Endpoint, check_model, endpoint_folder, endpoint_session, local_session
+from aimo_solver.settings import load_config
 from aimo_solver.watch import watch
 
 app = typer.Typer(

@@ -21,7 +21,7 @@ from aimo_solver.bench_engine import Target, bench_engine
 from aimo_solver.bench_kernels import run as run_kernels
 from aimo_solver.bench_prewarm import bench_prewarm, make_files
 from aimo_solver.cli_guard import EMBEDDED_MODEL, console, guarded
-from aimo_solver.config import Config, load_config
+from aimo_solver.config import Config
 from aimo_solver.environment import describe_environment
 from aimo_solver.errors import ConfigError
 from aimo_solver.machine import detect_machine
@@ -30,6 +30,7 @@ from aimo_solver.records import read_groups
 from aimo_solver.replay import parse_policy, replay
 from aimo_solver.runlog import RunLog
 from aimo_solver.session import check_model, local_session
+from aimo_solver.settings import load_config
 from aimo_solver.simulate import parse_play, playable, simulate, sweep
 
 _POLICIES = ("majority", "error-weighted", "entropy", "tail-entropy", "vote-share", "lexicographic", "proximity")

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from aimo_solver.bootstrap import Bootstrap, Interval
-from aimo_solver.config import VotingConfig, config_from
+from aimo_solver.config import VotingConfig
 from aimo_solver.errors import ConfigError
 from aimo_solver.records import Group, Use
 from aimo_solver.selection import Method
+from aimo_solver.settings import config_from
 from aimo_solver.stopping import RULES, decided
 from aimo_solver.voting import VOTERS, rank
 

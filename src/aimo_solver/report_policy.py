@@ -15,12 +15,13 @@ from typing import Any
 from markupsafe import Markup
 
 from aimo_solver.calibration import Bin, calibration
-from aimo_solver.config import VotingConfig, config_from
+from aimo_solver.config import VotingConfig
 from aimo_solver.records import Group, group_of
 from aimo_solver.replay import Policy, parse_policy, play
 from aimo_solver.report_data import ProblemReport, RunReport, Verdict
 from aimo_solver.report_svg import Canvas, clock, short, ticks, time_ticks
 from aimo_solver.selection import Method
+from aimo_solver.settings import config_from
 from aimo_solver.voting import rank
 
 _UNKNOWN = -1  # no answer is; a problem whose truth nobody knows is asked for tokens only

@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 from aimo_solver.bootstrap import Bootstrap, Interval
 from aimo_solver.budget import RULES as BUDGETS
 from aimo_solver.competition import RUNS, Competitions, Pool
-from aimo_solver.config import Config, config_from
+from aimo_solver.config import Config
 from aimo_solver.errors import ConfigError
 from aimo_solver.records import Group, Use
 from aimo_solver.replay import parse_policy
+from aimo_solver.settings import config_from
 
 Floats = NDArray[np.float64]
 
