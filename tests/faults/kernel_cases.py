@@ -13,7 +13,7 @@ from aimo_solver.kernels import ExecutionResult, Guard, KernelLimits, KillReason
 
 # small enough to be reached in a test
 LIMITS = KernelLimits(
-    memory_mb=400, cpu_s=2, processes=40, open_files=128, scratch_mb=32, output_bytes=20_000, flood_bytes=500_000, grace_s=1.0
+    memory_mb=400, cpu_s=5, processes=40, open_files=128, scratch_mb=32, output_bytes=20_000, flood_bytes=500_000, grace_s=2.0
 )
 _NAMESPACES = frozenset({Guard.NAMESPACES})
 _CONFINED = frozenset({Guard.NAMESPACES, Guard.LANDLOCK})  # any of them: writing is confined
