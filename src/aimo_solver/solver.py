@@ -9,7 +9,7 @@ import asyncio
 import dataclasses
 import itertools
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from aimo_solver.agent import AgentRun, AttemptTools
@@ -49,11 +49,21 @@ class SilentObserver:
 class Solver:
     """Solves problems with one engine and one kernel pool."""
 
-    def __init__(self, tools: AttemptTools, config: Config, log: RunLog, observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        tools: AttemptTools,
+        config: Config,
+        log: RunLog,
+        observer: Observer | None = None,
+        *,
+        on_problem_end: Callable[[ProblemResult], None] = lambda result: None,
+    ) -> None:
+        """`on_problem_end` is called after each problem, when it is logged and shown."""
         self._tools = tools
         self._config = config
         self._log = log
         self._observer = observer or SilentObserver()
+        self._on_problem_end = on_problem_end
         self._prompts = prompt_variants(config.prompt.mix)
         self._best: dict[str, int] = {}
 
@@ -78,6 +88,7 @@ class Solver:
         result = work.result(reason)
         self._log.problem_finished(result)
         self._observer.problem_finished(result)
+        self._on_problem_end(result)
         return result
 
 
