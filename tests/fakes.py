@@ -43,6 +43,7 @@ class ScriptedEngine:
         self.context_tokens = context_tokens
         self.requests: list[CompletionRequest] = []
         self.running = 0
+        self.faults = 0
         self.most_running = 0
         self._script = script
         self._attempts: dict[tuple[str, str], _Attempt] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -117,10 +118,19 @@ async def test_nothing_listening_is_said_in_one_line() -> None:
 
 
 @asynccontextmanager
-async def server(handler: web.RequestHandler[web.Request] | object) -> AsyncIterator[VllmEngine]:
-    """A server whose completions page is `handler`."""
+async def server(handler: object, models: object = None) -> AsyncIterator[VllmEngine]:
+    """A healthy server whose completions page is `handler` and whose list of models is `models`, as JSON or text."""
+
+    async def healthy(request: web.Request) -> web.Response:
+        return web.Response()
+
+    async def listed(request: web.Request) -> web.Response:
+        return web.Response(text=models if isinstance(models, str) else json.dumps(models))
+
     application = web.Application()
     application.router.add_post("/v1/completions", handler)  # type: ignore[arg-type]
+    application.router.add_get("/health", healthy)
+    application.router.add_get("/v1/models", listed)
     runner = web.AppRunner(application)
     await runner.setup()
     port = free_port()
@@ -130,6 +140,10 @@ async def server(handler: web.RequestHandler[web.Request] | object) -> AsyncIter
             yield engine
     finally:
         await runner.cleanup()
+
+
+async def unused(request: web.Request) -> web.Response:
+    raise AssertionError("nobody asked for a completion")
 
 
 async def test_what_came_before_a_break_is_kept() -> None:
@@ -188,3 +202,21 @@ def test_entropy_of_an_even_choice() -> None:
 
 def test_default_configuration_asks_for_the_cheapest_log_probabilities() -> None:
     assert Config().sampling.top_logprobs == 0
+
+
+async def test_the_context_of_a_replaced_server_is_known_before_its_first_request() -> None:
+    async with server(unused, models={"data": [{"id": "m", "max_model_len": 49_152}]}) as engine:
+        engine.context_tokens = 65_536
+        await engine.wait_ready()
+        assert engine.context_tokens == 49_152
+
+
+@pytest.mark.parametrize(
+    "models", ["", "[]", '{"data": 1}', '{"data": [3]}', '{"data": [{"id": "m", "max_model_len": "x"}]}', "[" * 99_999]
+)
+async def test_a_list_of_models_that_cannot_be_read_leaves_the_context_as_it_was(models: str) -> None:
+    async with server(unused, models=models) as engine:
+        await engine.wait_ready()
+        assert engine.context_tokens == 100
+        with pytest.raises(EndpointError, match="does not list models"):
+            await find_model(engine.base_url)

@@ -177,3 +177,19 @@ async def test_server_dies_with_a_killed_solver(bench: Bench) -> None:
         assert pid_runs(server)
         solver.kill()
     await until(lambda: not pid_runs(server))
+
+
+async def test_refilled_restarts_count_anew_and_every_fault_is_counted(bench: Bench) -> None:
+    supervisor = bench.supervisor(bench.good, restarts=1)
+    await supervisor.start()
+    for fault in (1, 2, 3):
+        first = supervisor.server.pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        await until(lambda first=first: supervisor.server.pid != first)  # type: ignore[misc]
+        await asyncio.wait_for(bench.engine.wait_ready(), 120)
+        assert bench.engine.faults == fault
+        supervisor.refill()
+    assert bench.engine.lost is None
+    await supervisor.stop()
+    await bench.engine.close()

@@ -140,7 +140,7 @@ async def server(model: Path, config: Config, log: Path) -> AsyncIterator[tuple[
     context = preset.context_tokens
     async with VllmEngine(f"http://127.0.0.1:{port}", SERVED_NAME, config.sampling, context_tokens=context) as engine:
         try:
-            yield engine, process.start(engine.healthy, config.server.start_timeout_s), preset.vocabulary
+            yield engine, process.start(engine.ready, config.server.start_timeout_s), preset.vocabulary
         finally:
             await process.stop()
 

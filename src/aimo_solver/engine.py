@@ -7,6 +7,7 @@ than the network does; here a chunk costs one `json.loads`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import re
@@ -20,6 +21,8 @@ import aiohttp
 
 from aimo_solver.config import SamplingConfig
 from aimo_solver.errors import EndpointError, EngineLost, EngineRejected, EngineUnavailable, ServerError
+
+_LONGEST_ANSWER = 1 << 20  # bytes read of an answer that is no stream, and of one event of a stream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +60,15 @@ class Chunk:
 
 
 class Engine(Protocol):
-    """What the agent loop needs of a model."""
+    """What the agent loop needs of a model.
+
+    Attributes:
+        context_tokens: longest prompt and answer together; a server that was replaced may hold less.
+        faults: how often the server was lost or replaced so far.
+    """
 
     context_tokens: int
+    faults: int
 
     def stream(self, request: CompletionRequest) -> AsyncGenerator[Chunk, None]:
         """Samples one turn. Closing the generator frees the server's slot at once.
@@ -71,7 +80,7 @@ class Engine(Protocol):
         ...
 
     async def wait_ready(self) -> None:
-        """Returns when the server answers again.
+        """Returns when the server answers again, with `context_tokens` as the running server says.
 
         Raises:
             EngineLost: it never will.
@@ -85,6 +94,7 @@ class VllmEngine:
     Attributes:
         context_tokens: the served model's longest prompt and answer together.
         tokens_streamed, running: all tokens so far and requests under way, for whoever watches progress.
+        faults: how often the server was lost or replaced; its supervisor counts.
         lost: why there is no server any more, set by whoever gave it up.
     """
 
@@ -103,6 +113,7 @@ class VllmEngine:
         self.context_tokens = context_tokens
         self.tokens_streamed = 0
         self.running = 0
+        self.faults = 0
         self.lost: ServerError | None = None
         self._sampling = sampling
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -150,10 +161,20 @@ class VllmEngine:
 
     async def wait_ready(self) -> None:
         """See `Engine.wait_ready`."""
-        while not await self.healthy():
+        while not await self.ready():
             if self.lost is not None:
                 raise EngineLost(str(self.lost)) from self.lost
             await asyncio.sleep(0.25)
+
+    async def ready(self) -> bool:
+        """True if the server is healthy; its context is known then, as far as it tells."""
+        if not await self.healthy():
+            return False
+        # A list that cannot be read costs nothing: a request that is too long is answered by asking for less.
+        with contextlib.suppress(EndpointError):
+            served = await find_model(self.base_url, self.model, session=self._open())
+            self.context_tokens = served.context_tokens or self.context_tokens
+        return True
 
     async def healthy(self, timeout_s: float = 5.0) -> bool:
         """True if the server's health page answers in time."""
@@ -205,45 +226,69 @@ class ServedModel:
     """A model that an endpoint serves.
 
     Attributes:
-        context_tokens: longest prompt and answer together.
+        context_tokens: longest prompt and answer together; None if the server does not tell.
         root: where the server itself found the model.
     """
 
     name: str
-    context_tokens: int
+    context_tokens: int | None
     root: str
 
 
-async def find_model(base_url: str, served_model: str | None = None, *, api_key: str | None = None) -> ServedModel:
+async def find_model(
+    base_url: str,
+    served_model: str | None = None,
+    *,
+    api_key: str | None = None,
+    session: aiohttp.ClientSession | None = None,
+) -> ServedModel:
     """The model to use at an endpoint: the named one, or the only one there.
+
+    Args:
+        session: for the request; without one it is a session of its own, with `api_key`.
 
     Raises:
         EndpointError: nothing answers there, or it does not serve that model; the message names those it serves.
     """
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     url = base_url.rstrip("/")
+    if session is None:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        async with aiohttp.ClientSession(headers=headers) as own:
+            return await find_model(url, served_model, session=own)
     try:
-        timeout = aiohttp.ClientTimeout(total=20)
-        async with (
-            aiohttp.ClientSession(timeout=timeout, headers=headers) as session,
-            session.get(f"{url}/v1/models") as response,
-        ):
-            if response.status != 200:
-                raise EndpointError(url, f"answers {response.status} to /v1/models; is it a vLLM server, and the API key right?")
-            models = (await response.json(content_type=None))["data"]
-    except (aiohttp.ClientError, aiohttp.InvalidURL, ConnectionError, TimeoutError) as error:
+        async with session.get(f"{url}/v1/models", timeout=aiohttp.ClientTimeout(total=20)) as response:
+            status, body = response.status, await _bounded(response)
+    except (aiohttp.ClientError, aiohttp.InvalidURL, OSError) as error:
         problem = f"does not answer ({type(error).__name__}); start the server, or check host and port"
         raise EndpointError(url, problem) from None
-    except (ValueError, KeyError, TypeError):
+    if status != 200:
+        raise EndpointError(url, f"answers {status} to /v1/models; is it a vLLM server, and the API key right?")
+    try:
+        models = [_served(model) for model in json.loads(body)["data"]]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise EndpointError(url, "does not list models as an OpenAI-compatible server does") from None
-    names = [str(model["id"]) for model in models]
-    if served_model is None and len(names) != 1:
-        raise EndpointError(url, f"serves {', '.join(names) or 'no model'}; choose one with --served-model")
+    names = ", ".join(model.name for model in models)
+    if served_model is None and len(models) != 1:
+        raise EndpointError(url, f"serves {names or 'no model'}; choose one with --served-model")
     for model in models:
-        if served_model in (None, model["id"]):
-            context_tokens = int(model.get("max_model_len") or 32_768)
-            return ServedModel(str(model["id"]), context_tokens, str(model.get("root") or ""))
-    raise EndpointError(url, f"does not serve {served_model}; it serves {', '.join(names)}")
+        if served_model in (None, model.name):
+            return model
+    raise EndpointError(url, f"does not serve {served_model}; it serves {names}")
+
+
+def _served(model: Mapping[str, Any]) -> ServedModel:
+    context = model.get("max_model_len")
+    return ServedModel(str(model["id"]), int(context) if context else None, str(model.get("root") or ""))
+
+
+async def _bounded(response: aiohttp.ClientResponse) -> str:
+    """The text of an answer that is no stream, at most `_LONGEST_ANSWER` bytes of it."""
+    body = b""
+    async for data in response.content.iter_chunked(1 << 16):
+        body += data
+        if len(body) >= _LONGEST_ANSWER:
+            break
+    return body[:_LONGEST_ANSWER].decode("utf-8", "replace")
 
 
 def entropy(candidates: Mapping[str, float]) -> float:

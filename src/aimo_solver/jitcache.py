@@ -140,7 +140,7 @@ async def build(model: Path, config: Config, root: Path, server_log: Path) -> St
             f"http://127.0.0.1:{port}", "model", config.sampling, context_tokens=preset.context_tokens
         ) as engine:
             try:
-                await server.start(engine.healthy, config.server.start_timeout_s)
+                await server.start(engine.ready, config.server.start_timeout_s)
                 ready = time.monotonic() - began
                 warmed = await warm_up(engine, slots=config.solver.slots, vocabulary=preset.vocabulary)
             finally:

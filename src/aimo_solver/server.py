@@ -43,9 +43,10 @@ class Progress(Protocol):
 
     tokens_streamed: int
     running: int
+    faults: int  # how often the server was lost; the supervisor counts
     lost: ServerError | None  # set when no server will come any more
 
-    async def healthy(self, timeout_s: float = ...) -> bool: ...
+    async def ready(self) -> bool: ...
 
 
 def free_port() -> int:
@@ -187,6 +188,7 @@ class Supervisor:
         self._progress = progress
         self._start_timeout_s = start_timeout_s
         self._stall_s = stall_s
+        self._restarts = restarts
         self._restarts_left = restarts
         self._on_event = on_event
         self._watcher: asyncio.Task[None] | None = None
@@ -200,6 +202,10 @@ class Supervisor:
         """
         await self._bring_up()
         self._watcher = asyncio.create_task(self._watch(), name="server-watcher")
+
+    def refill(self) -> None:
+        """Gives all restarts back; for a run to call after every problem that ended well."""
+        self._restarts_left = self._restarts
 
     async def stop(self) -> None:
         """Ends the watching and the server."""
@@ -216,7 +222,7 @@ class Supervisor:
             self._on_event("server_starting", command=" ".join(command.args))
             started = time.monotonic()
             try:
-                await self.server.start(self._progress.healthy, self._start_timeout_s)
+                await self.server.start(self._progress.ready, self._start_timeout_s)
             except ServerStartError as error:
                 self._on_event("server_start_failed", error=str(error), seconds=time.monotonic() - started)
                 if self._restarts_left == 0 or len(self._commands) == 1:
@@ -242,6 +248,7 @@ class Supervisor:
                     continue
                 problem = f"the vLLM server gave no token for {self._stall_s:.0f} s while requests ran"
             error = self.server.error(ServerDiedError, problem)
+            self._progress.faults += 1
             self._on_event("server_fault", error=str(error), restarts_left=self._restarts_left)
             await self.server.stop(grace_s=0.0)
             if self._restarts_left == 0:

@@ -30,6 +30,7 @@ from aimo_solver.warmup import warm_up
 from aimo_solver.wheels import NOTHING_TO_INSTALL, Installation
 
 SERVED_NAME = "model"
+_UNTOLD_CONTEXT = 32_768  # tokens, for an endpoint that does not tell how many it holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,6 @@ async def local_session(
         stack.push_async_callback(supervisor.stop)
         await _stage(log, "server", supervisor.start())
         overtaken.set()
-        engine.context_tokens = (await find_model(engine.base_url, SERVED_NAME)).context_tokens
         if machine.gpus:  # a CPU has nothing left to compile
             await _stage(log, "first requests", _warm_up(engine, config, preset.vocabulary, log))
         await kernels
@@ -202,7 +202,13 @@ async def endpoint_session(
     chat = _chat(model, config)
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(
-            VllmEngine(endpoint.url, served.name, config.sampling, context_tokens=served.context_tokens, api_key=endpoint.api_key)
+            VllmEngine(
+                endpoint.url,
+                served.name,
+                config.sampling,
+                context_tokens=served.context_tokens or _UNTOLD_CONTEXT,
+                api_key=endpoint.api_key,
+            )
         )
         pool = KernelPool.from_config(config.kernels)
         stack.push_async_callback(pool.close)
