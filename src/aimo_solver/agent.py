@@ -19,7 +19,7 @@ from aimo_solver.engine import Engine
 from aimo_solver.errors import EngineError, KernelError
 from aimo_solver.kernels import Kernel, KernelPool
 from aimo_solver.problems import Problem
-from aimo_solver.prompts import PromptVariant
+from aimo_solver.prompts import LEFT_OUT, PromptVariant
 from aimo_solver.trajectory import Trajectory
 
 _KINDS: dict[type, str] = {ToolCalls: "tool_call", FinalText: "final", Malformed: "malformed"}  # as the run directory says
@@ -156,7 +156,10 @@ class AgentRun:
 
     async def _call(self, turn: ToolCalls, kernel: _LazyKernel) -> list[str]:
         self._change("tool")
-        return [await self._execute(call, kernel) for call in turn.calls]
+        outputs = [await self._execute(call, kernel) for call in turn.calls]
+        if turn.left_out:
+            outputs[-1] = f"{outputs[-1].rstrip()}\n{LEFT_OUT.format(count=turn.left_out)}"
+        return outputs
 
     async def _execute(self, call: ToolCall, kernel: _LazyKernel) -> str:
         limits = self._tools.kernels

@@ -15,6 +15,8 @@ from aimo_solver.errors import ConfigError, ModelError
 from aimo_solver.model_folder import ModelFolder
 
 FAMILIES = ("harmony", "gemma", "hermes", "fenced")
+MAX_CALLS = 8
+"""Calls that are read from one turn. Real turns hold one or two; a model that repeats itself writes thousands."""
 ReasoningEffort = Literal["low", "medium", "high"]
 
 
@@ -33,10 +35,17 @@ class ToolCalls:
         calls: may be empty: the turn paused where it need not have (a fence that was not Python's closing one), and goes
             on after ``tool_results(sampled, ())``.
         salvaged: what was broken and mended while reading the turn, None if nothing.
+        left_out: how many calls follow these, beyond `MAX_CALLS`. They are neither read nor run, and the model is told.
     """
 
     calls: tuple[ToolCall, ...]
     salvaged: str | None = None
+    left_out: int = 0
+
+    @classmethod
+    def first_of(cls, codes: Sequence[str], salvaged: str | None) -> ToolCalls:
+        """The first `MAX_CALLS` of some codes."""
+        return cls(tuple(ToolCall(code) for code in codes[:MAX_CALLS]), salvaged, max(0, len(codes) - MAX_CALLS))
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,9 @@ COMPLAINT = "{reason} Nothing was run. Go on."
 NOT_RUN = "[not run: time is up]"
 """The result of a call that came too late."""
 
+LEFT_OUT = "[{count} more calls in this turn were not run; make fewer at a time]"
+"""Follows the last result of a turn with more than `MAX_CALLS` calls."""
+
 OUT_OF_TIME = "Time is up, so I settle on the most likely answer now."
 """Closes a chain of thought that has to end."""
 
