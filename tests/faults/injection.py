@@ -1,0 +1,207 @@
+"""Makes calls to the operating system fail, inside the process that makes them.
+
+Python raises an audit event just before such a call (https://docs.python.org/3/library/audit_events.html), and whatever
+a hook raises comes out of the call. So nothing of the code under test is replaced, and a call that is added to it later
+fails as well. Three things have no event: writing to an open file, for which files are opened as a subclass whose `write`
+fails, and the start of a thread and `zmq.Socket.bind`, which are wrapped.
+
+A fault reaches the forkserver of the kernels, and with it the kernels, by a line in front of the program it is started with.
+This module needs the standard library alone, so that it imports there.
+"""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import io
+import json
+import mmap
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+SOLVER, FORKSERVER, KERNEL = "solver", "forkserver", "kernel"
+WRITE, THREAD, ZMQ_BIND = "write", "thread", "zmq.bind"
+FORKSERVER_MARK = "zygote"  # in the program text by which the forkserver is started
+
+
+@dataclass(frozen=True)
+class Failing:
+    """A call that fails.
+
+    Attributes:
+        call: the audit event's name, `WRITE`, `THREAD` or `ZMQ_BIND`.
+        error: the name of an errno; "RuntimeError" is what a thread that cannot be started raises.
+        holding: text that the call's arguments must hold.
+        process: `SOLVER`, `FORKSERVER`, or `KERNEL` for all that the forkserver has forked. In the solver the main thread
+            is spared: it is the notebook's, and without an event loop there is no run.
+    """
+
+    call: str
+    error: str
+    holding: str = ""
+    process: str = SOLVER
+
+    def exception(self) -> Exception:
+        if self.error == "RuntimeError":
+            return RuntimeError("can't start new thread")
+        number = getattr(errno, self.error)
+        return OSError(number, f"{os.strerror(number)} (injected)")
+
+
+class Tally:
+    """A number that processes share through a file, and go on sharing after a fork."""
+
+    def __init__(self, path: Path | str) -> None:
+        with open(path, "ab") as file:
+            file.truncate(8)
+        with open(path, "r+b") as file:
+            self._map = mmap.mmap(file.fileno(), 8)
+        self._lock = threading.Lock()
+
+    @property
+    def value(self) -> int:
+        number: int = struct.unpack("q", self._map[:])[0]
+        return number
+
+    def up(self) -> int:
+        with self._lock:
+            number = self.value + 1
+            self._map[:] = struct.pack("q", number)
+            return number
+
+
+class _Injector:
+    """Fails the first `times` matching calls of this process and of those it forks."""
+
+    def __init__(self, failing: Failing, times: int, tally: Tally) -> None:
+        self._failing = failing
+        self._times = times
+        self._tally = tally
+        self._home = os.getpid()
+        self._busy = threading.local()
+
+    def arm(self) -> None:
+        if self._failing.call == WRITE:
+            self._open_files_that_fail()
+        elif self._failing.call == THREAD:
+            self._start_threads_that_fail()
+        elif self._failing.call == ZMQ_BIND:
+            self._bind_sockets_that_fail()
+        else:
+            sys.addaudithook(self._hear)
+
+    def fail(self) -> None:
+        """Raises the error if it is this process's turn."""
+        if (self._failing.process == KERNEL) == (os.getpid() == self._home):
+            return
+        if self._failing.process == SOLVER and threading.current_thread() is threading.main_thread():
+            return
+        if self._tally.value < self._times and self._tally.up() <= self._times:
+            raise self._failing.exception()
+
+    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event != self._failing.call or getattr(self._busy, "now", False):
+            return
+        self._busy.now = True  # telling the arguments may open files itself
+        try:
+            if event == "open" and isinstance(arguments[0], int):
+                return
+            matches = self._failing.holding in _told(event, arguments)
+        finally:
+            self._busy.now = False
+        if matches:
+            self.fail()
+
+    def _open_files_that_fail(self) -> None:
+        really, injector, holding = io.open, self, self._failing.holding
+
+        class Failing(io.FileIO):
+            def write(self, data: Any) -> int:
+                injector.fail()
+                return super().write(data)
+
+        def opened(file: Any, mode: str = "r", buffering: int = -1, *rest: Any, **named: Any) -> Any:
+            if buffering == 0 and "r" not in mode and holding in os.fspath(file):
+                return Failing(file, mode.replace("b", ""))
+            if mode == "wb" and holding in os.fspath(file):
+                return io.BufferedWriter(Failing(file, "w"))
+            return really(file, mode, buffering, *rest, **named)
+
+        io.open = builtins.open = opened  # type: ignore[assignment]
+
+    def _start_threads_that_fail(self) -> None:
+        really, injector = threading.Thread.start, self
+
+        def start(thread: threading.Thread) -> None:
+            injector.fail()
+            really(thread)
+
+        threading.Thread.start = start  # type: ignore[method-assign]
+
+    def _bind_sockets_that_fail(self) -> None:
+        import zmq
+
+        really, injector = zmq.Socket.bind, self
+
+        def bind(socket: zmq.Socket[Any], address: str) -> Any:
+            try:
+                injector.fail()
+            except OSError as error:
+                raise zmq.ZMQError(error.errno) from None
+            return really(socket, address)
+
+        zmq.Socket.bind = bind  # type: ignore[method-assign,assignment]
+
+
+def _told(event: str, arguments: tuple[Any, ...]) -> str:
+    if event == "socket.__new__":
+        return str(socket.AddressFamily(arguments[1]).name)
+    return " ".join(map(str, arguments))
+
+
+def arm(failing: Failing, times: int, tally: Path) -> None:
+    """From now on the first `times` matching calls fail; `tally` counts them."""
+    if failing.process == SOLVER:
+        _Injector(failing, times, Tally(tally)).arm()
+    else:
+        _arm_forkserver(failing, times, tally)
+
+
+def _arm_forkserver(failing: Failing, times: int, tally: Path) -> None:
+    told = json.dumps([asdict(failing), times, str(tally)])
+    before_forkserver(f"injection.arm_here({told!r})")
+
+
+def before_forkserver(statement: str) -> None:
+    """Has the forkserver run a statement first, with this module at hand."""
+    prefix = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import injection; del sys.path[0]; {statement}\n"
+    really: Callable[..., None] = subprocess.Popen.__init__
+
+    def start(self: subprocess.Popen[bytes], args: Sequence[str], *rest: Any, **named: Any) -> None:
+        if len(args) > 2 and args[1] == "-c" and FORKSERVER_MARK in args[2]:
+            args = [*args[:2], prefix + args[2], *args[3:]]
+        really(self, args, *rest, **named)
+
+    subprocess.Popen.__init__ = start  # type: ignore[method-assign,assignment]
+
+
+def arm_here(told: str) -> None:
+    """`arm`, inside the forkserver."""
+    failing, times, tally = json.loads(told)
+    _Injector(Failing(**failing), times, Tally(tally)).arm()
+
+
+def leave_out_sympy() -> None:
+    """Puts an empty module in sympy's place: its import is half of the forkserver's start, and no problem here needs it."""
+    for name in ("sympy", "sympy.core", "sympy.core.random", "mpmath"):
+        sys.modules[name] = types.ModuleType(name)
+    sys.modules["sympy.core.random"].seed = lambda _: None  # type: ignore[attr-defined]

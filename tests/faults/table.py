@@ -1,0 +1,301 @@
+"""Every call that can fail, failed once, ten times and for ever, in a whole run as the notebook makes it.
+
+    python -m tests.faults.table            all of it, one JSON record per cell
+
+A cell is a process of its own: the notebook's run (`boot.notebook_run`), real kernels, a real server process under the
+real supervisor (`fake_vllm`), and three problems asked one after the other by the gateway's `predict`. What is expected:
+the run ends in time with an answer for every problem, and with right answers wherever the rest of the system can give
+them; afterwards no process and no temporary file is left.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from tests.faults import fake_vllm, injection
+from tests.faults.fake_vllm import COMPLETIONS, HEALTH, MODELS, START, Breaking
+from tests.faults.injection import FORKSERVER, KERNEL, THREAD, WRITE, ZMQ_BIND, Failing
+
+MODEL = Path(__file__).parents[2] / "data" / "pocket-model"
+PROBLEMS = 3
+TIMES = {"once": 1, "ten times": 10, "for ever": 1 << 60}
+_LIMIT_S = 60.0
+_HOPELESS_S = 8.0  # the limit of a run that can answer nothing, and uses its whole limit
+_LATE_S = 10.0  # past its limit a run is late; so much later it hangs, and is killed
+_SIDE_BY_SIDE = 8  # most of a run is waiting
+_PRELOAD = ["aimo_solver.session", "aimo_solver.boot", "aimo_solver.gateway", "aimo_solver.chat_gemma", "tests.faults.table"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A call that fails.
+
+    Attributes:
+        name: for the table.
+        fault: what fails.
+        right: problems that have to be right, by `TIMES`; all where a name is missing.
+        python: whether Python has to be there for some problem, by `TIMES`; it has where a name is missing.
+    """
+
+    name: str
+    fault: Failing | Breaking
+    right: dict[str, int] = dataclasses.field(default_factory=dict)
+    python: dict[str, bool] = dataclasses.field(default_factory=dict)
+
+    def hopeless(self, times: str) -> bool:
+        return self.right.get(times) == 0
+
+    def limit_s(self, times: str) -> float:
+        return _HOPELESS_S if self.hopeless(times) else _LIMIT_S
+
+
+def _lost(row: Row) -> Row:
+    """A row without which nothing can be answered: nobody expects right answers if it fails for ever."""
+    return dataclasses.replace(row, right={"for ever": 0}, python={"for ever": False})
+
+
+def _without_python(row: Row) -> Row:
+    return dataclasses.replace(row, python={"for ever": False})
+
+
+POOL, RUN = "aimo-kernels-", "/runs/"
+_SOLVER = (
+    _lost(Row("spawn of the server", Failing("subprocess.Popen", "EAGAIN", "api_server"))),
+    _lost(Row("bind of the server's port", Failing("socket.bind", "EADDRINUSE", "127.0.0.1"))),
+    _lost(Row("connect to the server", Failing("socket.connect", "ECONNREFUSED", "127.0.0.1"))),
+    _lost(Row("socket to the server", Failing("socket.__new__", "EMFILE", "AF_INET"))),
+    _lost(Row("start of a thread", Failing(THREAD, "RuntimeError"))),
+    _lost(Row("open of the model's configuration", Failing("open", "EIO", "config.json"))),
+    Row("open of the model's weights", Failing("open", "EIO", "model.safetensors")),
+    Row("open of /proc", Failing("open", "EMFILE", "/proc/")),
+    Row("run directory: mkdir", Failing("os.mkdir", "EROFS", RUN)),
+    Row("run directory: open", Failing("open", "ENOSPC", RUN)),
+    Row("run directory: write", Failing(WRITE, "ENOSPC", RUN)),
+    Row("run directory: rename", Failing("os.rename", "ENOSPC", RUN)),
+    _without_python(Row("kernels: spawn of the forkserver", Failing("subprocess.Popen", "EAGAIN", injection.FORKSERVER_MARK))),
+    _without_python(Row("kernels: mkdtemp", Failing("os.mkdir", "ENOSPC", POOL))),
+    _without_python(Row("kernels: socket", Failing("socket.__new__", "EMFILE", "AF_UNIX"))),
+    _without_python(Row("kernels: open", Failing("open", "EMFILE", POOL))),
+    Row("kernels: rmdir", Failing("os.rmdir", "EIO", POOL)),
+)
+_KERNELS = (
+    _without_python(Row("forkserver: fork", Failing("os.fork", "EAGAIN", process=FORKSERVER))),
+    _without_python(Row("forkserver: mkdir", Failing("os.mkdir", "ENOSPC", process=FORKSERVER))),
+    _without_python(Row("kernel: fork", Failing("os.fork", "EAGAIN", process=KERNEL))),
+    _without_python(Row("kernel: mkdir", Failing("os.mkdir", "ENOSPC", process=KERNEL))),
+    _without_python(Row("kernel: chown", Failing("os.chown", "EPERM", process=KERNEL))),
+    _without_python(Row("kernel: open", Failing("open", "EMFILE", process=KERNEL))),
+    _without_python(Row("kernel: bind", Failing(ZMQ_BIND, "EADDRINUSE", process=KERNEL))),
+)
+_SERVER = tuple(
+    _lost(Row(f"server's {place}: {how}", Breaking(place, how)))
+    for place, hows in {
+        START: ("CUDA error", "port taken", "SIGKILL", "SIGSTOP", "silence"),
+        HEALTH: ("503", "no answer", "silence"),
+        MODELS: ("500", "no answer", "garbage", "half JSON", "other JSON"),
+        COMPLETIONS: (
+            *("503", "429", "500", "no answer", "garbage", "half JSON", "other JSON"),
+            *("garbage in the stream", "half JSON in the stream", "other JSON in the stream", "error in the stream"),
+            *("stream cut", "stream without an end", "silence", "exit", "SIGKILL", "SIGSTOP"),
+        ),
+    }.items()
+    for how in hows
+)
+ROWS = {row.name: row for row in (*_SOLVER, *_KERNELS, *_SERVER)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What came of one run.
+
+    Attributes:
+        injected: calls that failed.
+        answered, right: problems.
+        computed: turns in which the model had a result of Python's.
+        seconds: from the start of the run to its end.
+        left: processes and temporary files that outlived it.
+        fault: why it is not as expected, "" if it is.
+        log: the end of the notebook's output.
+    """
+
+    row: str
+    times: str
+    injected: int = 0
+    answered: int = 0
+    right: int = 0
+    computed: int = 0
+    seconds: float = 0.0
+    left: tuple[str, ...] = ()
+    fault: str = ""
+    log: str = ""
+
+
+def cells(names: Iterable[str] = ROWS, times: Iterable[str] = TIMES) -> Iterator[Cell]:
+    """Runs the cells, some side by side; yields each as it ends."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    wanted = [(name, count) for name in names for count in times]
+    wanted.sort(key=lambda cell: not ROWS[cell[0]].hopeless(cell[1]))  # those that take their whole limit first
+    with ThreadPoolExecutor(_SIDE_BY_SIDE) as threads:
+        for done in as_completed([threads.submit(_in_a_process, context, *cell) for cell in wanted]):
+            yield _judged(done.result())
+
+
+def _in_a_process(context: Any, name: str, times: str) -> Cell:
+    with tempfile.TemporaryDirectory(prefix="ft-", ignore_cleanup_errors=True) as folder:
+        here, there = context.Pipe(duplex=False)
+        process = context.Process(target=_run, args=(name, times, Path(folder), there), name=f"{name} {times}")
+        process.start()
+        there.close()
+        began = time.monotonic()
+        try:
+            arrived = here.poll(ROWS[name].limit_s(times) + _LATE_S + 10.0)
+            cell = here.recv() if arrived else None
+        except EOFError:
+            cell = None
+        if cell is None:
+            log = Path(folder, "log")
+            text = log.read_text(errors="replace") if log.exists() else ""
+            cell = Cell(
+                row=name,
+                times=times,
+                seconds=time.monotonic() - began,
+                fault="the run hangs, or its process died",
+                log=text[-6_000:],
+            )
+        process.join(10.0)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            cell = dataclasses.replace(cell, fault=cell.fault or "the process does not end")
+        return cell
+
+
+def _judged(cell: Cell) -> Cell:
+    row = ROWS[cell.row]
+    problems = [cell.fault] if cell.fault else []
+    if cell.injected < min(TIMES[cell.times], 1):
+        problems.append("nothing failed, so nothing is shown")
+    if cell.answered < PROBLEMS:
+        problems.append(f"{cell.answered} of {PROBLEMS} answered")
+    if cell.right < row.right.get(cell.times, PROBLEMS):
+        problems.append(f"{cell.right} of {PROBLEMS} right")
+    if row.python.get(cell.times, True) and not cell.computed:
+        problems.append("no result of Python's")
+    limit_s = row.limit_s(cell.times)
+    if cell.seconds > limit_s + _LATE_S:
+        problems.append(f"took {cell.seconds:.0f} s of {limit_s:.0f}")
+    if cell.left:
+        problems.append(f"left {', '.join(cell.left)}")
+    return dataclasses.replace(cell, fault="; ".join(problems))
+
+
+def _run(name: str, times: str, folder: Path, results: Connection) -> None:
+    """One cell, in a process of its own."""
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder / "t")
+    Path(tempfile.tempdir).mkdir()
+    os.chdir(folder)
+    with (folder / "log").open("w", buffering=1) as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        logging.basicConfig(level=logging.INFO, stream=log, format="%(relativeCreated)7.0f %(message)s", force=True)
+        try:
+            cell = _solved(ROWS[name], times, folder)
+        except BaseException:  # noqa: BLE001 - a run that raises is a fault to be shown
+            cell = Cell(row=name, times=times, fault="the run raised", log=traceback.format_exc())
+        log.flush()
+        results.send(dataclasses.replace(cell, log=(cell.log + (folder / "log").read_text(errors="replace"))[-6_000:]))
+    results.close()
+
+
+def _solved(row: Row, times: str, folder: Path) -> Cell:
+    import psutil
+
+    from aimo_solver.boot import notebook_run
+    from aimo_solver.gateway import make_predict
+    from aimo_solver.wheels import Installation
+
+    breaking = row.fault if isinstance(row.fault, Breaking) else None
+    environment = folder / "wheels"
+    environment.mkdir()
+    fake_vllm.installed(environment, breaking, TIMES[times], MODEL)
+    began = time.monotonic()
+    run = notebook_run(str(MODEL), _settings(row.limit_s(times)), Installation(environment), folder / "runs")
+    injection.before_forkserver("injection.leave_out_sympy()")
+    if isinstance(row.fault, Failing):
+        injection.arm(row.fault, TIMES[times], folder / "tally")
+    run.start()
+    predict = make_predict(run)
+    answers = {}
+    try:
+        for number in range(PROBLEMS):
+            text, answer = fake_vllm.problem(1_001 + number)
+            answers[answer] = predict(f"p{number}", text)["answer"][0]
+    finally:
+        run.close()
+    seconds = time.monotonic() - began
+    return Cell(
+        row=row.name,
+        times=times,
+        injected=min(
+            TIMES[times], injection.Tally(folder / "tally").value if breaking is None else _bytes(environment / "faults")
+        ),
+        answered=sum(answer in range(fake_vllm.ANSWERS) for answer in answers.values()),
+        right=sum(answer == truth for truth, answer in answers.items()),
+        computed=_bytes(environment / "python"),
+        seconds=round(seconds, 2),
+        left=tuple(_left_behind(psutil.Process(), Path(tempfile.gettempdir()))),
+    )
+
+
+def _settings(limit_s: float) -> dict[str, dict[str, Any]]:
+    return {
+        "solver": {"slots": 2, "max_attempts": 2},
+        "voting": {"equal": 2},
+        "attempt": {"answer_s": 2.0},
+        "kernels": {"size": 2, "spares": 0},
+        "server": {"context_tokens": 65_536, "start_timeout_s": 5.0, "stall_s": 1.5},
+        "budget": {"rule": "even", "time_limit_s": limit_s, "margin_s": 1.0, "problems": PROBLEMS},
+    }
+
+
+def _bytes(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _left_behind(process: Any, temporary: Path) -> list[str]:
+    import psutil
+
+    end = time.monotonic() + 5.0
+    while True:
+        living = []
+        for child in process.children(recursive=True):
+            try:
+                if child.status() != psutil.STATUS_ZOMBIE:
+                    living.append(" ".join(child.cmdline())[:80])
+            except psutil.NoSuchProcess:
+                continue
+        files = [path.name for path in temporary.iterdir()]
+        if not (living or files) or time.monotonic() > end:
+            return living + files
+        time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    for cell in cells():
+        json.dump(dataclasses.asdict(cell), sys.stdout)
+        print(flush=True)
