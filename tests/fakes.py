@@ -1,14 +1,23 @@
-"""Hand-written stand-ins for a model and a clock. Kernels, servers and processes are never faked."""
+"""Hand-written stand-ins for a model and a clock, and for kernels where a test needs both of them.
+
+Servers and processes are never faked, and kernels only where the clock is.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Callable, Sequence
+import selectors
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from aimo_solver.engine import Chunk, CompletionRequest
-from aimo_solver.errors import EngineUnavailable
+from aimo_solver.errors import EngineError, EngineUnavailable
+from aimo_solver.kernels import ExecutionResult
+
+_Result = TypeVar("_Result")
 
 
 @dataclass
@@ -22,6 +31,7 @@ class Play:
         breaks_after: the stream breaks off after so many tokens, once, or every time if `for_good`.
         cut: the turn ends by length.
         endless: the tokens are repeated for ever.
+        refused: what is raised in place of the turn.
     """
 
     tokens: Sequence[int]
@@ -31,6 +41,7 @@ class Play:
     for_good: bool = False
     cut: bool = False
     endless: bool = False
+    refused: EngineError | None = None
 
 
 class ScriptedEngine:
@@ -41,7 +52,9 @@ class ScriptedEngine:
 
     def __init__(self, script: Callable[[int], Sequence[Play]], context_tokens: int = 4096) -> None:
         self.context_tokens = context_tokens
+        self.faults = 0
         self.requests: list[CompletionRequest] = []
+        self.on_request: Callable[[], object] = lambda: None
         self.running = 0
         self.faults = 0
         self.most_running = 0
@@ -53,11 +66,15 @@ class ScriptedEngine:
         who, index, _ = request.label.rsplit("-", 2)
         attempt = self._attempts.setdefault((who, index), _Attempt(list(self._script(int(index)))))
         self.requests.append(request)
+        self.on_request()
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         play, done = attempt.plays[0], attempt.sent
         if not done:
             attempt.plays = attempt.plays[1:] if play.breaks_after is None else attempt.plays
+        if play.refused is not None:
+            self.running -= 1
+            raise play.refused
         left = itertools.cycle(play.tokens) if play.endless else iter(play.tokens[done : play.breaks_after])
         sent = 0
         try:
@@ -89,3 +106,100 @@ class ScriptedEngine:
 class _Attempt:
     plays: list[Play]
     sent: int = 0  # of the first play, before its stream broke off
+
+
+@dataclass(frozen=True)
+class Deed:
+    """What one call of a scripted session does: it takes `seconds`, then it raises `fault` or prints `output`."""
+
+    output: str = ""
+    seconds: float = 0.0
+    fault: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Lease:
+    """How a scripted pool answers one lease: after `seconds`, by `fault` or a session."""
+
+    seconds: float = 0.0
+    fault: Exception | None = None
+
+
+class ScriptedPool:
+    """Sessions that do what the script says, one deed per call, one lease after the other; the last of each is repeated.
+
+    Attributes:
+        leased, calls: leases that are out, and calls made so far.
+    """
+
+    def __init__(self, deeds: Iterable[Deed] = (Deed(),), leases: Iterable[Lease] = (Lease(),)) -> None:
+        self.leased = 0
+        self.calls = 0
+        self._deeds = list(deeds)
+        self._leases = list(leases)
+
+    @asynccontextmanager
+    async def lease(self, timeout_s: float | None = None) -> AsyncIterator[ScriptedPool]:
+        lease = _next(self._leases)
+        await asyncio.sleep(lease.seconds)
+        if lease.fault is not None:
+            raise lease.fault
+        self.leased += 1
+        try:
+            yield self
+        finally:
+            self.leased -= 1
+
+    async def execute(self, code: str, timeout_s: float) -> ExecutionResult:
+        self.calls += 1
+        deed = _next(self._deeds)
+        await asyncio.sleep(deed.seconds)  # with an interrupt that is not heeded
+        if deed.fault is not None:
+            raise deed.fault
+        timed_out = deed.seconds > timeout_s
+        return ExecutionResult(
+            stdout=deed.output,
+            value=None,
+            error_name=None,
+            traceback=None,
+            timed_out=timed_out,
+            killed_for=None,
+            truncated=False,
+            seconds=deed.seconds,
+        )
+
+
+class _Skipping(selectors.DefaultSelector):
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def select(self, timeout: float | None = None) -> Any:
+        assert timeout is not None, "everything waits, and for nothing that will ever come"
+        self.now += timeout
+        return super().select(0)
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """A loop whose clock stands still while anything can run, and then jumps to the next timer."""
+
+    def __init__(self) -> None:
+        self._skipping = _Skipping()
+        super().__init__(self._skipping)
+
+    def time(self) -> float:
+        return self._skipping.now
+
+
+def run_virtually(work: Callable[[Callable[[], float]], Coroutine[Any, Any, _Result]]) -> _Result:
+    """Runs `work(clock)` in a `VirtualLoop`; `clock` is the loop's."""
+
+    async def main() -> _Result:
+        return await work(asyncio.get_running_loop().time)
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(main())
+
+
+def _next(script: list[_Result]) -> _Result:
+    return script.pop(0) if len(script) > 1 else script[0]

@@ -5,10 +5,12 @@ The attempt decides what comes next; `conversation.Conversation` holds the token
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
+from typing import Protocol
 
 from aimo_solver.answers import extract_answer
 from aimo_solver.attempt import Attempt, FinishReason
@@ -16,13 +18,28 @@ from aimo_solver.chat import ChatFormat, FinalText, Malformed, ToolCall, ToolCal
 from aimo_solver.config import AttemptConfig, KernelConfig
 from aimo_solver.conversation import Conversation, Sampled
 from aimo_solver.engine import Engine
-from aimo_solver.errors import EngineError, KernelError
-from aimo_solver.kernels import Kernel, KernelPool
+from aimo_solver.errors import KernelError
+from aimo_solver.kernels import ExecutionResult
 from aimo_solver.problems import Problem
-from aimo_solver.prompts import LEFT_OUT, PromptVariant
+from aimo_solver.prompts import LEFT_OUT, NO_SESSION, NOT_RUN, SESSION_LOST, PromptVariant
 from aimo_solver.trajectory import Trajectory
 
+_PATIENCE_S = 20.0  # longest wait for a Python session; a kernel starts in less than one
+_LEAST_ANSWER_TOKENS = 32  # of room for the answer itself when it is asked for
+_INTEGER = re.compile(r"(?<![\d.])\d{1,5}(?!\d|\.\d)")
 _KINDS: dict[type, str] = {ToolCalls: "tool_call", FinalText: "final", Malformed: "malformed"}  # as the run directory says
+
+
+class PythonSession(Protocol):
+    """What an attempt needs of a leased session: `kernels.Kernel`."""
+
+    async def execute(self, code: str, timeout_s: float) -> ExecutionResult: ...
+
+
+class PythonPool(Protocol):
+    """What an attempt needs of the kernels: `kernels.KernelPool`."""
+
+    def lease(self) -> AbstractAsyncContextManager[PythonSession]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +48,7 @@ class AttemptTools:
 
     engine: Engine
     chat: ChatFormat
-    pool: KernelPool
+    pool: PythonPool
     limits: AttemptConfig
     kernels: KernelConfig
     clock: Callable[[], float]
@@ -70,8 +87,10 @@ class AgentRun:
         self._tool_errors = 0
         self._malformed = 0
         self._tool_seconds = 0.0
-        self._tool_text: list[str] = []
+        self._seen: set[str] = set()  # integers in the outputs of calls
         self._answer: int | None = None
+        self._error: str | None = None
+        self._python = _Python(tools.pool)
 
     @property
     def tokens(self) -> int:
@@ -81,21 +100,19 @@ class AgentRun:
     async def run(self) -> Attempt:
         """Runs the attempt to its end.
 
-        Limits, a lost server and kernel faults end it with a record; only cancellation and defects raise.
+        Whatever ends its turns (a limit, a lost server), it is asked for its answer if it has none and anything is left of its
+        time and of the context. Only cancellation and defects raise.
         """
-        error: str | None = None
         async with AsyncExitStack() as stack:
             stack.enter_context(self._trajectory)
-            try:
-                finish = await self._loop(_LazyKernel(self._tools.pool, stack))
-            except EngineError as fault:
-                finish, error = FinishReason.ENGINE_ERROR, str(fault)
-            except KernelError as fault:
-                finish, error = FinishReason.NO_ANSWER, str(fault)
-        return self.record(finish, error=error)
+            stack.push_async_callback(self._python.close)
+            finish = await self._turns()
+            if self._answer is None:
+                finish = await self._ask_answer(finish)
+        return self.record(finish)
 
     def record(self, finish: FinishReason, *, error: str | None = None) -> Attempt:
-        """The attempt as far as it has come."""
+        """The attempt as far as it has come. `error` defaults to the last fault of the server or of Python."""
         answer = self._answer
         return Attempt(
             problem_id=self.problem.id,
@@ -111,71 +128,86 @@ class AgentRun:
             malformed=self._malformed,
             entropy=self._conversation.entropy,
             tail_entropy=self._conversation.tail_entropy,
-            seen_in_tool=answer is not None and any(_holds_integer(text, answer) for text in self._tool_text),
+            seen_in_tool=str(answer) in self._seen,
             started_s=self._started - self._problem_started,
             seconds=self._tools.clock() - self._started,
             tool_seconds=self._tool_seconds,
             prompt=self._prompt.name,
-            error=error,
+            error=self._error if error is None else error,
         )
 
-    async def _loop(self, kernel: _LazyKernel) -> FinishReason:
+    async def _turns(self) -> FinishReason:
+        """Model turns and their calls, until there is an answer or a reason to ask for one; says which."""
         chat = self._tools.chat
         user = self._prompt.user(self.problem.text)
         self._conversation.begin(chat.prompt(self._prompt.system, user, tools=self._prompt.tool))
         while self.turns < self._tools.limits.max_turns:
             sampled = await self._sample()
             if sampled.limit is not None:
-                self._conversation.log(sampled, "cut")
-                return await self._force(sampled, sampled.limit)
+                self._log(sampled, "cut")
+                return sampled.limit
             turn = chat.parse(sampled.tokens, cut=False)
-            self._conversation.log(sampled, _KINDS[type(turn)])
+            self._log(sampled, _KINDS[type(turn)])
+            self._malformed += isinstance(turn, Malformed) or turn.salvaged is not None
             if isinstance(turn, FinalText):
-                self._malformed += turn.salvaged is not None
                 self.final = turn.text
                 self._answer = extract_answer(turn.text)
-                if self._answer is not None:
-                    return FinishReason.ANSWERED
-                return await self._force(sampled, FinishReason.NO_ANSWER)
-            if isinstance(turn, Malformed):
-                self._malformed += 1
-                self._conversation.insert(chat.complaint(sampled.tokens, turn.reason), "complaint")
-            else:
-                self._malformed += turn.salvaged is not None
-                outputs = await self._call(turn, kernel)
-                if self._tools.clock() >= self._soft_deadline:
-                    return await self._force(sampled, FinishReason.DEADLINE)
-                self._conversation.insert(chat.tool_results(sampled.tokens, outputs), "tool_result")
-        return await self._force(Sampled(), FinishReason.TURN_LIMIT)
+                return FinishReason.NO_ANSWER if self._answer is None else FinishReason.ANSWERED
+            if not await self._reply(sampled.tokens, turn):
+                return FinishReason.TOKEN_LIMIT
+        return FinishReason.TURN_LIMIT
+
+    async def _reply(self, sampled: Sequence[int], turn: ToolCalls | Malformed) -> bool:
+        """Lets the model go on after a turn that was not its last. False if the context has no room for that."""
+        chat, keep = self._tools.chat, self._tools.limits.answer_tokens
+        if isinstance(turn, Malformed):
+            return self._conversation.insert(
+                lambda texts: chat.complaint(sampled, texts[0]), [turn.reason], "complaint", keep=keep
+            )
+        self._change("tool")
+        outputs = [await self._execute(call) for call in turn.calls]
+        if turn.left_out:
+            outputs[-1] = f"{outputs[-1].rstrip()}\n{LEFT_OUT.format(count=turn.left_out)}"
+        return self._conversation.insert(lambda texts: chat.tool_results(sampled, texts), outputs, "tool_result", keep=keep)
 
     @property
     def _soft_deadline(self) -> float:
+        return self._deadline - self._answer_s
+
+    @property
+    def _answer_s(self) -> float:
         # A third of a short budget is enough for asking; more would eat the thinking.
-        left_at_start = max(0.0, self._deadline - self._started)
-        return self._deadline - min(self._tools.limits.answer_s, left_at_start / 3)
+        return min(self._tools.limits.answer_s, max(0.0, self._deadline - self._started) / 3)
 
-    async def _call(self, turn: ToolCalls, kernel: _LazyKernel) -> list[str]:
-        self._change("tool")
-        outputs = [await self._execute(call, kernel) for call in turn.calls]
-        if turn.left_out:
-            outputs[-1] = f"{outputs[-1].rstrip()}\n{LEFT_OUT.format(count=turn.left_out)}"
-        return outputs
-
-    async def _execute(self, call: ToolCall, kernel: _LazyKernel) -> str:
-        limits = self._tools.kernels
+    async def _execute(self, call: ToolCall) -> str:
+        """Runs one call; what the model is told of it."""
         started = self._tools.clock()
         left = self._soft_deadline - started
-        self.tool_calls += 1
         if left <= 0:
-            return "[not run: the time for this problem is over]"
-        result = await (await kernel.get()).execute(call.code, timeout_s=min(limits.timeout_s, left))
+            return NOT_RUN
+        self.tool_calls += 1
+        error_name, timed_out = None, False
+        try:
+            # What an interrupted call takes to end, or a lost session to be replaced, may cost a part of the answer's time.
+            async with asyncio.timeout(left + self._answer_s / 3):
+                result = await self._run_code(call.code)
+            output, error_name, timed_out = result.as_text(self._tools.kernels.output_chars), result.error_name, result.timed_out
+            self._tool_errors += result.failed
+            self._seen.update(_INTEGER.findall(output))
+        except (KernelError, TimeoutError) as fault:
+            output, error_name = SESSION_LOST if self._python.leased else NO_SESSION, type(fault).__name__
+            self._error = f"{error_name}: {fault}"
+            await self._python.close()
         seconds = self._tools.clock() - started
-        output = result.as_text(limits.output_chars)
         self._tool_seconds += seconds
-        self._tool_errors += result.failed
-        self._tool_text.append(output)
-        self._trajectory.tool(call.code, output, seconds=seconds, error_name=result.error_name, timed_out=result.timed_out)
+        self._trajectory.tool(call.code, output, seconds=seconds, error_name=error_name, timed_out=timed_out)
         return output
+
+    async def _run_code(self, code: str) -> ExecutionResult:
+        clock = self._tools.clock
+        session = await self._python.session(self._soft_deadline - clock())
+        left = max(0.0, self._soft_deadline - clock())
+        return await session.execute(code, timeout_s=min(self._tools.kernels.timeout_s, left))
 
     async def _sample(self) -> Sampled:
         """Samples one turn, with room and time kept back for asking for the answer."""
@@ -185,45 +217,70 @@ class AgentRun:
             room = min(room, limits.max_tokens - self.tokens)
         if room <= 0:
             return Sampled(limit=FinishReason.TOKEN_LIMIT)
+        if self._tools.clock() >= self._soft_deadline:
+            return Sampled(limit=FinishReason.DEADLINE)
         self.turns += 1
         self._change("thinking")
         return await self._draw(room, self._soft_deadline)
 
-    async def _force(self, sampled: Sampled, limit: FinishReason) -> FinishReason:
+    async def _ask_answer(self, limit: FinishReason) -> FinishReason:
         """Asks for the answer now, with what was kept back of tokens and time."""
-        chat, limits = self._tools.chat, self._tools.limits
-        request = chat.ask_answer(sampled.tokens)
-        room = self._conversation.room - len(request)
-        if room <= 0 or self._tools.clock() >= self._deadline:
+        await self._python.close()  # others may wait for it
+        limits = self._tools.limits
+        if self._tools.clock() >= self._deadline:
             return limit
-        self._conversation.insert(request, "ask_answer")
+        if not self._conversation.ask_answer(min(limits.answer_tokens, _LEAST_ANSWER_TOKENS)):
+            return limit
         self._change("answering")
-        final = await self._draw(min(room, limits.answer_tokens), self._deadline)
-        self._conversation.log(final, "final")
-        self._answer = extract_answer(chat.answer_text(final.tokens))
-        return FinishReason.FORCED if self._answer is not None else limit
+        final = await self._draw(min(self._conversation.room, limits.answer_tokens), self._deadline)
+        self._log(final, "final")
+        self._answer = extract_answer(self._tools.chat.answer_text(final.tokens))
+        if self._answer is not None:
+            return FinishReason.FORCED
+        return FinishReason.ENGINE_ERROR if final.limit is FinishReason.ENGINE_ERROR else limit
 
     async def _draw(self, room: int, deadline: float) -> Sampled:
         return await self._conversation.sample(room, deadline, f"{self.problem.id}-{self.index}-{self.turns}")
+
+    def _log(self, sampled: Sampled, kind: str) -> None:
+        self._error = sampled.error or self._error
+        self._conversation.log(sampled, kind)
 
     def _change(self, state: str) -> None:
         self.state = state
         self._on_change(self)
 
 
-class _LazyKernel:
-    """The attempt's Python session, leased at the first call and given back when `stack` closes."""
+class _Python:
+    """The attempt's Python session: leased when it is first needed, and again after it was lost."""
 
-    def __init__(self, pool: KernelPool, stack: AsyncExitStack) -> None:
+    def __init__(self, pool: PythonPool) -> None:
         self._pool = pool
-        self._stack = stack
-        self._kernel: Kernel | None = None
+        self._patience_s = _PATIENCE_S
+        self._lease = AsyncExitStack()
+        self._session: PythonSession | None = None
 
-    async def get(self) -> Kernel:
-        if self._kernel is None:
-            self._kernel = await self._stack.enter_async_context(self._pool.lease())
-        return self._kernel
+    @property
+    def leased(self) -> bool:
+        return self._session is not None
 
+    async def session(self, left_s: float) -> PythonSession:
+        """The session, with everything that earlier calls defined.
 
-def _holds_integer(text: str, number: int) -> bool:
-    return re.search(rf"(?<![\d.]){number}(?![\d]|\.\d)", text) is not None
+        Every wait in vain halves the next one, so an attempt that gets no session loses twice `_PATIENCE_S` at most.
+
+        Raises:
+            KernelError: kernels do not come up.
+            TimeoutError: none became free in time.
+        """
+        if self._session is None:
+            patience_s, self._patience_s = self._patience_s, self._patience_s / 2
+            async with asyncio.timeout(min(patience_s, left_s)):
+                self._session = await self._lease.enter_async_context(self._pool.lease())
+            self._patience_s = patience_s
+        return self._session
+
+    async def close(self) -> None:
+        """Gives the session back. Does nothing if there is none."""
+        self._session = None
+        await self._lease.aclose()

@@ -35,6 +35,7 @@ class Attempt:
         started_s, seconds: start, counted from the problem's start, and duration.
         tool_seconds: the part of `seconds` that was spent waiting for Python.
         prompt: name of the prompt variant.
+        error: the last fault of the server or of Python, which the attempt may have survived.
         finish_order: 1 for the attempt that finished first, None if it did not finish by itself.
     """
 

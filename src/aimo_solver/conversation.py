@@ -16,10 +16,14 @@ from dataclasses import dataclass, field
 from aimo_solver.attempt import FinishReason
 from aimo_solver.chat import ChatFormat
 from aimo_solver.engine import CompletionRequest, Engine
-from aimo_solver.errors import EngineUnavailable
+from aimo_solver.errors import EngineError, EngineUnavailable
+from aimo_solver.kernel_session import cut_middle
 from aimo_solver.trajectory import Trajectory
 
 TAIL_TOKENS = 256  # window of `tail_entropy`, as the second-placed public solver of AIMO3 used it
+_CHARS_PER_TOKEN = 8  # about twice what is usual; what is longer is not tokenised as a whole
+_SHORTEST_CHARS = 100  # a text that has to be shorter is left out
+_CLOSING_TOKENS = 64  # a turn cut in the middle may need more words to close it
 _RETRIES_WITHOUT_PROGRESS = 5
 
 
@@ -30,12 +34,14 @@ class Sampled:
     Attributes:
         entropies: nats, one per token; empty if not measured.
         limit: what cut it, None if it ended by itself.
+        error: what the server said, for ENGINE_ERROR.
         seconds: how long it took; waited_s: the part of that before its first token.
     """
 
     tokens: list[int] = field(default_factory=list)
     entropies: list[float] = field(default_factory=list)
     limit: FinishReason | None = None
+    error: str | None = None
     seconds: float = 0.0
     waited_s: float = 0.0
 
@@ -51,7 +57,7 @@ class _Turn:
 
 
 class Conversation:
-    """Grows by `begin`, `sample` and `insert`; each step is written to the trajectory.
+    """Grows by `begin`, `sample`, `insert` and `ask_answer`; each step is written to the trajectory.
 
     Attributes:
         tokens: the whole conversation, what a turn under way has sampled excepted.
@@ -69,6 +75,7 @@ class Conversation:
         self._chat = chat
         self._clock = clock
         self._trajectory = trajectory
+        self._begins: list[int] = []  # where turns of the model begin: behind the prompt, behind what was inserted
         self._entropy_sum = 0.0
         self._entropy_count = 0
         self._tail: deque[float] = deque(maxlen=TAIL_TOKENS)
@@ -90,33 +97,82 @@ class Conversation:
 
     def begin(self, tokens: Sequence[int]) -> None:
         self.tokens = list(tokens)
+        self._begins = [len(self.tokens)]
         self._trajectory.prompt(self.tokens, self._chat.decode(self.tokens))
 
-    def insert(self, tokens: Sequence[int], why: str) -> None:
-        """Appends tokens of ours: "tool_result", "complaint" or "ask_answer"."""
+    def insert(self, render: Callable[[Sequence[str]], list[int]], texts: Sequence[str], why: str, *, keep: int) -> bool:
+        """Appends what `render` makes of `texts`, and keeps `keep` tokens of the context free.
+
+        Texts that are too long for that are cut in the middle, all to the same length, with a note that says so. False, with
+        nothing appended, if there is no room even for the notes.
+
+        Args:
+            render: of the chat format: texts to tokens, linear in their length.
+            why: "tool_result" or "complaint".
+        """
+        room = self.room - keep
+        longest = min(max(map(len, texts), default=0), max(0, _CHARS_PER_TOKEN * room) // max(1, len(texts)))
+        while True:
+            tokens = render([cut_middle(text, longest) for text in texts])
+            if len(tokens) <= room:
+                self._append(tokens, why)
+                return True
+            if not longest:
+                return False
+            longest = longest * 3 * max(0, room) // (4 * len(tokens)) if longest > _SHORTEST_CHARS else 0
+
+    def ask_answer(self, least: int) -> bool:
+        """Asks for the answer, with at least `least` tokens of the context left for it.
+
+        Where the conversation is too long for that (a turn of very many calls, a server that came back with a smaller
+        context), its end is given up: of the last turn as much as needed, or else whole turns. False if even the prompt is
+        too long.
+        """
+        turn_tokens = len(self.tokens) - self._begins[-1]
+        lacking = len(self._chat.ask_answer(self.tokens[self._begins[-1] :])) + least - self.room
+        whole = len(self.tokens) - (lacking + _CLOSING_TOKENS if lacking > 0 else 0)
+        for end in (*([whole] if whole >= len(self.tokens) - turn_tokens else []), *reversed(self._begins)):
+            begin = max(place for place in self._begins if place <= end)
+            request = self._chat.ask_answer(self.tokens[begin:end])
+            if end + len(request) + least <= self._engine.context_tokens:
+                self._give_up(end)
+                self._append(request, "ask_answer")
+                return True
+        return False
+
+    def _append(self, tokens: Sequence[int], why: str) -> None:
         self.tokens += tokens
+        self._begins.append(len(self.tokens))
         self._trajectory.inserted(tokens, self._chat.decode(tokens), why)
+
+    def _give_up(self, end: int) -> None:
+        if end < len(self.tokens):
+            self._trajectory.inserted((), f"[the last {len(self.tokens) - end:,} tokens are given up]", "given_up")
+            del self.tokens[end:]
+            self._begins = [begin for begin in self._begins if begin <= end]
 
     async def sample(self, room: int, deadline: float, label: str) -> Sampled:
         """Samples and appends at most `room` tokens until `deadline`; a server that breaks off is waited for, nothing is lost.
 
-        Raises:
-            EngineError: the server is lost, or refuses.
+        A server that is gone for good or refuses cuts the turn like any other limit.
         """
         started = self._clock()
         turn = _Turn(label)
+        error: str | None = None
         try:
             async with asyncio.timeout(max(0.0, deadline - started)):
                 limit = None if await self._to_end(turn, room) == "stop" else FinishReason.TOKEN_LIMIT
         except TimeoutError:
             limit = FinishReason.DEADLINE
+        except EngineError as fault:
+            limit, error = FinishReason.ENGINE_ERROR, str(fault)
         finally:
             self.tokens += turn.tokens
             self._entropy_sum += sum(turn.entropies)
             self._entropy_count += len(turn.entropies)
             self._tail.extend(turn.entropies)
         now = self._clock()
-        return Sampled(turn.tokens, turn.entropies, limit, now - started, (turn.first_token or now) - started)
+        return Sampled(turn.tokens, turn.entropies, limit, error, now - started, (turn.first_token or now) - started)
 
     def log(self, sampled: Sampled, kind: str) -> None:
         """Writes down a turn that was sampled, now that it is known what it was."""

@@ -50,11 +50,12 @@ class ExecutionResult:
         told = "\n".join(part.rstrip("\n") for part in (self.stdout, self.value) if part)
         went_wrong = "\n".join([*(f"[{note}]" for note in self.notes), *filter(None, [self.traceback])])
         for_wrong = min(len(went_wrong), max(limit // 2, limit - len(told)))
-        parts = [_cut(told, limit - for_wrong), _cut(went_wrong, for_wrong)]
+        parts = [cut_middle(told, limit - for_wrong), cut_middle(went_wrong, for_wrong)]
         return "\n".join(filter(None, parts)) or "[no output]"
 
 
-def _cut(text: str, limit: int) -> str:
+def cut_middle(text: str, limit: int) -> str:
+    """Head and tail of a text, `limit` characters in all, with a note between them; the text itself if it is no longer."""
     if len(text) <= limit:
         return text
     head = limit // 2

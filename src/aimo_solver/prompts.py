@@ -69,6 +69,12 @@ NOT_RUN = "[not run: time is up]"
 LEFT_OUT = "[{count} more calls in this turn were not run; make fewer at a time]"
 """Follows the last result of a turn with more than `MAX_CALLS` calls."""
 
+NO_SESSION = "[not run: no Python session is free at the moment. Go on without Python, or call it again later.]"
+"""The result of a call that got no kernel."""
+
+SESSION_LOST = "[no result: the Python session was lost with all its variables. Go on without Python, or call it again.]"
+"""The result of a call during which the kernel failed for reasons of its own."""
+
 OUT_OF_TIME = "Time is up, so I settle on the most likely answer now."
 """Closes a chain of thought that has to end."""
 

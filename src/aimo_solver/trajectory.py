@@ -1,6 +1,6 @@
 """One attempt's trajectory, written as it happens and read back: every token, tool call and output, in order.
 
-The tokens of all steps, one after the other, are the exact conversation the model saw and wrote.
+The tokens of all steps, one after the other, are the exact conversation the model saw and wrote, up to what was given up.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Step:
         entropies: nats, one per sampled token; empty if not measured.
         turn: what a turn was: "tool_call", "final", "malformed", or "cut" if a limit, a cancellation or a crash fell into it.
         finish: the engine's reason for a turn's end: "stop" or "length", "" if it was something else.
-        why: why tokens were inserted: "tool_result", "complaint" or "ask_answer".
+        why: why tokens were inserted: "tool_result", "complaint" or "ask_answer"; "given_up" inserts none: its text says how
+            many tokens from the end the conversation goes on without.
     """
 
     kind: str

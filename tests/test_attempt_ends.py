@@ -1,0 +1,193 @@
+"""However an attempt goes, it is asked for its answer: scripted models and kernels under a clock that jumps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pytest
+
+from aimo_solver.agent import AgentRun, AttemptTools
+from aimo_solver.attempt import Attempt, FinishReason
+from aimo_solver.chat import Malformed
+from aimo_solver.config import AttemptConfig, KernelConfig
+from aimo_solver.errors import EngineLost, EngineRejected, KernelError, KernelStartError
+from aimo_solver.problems import Problem
+from aimo_solver.prompts import FINAL_ANSWER, NO_SESSION, SESSION_LOST, prompt_variants
+from aimo_solver.runlog import NullLog
+from tests.chat_families import Family, family
+from tests.fakes import Deed, Lease, Play, ScriptedEngine, ScriptedPool, run_virtually
+
+THOUGHT = {"harmony": "<|channel|>analysis<|message|>", "gemma": "<|channel>thought\n", "hermes": "<think>\n", "fenced": ""}
+OUTPUT = " ".join(map(str, range(1_000, 2_600)))[:8_000]
+
+
+@pytest.fixture(scope="module", params=["harmony", "gemma", "hermes", "fenced"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    return family(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    return family("gemma", tmp_path_factory.mktemp("gemma"))
+
+
+@dataclass(frozen=True)
+class Played:
+    """An attempt that ended, and what the model was sent. `asked` says whether the last request asks for the answer."""
+
+    attempt: Attempt
+    prompts: list[str]
+    pool: ScriptedPool
+
+    @property
+    def asked(self) -> bool:
+        return bool(self.prompts) and self.prompts[-1].endswith(FINAL_ANSWER)
+
+
+def played(
+    model: Family,
+    plays: Sequence[Play],
+    pool: ScriptedPool | None = None,
+    *,
+    seconds: float = 100.0,
+    context: int = 65_536,
+    on_request: Callable[[], object] = lambda: None,
+    **limits: int,
+) -> Played:
+    """Plays one attempt. `context` counts from behind the prompt."""
+    pool = pool or ScriptedPool()
+    (variant,) = prompt_variants(["tool"], model.chat.name)
+    prompt = model.chat.prompt(variant.system, variant.user("What is 1 + 1?"), tools=variant.tool)
+    engine = ScriptedEngine(lambda index: plays, len(prompt) + context)
+    engine.on_request = on_request
+
+    async def attempt(clock: Callable[[], float]) -> Attempt:
+        tools = AttemptTools(
+            engine=engine,
+            chat=model.chat,
+            pool=pool,
+            limits=AttemptConfig(**limits),
+            kernels=KernelConfig(),
+            clock=clock,
+        )
+        return await AgentRun(
+            tools,
+            Problem("p", "What is 1 + 1?"),
+            0,
+            variant,
+            deadline=clock() + seconds,
+            problem_started=clock(),
+            trajectory=NullLog().trajectory("p", 0),
+        ).run()
+
+    done = run_virtually(attempt)
+    return Played(done, [model.chat.decode(request.tokens) for request in engine.requests], pool)
+
+
+def answer(model: Family, number: int = 7) -> Play:
+    """What the model says when it is asked."""
+    return Play(model.template(f"{number}}}$.{model.final_parts[1]}"))
+
+
+def test_a_long_output_leaves_room_for_the_answer(model: Family) -> None:
+    call = model.call("print(1)")
+    plays = [Play(call), Play(model.template("so "), endless=True), answer(model)]
+    run = played(model, plays, ScriptedPool([Deed(OUTPUT)]), context=len(call) + 900)
+    assert (run.attempt.answer, run.attempt.tool_calls) == (7, 1)
+    assert "1000 1001" in run.prompts[1]
+    assert "characters left out" in run.prompts[1]
+
+
+def test_a_complaint_leaves_room_for_the_answer(model: Family) -> None:
+    turn = [*model.template(THOUGHT[model.name]), *model.plain("so many thoughts " * 20), *model.template(model.final_parts[1])]
+    parsed = model.chat.parse(turn, cut=False)
+    assert isinstance(parsed, Malformed)
+    complaint = model.chat.complaint(turn, parsed.reason)
+    context = len(turn) + max(65, len(complaint) + 10)
+    run = played(model, [Play(turn), answer(model), answer(model)], context=context, answer_tokens=64)
+    assert run.attempt.malformed == 1
+    assert run.asked
+    assert run.attempt.answer == 7
+
+
+def test_what_a_late_call_printed_is_shown(model: Family) -> None:
+    plays = [Play(model.call("print(1)"), delay_s=0.1), answer(model)]
+    run = played(model, plays, ScriptedPool([Deed("the sum is 31415", seconds=88)]))
+    assert "the sum is 31415" in run.prompts[-1]
+    assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.FORCED)
+
+
+def test_an_attempt_that_gets_no_kernel_goes_on_without(model: Family) -> None:
+    final = Play(model.final("The answer is \\boxed{7}."))
+    run = played(model, [Play(model.call("print(1)")), final], ScriptedPool(leases=[Lease(seconds=10_000)]))
+    assert NO_SESSION in run.prompts[-1]
+    assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.ANSWERED)
+
+
+def test_waiting_for_kernels_takes_forty_seconds_of_an_attempt_at_most(gemma: Family) -> None:
+    plays = [*(Play(gemma.call("print(1)")) for _ in range(22)), Play(gemma.final("\\boxed{7}"))]
+    run = played(gemma, plays, ScriptedPool(leases=[Lease(seconds=10_000)]), seconds=900)
+    assert run.attempt.answer == 7
+    assert run.attempt.seconds <= 40
+
+
+@pytest.mark.parametrize("seconds", [3.0, 12.0, 20.0])
+def test_waiting_for_a_kernel_ends_in_time_for_the_answer(gemma: Family, seconds: float) -> None:
+    plays = [Play(gemma.call("print(1)")), answer(gemma)]
+    run = played(gemma, plays, ScriptedPool(leases=[Lease(seconds=10_000)]), seconds=seconds)
+    assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.FORCED)
+
+
+def test_a_pool_that_cannot_start_kernels_costs_the_calls_only(gemma: Family) -> None:
+    plays = [Play(gemma.call("print(1)")), Play(gemma.final("\\boxed{7}"))]
+    run = played(gemma, plays, ScriptedPool(leases=[Lease(fault=KernelStartError("no kernels"))]))
+    assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.ANSWERED)
+    assert run.attempt.error == "KernelStartError: no kernels"
+    assert run.attempt.tool_errors == 0
+
+
+def test_a_session_that_fails_is_told_of_and_replaced(gemma: Family) -> None:
+    calls = [Play(gemma.call("print(1)")) for _ in range(2)]
+    pool = ScriptedPool([Deed(fault=KernelError("gone")), Deed("42")])
+    run = played(gemma, [*calls, Play(gemma.final("\\boxed{42}"))], pool)
+    assert SESSION_LOST in run.prompts[1]
+    assert run.attempt.seen_in_tool
+    assert (run.attempt.answer, run.attempt.finish_reason) == (42, FinishReason.ANSWERED)
+    assert pool.leased == 0
+
+
+def test_a_call_that_never_returns_does_not_take_the_answers_time(gemma: Family) -> None:
+    pool = ScriptedPool([Deed(seconds=10_000)])
+    run = played(gemma, [Play(gemma.call("print(1)")), answer(gemma)], pool, seconds=60)
+    assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.FORCED)
+
+
+def test_no_kernel_is_held_while_the_answer_is_asked_for(gemma: Family) -> None:
+    pool = ScriptedPool()
+    held: list[int] = []
+    run = played(
+        gemma, [Play(gemma.call("print(1)")), answer(gemma)], pool, on_request=lambda: held.append(pool.leased), max_turns=1
+    )
+    assert run.asked
+    assert held == [0, 0]
+
+
+def test_a_turn_that_the_server_refuses_is_followed_by_asking(gemma: Family) -> None:
+    run = played(gemma, [Play((), refused=EngineRejected(400, "no")), answer(gemma)])
+    assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.FORCED)
+    assert run.attempt.error == "server answered 400: no"
+
+
+def test_a_server_that_is_lost_ends_the_attempt_with_the_reason(gemma: Family) -> None:
+    run = played(gemma, [Play((), refused=EngineLost("gone"))] * 2)
+    assert (run.attempt.answer, run.attempt.finish_reason, run.attempt.error) == (None, FinishReason.ENGINE_ERROR, "gone")
+
+
+def test_a_turn_of_very_many_calls_is_given_up_for_the_answer(model: Family) -> None:
+    one = [token for token in model.call("1") if token not in model.chat.stop_token_ids]
+    calls = [*one * 300, model.call("1")[-1]]
+    run = played(model, [Play(calls), *[answer(model)] * 2], context=len(calls) + 600)
+    assert run.attempt.tool_calls >= 300
+    assert run.asked
+    assert run.attempt.answer == 7
