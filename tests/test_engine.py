@@ -13,12 +13,15 @@ import pytest
 from aiohttp import web
 
 from aimo_solver.chat import chat_format
+from aimo_solver.completions import entropy, refusal
 from aimo_solver.config import Config, SamplingConfig
-from aimo_solver.engine import Chunk, CompletionRequest, VllmEngine, entropy, find_model
-from aimo_solver.errors import EndpointError, EngineRejected, EngineUnavailable
+from aimo_solver.endpoint import find_model
+from aimo_solver.engine import Chunk, CompletionRequest, VllmEngine
+from aimo_solver.errors import ContextExceeded, EndpointError, EngineRejected, EngineUnavailable
 from aimo_solver.server import free_port
 from aimo_solver.settings import load_config
 from tests.conftest import Served
+from tests.http_vllm import HttpVllm, event, sends
 
 
 async def sample(engine: VllmEngine, request: CompletionRequest) -> list[Chunk]:
@@ -193,6 +196,85 @@ async def test_an_error_within_the_stream_is_a_break() -> None:
     async with server(fails) as engine:
         with pytest.raises(EngineUnavailable, match="engine dead"):
             await sample(engine, CompletionRequest(tokens=[1], max_tokens=5))
+
+
+CHUNK = {"choices": [{"text": "a", "token_ids": [7], "finish_reason": "stop"}]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data: {not json}\n\n",
+        "data: [1, 2]\n\n",
+        "data: 5\n\n",
+        "data: {}\n\n",
+        'data: {"choices": 5}\n\n',
+        'data: {"choices": [{"token_ids": ["x"]}]}\n\n',
+        'data: {"choices": [{"token_ids": [1], "logprobs": {"token_logprobs": ["x"]}}]}\n\n',
+        'data: {"error": "engine dead"}\n\n',
+        f"data: {'[' * 100_000}\n\n",
+        "data: " + "x" * 3_000_000,
+        "<html>gateway</html>",
+        "",
+    ],
+    ids=range(12),
+)
+async def test_a_stream_that_cannot_be_read_is_a_break(text: str) -> None:
+    server = HttpVllm()
+    server.for_good = sends(text)
+    async with server.engine() as engine:
+        with pytest.raises(EngineUnavailable) as error:
+            await sample(engine, CompletionRequest(tokens=[1], max_tokens=5))
+    assert len(str(error.value)) < 1_000
+
+
+async def test_a_stream_shorter_than_its_length_is_a_break() -> None:
+    server = HttpVllm()
+    server.for_good = sends(event(CHUNK), headers={"Content-Length": "5000"})
+    async with server.engine() as engine:
+        with pytest.raises(EngineUnavailable):
+            await sample(engine, CompletionRequest(tokens=[1], max_tokens=5))
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+async def test_comments_that_keep_a_stream_open_are_not_messages(newline: str) -> None:
+    server = HttpVllm()
+    text = f": keep-alive\n\n{event(CHUNK)}event: end\ndata: [DONE]\n\n"
+    server.for_good = sends(text.replace("\n", newline))
+    async with server.engine() as engine:
+        assert tokens_of(await sample(engine, CompletionRequest(tokens=[1], max_tokens=5))) == [7]
+
+
+async def test_a_server_that_sends_no_token_ids_is_told_in_one_line() -> None:
+    server = HttpVllm()
+    server.token_ids = False
+    async with server.engine() as engine:
+        with pytest.raises(EndpointError, match="without token ids") as told:
+            await engine.probe()
+        with pytest.raises(EngineRejected, match="without token ids"):
+            await sample(engine, CompletionRequest(tokens=[1], max_tokens=5))
+    assert "\n" not in str(told.value)
+
+
+async def test_a_probe_of_a_good_server_says_nothing() -> None:
+    async with HttpVllm().engine() as engine:
+        await engine.probe()
+        assert (engine.tokens_streamed, engine.running, engine.failures) == (1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "context"),
+    [
+        ("max_tokens=64988 cannot be greater than max_model_len=49152. Please request fewer output tokens.", 49_152),
+        ("This model's maximum context length is 49152 tokens. However, your prompt contains 50000 input tokens", 49_152),
+        ("Input length (50000) exceeds model's maximum context length (49152).", 49_152),
+        ("'max_tokens' or 'max_completion_tokens' is too large: 64988.", None),
+    ],
+)
+def test_a_refusal_for_its_length_tells_the_context(words: str, context: int | None) -> None:
+    error = refusal(400, words)
+    assert isinstance(error, ContextExceeded)
+    assert error.context_tokens == context
 
 
 def test_entropy_of_an_even_choice() -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from aimo_solver.attempt import FinishReason
 from aimo_solver.chat import ChatFormat
 from aimo_solver.engine import CompletionRequest, Engine
-from aimo_solver.errors import EngineError, EngineUnavailable
+from aimo_solver.errors import ContextExceeded, EngineError, EngineUnavailable
 from aimo_solver.kernel_session import cut_middle
 from aimo_solver.trajectory import Trajectory
 
@@ -24,7 +24,7 @@ TAIL_TOKENS = 256  # window of `tail_entropy`, as the second-placed public solve
 _CHARS_PER_TOKEN = 8  # about twice what is usual; what is longer is not tokenised as a whole
 _SHORTEST_CHARS = 100  # a text that has to be shorter is left out
 _CLOSING_TOKENS = 64  # a turn cut in the middle may need more words to close it
-_RETRIES_WITHOUT_PROGRESS = 5
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0  # before a request that failed is sent again
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Sampled:
     Attributes:
         entropies: nats, one per token; empty if not measured.
         limit: what cut it, None if it ended by itself.
-        error: what the server said, for ENGINE_ERROR.
+        error: what was wrong with the server when the turn was cut, None if nothing.
         seconds: how long it took; waited_s: the part of that before its first token.
     """
 
@@ -54,6 +54,7 @@ class _Turn:
     tokens: list[int] = field(default_factory=list)
     entropies: list[float] = field(default_factory=list)
     first_token: float | None = None
+    error: str | None = None  # of the last request, if it failed
 
 
 class Conversation:
@@ -158,21 +159,20 @@ class Conversation:
         """
         started = self._clock()
         turn = _Turn(label)
-        error: str | None = None
         try:
             async with asyncio.timeout(max(0.0, deadline - started)):
                 limit = None if await self._to_end(turn, room) == "stop" else FinishReason.TOKEN_LIMIT
         except TimeoutError:
             limit = FinishReason.DEADLINE
         except EngineError as fault:
-            limit, error = FinishReason.ENGINE_ERROR, str(fault)
+            limit, turn.error = FinishReason.ENGINE_ERROR, str(fault)
         finally:
             self.tokens += turn.tokens
             self._entropy_sum += sum(turn.entropies)
             self._entropy_count += len(turn.entropies)
             self._tail.extend(turn.entropies)
         now = self._clock()
-        return Sampled(turn.tokens, turn.entropies, limit, error, now - started, (turn.first_token or now) - started)
+        return Sampled(turn.tokens, turn.entropies, limit, turn.error, now - started, (turn.first_token or now) - started)
 
     def log(self, sampled: Sampled, kind: str) -> None:
         """Writes down a turn that was sampled, now that it is known what it was."""
@@ -188,34 +188,54 @@ class Conversation:
         )
 
     async def _to_end(self, turn: _Turn, room: int) -> str:
-        fruitless = 0
-        while len(turn.tokens) < room:
-            before = len(turn.tokens)
+        """Samples until the model stops ("stop") or `room`, or the context, is full ("length").
+
+        A request that fails is sent again with what came so far, with a growing pause and without end: the caller's
+        deadline bounds it. One that is too long for the server is sent again for less.
+        """
+        most, pause_s = room, _FIRST_PAUSE_S
+        while (left := min(room, self.room) - len(turn.tokens)) > 0:
+            before, wanted = len(turn.tokens), min(left, most)
             request = CompletionRequest(
                 tokens=[*self.tokens, *turn.tokens],
-                max_tokens=room - before,
+                max_tokens=wanted,
                 stop_token_ids=self._chat.stop_token_ids,
                 stop_strings=self._chat.stop_strings,
                 label=turn.label,
             )
             self.prompt_tokens = max(self.prompt_tokens, len(request.tokens))
-            finish: str | None = None
             try:
-                async with aclosing(self._engine.stream(request)) as chunks:
-                    async for chunk in chunks:
-                        turn.first_token = turn.first_token or self._clock()
-                        turn.tokens += chunk.token_ids
-                        turn.entropies += chunk.entropies
-                        self.sampled += len(chunk.token_ids)
-                        self.cached_tokens += chunk.cached_tokens or 0
-                        self._trajectory.sampled(chunk.token_ids, chunk.entropies)
-                        finish = chunk.finish or finish
-            except EngineUnavailable:
-                fruitless = fruitless + 1 if len(turn.tokens) == before else 0
-                if finish is None and fruitless >= _RETRIES_WITHOUT_PROGRESS:
+                finish = await self._stream(request, turn)
+            except ContextExceeded:
+                # The engine's context is what the server says by now. If that is no news, it cannot hold that much.
+                if wanted <= min(room, self.room) - before:
+                    most = wanted // 2
+                if most == 0:
                     raise
-                if finish is None:
-                    await self._engine.wait_ready()
-            if finish is not None:
+                continue
+            sampled = len(turn.tokens) - before
+            if finish is None:
+                pause_s = _FIRST_PAUSE_S if sampled else pause_s
+                await asyncio.sleep(pause_s)
+                pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s)
+                await self._engine.wait_ready()
+            elif finish == "stop" or wanted == left or sampled < wanted:
                 return finish
         return "length"
+
+    async def _stream(self, request: CompletionRequest, turn: _Turn) -> str | None:
+        """Adds what one request brings to the turn; returns why it ended, None if the server failed before its end."""
+        finish = turn.error = None
+        try:
+            async with aclosing(self._engine.stream(request)) as chunks:
+                async for chunk in chunks:
+                    turn.first_token = turn.first_token or self._clock()
+                    turn.tokens += chunk.token_ids
+                    turn.entropies += chunk.entropies
+                    self.sampled += len(chunk.token_ids)
+                    self.cached_tokens += chunk.cached_tokens or 0
+                    self._trajectory.sampled(chunk.token_ids, chunk.entropies)
+                    finish = chunk.finish or finish
+        except EngineUnavailable as error:
+            turn.error = str(error)  # what came before is valid
+        return finish

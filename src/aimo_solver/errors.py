@@ -15,6 +15,7 @@ AimoError
 ├── EngineError               a completion request failed
 │   ├── EngineUnavailable     no answer from the server; worth another try
 │   ├── EngineRejected        the server refused the request; another try would fail too
+│   │   └── ContextExceeded   it does not fit the model's context; asking for less may help
 │   └── EngineLost            the server is gone for good
 ├── KernelError               a Python session failed for reasons of its own, not of the code it ran
 │   ├── KernelStartError      a kernel did not come up
@@ -164,6 +165,18 @@ class EngineRejected(EngineError):
         super().__init__(f"server answered {status}: {body[:500]}")
         self.status = status
         self.body = body
+
+
+class ContextExceeded(EngineRejected):
+    """The request does not fit the model's context; a shorter one may.
+
+    Attributes:
+        context_tokens: what the server says that it holds; None if it does not say.
+    """
+
+    def __init__(self, status: int, body: str, context_tokens: int | None) -> None:
+        super().__init__(status, body)
+        self.context_tokens = context_tokens
 
 
 class EngineLost(EngineError):

@@ -16,7 +16,8 @@ from typing import Any
 from aimo_solver.agent import AttemptTools
 from aimo_solver.chat import ChatFormat, chat_format
 from aimo_solver.config import Config
-from aimo_solver.engine import VllmEngine, find_model
+from aimo_solver.endpoint import find_model
+from aimo_solver.engine import VllmEngine
 from aimo_solver.errors import ConfigError, EndpointError, EngineError, ModelError
 from aimo_solver.jitcache import shipped
 from aimo_solver.kernels import KernelPool
@@ -192,7 +193,7 @@ async def endpoint_session(
     """A session on a server that runs already. `model` is the folder with the served model's tokenizer.
 
     Raises:
-        EndpointError: it does not answer, or serves another model.
+        EndpointError: it does not answer, serves another model, or sends no token ids.
         ConfigError: an option that only the server itself could follow.
     """
     if config.sampling.seed is not None:
@@ -210,6 +211,7 @@ async def endpoint_session(
                 api_key=endpoint.api_key,
             )
         )
+        await engine.probe()
         pool = KernelPool.from_config(config.kernels)
         stack.push_async_callback(pool.close)
         await pool.start()

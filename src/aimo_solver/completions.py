@@ -1,0 +1,113 @@
+"""What a vLLM server answers to `/v1/completions`, read: the events of a stream, token ids and entropies, refusals.
+
+Nothing here trusts the server: what cannot be read is an `EngineUnavailable`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import aiohttp
+
+from aimo_solver.errors import ContextExceeded, EngineError, EngineRejected, EngineUnavailable
+
+_LONGEST_LINE = 1 << 20  # bytes; a chunk of 8 tokens with 20 log-probabilities each has 20,000
+# How vLLM 0.10 to 0.32 refuse a request for its length; the number is the context.
+_TOO_LONG = re.compile(r"(?:maximum context length(?: is)? \(?|max_model_len=)(\d{1,9})")
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What one message of the stream brought.
+
+    Attributes:
+        token_ids: newly sampled tokens, a stop token included.
+        entropies: nats, one per token; empty if the server sent no log-probabilities.
+        finish: "stop" or "length" on the turn's last tokens, else None.
+        cached_tokens: prompt tokens found in the prefix cache; on the last message only, if the server reports it.
+    """
+
+    token_ids: tuple[int, ...]
+    entropies: tuple[float, ...] = ()
+    finish: Literal["stop", "length"] | None = None
+    cached_tokens: int | None = None
+
+
+async def messages(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """The messages of a server-sent event stream, until its [DONE]. Comments, which keep a connection open, are left out."""
+    buffer = bytearray()
+    async for data in content.iter_any():
+        searched = len(buffer)
+        buffer += data
+        while (end := buffer.find(b"\n", searched)) >= 0:
+            line = bytes(buffer[:end])
+            del buffer[: end + 1]
+            searched = 0
+            if line.startswith(b"data:"):
+                payload = line.removeprefix(b"data:").strip()
+                if payload == b"[DONE]":
+                    return
+                yield payload
+        if len(buffer) > _LONGEST_LINE:
+            raise EngineUnavailable(f"a message of the stream is longer than {_LONGEST_LINE} bytes")
+
+
+def read_chunk(payload: bytes) -> Chunk:
+    """A message of the stream.
+
+    Raises:
+        EngineUnavailable: it cannot be read, or the server ended the request.
+        EngineRejected, ContextExceeded: it is a refusal.
+    """
+    try:
+        message = json.loads(payload)
+        error = message.get("error")
+        if error is None:
+            return _chunk(message)
+        code = error.get("code") if isinstance(error, dict) else None
+        failure = refusal(code if isinstance(code, int) else 500, json.dumps(error))
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as problem:
+        failure = EngineUnavailable(f"a message of the stream cannot be read ({problem!r:.200}): {payload[:200]!r}")
+    raise failure
+
+
+def _chunk(message: Mapping[str, Any]) -> Chunk:
+    cached = ((message.get("usage") or {}).get("prompt_tokens_details") or {}).get("cached_tokens")
+    if not message["choices"]:
+        return Chunk((), cached_tokens=cached)
+    choice = message["choices"][0]
+    logprobs = choice.get("logprobs") or {}
+    candidates = logprobs.get("top_logprobs") or ()
+    if candidates and len(candidates[0] or ()) > 1:
+        entropies = tuple(entropy(token) if token else 0.0 for token in candidates)
+    else:
+        # -log p of the drawn token: its expectation is the entropy.
+        entropies = tuple(-value if value is not None else 0.0 for value in logprobs.get("token_logprobs") or ())
+    reason = choice.get("finish_reason")
+    if reason not in (None, "stop", "length"):
+        raise EngineUnavailable(f"the server ended the request: {reason}")
+    return Chunk(tuple(map(int, choice.get("token_ids") or ())), entropies, reason, cached)
+
+
+def entropy(candidates: Mapping[str, float]) -> float:
+    """Entropy in nats of a next-token distribution given by the log-probabilities of its likeliest tokens.
+
+    The sum runs over the candidates given; what they leave out is not estimated, so this is a lower bound.
+    """
+    return -sum(math.exp(logprob) * logprob for logprob in candidates.values() if logprob > -50.0)
+
+
+def refusal(status: int, body: str) -> EngineError:
+    """The error for a request that the server refused with that HTTP status and text."""
+    # 5xx (a dead engine answers 500) and 429 pass; anything else is our request's fault.
+    if status >= 500 or status in (408, 429):
+        return EngineUnavailable(f"server answered {status}: {body[:300]}")
+    match = _TOO_LONG.search(body)
+    if match is not None or "max_tokens" in body:
+        return ContextExceeded(status, body, int(match[1]) if match is not None else None)
+    return EngineRejected(status, body)
