@@ -237,5 +237,5 @@ class Conversation:
                     self._trajectory.sampled(chunk.token_ids, chunk.entropies)
                     finish = chunk.finish or finish
         except EngineUnavailable as error:
-            turn.error = str(error)  # what came before is valid
+            turn.error = None if finish else str(error)  # what came before is valid
         return finish
