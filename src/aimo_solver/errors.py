@@ -19,6 +19,7 @@ AimoError
 │   └── EngineLost            the server is gone for good
 ├── KernelError               a Python session failed for reasons of its own, not of the code it ran
 │   ├── KernelStartError      a kernel did not come up
+│   ├── LeaseTimeoutError     no kernel was free in time
 │   └── PoolClosedError       a lease was asked of a closed pool
 ├── BootError                 the parts of a run did not come up
 ├── PathNotFoundError         none of the places where Kaggle mounts a thing holds it
@@ -189,6 +190,18 @@ class KernelError(AimoError):
 
 class KernelStartError(KernelError):
     """A kernel did not come up."""
+
+
+class LeaseTimeoutError(KernelError):
+    """No kernel was free in time.
+
+    Attributes:
+        timeout_s: how long was waited.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(f"no kernel was free within {timeout_s:.3g} s")
+        self.timeout_s = timeout_s
 
 
 class PoolClosedError(KernelError):

@@ -11,20 +11,25 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import psutil
 import zmq.asyncio
 from jupyter_client.connect import write_connection_file
 
 from aimo_solver.errors import KernelStartError
 from aimo_solver.kernel_limits import UIDS_PER_POOL, KernelLimits, ZygoteSpec
-from aimo_solver.kernel_process import KernelProcess
+from aimo_solver.kernel_process import KernelProcess, ends, remove_tree
 
 if TYPE_CHECKING:
     from aimo_solver import kernel_zygote  # noqa: F401 - started by name, below
 
+_IMPORT_TIMEOUT_S = 60.0  # for a zygote's first fork, before which it imports
+_FORK_TIMEOUT_S = 10.0  # for every other: it takes milliseconds, and a zygote that does not fork is stopped or stuck
 _START_TIMEOUT_S = 60.0
 _END_TIMEOUT_S = 15.0
 _LONGEST_SOCKET_PATH = 107
@@ -59,23 +64,30 @@ class Nursery:
 
     Raises:
         KernelStartError: the temporary directory is no place for sockets.
+        OSError: there is no room for a directory, a descriptor or a process.
     """
 
     def __init__(self, limits: KernelLimits, preload: tuple[str, ...], context: zmq.asyncio.Context) -> None:
         self._limits = limits
         self._context = context
         self._numbers = itertools.count()
-        self._slots = set(range(UIDS_PER_POOL))
-        self.directory = Path(tempfile.mkdtemp(prefix="aimo-kernels-")).resolve()
-        if len(str(self.directory / "k1234567" / "s-5")) > _LONGEST_SOCKET_PATH:
-            self.directory.rmdir()
-            raise KernelStartError(f"{self.directory} is too long a path for Unix sockets; set TMPDIR to a shorter one")
-        self.directory.chmod(0o711)  # a kernel may reach its own directory, and list none
-        self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._requests.setblocking(False)
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
-        with theirs:
-            self._process = self._start_zygote(preload, theirs.fileno())
+        self._slots = deque(range(UIDS_PER_POOL))  # user ids; the one that was given back first is used first
+        self._kernels: set[KernelProcess] = set()
+        self._forked = False
+        self._broken = False
+        with ExitStack() as undo:
+            self.directory = _make_directory()
+            undo.callback(self.directory.rmdir)
+            if len(str(self.directory / "k1234567" / "s-5")) > _LONGEST_SOCKET_PATH:
+                raise KernelStartError(f"{self.directory} is too long a path for Unix sockets; set TMPDIR to a shorter one")
+            self.directory.chmod(0o711)  # a kernel may reach its own directory, and list none
+            self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(self._requests.close)
+            self._requests.setblocking(False)
+            with theirs:
+                self._log = undo.enter_context(tempfile.TemporaryFile())
+                self._process = self._start_zygote(preload, theirs.fileno())
+            undo.pop_all()
 
     def _start_zygote(self, preload: tuple[str, ...], requests: int) -> subprocess.Popen[bytes]:
         package = Path(__file__).resolve().parent
@@ -96,7 +108,8 @@ class Nursery:
 
     @property
     def alive(self) -> bool:
-        return self._process.poll() is None
+        """The zygote runs and forks."""
+        return not self._broken and self._process.poll() is None
 
     @property
     def pid(self) -> int:
@@ -108,65 +121,103 @@ class Nursery:
 
         Raises:
             KernelStartError: it did not come up.
+            OSError: there is no room for its directory or its descriptors.
         """
-        slot = min(self._slots)
-        directory = self.directory / f"k{next(self._numbers)}"
-        directory.mkdir(mode=0o700)
-        _, connection = write_connection_file(
-            str(directory / "connection.json"), transport="ipc", ip=str(directory / "s"), key=os.urandom(16).hex().encode()
-        )
-        process = self._request(directory, slot)
-        self._slots.remove(slot)
-        process.ended.add_done_callback(lambda _: self._slots.add(slot))
+        process = self._request()
         try:
-            async with asyncio.timeout(_START_TIMEOUT_S):
-                await process.ready
-            process.connect(self._context, connection)
-        except TimeoutError:
-            process.release()
-            raise KernelStartError(f"a kernel was not ready after {_START_TIMEOUT_S:g} s") from None
-        except KernelStartError as error:
+            await self._come_up(process)
+        except BaseException as error:
             words = process.last_words()
-            process.release()
-            raise KernelStartError("\n".join(filter(None, [str(error), words, self._complaint()]))) from None
-        except BaseException:
-            process.release()
+            await process.free()
+            if isinstance(error, KernelStartError):
+                raise KernelStartError("\n".join(filter(None, [str(error), words, self._complaint()]))) from None
             raise
         return process
 
-    def _request(self, directory: Path, slot: int) -> KernelProcess:
-        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        control.setblocking(False)
-        read, write = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(read, False)
-        process = KernelProcess(directory, control, read, self._limits)
-        request: dict[str, Any] = {"directory": str(directory), "slot": slot}
-        try:
-            socket.send_fds(self._requests, [json.dumps(request).encode()], [theirs.fileno(), write])
-        except OSError as error:
-            process.release()
-            raise KernelStartError(f"the process that forks kernels takes no requests: {error}") from None
-        finally:
-            theirs.close()
-            os.close(write)
+    async def _come_up(self, process: KernelProcess) -> None:
+        limit = _FORK_TIMEOUT_S if self._forked else _IMPORT_TIMEOUT_S
+        if not (await asyncio.wait({process.forked}, timeout=limit))[0]:
+            self._broken = True
+            raise KernelStartError(f"the process that forks kernels did not answer within {limit:g} s")
+        self._forked = True
+        if not (await asyncio.wait({process.ready}, timeout=_START_TIMEOUT_S))[0]:
+            raise KernelStartError(f"a kernel was not ready after {_START_TIMEOUT_S:g} s")
+        process.ready.result()
+        process.connect(self._context)
+
+    def _request(self) -> KernelProcess:
+        """Asks the zygote for a kernel, with a directory and a user id of its own."""
+        if not self._slots:
+            raise KernelStartError(f"all {UIDS_PER_POOL} user ids are held by kernels that do not end")
+        with ExitStack() as undo:
+            directory = self.directory / f"k{next(self._numbers)}"
+            try:
+                directory.mkdir(mode=0o700)
+            except FileNotFoundError:  # somebody removed all of it
+                self._broken = True
+                raise
+            undo.callback(shutil.rmtree, directory, ignore_errors=True)
+            _, connection = write_connection_file(
+                str(directory / "connection.json"), transport="ipc", ip=str(directory / "s"), key=os.urandom(16).hex().encode()
+            )
+            control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(control.close)
+            with theirs:
+                control.setblocking(False)
+                read, write = os.pipe2(os.O_CLOEXEC)
+                undo.callback(os.close, read)
+                try:
+                    os.set_blocking(read, False)
+                    request = json.dumps({"directory": str(directory), "slot": self._slots[0]}).encode()
+                    socket.send_fds(self._requests, [request], [theirs.fileno(), write])
+                except OSError as error:
+                    self._broken = True
+                    raise KernelStartError(f"the process that forks kernels takes no requests: {error}") from None
+                finally:
+                    os.close(write)
+            process = KernelProcess(directory, control, read, connection, self._limits)
+            undo.pop_all()
+        self._hold(process, self._slots.popleft())
         return process
+
+    def _hold(self, process: KernelProcess, slot: int) -> None:
+        def ended(_: object) -> None:
+            self._kernels.discard(process)
+            self._slots.append(slot)
+
+        self._kernels.add(process)
+        process.ended.add_done_callback(ended)
 
     def _complaint(self) -> str:
         """The end of what the zygote wrote to its standard error."""
-        self._log.seek(0)
-        return self._log.read()[-_LOG_BYTES:].decode("utf-8", "replace").strip()
+        end = self._log.seek(0, os.SEEK_END)
+        self._log.seek(max(0, end - _LOG_BYTES))
+        return self._log.read(_LOG_BYTES).decode("utf-8", "replace").strip()
 
     async def close(self) -> None:
-        """Ends the zygote and all that it forked."""
+        """Ends the zygote, when all kernels that it forked have ended, and removes the directory. Never raises."""
         self._requests.close()
-        deadline = asyncio.get_running_loop().time() + _END_TIMEOUT_S
-        while self.alive and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - waiting by a thread costs more
-            await asyncio.sleep(0.005)
-        if self.alive:
+        if self._broken:
             self._process.kill()
-        self._process.wait()
+        if self._kernels:
+            await asyncio.wait([process.ended for process in self._kernels])
+        if not await ends(self._process, _END_TIMEOUT_S):
+            _kill_tree(self._process.pid)
+            await ends(self._process, _END_TIMEOUT_S)
         self._log.close()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        await remove_tree(self.directory)
+
+
+def _kill_tree(pid: int) -> None:
+    with suppress(psutil.NoSuchProcess):
+        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _make_directory() -> Path:
+    Path(tempfile.gettempdir()).mkdir(parents=True, exist_ok=True)  # somebody may have removed it
+    return Path(tempfile.mkdtemp(prefix="aimo-kernels-")).resolve()
 
 
 def _environment(ours: Mapping[str, str]) -> dict[str, str]:

@@ -6,7 +6,6 @@ import asyncio
 import fcntl
 import io
 import json
-import shutil
 import socket
 import sys
 import time
@@ -14,6 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import DEVNULL, Popen
 from typing import Any
 
 import zmq.asyncio
@@ -25,6 +25,8 @@ from aimo_solver.kernel_limits import Guard, KernelLimits, KillReason
 _END_TIMEOUT_S = 10.0  # only a process stuck in the operating system takes longer to be killed
 _TICK_S = 0.05  # how often a running call's output is looked at
 _PIPE_BYTES = 1 << 20
+_REMOVE_TIMEOUT_S = 60.0
+_REMOVE = 'rm -rf -- "$1" || { chmod -R u+rwx -- "$1"; rm -rf -- "$1"; }'  # not in Python, which is slow and recursive
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +90,20 @@ class _Output:
 class KernelProcess:
     """A kernel's process, from the moment it is asked for."""
 
-    def __init__(self, directory: Path, control: socket.socket, pipe: int, limits: KernelLimits) -> None:
+    def __init__(
+        self, directory: Path, control: socket.socket, pipe: int, connection: Mapping[str, Any], limits: KernelLimits
+    ) -> None:
         loop = asyncio.get_running_loop()
+        loop.add_reader(control.fileno(), self._hear)
         self.directory = directory
         self.pid = 0
         self.memory_mb = 0.0
         self.heavier: Callable[[], None] = lambda: None  # called when memory_mb has changed
         self.guards: tuple[Guard, ...] = ()
+        self.forked: asyncio.Future[None] = loop.create_future()
         self.ready: asyncio.Future[None] = loop.create_future()
         self.ended: asyncio.Future[Ending] = loop.create_future()
+        self._connection = connection
         self._limits = limits
         self._control = control
         self._pipe = io.FileIO(pipe)
@@ -104,12 +111,11 @@ class KernelProcess:
         self._client: Any = None
         with suppress(OSError):  # a user may hold only so much in pipes
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        loop.add_reader(control.fileno(), self._hear)
 
-    def connect(self, context: zmq.asyncio.Context, connection: Mapping[str, Any]) -> None:
+    def connect(self, context: zmq.asyncio.Context) -> None:
         """Opens the shell channel; the rest of the Jupyter protocol is not needed."""
         self._client = AsyncKernelClient(context=context)
-        self._client.load_connection_info(dict(connection))
+        self._client.load_connection_info(dict(self._connection))
         self._client.start_channels(shell=True, iopub=False, stdin=False, hb=False, control=False)
 
     @property
@@ -136,6 +142,8 @@ class KernelProcess:
             return
         except OSError:
             message = b""
+        if not self.forked.done():
+            self.forked.set_result(None)
         values: dict[str, Any] = json.loads(message) if message else {"reason": KillReason.CRASH, "detail": "with its warden"}
         if "memory_mb" in values:
             self.memory_mb = values["memory_mb"]
@@ -146,14 +154,21 @@ class KernelProcess:
             if not self.ready.done():
                 self.ready.set_result(None)
         elif "failed" in values:
-            if not self.ready.done():
-                self.ready.set_exception(KernelStartError(values["failed"]))
-        else:
-            asyncio.get_running_loop().remove_reader(self._control.fileno())
+            self._fail(values["failed"])
+        elif "reason" in values:
             reason = KillReason(values["reason"]) if values["reason"] else self._killed_for
-            self.ended.set_result(Ending(reason, values["detail"]))
-            if not self.ready.done():
-                self.ready.set_exception(KernelStartError(f"a kernel ended while it started: {values['detail']}"))
+            self._end(Ending(reason, values["detail"]))
+
+    def _end(self, ending: Ending) -> None:
+        asyncio.get_running_loop().remove_reader(self._control.fileno())
+        if not self.ended.done():
+            self.ended.set_result(ending)
+        self._fail(f"a kernel ended while it started: {ending.detail}")
+
+    def _fail(self, reason: str) -> None:
+        if not self.ready.done():
+            self.ready.set_exception(KernelStartError(reason))
+            self.ready.exception()  # nobody may be waiting
 
     async def call(self, code: str, timeout_s: float) -> Outcome:
         """Runs `code`. Takes `timeout_s` plus the grace period at most, plus what killing takes."""
@@ -211,22 +226,44 @@ class KernelProcess:
 
     async def close(self) -> None:
         """Has it killed if it lives, waits for that, and frees what it held here."""
-        try:
-            if self.alive:
-                self.kill(None)
-                await asyncio.wait({self.ended}, timeout=_END_TIMEOUT_S)
-        finally:
-            self.release()
+        if self.alive:
+            self.kill(None)
+            await asyncio.wait({self.ended}, timeout=_END_TIMEOUT_S)
+        await self.free()
 
-    def release(self) -> None:
+    async def free(self) -> None:
         """Frees descriptors and the directory. The end of its socket has the warden kill whatever still lives."""
-        if self._control.fileno() < 0:
-            return
-        asyncio.get_running_loop().remove_reader(self._control.fileno())
-        self._control.close()
-        self._pipe.close()
-        if self._client is not None:
-            self._client.stop_channels()
-        with suppress(OSError):
-            self.directory.chmod(0o700)  # the kernel had taken the right to write away
-        shutil.rmtree(self.directory, ignore_errors=True)
+        if self._control.fileno() >= 0:
+            self._end(Ending(self._killed_for, "it was given up"))
+            self._control.close()
+            self._pipe.close()
+            if self._client is not None:
+                self._client.stop_channels()
+            await remove_tree(self.directory)
+
+
+async def remove_tree(directory: Path) -> None:
+    """Removes a directory, however deep and full it is, in a process of its own. What cannot be removed stays; never raises."""
+    remover = _remover(directory)
+    if remover is not None and not await ends(remover, _REMOVE_TIMEOUT_S):
+        remover.kill()
+        await ends(remover, _END_TIMEOUT_S)
+
+
+def _remover(directory: Path) -> Popen[bytes] | None:
+    with suppress(OSError):
+        directory.rmdir()  # as a rule its warden has emptied it
+    with suppress(OSError):
+        if directory.exists():
+            return Popen(["sh", "-c", _REMOVE, "sh", str(directory)], stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL)
+    return None
+
+
+async def ends(process: Popen[bytes], timeout_s: float) -> bool:
+    """Whether `process` ends in that time."""
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    while process.poll() is None:
+        if asyncio.get_running_loop().time() > deadline:
+            return False
+        await asyncio.sleep(0.005)  # waiting by a thread costs more
+    return True

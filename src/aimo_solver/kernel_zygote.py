@@ -28,7 +28,7 @@ from pathlib import Path
 from aimo_solver import kernel_guard
 from aimo_solver import kernel_sandbox as sandbox
 from aimo_solver.kernel_limits import UIDS_PER_POOL, Guard, ZygoteSpec
-from aimo_solver.kernel_nest import Nest, enter_namespaces, needs_to_read_all
+from aimo_solver.kernel_nest import Nest, enter_namespaces, needs_to_read_all, tell
 from aimo_solver.kernel_warden import run_warden
 
 REQUEST_BYTES = 4_096
@@ -58,7 +58,7 @@ def main() -> None:
         with suppress(ChildProcessError):
             while True:
                 os.wait()
-        shutil.rmtree(spec.directory, ignore_errors=True)
+        os.execvp("rm", ["rm", "-rf", "--", spec.directory])  # however deep and full it is
 
 
 def watch_process(pid: int) -> int | None:
@@ -140,12 +140,24 @@ def _serve(requests: socket.socket, solver: int | None, spec: ZygoteSpec) -> Non
             return
         if not message:
             return
-        wanted = json.loads(message)
-        control, output = descriptors
-        directory, uid = Path(wanted["directory"]), _uid(wanted["slot"])
-        if os.fork() == 0:
+        if len(descriptors) == 2:  # else there is no room for them here, and the solver sees its ends closed
+            _fork(message, descriptors[0], descriptors[1], requests, solver, spec)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _fork(message: bytes, control: int, output: int, requests: socket.socket, solver: int | None, spec: ZygoteSpec) -> None:
+    """A warden for one request. If the system has no room for a process, the solver is told, and asks again."""
+    wanted = json.loads(message)
+    nest = Nest(directory=Path(wanted["directory"]), uid=_uid(wanted["slot"]), package=Path(spec.package), limits=spec.limits)
+    with socket.socket(fileno=os.dup(control)) as warden:
+        tell(warden, forked=True)
+        try:
+            child = os.fork()
+        except OSError as error:
+            tell(warden, failed=f"fork: {error}")
+            return
+        if child == 0:
             requests.close()
-            nest = Nest(directory=directory, uid=uid, package=Path(spec.package), limits=spec.limits)
-            run_warden(nest, socket.socket(fileno=control), output, solver)
-        os.close(control)
-        os.close(output)
+            os.close(control)
+            run_warden(nest, warden, output, solver)

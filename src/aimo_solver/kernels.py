@@ -31,9 +31,10 @@ same user and all its files are open.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -42,7 +43,7 @@ import psutil
 import zmq.asyncio
 
 from aimo_solver.config import KernelConfig
-from aimo_solver.errors import KernelStartError, PoolClosedError
+from aimo_solver.errors import KernelError, KernelStartError, LeaseTimeoutError, PoolClosedError
 from aimo_solver.kernel_limits import UIDS_PER_POOL, Guard, KernelLimits, KillReason
 from aimo_solver.kernel_nursery import Nursery
 from aimo_solver.kernel_process import KernelProcess
@@ -50,12 +51,17 @@ from aimo_solver.kernel_session import ExecutionResult, Kernel
 
 __all__ = ["ExecutionResult", "Guard", "Kernel", "KernelLimits", "KernelPool", "KillReason"]
 
-_PATIENCE = 3  # kernels that may fail to start in a row before those who wait are told
-_PAUSE_S = 0.2  # before a start is tried again
+_PATIENCE_S = 5.0  # how long starts may fail before those who wait are told
+_PAUSE_S = 0.2  # before a start is tried again; doubled with every failure in a row
+_LONGEST_PAUSE_S = 5.0
+_FAILURES = 3  # in a row, after which the process that forks kernels is replaced
 
 
 class KernelPool:
     """Keeps `size` + `spares` kernels alive, of which at most `size` are leased at a time.
+
+    A start that fails is tried again after a pause, for as long as the pool is open. When starts have failed for a while,
+    whoever waits for a kernel gets the reason, and so does, at once, whoever asks for one until a start succeeds.
 
     Everything happens in the event loop that `start` was called in, which may run in any thread; the pool has no thread
     of its own but that of its ZMQ context, and leaves none behind.
@@ -65,6 +71,8 @@ class KernelPool:
         spares: kernels kept warm beyond that, so that whoever loses a process gets another at once.
         preload: modules imported before kernels are forked, besides the usual ones; missing ones are passed over.
         starts: kernels that start side by side.
+        on_event: called with ``kernels_fail`` and ``error=...`` when those who wait are told that kernels do not come up, and
+            with ``kernels_recovered`` when they do again.
     """
 
     def __init__(
@@ -75,6 +83,7 @@ class KernelPool:
         *,
         preload: tuple[str, ...] = (),
         starts: int = 2,
+        on_event: Callable[..., object] = lambda kind, **values: None,
     ) -> None:
         if size < 1 or spares < 0 or size + spares > UIDS_PER_POOL // 2:  # the other half is for kernels that are ending
             raise ValueError(f"a pool of {size} kernels and {spares} spares")
@@ -90,21 +99,27 @@ class KernelPool:
         self._waiting: deque[asyncio.Future[KernelProcess]] = deque()
         self._starting: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()
-        self._failures = 0
+        self._on_event = on_event
+        self._failures = 0  # in a row
+        self._failing_since = math.inf
+        self._fault: str | None = None  # why kernels do not come up
         self._nursery: Nursery | None = None
-        self._gone: list[Nursery] = []
         self._context: zmq.asyncio.Context | None = None
         self._closed = False
 
     @classmethod
-    def from_config(cls, config: KernelConfig) -> Self:
+    def from_config(cls, config: KernelConfig, on_event: Callable[..., object] = lambda kind, **values: None) -> Self:
         """A pool as the configuration wants it."""
         half = int(psutil.virtual_memory().total // 2**21)
         limits = KernelLimits(memory_mb=config.memory_mb, pool_memory_mb=config.pool_memory_mb or half)
-        return cls(config.size, config.spares, limits, preload=config.preload)
+        return cls(config.size, config.spares, limits, preload=config.preload, on_event=on_event)
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -129,14 +144,11 @@ class KernelPool:
         """Returns when the first kernel is ready; the others follow in the background.
 
         Raises:
-            KernelStartError: kernels do not come up.
+            KernelStartError: kernels do not come up. The pool goes on trying; it is to be closed all the same.
         """
-        self._context = zmq.asyncio.Context()
-        try:
-            self._give(await self._take())
-        except BaseException:
-            await self.close()
-            raise
+        if self._context is None and not self._closed:
+            self._context = zmq.asyncio.Context()
+        self._give(await self._take())
 
     async def full(self) -> None:
         """Returns when every kernel that is not leased is ready."""
@@ -144,40 +156,47 @@ class KernelPool:
             await asyncio.sleep(0.002)
 
     async def close(self) -> None:
-        """Kills all kernels, the leased ones too. Returns when nothing of them is left."""
+        """Kills all kernels, the leased ones too. Returns when nothing of them is left. Never raises."""
         self._closed = True
         for task in self._starting:
             task.cancel()
-        self._disappoint(PoolClosedError("the kernel pool is closed"))
+        self._disappoint(PoolClosedError, "the kernel pool is closed")
         for process in (*self._warm, *self._leased):
             self._end(process.close())
         self._warm.clear()
         self._leased.clear()
-        while pending := self._starting | self._ending:
-            await asyncio.wait(pending)
-        for nursery in (*self._gone, *filter(None, [self._nursery])):
-            await nursery.close()
-        self._nursery = None
+        if self._starting:
+            await asyncio.wait(self._starting)
+        self._retire()
+        while self._ending:
+            await asyncio.wait(self._ending)
         if self._context is not None:
             self._context.destroy(linger=0)
             self._context = None
 
     @asynccontextmanager
-    async def lease(self) -> AsyncIterator[Kernel]:
+    async def lease(self, timeout_s: float | None = None) -> AsyncIterator[Kernel]:
         """A fresh session; waits while `size` are out. It is over, and all it started killed, however the block ends.
 
         Raises:
-            PoolClosedError: the pool is closed, or was closed while this waited.
+            LeaseTimeoutError: none was free within `timeout_s`; None waits for as long as kernels come up.
             KernelStartError: kernels do not come up.
+            PoolClosedError: the pool is closed, or was closed while this waited.
         """
-        async with self._leases:
-            kernel = Kernel(await self._take(), self._exchange, self.limits)
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await stack.enter_async_context(self._leases)
+                    process = await self._take()
+            except TimeoutError:
+                raise LeaseTimeoutError(timeout_s or 0.0) from None
+            kernel = Kernel(process, self._exchange, self.limits)
             try:
                 yield kernel
             finally:
-                process, kernel.process = kernel.process, None
-                if process is not None:
-                    self._discard(process)
+                held, kernel.process = kernel.process, None
+                if held is not None:
+                    self._discard(held)
 
     async def _exchange(self, process: KernelProcess) -> KernelProcess:
         self._discard(process)
@@ -188,6 +207,8 @@ class KernelPool:
             raise PoolClosedError("the kernel pool is closed" if self._closed else "the kernel pool was not started")
         if self._warm:
             process = self._warm.popleft()
+        elif self._fault is not None:
+            raise KernelStartError(self._fault)
         else:
             waiter: asyncio.Future[KernelProcess] = asyncio.get_running_loop().create_future()
             self._waiting.append(waiter)
@@ -212,11 +233,11 @@ class KernelPool:
                 return
         self._warm.append(process)
 
-    def _disappoint(self, error: Exception) -> None:
+    def _disappoint(self, error: type[KernelError], reason: str) -> None:
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():
-                waiter.set_exception(error)
+                waiter.set_exception(error(reason))
 
     def _discard(self, process: KernelProcess) -> None:
         if process in self._leased:
@@ -239,29 +260,47 @@ class KernelPool:
     def _started(self, task: asyncio.Task[None]) -> None:
         self._starting.discard(task)
         if not task.cancelled():
-            task.result()
             self._refill()
 
     async def _start_one(self) -> None:
+        began = asyncio.get_running_loop().time()
         assert self._context is not None
         try:
             if self._nursery is not None and not self._nursery.alive:
-                self._gone.append(self._nursery)  # its kernels live on, in its directory
-                self._nursery = None
+                self._retire()
             if self._nursery is None:
                 self._nursery = Nursery(self.limits, self._preload, self._context)
             process = await self._nursery.spawn()
-        except KernelStartError as error:
-            self._failures += 1
-            if self._failures % _PATIENCE == 0:
-                self._disappoint(error)
-            await asyncio.sleep(_PAUSE_S)
+        except Exception as error:  # noqa: BLE001 - whatever it was, those who wait are told, and it is tried again
+            await asyncio.sleep(self._failed(error, began))
             return
-        self._failures = 0
+        if self._fault is not None:
+            self._on_event("kernels_recovered")
+        self._failures, self._failing_since, self._fault = 0, math.inf, None
         self.guards = process.guards
         process.ended.add_done_callback(lambda _: self._lost(process))
         process.heavier = self._weigh
         self._give(process)
+
+    def _failed(self, error: Exception, began: float) -> float:
+        """A start that was `began` then failed; returns the pause before the next."""
+        self._failures += 1
+        self._failing_since = min(self._failing_since, began)
+        if self._failures % _FAILURES == 0:
+            self._retire()
+        if asyncio.get_running_loop().time() - self._failing_since >= _PATIENCE_S:
+            reason = str(error) if isinstance(error, KernelStartError) else f"{type(error).__name__}: {error}"
+            if self._fault is None:
+                self._on_event("kernels_fail", error=reason)
+            self._fault = reason
+            self._disappoint(KernelStartError, reason)
+        return float(min(_PAUSE_S * 2 ** min(self._failures - 1, 10), _LONGEST_PAUSE_S))
+
+    def _retire(self) -> None:
+        """The next kernel is forked from a new process; those that the old one forked live on."""
+        if self._nursery is not None:
+            self._end(self._nursery.close())
+            self._nursery = None
 
     def _lost(self, process: KernelProcess) -> None:
         """A spare that dies makes room for another; with a leased one its lease will deal."""
