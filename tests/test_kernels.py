@@ -338,12 +338,12 @@ def test_a_pool_from_a_configuration_leaves_half_of_the_machines_memory_to_other
 
 
 async def test_the_largest_kernel_pays_for_the_pools_memory() -> None:
-    limits = replace(LIMITS, pool_memory_mb=300)  # what is reported may be 64 MB old
+    limits = replace(LIMITS, pool_memory_mb=260)  # what is reported may be 64 MB old
     async with KernelPool(size=2, spares=0, limits=limits) as pool, pool.lease() as small, pool.lease() as large:
-        assert (await small.execute("x = b'y' * (150 * 2**20)", PATIENCE_S)).failed is False
+        assert (await small.execute("x = b'y' * (100 * 2**20)", PATIENCE_S)).failed is False
         result = await large.execute("x = b'y' * (300 * 2**20)\nimport time\ntime.sleep(20)", PATIENCE_S)
         assert result.killed_for is KillReason.POOL_MEMORY
-        assert (await small.execute("len(x)", PATIENCE_S)).value == str(150 * 2**20)
+        assert (await small.execute("len(x)", PATIENCE_S)).value == str(100 * 2**20)
 
 
 def test_a_pool_works_in_a_loop_of_another_thread() -> None:
