@@ -11,22 +11,18 @@ and the chat template published with the models.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aimo_solver.chat import FinalText, Malformed, ToolCall, ToolCalls, Turn
+from aimo_solver.chat import MAX_CALLS, FinalText, Malformed, ToolCall, ToolCalls, Turn
+from aimo_solver.chat_gemma_call import QUOTE, code_of
 from aimo_solver.errors import ModelError
 from aimo_solver.model_folder import ModelFolder
 from aimo_solver.prompts import ANSWER_NOW, COMPLAINT, FINAL_ANSWER, NOT_RUN, OUT_OF_TIME, PYTHON_TOOL
-from aimo_solver.salvage import CODE_KEYS, Code, bare_code, code_in_json, compiles, python_blocks
+from aimo_solver.salvage import python_blocks
 
-_QUOTE = "\udc00"  # stands for the token <|"|> while a call is read; no decoded text holds a lone surrogate
-_NAMES = frozenset({PYTHON_TOOL.name, "functions.python", ""})
-_EXACT = re.compile(rf"call:{PYTHON_TOOL.name}\{{{PYTHON_TOOL.parameter}:{_QUOTE}([^{_QUOTE}]*){_QUOTE}\}}")
-_CALL = re.compile(r"\s*(?:call)?\s*:?\s*([\w.:\-]*)\s*[{(\[]+(.*)", re.DOTALL)
-_SPELLED_CALL = re.compile(rf"(?:<call>|(?:^|\s)call:)({PYTHON_TOOL.name}\s*[{{(].*)", re.DOTALL)
-_KEY = rf"[{_QUOTE}\"']?([A-Za-z_]\w*)[{_QUOTE}\"']?\s*[:=]"
-_STRING = re.compile(rf"{_KEY}\s*{_QUOTE}(.*?){_QUOTE}+(?=\s*(?:,\s*{_KEY}|[}})\]]*\s*\Z))", re.DOTALL)
+_SPELLED_CALL = re.compile(rf"(?:<call>|(?:^|\s)call:)({PYTHON_TOOL.name}\s*+[{{(].*+)", re.DOTALL)
+_MOST_QUOTES = 1_000  # in one call; real ones have two
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +31,15 @@ class _Split:
 
     Attributes:
         content: the text outside thoughts and calls.
-        calls: the decoded insides of the calls.
+        calls: the decoded insides of the first `MAX_CALLS` calls; None for one with more than `_MOST_QUOTES` quotes.
+        left_out: how many calls follow those.
         fault: what was wrong around the calls.
         open_call: the last call lacks its end.
     """
 
     content: str
-    calls: list[str]
+    calls: list[str | None]
+    left_out: int
     in_thought: bool
     saw_channel: bool
     open_call: bool
@@ -67,6 +65,7 @@ class GemmaFormat:
         eos = self._tokenizer.control("<eos>")
         ends = (self._end_turn, self._response, *(() if eos is None else (eos,)), *folder.stop_ids)
         self.stop_token_ids = tuple(dict.fromkeys(ends))
+        self._ends = frozenset((self._turn, *self.stop_token_ids))
         # Newer templates open a thought after a tool's result when thinking is on; older ones leave it to the model.
         self._thinks_after_tool = "== 'tool_response' and enable_thinking" in folder.template
 
@@ -90,10 +89,10 @@ class GemmaFormat:
             return Malformed("Your turn ended inside the thought channel, without a call and without a final text.")
         if "\\boxed" not in text:
             spelled = _SPELLED_CALL.search(text)
-            code = _code_of(spelled.group(1)) if spelled else None
+            code = code_of(spelled.group(1)) if spelled else None
             blocks = [code.text] if code else python_blocks(text)
             if blocks:
-                return ToolCalls(tuple(ToolCall(block) for block in blocks), "code in the text instead of a tool call")
+                return ToolCalls.first_of(blocks, "code in the text instead of a tool call")
         if not text:
             return Malformed("Your turn was empty.")
         return FinalText(text)
@@ -170,7 +169,7 @@ class GemmaFormat:
                 calls.append([])
             elif token == self._end_call:
                 state, open_call = "content", False
-            elif token in (self._turn, *self.stop_token_ids):
+            elif token in self._ends:
                 break
             elif state == "call":
                 calls[-1].append(token)
@@ -180,32 +179,35 @@ class GemmaFormat:
                     fault = "text behind the call"
         return _Split(
             content=self._tokenizer.decode(content),
-            calls=[self._call_text(call) for call in calls],
+            calls=[self._call_text(call) for call in calls[:MAX_CALLS]],
+            left_out=max(0, len(calls) - MAX_CALLS),
             in_thought=state == "thought",
             saw_channel=saw_channel,
             open_call=open_call,
             fault=fault,
         )
 
-    def _call_text(self, tokens: Iterable[int]) -> str:
+    def _call_text(self, tokens: Sequence[int]) -> str | None:
+        if tokens.count(self._quote) > _MOST_QUOTES:  # each part between them is decoded by itself
+            return None
         parts: list[list[int]] = [[]]
         for token in tokens:
             if token == self._quote:
                 parts.append([])
             else:
                 parts[-1].append(token)
-        return _QUOTE.join(self._tokenizer.decode(part) for part in parts)
+        return QUOTE.join(self._tokenizer.decode(part) for part in parts)
 
     def _tool_calls(self, split: _Split, *, cut: bool) -> Turn:
         calls: list[ToolCall] = []
         notes = [split.fault] if split.fault else []
         for index, text in enumerate(split.calls):
-            if cut and split.open_call and index == len(split.calls) - 1:
+            if cut and split.open_call and not split.left_out and index == len(split.calls) - 1:
                 if not calls:
                     return Malformed("Your call was cut off by the length limit; send shorter code.")
                 notes.append("a second call was cut off")
                 break
-            code = _code_of(text)
+            code = None if text is None else code_of(text)
             if code is None:
                 return Malformed('Your call holds no code. Write it as call:python{code:<|"|>...<|"|>}.')
             calls.append(ToolCall(code.text))
@@ -213,7 +215,7 @@ class GemmaFormat:
                 notes.append(code.mended)
         if split.open_call and not cut:
             notes.append("the call's end was missing")
-        return ToolCalls(tuple(calls), "; ".join(notes) or None)
+        return ToolCalls(tuple(calls), "; ".join(dict.fromkeys(notes)) or None, split.left_out)
 
     def _open_response(self, sampled: Sequence[int]) -> list[int]:
         """From the sampled end to just behind ``<|tool_response>``."""
@@ -244,41 +246,3 @@ def _declaration() -> str:
     parameter = f"{tool.parameter}:{{description:{quoted(tool.parameter_description)},type:{quoted('STRING')}}}"
     parameters = f"properties:{{{parameter}}},required:[{quoted(tool.parameter)}],type:{quoted('OBJECT')}"
     return f"<|tool>declaration:{tool.name}{{description:{quoted(tool.description)},parameters:{{{parameters}}}}}<tool|>"
-
-
-def _code_of(call: str) -> Code | None:
-    """The code of one call, None if there is none. `call` holds `_QUOTE` for the quote token."""
-    exact = _EXACT.fullmatch(call)
-    if exact is not None:
-        return bare_code(exact.group(1))
-    place = _CALL.match(call)
-    if place is None:
-        return None
-    name, arguments = place.groups()
-    code = _code_in(arguments)
-    if code is None or (name not in _NAMES and not compiles(code.text)):
-        return None
-    return Code(code.text, code.mended or ("a call in another form" if name == PYTHON_TOOL.name else f"unknown tool {name!r}"))
-
-
-def _code_in(arguments: str) -> Code | None:
-    strings: dict[str, str] = {}
-    for key, value, _ in _STRING.findall(arguments):
-        strings[key.lower()] = value
-    for key in (*CODE_KEYS, *strings):
-        if key in strings:
-            inner = _QUOTE in strings[key]  # the model has used its quote tokens for Python's quotes
-            return bare_code(strings[key].replace(_QUOTE, '"'), "quote tokens inside the code" if inner else None)
-    if _QUOTE not in arguments and re.search(r"[\"'`]", arguments):
-        found = code_in_json("{" + arguments)
-        if found is not None:
-            return Code(found.text, "arguments in JSON")
-    return _broken_arguments(arguments)
-
-
-def _broken_arguments(arguments: str) -> Code | None:
-    """Code from arguments without quotes, or from a string that does not end."""
-    text = re.sub(rf"\A\s*[{_QUOTE}\"']?(?:{'|'.join(CODE_KEYS)})[{_QUOTE}\"']?\s*[:=]\s*", "", arguments)
-    closed = re.sub(rf"{_QUOTE}?\s*[}})\]]?\s*\Z", "", text, count=1).removeprefix(_QUOTE).replace(_QUOTE, '"')
-    whole = text.removeprefix(_QUOTE).replace(_QUOTE, '"')
-    return bare_code(whole if compiles(whole) and not compiles(closed) else closed, "broken arguments")
