@@ -26,14 +26,19 @@ from openai_harmony import (
     load_harmony_encoding,
 )
 
-from aimo_solver.chat import FinalText, Malformed, ToolCall, ToolCalls, Turn
+from aimo_solver.chat import MAX_CALLS, FinalText, Malformed, ToolCall, ToolCalls, Turn
 from aimo_solver.prompts import ANSWER_NOW, COMPLAINT, FINAL_ANSWER, NOT_RUN, OUT_OF_TIME
 from aimo_solver.salvage import Code, bare_code, code_in_json, compiles, python_blocks
 
-_CHANNEL = re.compile(r"<\|channel\|>[^a-z]*(analysis|commentary|final)")
-_RECIPIENT = re.compile(r"to=\s*([^\s<]+)")
+_CHANNEL = re.compile(r"<\|channel\|>[^a-z]*+(analysis|commentary|final)")
+_RECIPIENT = re.compile(r"to=\s*+([^\s<]++)")
 _NOT_TOOLS = frozenset({"assistant", "user", "all", "system", "developer"})
+_LAST_ENDS = frozenset({"<|return|>", "<|endoftext|>"})
 _PYTHON_NAMES = frozenset({"python", "functions.python"})
+# oss-harmony's encoder is quadratic in the length of a piece of text without a boundary (8,000 emoji: 340 ms). Longer ones
+# are cut; a piece never goes on behind a digit or from other characters into a blank.
+_LONG_PIECE = re.compile(r"[^\s\d\x00-\x7f]{64}|[^\s\d]{256}|\s{256}")
+_LONGEST_NAME = 40  # of a tool that does not exist; what is longer is cut
 _EFFORTS = {"low": ReasoningEffort.LOW, "medium": ReasoningEffort.MEDIUM, "high": ReasoningEffort.HIGH}
 
 
@@ -111,7 +116,7 @@ class HarmonyFormat:
         parts = self._parts(sampled)
         calls = [part for part in parts if part.is_call]
         if calls:
-            return _tool_calls(calls, cut=cut and parts[-1].end is None)
+            return _tool_calls(calls, cut=cut and calls[-1] is parts[-1] and parts[-1].end is None)
         if cut:
             return Malformed("Your turn was cut off by the length limit before its end.")
         texts = [part for part in parts if part.is_own and part.body and part.body.strip()]
@@ -123,7 +128,7 @@ class HarmonyFormat:
         if "\\boxed" not in text and texts:
             blocks = python_blocks(text or texts[-1].body or "")
             if blocks:
-                return ToolCalls(tuple(ToolCall(block) for block in blocks), "code in the text instead of a tool call")
+                return ToolCalls.first_of(blocks, "code in the text instead of a tool call")
         if text:
             return FinalText(text, salvaged)
         return Malformed("Your turn ended without a call to python and without a text in the final channel.")
@@ -131,26 +136,20 @@ class HarmonyFormat:
     def tool_results(self, sampled: Sequence[int], outputs: Sequence[str]) -> list[int]:
         parts = self._parts(sampled)
         calls = [part for part in parts if part.is_call]
-        tokens = self._close(parts, call=bool(calls))
-        for index, output in enumerate(outputs):
-            part = calls[index] if index < len(calls) else None
-            name = part.recipient if part is not None and part.recipient in _PYTHON_NAMES else "python"
-            channel = (part.channel if part is not None else "") or "analysis"
-            tokens += self._result(name or "python", "analysis" if channel == "final" else channel, output)
-        return [*tokens, *self._template("<|start|>assistant")]
+        return [*self._close(parts, call=bool(calls)), *self._results(calls, outputs), *self._template("<|start|>assistant")]
 
     def complaint(self, sampled: Sequence[int], reason: str) -> list[int]:
         parts = self._parts(sampled)
         called = bool(parts) and parts[-1].is_call
         text = COMPLAINT.format(reason=reason)
-        message = self._result("python", "analysis", text) if called else self._user(text)
+        message = self._results(parts[-1:], [text]) if called else self._user(text)
         return [*self._close(parts, call=called), *message, *self._template("<|start|>assistant")]
 
     def ask_answer(self, sampled: Sequence[int]) -> list[int]:
         template, plain = self._template, self._plain
         parts = self._parts(sampled)
         last = parts[-1] if parts else None
-        calls = sum(part.is_call for part in parts)
+        calls = [part for part in parts if part.is_call]
         tokens: list[int] = []
         if last is not None and last.channel == "final" and last.body is not None and last.end is None and not calls:
             return [*plain("\n\n" if last.body.strip() else ""), *plain(FINAL_ANSWER)]
@@ -159,9 +158,8 @@ class HarmonyFormat:
                 tokens += plain(f"\n\n{OUT_OF_TIME}")
             tokens += self._close(parts, call=last.is_call)
             if calls:
-                for _ in range(calls):
-                    tokens += self._result("python", last.channel or "analysis", NOT_RUN)
-            elif last.end in ("<|return|>", "<|endoftext|>"):
+                tokens += self._results(calls, [NOT_RUN] * min(len(calls), MAX_CALLS))
+            elif last.end in _LAST_ENDS:
                 tokens += self._user(ANSWER_NOW)
             tokens += template("<|start|>assistant")
         return [*tokens, *template("<|channel|>final<|message|>"), *plain(FINAL_ANSWER)]
@@ -183,6 +181,9 @@ class HarmonyFormat:
 
         def finish(end: str | None) -> None:
             nonlocal header, body
+            text = self.decode(header)
+            if body is None and end in _LAST_ENDS and "\\boxed" in text and self._controls.keys().isdisjoint(header):
+                header, body = [], header  # the answer as it is, without a header
             if header or body is not None:
                 parts.append(_Part(self.decode(header), None if body is None else self.decode(body), end))
             header, body = [], None
@@ -211,9 +212,16 @@ class HarmonyFormat:
             return []
         return self._template(("" if parts[-1].body is not None else "<|message|>") + ("<|call|>" if call else "<|end|>"))
 
-    def _result(self, name: str, channel: str, output: str) -> list[int]:
-        header = self._template(f"<|start|>{name} to=assistant<|channel|>{channel}<|message|>")
-        return [*header, *self._plain(output), self._ids["<|end|>"]]
+    def _results(self, calls: Sequence[_Part], outputs: Sequence[str]) -> list[int]:
+        """One message per output, from who was called, in the channel of the call; nobody answers in the final channel."""
+        tokens: list[int] = []
+        for index, output in enumerate(outputs):
+            call = calls[index] if index < len(calls) else _Part("", None, None)
+            name = call.recipient if call.recipient in _PYTHON_NAMES else "python"
+            channel = "commentary" if call.channel == "commentary" else "analysis"
+            tokens += self._template(f"<|start|>{name} to=assistant<|channel|>{channel}<|message|>")
+            tokens += [*self._plain(output), self._ids["<|end|>"]]
+        return tokens
 
     def _user(self, text: str) -> list[int]:
         return [*self._template("<|start|>user<|message|>"), *self._plain(text), self._ids["<|end|>"]]
@@ -222,7 +230,13 @@ class HarmonyFormat:
         return list(self._encoding.encode(text, allowed_special="all"))
 
     def _plain(self, text: str) -> list[int]:
-        return list(self._encoding.encode(_clean(text), disallowed_special=()))
+        tokens: list[int] = []
+        start = 0
+        clean = _clean(text)
+        for place in _LONG_PIECE.finditer(clean):
+            tokens += self._encoding.encode(clean[start : place.end()], disallowed_special=())
+            start = place.end()
+        return [*tokens, *self._encoding.encode(clean[start:], disallowed_special=())]
 
 
 def _clean(text: str) -> str:
@@ -232,7 +246,8 @@ def _clean(text: str) -> str:
 def _tool_calls(parts: Sequence[_Part], *, cut: bool) -> Turn:
     calls: list[ToolCall] = []
     notes: list[str] = []
-    for index, part in enumerate(parts):
+    read = parts[:MAX_CALLS]
+    for index, part in enumerate(read):
         if cut and index == len(parts) - 1:
             if not calls:
                 return Malformed("Your call was cut off by the length limit; send shorter code.")
@@ -242,13 +257,14 @@ def _tool_calls(parts: Sequence[_Part], *, cut: bool) -> Turn:
         if code is None:
             if part.recipient in _PYTHON_NAMES or part.recipient is None:
                 return Malformed("Your call to python holds no code.")
-            return Malformed(f"There is no tool {part.recipient}; the only one is python, which takes Python code as it is.")
+            name = part.recipient[:_LONGEST_NAME]
+            return Malformed(f"There is no tool {name}; the only one is python, which takes Python code as it is.")
         calls.append(ToolCall(code.text))
         if code.mended:
             notes.append(code.mended)
         if part.end != "<|call|>":
             notes.append("the call's end was missing")
-    return ToolCalls(tuple(calls), "; ".join(dict.fromkeys(notes)) or None)
+    return ToolCalls(tuple(calls), "; ".join(dict.fromkeys(notes)) or None, len(parts) - len(read))
 
 
 def _code_of(part: _Part) -> Code | None:
@@ -258,7 +274,7 @@ def _code_of(part: _Part) -> Code | None:
     if part.recipient is None:
         note = "a call without a recipient"
     elif not known:
-        note = f"unknown recipient {part.recipient!r}"
+        note = f"unknown recipient {part.recipient[:_LONGEST_NAME]!r}"
     elif part.channel not in ("analysis", "commentary"):
         note = "a call in the wrong channel"
     if body.lstrip().startswith(("{", "```json")):
