@@ -54,9 +54,8 @@ class ScriptedEngine:
         self.context_tokens = context_tokens
         self.faults = 0
         self.requests: list[CompletionRequest] = []
-        self.on_request: Callable[[], object] = lambda: None
+        self.on_request: Callable[[ScriptedEngine], object] = lambda engine: None
         self.running = 0
-        self.faults = 0
         self.most_running = 0
         self._script = script
         self._attempts: dict[tuple[str, str], _Attempt] = {}
@@ -66,7 +65,7 @@ class ScriptedEngine:
         who, index, _ = request.label.rsplit("-", 2)
         attempt = self._attempts.setdefault((who, index), _Attempt(list(self._script(int(index)))))
         self.requests.append(request)
-        self.on_request()
+        self.on_request(self)
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         play, done = attempt.plays[0], attempt.sent

@@ -52,7 +52,7 @@ def played(
     *,
     seconds: float = 100.0,
     context: int = 65_536,
-    on_request: Callable[[], object] = lambda: None,
+    on_request: Callable[[ScriptedEngine], object] = lambda engine: None,
     **limits: int,
 ) -> Played:
     """Plays one attempt. `context` counts from behind the prompt."""
@@ -167,7 +167,7 @@ def test_no_kernel_is_held_while_the_answer_is_asked_for(gemma: Family) -> None:
     pool = ScriptedPool()
     held: list[int] = []
     run = played(
-        gemma, [Play(gemma.call("print(1)")), answer(gemma)], pool, on_request=lambda: held.append(pool.leased), max_turns=1
+        gemma, [Play(gemma.call("print(1)")), answer(gemma)], pool, on_request=lambda _: held.append(pool.leased), max_turns=1
     )
     assert run.asked
     assert held == [0, 0]
@@ -184,10 +184,28 @@ def test_a_server_that_is_lost_ends_the_attempt_with_the_reason(gemma: Family) -
     assert (run.attempt.answer, run.attempt.finish_reason, run.attempt.error) == (None, FinishReason.ENGINE_ERROR, "gone")
 
 
-def test_a_turn_of_very_many_calls_is_given_up_for_the_answer(model: Family) -> None:
+def test_a_turn_of_very_many_calls_leaves_room_for_the_answer(model: Family) -> None:
     one = [token for token in model.call("1") if token not in model.chat.stop_token_ids]
     calls = [*one * 300, model.call("1")[-1]]
     run = played(model, [Play(calls), *[answer(model)] * 2], context=len(calls) + 600)
-    assert run.attempt.tool_calls >= 300
     assert run.asked
     assert run.attempt.answer == 7
+
+
+@pytest.mark.parametrize("left", [3_000, 350])
+def test_an_attempt_longer_than_the_context_that_is_left_gives_up_its_end(model: Family, left: int) -> None:
+    """A server that comes back with safer settings may hold less than the conversation is long."""
+    call = model.call("print(1)")
+    plays = [Play(call), Play(model.template("so "), endless=True), answer(model)]
+    pool = ScriptedPool([Deed(OUTPUT[:1_000])])
+    first: list[int] = []
+
+    def shrink(engine: ScriptedEngine) -> None:
+        first.append(engine.context_tokens)
+        if len(engine.requests) == 2:
+            engine.context_tokens = first[0] - 6_000 + left
+
+    run = played(model, plays, pool, context=6_000, on_request=shrink)
+    assert run.asked
+    assert run.attempt.answer == 7
+    assert ("1000 1001" in run.prompts[-1]) == (left == 3_000)
