@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 import pytest_asyncio
 
+import aimo_solver.solver as solver_module
 from aimo_solver.agent import AgentRun, AttemptTools
 from aimo_solver.attempt import Attempt, FinishReason
 from aimo_solver.budget import Allotment
 from aimo_solver.chat import chat_format
-from aimo_solver.config import Config
+from aimo_solver.clock import RunClock
+from aimo_solver.config import BudgetConfig, Config, VotingConfig
+from aimo_solver.evaluate import evaluate
 from aimo_solver.kernels import KernelPool
 from aimo_solver.model_folder import ModelFolder
 from aimo_solver.problems import Problem
-from aimo_solver.runlog import NullLog, ProblemResult
+from aimo_solver.runlog import NullLog, ProblemResult, RunLog
 from aimo_solver.settings import load_config
-from aimo_solver.solver import FALLBACK_ANSWER, SilentObserver, Solver
+from aimo_solver.solver import FALLBACK_ANSWER, Observer, SilentObserver, Solver
 from tests.fakes import Play, ScriptedEngine
 from tests.tiny_tokenizers import gemma_folder
 
@@ -55,7 +60,14 @@ class Desk:
         endless = Play(self._tokenizer.encode_template("so "), endless=True, delay_s=0.05)
         return [endless, endless]
 
-    def solver(self, script: Callable[[int], Sequence[Play]], *settings: str) -> Solver:
+    def solver(
+        self,
+        script: Callable[[int], Sequence[Play]],
+        *settings: str,
+        log: RunLog | None = None,
+        observer: Observer | None = None,
+        **hooks: Callable[[ProblemResult], None],
+    ) -> Solver:
         config: Config = load_config(settings=["voting.voter=majority", *settings])
         self.engine = ScriptedEngine(script)
         tools = AttemptTools(
@@ -66,7 +78,7 @@ class Desk:
             kernels=config.kernels,
             clock=time.monotonic,
         )
-        return Solver(tools, config, NullLog(), self.seen)
+        return Solver(tools, config, log or NullLog(), observer or self.seen, **hooks)
 
     async def solve(self, script: Callable[[int], Sequence[Play]], *settings: str, seconds: float = 30.0) -> ProblemResult:
         return await self.solver(script, *settings).solve(PROBLEM, Allotment(seconds))
@@ -189,3 +201,126 @@ async def test_the_best_so_far_can_be_asked_at_any_time(desk: Desk) -> None:
     assert solver.best("p") == 2
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+class Broken(SilentObserver):
+    """An observer with a defect in every method."""
+
+    def problem_started(self, *values: object) -> None:
+        raise RuntimeError("observer")
+
+    attempt_changed = attempt_finished = problem_finished = problem_started  # type: ignore[assignment]
+
+
+class BrokenLog(NullLog):
+    """A run log with a defect wherever the solver writes of votes and results, and in its events."""
+
+    def votes(self, *values: object, **named: object) -> None:
+        raise RuntimeError("log")
+
+    event = problem_started = attempt_finished = problem_finished = votes  # type: ignore[assignment]
+
+
+class Events(NullLog):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, dict[str, Any]]] = []
+
+    def event(self, kind: str, **values: Any) -> None:
+        self.seen.append((kind, values))
+
+
+async def test_a_server_lost_twice_by_one_problem_ends_its_attempts(desk: Desk) -> None:
+    """The next problem must have a restart left; the attempts of this one would kill the server again."""
+    solver = desk.solver(lambda index: desk.answers(2) if index == 0 else desk.thinks_on())
+    solving = asyncio.create_task(solver.solve(PROBLEM, Allotment(60.0)))
+    while not desk.seen.attempts:  # noqa: ASYNC110 - the collector tells nobody
+        await asyncio.sleep(0.01)
+    desk.engine.faults += 1
+    await asyncio.sleep(1.5)
+    assert not solving.done()
+    desk.engine.faults += 1
+    result = await asyncio.wait_for(solving, 10)
+    assert (result.answer, result.reason, result.votes) == (2, "server", 1)
+    assert desk.engine.running == 0
+
+
+async def test_losses_of_earlier_problems_do_not_count(desk: Desk) -> None:
+    solver = desk.solver(lambda index: desk.answers(2))
+    desk.engine.faults = 7
+    assert (await solver.solve(PROBLEM, Allotment(30.0))).reason == "equal"
+
+
+async def test_who_wants_to_know_is_told_of_every_end(desk: Desk) -> None:
+    ended: list[ProblemResult] = []
+    solver = desk.solver(lambda index: desk.answers(2), on_problem_end=ended.append)
+    assert ended == [await solver.solve(PROBLEM, Allotment(30.0))]
+
+
+async def test_defects_of_log_observer_and_hook_cost_nothing(desk: Desk) -> None:
+    def hook(result: ProblemResult) -> None:
+        raise RuntimeError("hook")
+
+    solver = desk.solver(lambda index: desk.answers(2), log=BrokenLog(), observer=Broken(), on_problem_end=hook)
+    result = await solver.solve(PROBLEM, Allotment(30.0))
+    assert (result.answer, result.reason) == (2, "equal")
+    assert result.votes >= 4
+
+
+@pytest.mark.parametrize("part", ["rank", "decided", "contested"])
+async def test_a_defect_in_voting_or_in_the_second_look_leaves_the_plain_vote(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    def defect(*values: object, **options: object) -> NoReturn:
+        raise RuntimeError("defect")
+
+    whole = solver_module.rank
+
+    def broken_rank(attempts: Sequence[Attempt], voting: VotingConfig) -> object:
+        return whole(attempts, voting) if voting.voter == "majority" else defect()
+
+    monkeypatch.setattr(solver_module, part, broken_rank if part == "rank" else defect)
+    events = Events()
+    settings = ("voting.stop=never", "voting.voter=entropy", "selection.select=use", "selection.least_s=1")
+    solver = desk.solver(lambda index: desk.answers(2 if index < 5 else 7), *settings, log=events)
+    result = await solver.solve(PROBLEM, Allotment(30.0))
+    assert (result.answer, result.attempts) == (2, 8)
+    faults = [values for kind, values in events.seen if kind == "problem_fault"]
+    assert faults
+    assert "RuntimeError: defect" in faults[0]["traceback"]
+
+
+async def test_a_defect_in_one_problem_costs_that_problem_only(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = solver_module._ProblemWork.run_attempts
+
+    async def faulty(work: solver_module._ProblemWork) -> str:
+        if work._problem.id == "1":
+            raise RuntimeError("defect")
+        return await whole(work)
+
+    monkeypatch.setattr(solver_module._ProblemWork, "run_attempts", faulty)
+    events = Events()
+    solver = desk.solver(lambda index: desk.answers(2), log=events)
+    problems = [Problem(str(number), "x", 2) for number in range(4)]
+    budget = BudgetConfig(time_limit_s=400)
+    clock = RunClock.begin(budget, time.monotonic, time.monotonic())
+    results = await evaluate(solver, problems, budget, clock, parallel=4)
+    assert [(result.problem_id, result.answer) for result in results] == [("0", 2), ("1", FALLBACK_ANSWER), ("2", 2), ("3", 2)]
+    assert [(kind, values["problem_id"]) for kind, values in events.seen if kind == "problem_fault"] == [("problem_fault", "1")]
+
+
+async def test_an_attempt_that_will_not_end_does_not_hold_up_its_problem(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = asyncio.Event()
+
+    async def stubborn(run: AgentRun) -> Attempt:
+        while not ended.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await ended.wait()
+        return run.record(FinishReason.CANCELLED)
+
+    monkeypatch.setattr(AgentRun, "run", stubborn)
+    monkeypatch.setattr(solver_module, "_END_S", 0.2)
+    solver = desk.solver(lambda index: desk.thinks_on())
+    result = await asyncio.wait_for(solver.solve(PROBLEM, Allotment(0.5)), 60)
+    ended.set()
+    assert (result.answer, result.attempts) == (FALLBACK_ANSWER, 8)
