@@ -18,7 +18,9 @@ ANSWER_RANGE = range(100_000)
 _LONGEST = 1_000  # characters inside a box
 _DEEPEST = 40  # nested brackets
 _BITS = 20_000  # of any number on the way
-_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*+")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_DIGITS = re.compile(r"\d+")
 
 
 def extract_answer(text: str) -> int | None:
@@ -39,26 +41,28 @@ def extract_answer(text: str) -> int | None:
 
 def last_box(text: str) -> str | None:
     """What stands in the last closed ``\\boxed{...}`` (or ``\\boxed 7``); boxes in boxes count by their opening."""
-    closings = _closings(text)
-    for place in reversed(list(_BOX.finditer(text))):
+    boxes = list(_BOX.finditer(text))
+    closings = _closings(text, boxes[0].start()) if boxes else {}
+    for place in reversed(boxes):
         start = place.end()
         if start in closings:
             return text[start + 1 : closings[start]]
-        bare = re.compile(r"\d+").match(text, start)
+        bare = _DIGITS.match(text, start)
         if bare is not None:
             return bare.group()
     return None
 
 
-def _closings(text: str) -> dict[int, int]:
-    """Where each brace that is closed is closed."""
+def _closings(text: str, start: int) -> dict[int, int]:
+    """Where each brace behind `start` that is closed is closed."""
     closings: dict[int, int] = {}
     opened: list[int] = []
-    for place in re.finditer(r"\\.|[{}]", text, re.DOTALL):
-        if place.group() == "{":
-            opened.append(place.start())
-        elif place.group() == "}" and opened:
-            closings[opened.pop()] = place.start()
+    for place in _BRACE.finditer(text, start, text.rfind("}") + 1):
+        at = place.start()
+        if text[at] == "{":
+            opened.append(at)
+        elif text[at] == "}" and opened:
+            closings[opened.pop()] = at
     return closings
 
 
@@ -66,9 +70,11 @@ def evaluate(expression: str) -> Fraction | None:
     """The exact value of a LaTeX expression of numbers, None if it is anything else or grows too large."""
     if len(expression) > _LONGEST:
         return None
-    plain = _plain(expression)
+    normal = unicodedata.normalize("NFKC", expression)
+    if len(normal) > _LONGEST:  # one character can become eighteen
+        return None
     try:
-        return _Parser(plain).whole()
+        return _Parser(_plain(normal)).whole()
     except (_NotANumber, ZeroDivisionError):
         return None
 
@@ -99,9 +105,9 @@ _SPELLINGS = (
 )
 
 
-def _plain(expression: str) -> str:
-    """The expression without what does not change its value: layout, fonts, units, a name before an equals sign."""
-    text = unicodedata.normalize("NFKC", expression).translate(str.maketrans("−–×·⋅÷", "--***/"))
+def _plain(normal: str) -> str:
+    """The normalised expression without what does not change its value: layout, fonts, units, a name before an equals sign."""
+    text = normal.translate(str.maketrans("−–×·⋅÷", "--***/"))
     text = re.sub(r"(?<=\d)(?:\{,\}|\\[,;:! ]|[~ ])(?=\d{3}(?!\d))", ",", text)  # 12{,}345, 12\,345, 12 345
     text = _DEGREES.sub(" ", _PMOD.sub(" ", _LAYOUT.sub(" ", text)))
     text = _without_fonts(text)
@@ -212,7 +218,7 @@ class _Parser:
         """A LaTeX argument: a group, a command, or one digit (``\\frac12``)."""
         self._skip()
         digit = self._text[self._at : self._at + 1]
-        if digit.isdigit():
+        if digit.isdecimal():
             self._at += 1
             return Fraction(digit)
         return self._nested(self._atom)

@@ -35,10 +35,14 @@ class Degenerate:
         return f"{self.opening}{self.unit * count}{self.middle}{self.closing * count}{self.ending}"
 
     def tokens(self, characters: int, encode: Callable[[str], list[int]]) -> list[int]:
-        """Ids of `text`; each part is encoded alone and once, so that millions of tokens are made in no time."""
-        count = self._count(characters)
-        unit, closing = encode(self.unit) * count, encode(self.closing) * count
-        return [*encode(self.opening), *unit, *encode(self.middle), *closing, *encode(self.ending)]
+        """Ids of `text`, at most `characters` of them too.
+
+        Each part is encoded alone and once, so that millions of tokens are made in no time.
+        """
+        opening, unit, middle, closing, ending = map(encode, (self.opening, self.unit, self.middle, self.closing, self.ending))
+        left = characters - len(opening) - len(middle) - len(ending)
+        count = min(self._count(characters), max(1, left // max(1, len(unit) + len(closing))))
+        return [*opening, *(unit * count), *middle, *(closing * count), *ending]
 
     def _count(self, characters: int) -> int:
         around = len(self.opening) + len(self.middle) + len(self.ending)

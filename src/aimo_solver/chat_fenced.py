@@ -9,26 +9,30 @@ trained to. The engine stops at a fence, whether it closes Python or not; `parse
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from aimo_solver.chat import FinalText, Malformed, ToolCall, ToolCalls, Turn
+from aimo_solver.chat import FinalText, Malformed, ToolCalls, Turn
 from aimo_solver.chat_template import ChatTemplate
 from aimo_solver.errors import ModelError
 from aimo_solver.model_folder import ModelFolder
 from aimo_solver.prompts import ANSWER_NOW, COMPLAINT, FENCED_TOOL, FINAL_ANSWER, NOT_RUN, OUT_OF_TIME
 
-_LINE = re.compile(r"^(?P<indent>[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)?)(?P<fence>`{3,}|~{3,})[ \t]*(?P<info>[^\n`]*)$")
-_TAG = re.compile(r"<code>(.*?)</code>|<tool_call>(.*?)</tool_call>", re.DOTALL)
+_FENCE = re.compile(
+    r"^(?P<indent>[ \t]*+(?:(?:[-*+]|\d++[.)])[ \t]++)?+)(?P<fence>`{3,}+|~{3,}+)[ \t]*+(?P<info>[^\n`]*+)(?:\n|\Z)", re.MULTILINE
+)
+_TAG = re.compile(r"<(?P<end>/?)(?P<name>code|tool_call)>")
 _PYTHON = frozenset({"python", "python3", "py", "ipython", "sage"})
 
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """One block of code. `end` is where it ends in the text, `closed` whether it has its closing fence."""
+    """One block of code. `start` and `end` are its places in the text, `closed` says whether it has its closing fence."""
 
     info: str
     code: str
+    start: int
     end: int
     closed: bool
 
@@ -66,14 +70,14 @@ class FencedFormat:
         closed = [block for block in runnable if block.closed]
         if cut:
             if closed:
-                return ToolCalls(tuple(ToolCall(block.code) for block in closed), "the turn was cut off behind its code")
+                return ToolCalls.first_of([block.code for block in closed], "the turn was cut off behind its code")
             return Malformed("Your turn was cut off by the length limit before its end.")
         if not ended:
-            return ToolCalls(tuple(ToolCall(block.code) for block in closed))
+            return ToolCalls.first_of([block.code for block in closed], None)
         final = text.rpartition("</think>")[2]
         if runnable and "\\boxed" not in text[runnable[-1].end :]:
             note = "a block that the turn did not stop at" if runnable[-1].closed else "an unclosed last block"
-            return ToolCalls(tuple(ToolCall(block.code) for block in runnable), note)
+            return ToolCalls.first_of([block.code for block in runnable], note)
         if "<think>" in final or (self._template.thinks and "</think>" not in text and "\\boxed" not in text):
             return Malformed("Your turn ended inside your thoughts, without code and without a final text.")
         return FinalText(final.strip()) if final.strip() else Malformed("Your turn was empty.")
@@ -127,38 +131,58 @@ class FencedFormat:
 
 
 def _blocks(text: str) -> list[_Block]:
-    """The blocks of a text in order: fenced ones, indented ones (in lists), ``<code>`` and ``<tool_call>`` tags."""
+    """The blocks of a text by their ends: fenced ones, indented ones (in lists), ``<code>`` and ``<tool_call>`` tags."""
+    fenced = _fenced_blocks(text)
+    starts = [block.start for block in fenced]
+
+    def is_own(tagged: _Block) -> bool:
+        """Whether no fence opens inside the tags, and the tags are not part of fenced code."""
+        before = bisect_left(starts, tagged.start)
+        inside = before > 0 and fenced[before - 1].closed and tagged.start < fenced[before - 1].end
+        return not inside and before == bisect_left(starts, tagged.end)
+
+    return sorted([*fenced, *filter(is_own, _tagged_blocks(text))], key=lambda block: block.end)
+
+
+def _fenced_blocks(text: str) -> list[_Block]:
     blocks: list[_Block] = []
     opened: re.Match[str] | None = None
-    lines: list[str] = []
-    at = 0
-    for line in re.findall(r"[^\n]*\n|[^\n]+", text):
-        at += len(line)
-        place = _LINE.match(line.rstrip("\r\n"))
+    for line in _FENCE.finditer(text):
+        info = line["info"].strip()
         if opened is None:
-            if place is not None:
-                opened, lines = place, []
-        elif place is not None and place["info"].strip() in ("", "output") and place["fence"].startswith(opened["fence"]):
-            blocks.append(_Block(opened["info"], _dedent(lines, opened["indent"]), at, True))
-            opened, lines = (place if place["info"].strip() else None), []  # some close a block by opening its output
-        else:
-            lines.append(line)
+            opened = line
+        elif info in ("", "output") and line["fence"].startswith(opened["fence"]):
+            code = _dedent(text[opened.end() : line.start()], opened["indent"])
+            blocks.append(_Block(opened["info"], code, opened.start(), line.end(), True))
+            opened = line if info else None  # some close a block by opening its output
     if opened is not None:
-        blocks.append(_Block(opened["info"], _dedent(lines, opened["indent"]), at, False))
-    for place in _TAG.finditer(text):
-        if not any(block.code and block.code in place.group() for block in blocks):
-            blocks.append(_Block("python", (place.group(1) or place.group(2)).strip("\n"), place.end(), True))
-    return sorted(blocks, key=lambda block: block.end)
+        code = _dedent(text[opened.end() :], opened["indent"])
+        blocks.append(_Block(opened["info"], code, opened.start(), len(text), False))
+    return blocks
 
 
-def _dedent(lines: Sequence[str], indent: str) -> str:
-    """The lines without the indentation that the fence has, as CommonMark has it."""
+def _tagged_blocks(text: str) -> Iterator[_Block]:
+    last = {name: text.rfind(f"</{name}>") for name in ("code", "tool_call")}
+    opened: re.Match[str] | None = None
+    for tag in _TAG.finditer(text):
+        if opened is None:
+            if not tag["end"] and tag.start() < last[tag["name"]]:
+                opened = tag
+        elif tag["end"] and tag["name"] == opened["name"]:
+            yield _Block("python", text[opened.end() : tag.start()].strip("\n"), opened.start(), tag.end(), True)
+            opened = None
+
+
+def _dedent(code: str, indent: str) -> str:
+    """The code without the indentation that the fence has, as CommonMark has it."""
+    if not indent:
+        return code
     prefix = re.sub(r"\S", " ", indent)
     cleaned = []
-    for line in lines:
+    for line in code.split("\n"):
         spaces = len(line) - len(line.lstrip(" \t"))
         cleaned.append(line[len(prefix) if line.startswith(prefix) else min(len(prefix), spaces) :])
-    return "".join(cleaned)
+    return "\n".join(cleaned)
 
 
 def _output(output: str, *, opened: bool = False) -> str:

@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aimo_solver.chat import FinalText, Malformed, ToolCall, ToolCalls, Turn
+from aimo_solver.chat import MAX_CALLS, FinalText, Malformed, ToolCall, ToolCalls, Turn
 from aimo_solver.chat_template import ChatTemplate
 from aimo_solver.errors import ModelError
 from aimo_solver.model_folder import ModelFolder
@@ -28,7 +28,7 @@ _TAGS = {"<think>": "\udc01", "</think>": "\udc02", "<tool_call>": "\udc03", "</
 _THINK, _END_THINK, _CALL, _END_CALL = _TAGS.values()
 _CALLS = re.compile(rf"{_CALL}([^{_CALL}{_END_CALL}{_THINK}{_END_THINK}]*)({_END_CALL}?)")
 _FUNCTION = re.compile(r"<function\s*=\s*([^>\s]*)\s*>?(.*)", re.DOTALL)
-_PARAMETER = re.compile(r"<\s*parameter\s*=\s*([^>]*)>")
+_PARAMETER = re.compile(r"<\s*+parameter\s*+=([^<>]*+)>")
 _BARE_CALL = re.compile(r'\A\s*(\{\s*"name"\s*:\s*"[\w.]+"\s*,\s*"(?:arguments|parameters)".*)\Z', re.DOTALL)
 
 
@@ -76,7 +76,7 @@ class HermesFormat:
             code = code_in_json(bare.group(1)) if bare else _code_of(text) if "<function=" in text else None
             blocks = [code.text] if code else python_blocks(text)
             if blocks:
-                return ToolCalls(tuple(ToolCall(block) for block in blocks), "code in the text instead of a tool call")
+                return ToolCalls.first_of(blocks, "code in the text instead of a tool call")
         return FinalText(text) if text else Malformed("Your turn was empty.")
 
     def tool_results(self, sampled: Sequence[int], outputs: Sequence[str]) -> list[int]:
@@ -99,7 +99,7 @@ class HermesFormat:
         thinking = split.in_thought
         if split.calls:
             close = [] if split.calls[-1][1] or self._ended(sampled) else template("\n</tool_call>")
-            tokens = [*close, *self.tool_results([*sampled, *close], [NOT_RUN] * len(split.calls))]
+            tokens = [*close, *self.tool_results([*sampled, *close], [NOT_RUN] * min(len(split.calls), MAX_CALLS))]
             thinking = self._template.thinks
         elif self._ended(sampled):
             tokens = self._user_turn(sampled, ANSWER_NOW)
@@ -152,14 +152,14 @@ class HermesFormat:
 
 
 def _tool_calls(found: Sequence[tuple[str, bool]], *, cut: bool) -> Turn:
-    calls: list[ToolCall] = []
+    codes: list[str] = []
     notes: list[str] = []
     written = [call for call in found if call[0].strip()]
     if written and len(written) < len(found):
         found, notes = written, ["a tag too much"]
-    for index, (inside, closed) in enumerate(found):
+    for index, (inside, closed) in enumerate(found[:MAX_CALLS]):
         if cut and not closed and index == len(found) - 1:
-            if not calls:
+            if not codes:
                 return Malformed("Your call was cut off by the length limit; send shorter code.")
             notes.append("a second call was cut off")
             break
@@ -169,9 +169,9 @@ def _tool_calls(found: Sequence[tuple[str, bool]], *, cut: bool) -> Turn:
                 f'Your call could not be read. Write it as {{"name": "{PYTHON_TOOL.name}", '
                 f'"arguments": {{"{PYTHON_TOOL.parameter}": "..."}}}} inside the tool-call tags.'
             )
-        calls.append(ToolCall(code.text))
+        codes.append(code.text)
         notes += [note for note in (code.mended, None if closed else "the call's end was missing") if note]
-    return ToolCalls(tuple(calls), "; ".join(dict.fromkeys(notes)) or None)
+    return ToolCalls(tuple(map(ToolCall, codes)), "; ".join(dict.fromkeys(notes)) or None, max(0, len(found) - MAX_CALLS))
 
 
 def _code_of(inside: str) -> Code | None:
@@ -181,8 +181,8 @@ def _code_of(inside: str) -> Code | None:
         return _json_code(text)
     function = _FUNCTION.search(text)
     if function is not None:
-        return _xml_code(function.group(1), function.group(2))
-    found = code_in_json(text[text.index("{") :]) if re.match(r"\W*(?:json)?\W*\{", text) else None
+        return _xml_code(function.group(1), function.group(2)) or _code_between_tags(function.group(2))
+    found = code_in_json(text[text.index("{") :]) if re.match(r"[^\w{]*+(?:json[^\w{]*+)?+\{", text) else None
     if found is not None:
         return Code(found.text, found.mended or "a call in another form")
     bare = bare_code(text)
@@ -208,8 +208,9 @@ def _xml_code(name: str, body: str) -> Code | None:
     values: dict[str, str] = {}
     exact = name == PYTHON_TOOL.name
     places = list(_PARAMETER.finditer(body))
-    for place, following in zip(places, [*places[1:], None], strict=True):
-        value = body[place.end() : following.start() if following else len(body)]
+    ends = [*(place.start() for place in places[1:]), len(body)]
+    for place, end_of_value in zip(places, ends, strict=False):
+        value = body[place.end() : end_of_value]
         end = value.rfind("</parameter>")
         if end < 0:
             end = value.find("</function>") if "</function>" in value else len(value)
@@ -222,3 +223,15 @@ def _xml_code(name: str, body: str) -> Code | None:
             exact = exact and key == PYTHON_TOOL.parameter
             return bare_code(values[key], None if exact else "a call in another form")
     return None
+
+
+def _code_between_tags(body: str) -> Code | None:
+    """Code in ``<function=...>`` without a parameter, or with one whose tags are not written as they should be."""
+    code, closed, _ = body.rpartition("</function>")
+    if not closed:
+        return None
+    opening, _, rest = code.partition(">")
+    if opening.lstrip().startswith("<") and "\n" not in opening.strip():
+        code = rest.rpartition("</")[0] or rest
+    bare = bare_code(code.strip("\n"), "a call in another form")
+    return bare if bare is not None and compiles(bare.text) else None

@@ -6,8 +6,8 @@ control token; `encode_template` is for the format's own text, where ``<|turn>``
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,14 +23,16 @@ class Tokenizer:
     Attributes:
         core: the `tokenizers` object.
         controls: text -> id of every added token that is more than white space; only `encode_template` yields them.
-        _lengths: of the texts of control tokens, by their first character.
+        _spelled: the text of any control token.
         _anchor: ids put before those to decode, because some decoders strip the first space of what they are given.
+        _anchor_text: what the anchor decodes to.
     """
 
     core: tokenizers.Tokenizer
     controls: Mapping[str, int]
-    _lengths: Mapping[str, set[int]]
+    _spelled: re.Pattern[str]
     _anchor: tuple[int, ...]
+    _anchor_text: str
 
     @classmethod
     def load(cls, model_dir: Path) -> Tokenizer:
@@ -62,24 +64,17 @@ class Tokenizer:
         added = {token.content: number for number, token in core.get_added_tokens_decoder().items()}
         # Some models list runs of spaces and newlines among their added tokens: those are ordinary text.
         controls = {text: number for text, number in added.items() if text.replace("▁", " ").strip()}
-        lengths: defaultdict[str, set[int]] = defaultdict(set)
-        for text in controls:
-            lengths[text[0]].add(len(text))
+        spelled = re.compile("|".join(map(re.escape, controls)) or r"(?!)")
         anchor = tuple(core.encode("a", add_special_tokens=False).ids)
-        return cls(core, controls, dict(lengths), anchor)
+        return cls(core, controls, spelled, anchor, str(core.decode(anchor, skip_special_tokens=False)))
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text. Control tokens that are spelled out in it become ordinary pieces."""
-        ids: list[int] = []
-        start = 0
-        for place in self._spelled_out(text):
-            # A cut behind the first character of each: no piece holds a whole one.
-            ids += self._ids(text[start : place + 1])
-            start = place + 1
-        ids += self._ids(text[start:])
+        ids = self._pieces(text)
         known = set(self.controls.values())
         if not known.isdisjoint(ids):  # a normaliser can spell one out of other characters
-            ids = [number for character in text for number in self._ids(character) if number not in known]
+            normal = self._pieces(str(self.core.normalizer.normalize_str(text)) if self.core.normalizer else text)
+            ids = [number for number in normal if number not in known]
         return ids
 
     def encode_template(self, text: str) -> list[int]:
@@ -89,22 +84,23 @@ class Tokenizer:
     def decode(self, tokens: Iterable[int]) -> str:
         """Text of any ids, control tokens spelled out; ids out of range are left out."""
         known = [token for token in tokens if 0 <= token < 2**32]
-        anchor = str(self.core.decode(self._anchor, skip_special_tokens=False))
-        return str(self.core.decode([*self._anchor, *known], skip_special_tokens=False))[len(anchor) :]
+        if not known:
+            return ""
+        return str(self.core.decode([*self._anchor, *known], skip_special_tokens=False))[len(self._anchor_text) :]
 
     def control(self, text: str) -> int | None:
         """The id of a control token, None if this tokenizer has no such token."""
         return self.controls.get(text)
 
-    def _spelled_out(self, text: str) -> Iterator[int]:
-        """Every place where the text of a control token begins, overlapping ones too."""
-        for place, character in enumerate(text):
-            lengths = self._lengths.get(character)
-            if lengths is not None and any(text[place : place + length] in self.controls for length in lengths):
-                yield place
+    def _pieces(self, text: str) -> list[int]:
+        """Ids of the text, cut behind the first character of each control token in it, so that no piece holds a whole one."""
+        ids: list[int] = []
+        start = 0
+        while (place := self._spelled.search(text, start)) is not None:
+            ids += self._ids(text[start : place.start() + 1])
+            start = place.start() + 1
+        return ids + self._ids(text[start:])
 
     def _ids(self, text: str) -> list[int]:
-        if not text:
-            return []
         clean = text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates have no bytes
-        return list(self.core.encode(clean, add_special_tokens=False).ids)
+        return list(self.core.encode(clean, add_special_tokens=False).ids) if clean else []
