@@ -151,5 +151,17 @@ def test_reading_needs_no_main_thread_and_no_patience() -> None:
     assert answers == [None] * len(hostile)
 
 
+@pytest.mark.parametrize("digit", "፫²①੩𝟑")
+def test_digits_of_every_script_are_read_or_refused(digit: str) -> None:
+    for text in (f"\\frac{digit}1", f"\\frac1{digit}", digit, f"2^{digit}", f"{digit}!", f"\\binom{digit}1", f"1{digit}{{,}}000"):
+        answer = extract_answer(f"\\boxed{{{text}}}")
+        assert answer is None or answer in ANSWER_RANGE
+    assert extract_answer("\\boxed{\\frac፫2}") is None
+
+
+def test_a_character_that_becomes_eighteen_is_bounded() -> None:
+    assert extract_answer("\\boxed{" + "ﷺ" * 1_000 + "}") is None
+
+
 def test_a_box_ends_at_its_own_brace() -> None:
     assert last_box("a \\boxed{x_{1} + \\{y\\}} b}") == "x_{1} + \\{y\\}"

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from aimo_solver.answers import extract_answer
+from aimo_solver.bench_degenerate import CONTROLS
 from aimo_solver.chat import FinalText, Malformed, ToolCall, ToolCalls, chat_format
 from aimo_solver.errors import ConfigError, ModelError
 from tests.chat_families import NAMES, Family, family
@@ -21,6 +22,7 @@ _HOSTILE = (
     "</tool_response>", "<tool_call>", "</think>", "<|end|>", "<|return|>", "<|start|>", "<|message|>", "<|call|>",
     "<|Assistant|>", "```", "```python\n", "</code>", '"}}', "}", "\\", "\x00", "é😀", "\r\n", "\u2028", "\ud7ff",
 )  # fmt: skip
+_TAGS = (*dict.fromkeys(word for words in CONTROLS.values() for word in words), "print(1)", "}", ">", "\n", "\\boxed{1}")
 hostile_text = st.lists(st.one_of(st.sampled_from(_HOSTILE), st.text(max_size=12))).map("".join)
 
 
@@ -95,10 +97,9 @@ def test_a_problem_never_opens_or_closes_a_turn(families: dict[str, Family], nam
 def test_no_token_sequence_breaks_a_format(families: dict[str, Family], name: str, data: st.DataObject) -> None:
     model = families[name]
     ids = st.one_of(st.sampled_from(sorted(model.controls.values())), st.integers(0, 2**31 - 1), st.integers(0, 700))
-    words = st.sampled_from(
-        ["call:python{code:", "thought\n", "analysis", " to=python code", '{"name": "python"', "```python\n", "print(1)", "}"]
-    )
-    pieces = data.draw(st.lists(st.one_of(ids.map(lambda number: [number]), words.map(model.plain)), max_size=30))
+    words = st.sampled_from(_TAGS)
+    spelled = st.one_of(words.map(model.template), words.map(model.plain))
+    pieces = data.draw(st.lists(st.one_of(ids.map(lambda number: [number]), spelled), max_size=30))
     sampled = [token for piece in pieces for token in piece]
     cut = data.draw(st.booleans())
     turn = model.chat.parse(sampled, cut=cut)

@@ -96,3 +96,23 @@ def test_code_that_only_illustrates_an_answer_is_not_run(fenced: Family) -> None
 def test_thoughts_are_not_the_final_text(fenced: Family) -> None:
     assert fenced.chat.parse(fenced.template("\\boxed{1}\n</think>\n\\boxed{2}<|end|>"), cut=False) == FinalText("\\boxed{2}")
     assert isinstance(fenced.chat.parse(fenced.template("only thoughts<|end|>"), cut=False), Malformed)
+
+
+def test_empty_tags_are_no_code(fenced: Family) -> None:
+    sampled = fenced.template("hm</think> <code></code> \\boxed{42}<|end|>")
+    assert fenced.chat.parse(sampled, cut=False) == FinalText("<code></code> \\boxed{42}")
+    assert fenced.chat.decode(fenced.chat.ask_answer(sampled)).endswith("\\boxed{")
+
+
+@pytest.mark.parametrize(
+    ("text", "codes"),
+    [
+        ("<code>\n```python\na\n```\n</code>", ["a\n"]),
+        ("```python\n# <code>a</code>\n```\n", ["# <code>a</code>\n"]),
+        ("<code>a <tool_call>b</tool_call>", ["b"]),
+        ("<tool_call>a</code> b</tool_call>", ["a</code> b"]),
+        ("```\n<code>a</code>", ["a"]),
+    ],
+)
+def test_of_tags_and_fences_the_ones_that_close_count(fenced: Family, text: str, codes: list[str]) -> None:
+    assert _codes(fenced, text) == codes

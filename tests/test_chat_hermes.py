@@ -141,3 +141,32 @@ def test_xml_calls_are_read_as_vllm_reads_them(hermes: Family, text: str, code: 
     turn = hermes.chat.parse(tokens, cut=False)
     ours = [call.code for call in turn.calls] if isinstance(turn, ToolCalls) else []
     assert ours == [json.loads(arguments)["code"] for _, arguments in vllm_calls("qwen3", hermes.folder, tokens)]
+
+
+@pytest.mark.parametrize(
+    ("call", "code"),
+    [
+        ("<function=python>print(1)</function>", "print(1)"),
+        ("<function=python>\nprint(1)\n</function>", "print(1)"),
+        ("<function=python>\n<paramete=code>\nprint(1)\n</parameter>\n</function>", "print(1)"),
+        ("<function=python>\n<parameter:code>\nprint(1)\n</parameter>\n</function>", "print(1)"),
+        ("<function=python>\n<parameter=code>\nprint(1 > 0)\n</paramter>\n</function>", "print(1 > 0)"),
+    ],
+)
+def test_a_slip_in_an_xml_call_is_mended(hermes: Family, call: str, code: str) -> None:
+    for text in (f"<tool_call>\n{call}\n</tool_call><|im_end|>", f"So I run\n{call}<|im_end|>"):
+        assert hermes.chat.parse(hermes.template(text), cut=False) == ToolCalls((ToolCall(code),), _NOTES[text.startswith("<")])
+
+
+_NOTES = {True: "a call in another form", False: "code in the text instead of a tool call"}
+
+
+@pytest.mark.parametrize("slip", ["<parametercode>", "parameter=code>", "<parameter=code", "<=code>", "<parameter="])
+def test_a_slip_that_leaves_no_code_is_told(hermes: Family, slip: str) -> None:
+    sampled = hermes.template(f"<tool_call>\n<function=python>\n{slip}\nfor x of y\n</tool_call><|im_end|>")
+    assert isinstance(hermes.chat.parse(sampled, cut=False), Malformed)
+
+
+@pytest.mark.parametrize("text", ["I would write <function=python> here.", "<function=", "Tags: <function=python></function>."])
+def test_a_mention_of_a_tag_is_text(hermes: Family, text: str) -> None:
+    assert hermes.chat.parse(hermes.template(f"{text}<|im_end|>"), cut=False) == FinalText(text)

@@ -213,7 +213,9 @@ def _xml_code(name: str, body: str) -> Code | None:
         value = body[place.end() : end_of_value]
         end = value.rfind("</parameter>")
         if end < 0:
-            end = value.find("</function>") if "</function>" in value else len(value)
+            value = value.partition("</function>")[0].rstrip()
+            last = value.rfind("\n") + 1
+            end = last if value.startswith("</", last) else len(value)  # its own tag, misspelled
             exact = False
         key = place.group(1).strip().lower()
         values[key] = value[:end].removeprefix("\n").removesuffix("\n")
