@@ -22,7 +22,7 @@ from aimo_solver.chat import MAX_CALLS, FinalText, Malformed, ToolCalls
 from tests.chat_families import NAMES, Family, family
 from tests.conftest import ROOT
 
-EXAMPLES = int(os.environ.get("AIMO_FUZZ_EXAMPLES", "4"))
+EXAMPLES = int(os.environ.get("AIMO_FUZZ_EXAMPLES", "12"))
 CHARACTERS = 100_000
 TRANSCRIPTS = ROOT.parent / "shared" / "harmony" / "attempts.npz"
 
