@@ -86,7 +86,7 @@ async def side_by_side(model: Path, config: Config, run_dir: Path, *, began: flo
     """
     began = time.monotonic() if began is None else began
     log = RunLog.create(run_dir, config=config, environment=describe_environment(), started=began)
-    async with local_session(model, config, log, run_dir) as session:
+    async with local_session(model, config, log) as session:
         ready = time.monotonic() - began
         await _first_token(session.engine)
         first = time.monotonic() - began

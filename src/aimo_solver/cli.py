@@ -159,7 +159,7 @@ async def _run(job: _Job, started: float) -> None:
     with TerminalProgress(console, len(job.problems)) as progress:
         if job.endpoint is None:
             console.print(f"starting vLLM on {job.model}, log in {job.log.directory / 'server.log'}", highlight=False)
-            opened = local_session(job.model, job.config, job.log, job.log.directory, progress)
+            opened = local_session(job.model, job.config, job.log, progress)
         else:
             opened = endpoint_session(job.endpoint, job.model, job.config, job.log, progress)
         async with opened as session:

@@ -148,7 +148,7 @@ def bench_engine_command(
 
     async def measure(folder: Path) -> BenchResult:
         with RunLog.create(folder / "run", config=config, environment=describe_environment()) as log:
-            async with local_session(model, config, log, folder / "run") as session:
+            async with local_session(model, config, log) as session:
                 target = Target.of(session, config, preset)
                 return await bench_engine(target, streams=counts, tokens=tokens, turn_tokens=turn_tokens, rounds=rounds)
 

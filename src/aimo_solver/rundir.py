@@ -7,7 +7,7 @@
     votes.jsonl                 the candidates after every change
     trajectories/ID/N.jsonl.gz  every token, tool call and output of attempt N (plain .jsonl while it runs)
     summary.json                the score, when the run ended by itself
-    interrupted/K/              attempts at problems that the K-th interruption left open
+    interrupted/K/              attempts at problems that the K-th interruption left open, or that started again
 
 Everything reads at any moment, also while the run goes on and after it was killed: a line that was cut is left out and counted.
 """
@@ -15,8 +15,10 @@ Everything reads at any moment, also while the run goes on and after it was kill
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +27,7 @@ from urllib.parse import quote
 
 from aimo_solver.attempt import Attempt, FinishReason
 from aimo_solver.errors import RunDirectoryError
-from aimo_solver.jsonl import read_lines, record_of
+from aimo_solver.jsonl import json_line, read_lines, record_of
 from aimo_solver.trajectory import TrajectoryRecord, read_trajectory
 
 __all__ = [
@@ -36,8 +38,10 @@ __all__ = [
     "ProblemResult",
     "Run",
     "VoteRecord",
+    "cut_torn_line",
     "read_lines",
     "read_run",
+    "set_aside",
     "trajectory_path",
 ]
 
@@ -234,3 +238,32 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _candidates(lines: list[Mapping[str, Any]]) -> tuple[CandidateRecord, ...]:
     return tuple(record_of(CandidateRecord, line) for line in lines)
+
+
+def cut_torn_line(path: Path) -> None:
+    """Removes a last line that is not whole, in place: a new file would not have the lock."""
+    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+
+
+def set_aside(directory: Path, kept: Set[str]) -> None:
+    """Moves what was written about other problems than those `kept` to ``interrupted/K/``, and drops lines that are not whole."""
+    folder = directory / "interrupted"
+    folder /= str(1 + sum(1 for _ in folder.iterdir()) if folder.is_dir() else 1)
+    for name in ("problems", "attempts", "votes"):
+        path = directory / f"{name}.jsonl"
+        lines = list(read_lines(path))
+        keep = [line for line in lines if line and line["problem_id"] in kept]
+        gone = [line for line in lines if line and line["problem_id"] not in kept]
+        if gone:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / path.name).write_bytes(b"".join(map(json_line, gone)))
+        if len(keep) < len(lines):
+            part = path.with_suffix(".part")
+            part.write_bytes(b"".join(map(json_line, keep)))
+            os.replace(part, path)
+    done = {trajectory_path(directory, problem_id, 0).parent.name for problem_id in kept}
+    trajectories = directory / "trajectories"
+    for path in sorted(trajectories.iterdir()) if trajectories.is_dir() else ():
+        if path.name not in done:
+            (folder / "trajectories").mkdir(parents=True, exist_ok=True)
+            shutil.move(path, folder / "trajectories" / path.name)

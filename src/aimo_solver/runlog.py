@@ -6,9 +6,10 @@ Writing never stops a run: when the disk fails, the log says so once and the run
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +23,8 @@ from aimo_solver.attempt import Attempt
 from aimo_solver.config import Config
 from aimo_solver.environment import describe_environment
 from aimo_solver.errors import RunDirectoryError
-from aimo_solver.jsonl import as_plain, json_line, read_lines
-from aimo_solver.rundir import SCHEMA, ProblemResult, Run, read_run, trajectory_path
+from aimo_solver.jsonl import as_plain, json_line
+from aimo_solver.rundir import SCHEMA, ProblemResult, Run, cut_torn_line, read_run, set_aside, trajectory_path
 from aimo_solver.runlock import locked
 from aimo_solver.trajectory import Trajectory
 
@@ -46,17 +47,18 @@ class RunLog:
 
     Attributes:
         directory: where it writes.
+        started: the clock's reading at second 0 of the run, the seconds of the runs before it counted.
         config: the configuration the run was made with, plain values.
         finished: problems that already ended, by id; a resumed run starts with those of the runs before.
     """
 
-    def __init__(self, directory: Path, clock: Callable[[], float], zero: float) -> None:
-        """Use `create` or `resume`. `zero` is the clock's reading at second 0 of the run."""
+    def __init__(self, directory: Path, clock: Callable[[], float], started: float) -> None:
+        """Use `create` or `resume`."""
         self.directory = directory
+        self.started = started
         self.config: Mapping[str, Any] = {}
         self.finished: dict[str, ProblemResult] = {}
         self._clock = clock
-        self._zero = zero
         self._lock = threading.Lock()
         self._files: dict[str, BinaryIO] = {}
         self._truths: dict[str, int | None] = {}
@@ -97,10 +99,13 @@ class RunLog:
         return log
 
     @classmethod
-    def resume(cls, directory: Path | str, *, clock: Callable[[], float] = time.monotonic) -> RunLog:
+    def resume(
+        cls, directory: Path | str, *, config: Config | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> RunLog:
         """Goes on with a run that was interrupted: problems in `finished` are done, all others start afresh.
 
         The seconds go on from the last one written. What was written about problems left open moves to ``interrupted/K/``.
+        `config` is what the run goes on with, by default what it was made with; ``run.json`` then says so too.
 
         Raises:
             RunDirectoryError: there is no run, one of another schema, one that is still being written, or it cannot be written.
@@ -110,15 +115,19 @@ class RunLog:
         try:
             events = locked(directory)
             log = cls(directory, clock, clock() - run.last_t)
-            log.config = run.config
+            log.config = run.config if config is None else config.as_dict()
             log._files["events"] = events
-            _cut_torn_line(directory / "events.jsonl")
+            cut_torn_line(directory / "events.jsonl")
             log.finished = {result.problem_id: result for result in run.results}
-            _set_aside(directory, set(log.finished))
+            set_aside(directory, set(log.finished))
             (directory / "summary.json").unlink(missing_ok=True)
+            changed = _changes(run.config, log.config)
+            if changed:
+                head = {"schema": SCHEMA, "started": run.started, "config": log.config, "environment": run.environment}
+                _write_json(directory / "run.json", head)
         except OSError as error:
             raise RunDirectoryError(directory, f"cannot be written: {error.strerror}") from None
-        log.event("run_resumed", finished=len(log.finished))
+        log.event("run_resumed", finished=len(log.finished), changed=changed)
         return log
 
     def __enter__(self) -> Self:
@@ -126,6 +135,11 @@ class RunLog:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    @property
+    def server_log(self) -> Path | None:
+        """Where a server's output goes; None if nothing is written."""
+        return self.directory / "server.log"
 
     @property
     def t(self) -> float:
@@ -137,6 +151,9 @@ class RunLog:
         self._append("events", {"t": self.t, "wall": _wall(), "kind": kind} | values)
 
     def problem_started(self, problem_id: str, text: str, truth: int | None, allotted_s: float | None) -> None:
+        """A problem starts, or starts again: then what was written about it before moves to ``interrupted/K/``."""
+        if problem_id in self._truths:
+            self._guard(lambda: self._start_again(problem_id))
         self._truths[problem_id] = truth
         self.event("problem_started", problem_id=problem_id, text=text, truth=truth, allotted_s=allotted_s)
 
@@ -168,7 +185,7 @@ class RunLog:
             writer.close()
         self._packer.shutdown(wait=True)
         full = summarise(tuple(self.finished.values()), self.t, self.config) | dict(summary or {})
-        self.event("run_finished", bytes=_size(self.directory))
+        self._guard(lambda: self.event("run_finished", bytes=_size(self.directory)))
         self._guard(lambda: _write_json(self.directory / "summary.json", full))
         self.close()
         return full
@@ -182,10 +199,19 @@ class RunLog:
             files, self._files = self._files, {}
             self._off = True
         for file in files.values():
-            file.close()
+            with contextlib.suppress(OSError):  # a network drive may tell of a full disk only here
+                file.close()
 
     def _now(self) -> float:
-        return self._clock() - self._zero
+        return self._clock() - self.started
+
+    def _start_again(self, problem_id: str) -> None:
+        self._packer.submit(lambda: None).result()  # its attempts have ended, their trajectories may still be packed
+        with self._lock:
+            for name in ("problems", "attempts", "votes"):  # the next record opens the file that takes its place
+                if name in self._files:
+                    self._files.pop(name).close()
+            set_aside(self.directory, {*self._truths, *self.finished} - {problem_id})
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
         if self._off:
@@ -220,9 +246,14 @@ class RunLog:
 class NullLog(RunLog):
     """Writes nothing; everything else is as in `RunLog`."""
 
-    def __init__(self) -> None:
-        super().__init__(Path(os.devnull), time.monotonic, time.monotonic())
+    def __init__(self, config: Config | None = None, started: float | None = None) -> None:
+        super().__init__(Path(os.devnull), time.monotonic, time.monotonic() if started is None else started)
+        self.config = {} if config is None else config.as_dict()
         self._off = True
+
+    @property
+    def server_log(self) -> Path | None:
+        return None
 
 
 def summarise(results: Sequence[ProblemResult], seconds: float, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,33 +282,15 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     os.replace(part, path)
 
 
-def _cut_torn_line(path: Path) -> None:
-    # In place: a new file would not have the lock.
-    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-
-
-def _set_aside(directory: Path, finished: set[str]) -> None:
-    """Moves what was written about unfinished problems to ``interrupted/K/``, and drops lines that are not whole."""
-    folder = directory / "interrupted"
-    folder /= str(1 + sum(1 for _ in folder.iterdir()) if folder.is_dir() else 1)
-    for name in ("problems", "attempts", "votes"):
-        path = directory / f"{name}.jsonl"
-        lines = list(read_lines(path))
-        keep = [line for line in lines if line and line["problem_id"] in finished]
-        gone = [line for line in lines if line and line["problem_id"] not in finished]
-        if gone:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / path.name).write_bytes(b"".join(map(json_line, gone)))
-        if len(keep) < len(lines):
-            part = path.with_suffix(".part")
-            part.write_bytes(b"".join(map(json_line, keep)))
-            os.replace(part, path)
-    done = {trajectory_path(directory, problem_id, 0).parent.name for problem_id in finished}
-    trajectories = directory / "trajectories"
-    for path in sorted(trajectories.iterdir()) if trajectories.is_dir() else ():
-        if path.name not in done:
-            (folder / "trajectories").mkdir(parents=True, exist_ok=True)
-            shutil.move(path, folder / "trajectories" / path.name)
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that differ, by their dotted names, with their new values."""
+    plain = json.loads(json_line(after))
+    return {
+        f"{section}.{option}": value
+        for section, options in plain.items()
+        for option, value in options.items()
+        if before.get(section, {}).get(option) != value
+    }
 
 
 def _size(directory: Path) -> int:
