@@ -25,7 +25,7 @@ TEMPLATE = ROOT / "notebook" / "template.md"
 NOTEBOOK = ROOT / "notebook" / "aimo_solver.ipynb"
 PACKAGE = "aimo_solver"
 # What the notebook's own cells import, and what runs in a process of its own and is imported by nobody.
-ENTRY_POINTS = ("boot", "gateway", "paths", "wheels", "kernel_zygote")
+ENTRY_POINTS = ("notebook", "gateway", "paths", "wheels", "kernel_zygote")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -71,6 +71,35 @@ def test_fewer_problems_to_come_never_give_less(budget: BudgetConfig, left: floa
         assert allot(Clock(left, later + 1), budget).seconds <= allot(Clock(left, later), budget).seconds * (1 + 1e-12)
 
 
+@rules
+def test_short_of_time_as_many_as_fit_get_a_slice_that_can_win(rule: str) -> None:
+    """30 problems, 17 s, and a model that answers after 2 s: even shares of half a second would win none."""
+    budget = BudgetConfig(rule=rule, least_s=2.0)
+    left, won = 17.0, 0
+    for number in range(30):
+        seconds = allot(Clock(left, 29 - number), budget).seconds
+        won += seconds >= 2.0
+        left -= min(seconds, 2.0)
+    assert won == 8
+
+
+@rules
+def test_what_is_left_below_the_least_goes_to_one_problem_and_what_is_not_worth_a_start_to_none(rule: str) -> None:
+    budget = BudgetConfig(rule=rule, least_s=10.0)
+    assert [allot(Clock(left, 29), budget).seconds for left in (25.0, 10.0, 7.0, 1.0, 0.9, 0.0)] == [
+        25.0 if rule == "clamp" else 10.0,
+        10.0,
+        7.0,
+        1.0,
+        0.0,
+        0.0,
+    ]
+
+
+def test_the_cap_is_above_the_least() -> None:
+    assert allot(Clock(100.0, 9), BudgetConfig(cap_s=4.0, least_s=10.0)).seconds == 4.0
+
+
 def test_greedy_is_what_is_left_minus_reserves_at_most_the_cap() -> None:
     budget = BudgetConfig(rule="greedy", reserve_s=300, cap_s=900)
     assert allot(Clock(17_700, 49), budget).seconds == 900

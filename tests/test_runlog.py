@@ -26,6 +26,7 @@ from aimo_solver.jsonl import json_line, read_lines
 from aimo_solver.rundir import CandidateRecord, trajectory_path
 from aimo_solver.runlock import is_running
 from aimo_solver.runlog import NullLog, ProblemResult, RunLog, describe_environment, read_run, summarise
+from aimo_solver.settings import config_from
 from tests.conftest import ROOT, Served
 
 WARMUP = ROOT / "data" / "warmup.csv"
@@ -231,6 +232,43 @@ def test_resume_goes_on_with_what_was_open(log: RunLog, clock: HandClock) -> Non
     aside = log.directory / "interrupted" / "1"
     assert [line["problem_id"] for line in read_lines(aside / "attempts.jsonl") if line] == ["open"]
     assert (aside / "trajectories" / "open" / "0.jsonl.gz").exists()
+
+
+def test_resume_with_another_configuration_writes_it_down(log: RunLog) -> None:
+    log.close()
+    config = config_from({"solver": {"slots": 2, "max_attempts": 4}})
+    resumed = RunLog.resume(log.directory, config=config)
+    resumed.close()
+    run = read_run(log.directory)
+    assert config_from(run.config) == config
+    assert resumed.config == config.as_dict()
+    assert run.events[-1].values["changed"] == {"solver.slots": 2, "solver.max_attempts": 4}
+    RunLog.resume(log.directory, config=config).close()
+    assert read_run(log.directory).events[-1].values["changed"] == {}
+
+
+def test_the_seconds_of_a_resumed_run_count_from_its_start(log: RunLog, clock: HandClock) -> None:
+    clock.now += 50
+    log.event("x")
+    log.close()
+    resumed = RunLog.resume(log.directory, clock=HandClock(9_000.0))
+    resumed.close()
+    assert resumed.started == 8_950.0
+
+
+def test_a_problem_that_starts_again_leaves_one_record_of_each_attempt(log: RunLog) -> None:
+    play(log, "other")
+    for _ in range(3):
+        play(log, "again")
+    log.finish()
+    run = read_run(log.directory)
+    assert [(attempt.problem_id, attempt.index) for attempt in run.attempts] == [("other", 0), ("again", 0)]
+    assert [problem.problem_id for problem in run.problems] == ["other", "again"]
+    assert (len(run.votes), run.trajectory_indices("again"), run.trajectory_indices("other")) == (2, (0,), (0,))
+    for number in (1, 2):
+        aside = log.directory / "interrupted" / str(number)
+        assert [line["problem_id"] for line in read_lines(aside / "attempts.jsonl") if line] == ["again"]
+        assert (aside / "trajectories" / "again" / "0.jsonl.gz").exists()
 
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:

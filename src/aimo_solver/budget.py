@@ -9,13 +9,20 @@
     tiers      a multiple of `even` and a number of attempts by the speed level that `even` falls into (TIERS)
     marginal   left - reserve_s / 2 * later, at most cap_s, but at least `even`; the problem ends earlier, when the vote is surer
                than a bar that rises with `even`: see `bar`
+
+Under every rule a problem gets at least least_s (or cap_s), or all that is left if that is less: when there is not enough
+for everybody, as many problems as fit get a slice that can win, and the last ones nothing. In 2,259 logged attempts of
+gpt-oss-120b, 8 side by side at one problem, a slice of 5 s wins 1.8 answers per 1,000 s, one of 10, 20 or 40 s wins 3.5 to
+4.3, and one of 100 s 3.1: shorter ones are lost, longer ones help fewer problems. So the default is 10 s, which suits small
+models too: theirs end earlier, and what they leave goes to the problems behind them. Less than a tenth of least_s is not
+worth a start.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aimo_solver.config import BudgetConfig
 
@@ -71,11 +78,14 @@ TIERS = (
 
 
 def allot(clock: Clock, budget: BudgetConfig) -> Allotment:
-    """What the next problem may use. Never more than `clock.left_s`, never negative."""
+    """What the next problem may use. Never more than `clock.left_s`, never negative; 0 seconds: it is not worth a start."""
     left = max(0.0, clock.left_s)
+    least = min(budget.least_s, budget.cap_s)
+    if left < least / 10:
+        return Allotment(0.0)
     waves = math.ceil(max(0, clock.later) / max(1, clock.parallel))
     wish = RULES[budget.rule](left, waves, budget)
-    return Allotment(min(max(0.0, wish.seconds), left), wish.slots, wish.max_attempts, wish.confidence)
+    return replace(wish, seconds=min(max(wish.seconds, least), left))
 
 
 def _greedy(left: float, later: int, budget: BudgetConfig) -> Allotment:

@@ -161,6 +161,8 @@ class BudgetConfig:
         margin_s: part of time_limit_s that is never given to a problem.
         reserve_s: kept back for each later problem.
         cap_s: most seconds for one problem.
+        least_s: a problem gets at least that, or all that is left, so that when time is short some problems can be won
+            instead of none; budget.py gives the reason for 10.
         saturation_s: seconds after which a problem's chance has reached 63 % of what it can become, for `marginal`.
         problems: how many problems are expected when nobody says.
     """
@@ -170,6 +172,7 @@ class BudgetConfig:
     margin_s: NonNegative = 300.0
     reserve_s: NonNegative = 300.0
     cap_s: Positive = 900.0
+    least_s: NonNegative = 10.0
     saturation_s: Positive = 110.0
     problems: Count = 50
 

@@ -94,6 +94,7 @@ class RunLog:
             log._files["events"] = locked(directory)
             _write_json(directory / "run.json", head)
         except OSError as error:
+            log.close()
             raise RunDirectoryError(directory, f"cannot be written: {error.strerror}") from None
         log.event("run_started")
         return log

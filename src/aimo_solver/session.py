@@ -180,7 +180,7 @@ async def _stage(log: RunLog, name: str, work: Awaitable[_T]) -> _T:
 
 
 async def _optional(log: RunLog, name: str, work: Awaitable[_T], otherwise: _T, *, limit_s: float | None = None) -> _T:
-    """A stage that the run can do without: if it fails, or takes longer than `limit_s`, `otherwise` takes the place of its result."""
+    """A stage that the run can do without; `otherwise` is its result if it fails or takes longer than `limit_s`."""
     try:
         async with asyncio.timeout(limit_s):
             return await _stage(log, name, work)

@@ -73,7 +73,12 @@ class Installation:
         """Where `python` looks for packages: among the wheels first, then where this process does."""
         return tuple(sys.path) if self.environment is None else (str(_site_packages(self.environment)), *sys.path)
 
-    def wait(self, timeout_s: float | None = None) -> None:
+    def renewed(self) -> Installation:
+        """This installation, or a new one if it failed or found nothing to install from; a mount may have come late."""
+        failed = self.process is not None and self.process.poll() not in (None, 0)
+        return install() if failed or self.environment is None else self
+
+    def wait(self, timeout_s: float) -> None:
         """Returns when everything is installed and can be imported here.
 
         Raises:
@@ -90,7 +95,7 @@ class Installation:
         importlib.invalidate_caches()
         log.info("wheels installed after %.1f s", time.monotonic() - self.started)
 
-    def _wait_for_pip(self, process: subprocess.Popen[bytes], output: Path, timeout_s: float | None) -> None:
+    def _wait_for_pip(self, process: subprocess.Popen[bytes], output: Path, timeout_s: float) -> None:
         try:
             code = process.wait(timeout_s)
             if code == 0:
@@ -110,9 +115,17 @@ NOTHING_TO_INSTALL = Installation()
 def install(needed: Mapping[str, str] = NEEDED, root: Path = KAGGLE_INPUT) -> Installation:
     """Starts to install what cannot be imported, and returns at once.
 
-    Without wheels anywhere below `root` it says so in the log and does nothing: whether what is missing is needed at all
-    depends on the model.
+    Without wheels anywhere below `root`, or without a place to put them, it says so in the log and does nothing: whether
+    what is missing is needed at all depends on the model.
     """
+    try:
+        return _install(needed, root)
+    except OSError as error:
+        log.error("nothing can be installed: %s", error)
+        return NOTHING_TO_INSTALL
+
+
+def _install(needed: Mapping[str, str], root: Path) -> Installation:
     missing = [distribution for module, distribution in needed.items() if not _in_image(module)]
     folders = find_wheels(root) if missing else ()
     if not missing:
