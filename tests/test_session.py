@@ -50,14 +50,15 @@ def test_the_compile_cache_is_compared_with_what_the_wheels_brought(wheels: Inst
     made = jitcache.stamp(H100, root, MODEL, preset.arguments, Path(path[0]) / "vllm", path)
     jitcache.pack(made, archive)
     shutil.rmtree(root)
-    _, supervisor = _server(MODEL, config, NullLog(), tmp_path, preset, H100, wheels)
+    cache = jitcache.shipped(config.server.jit_cache, MODEL, preset, H100, wheels.path)
+    _, supervisor = _server(MODEL, config, NullLog(), preset, wheels, cache)
     assert (supervisor.server.command.env.get("VLLM_CACHE_ROOT") == str(root / "vllm")) is fits
     assert (root / "vllm" / "compiled").exists() is fits
 
 
-def test_the_command_heeds_the_vllm_of_the_wheels(wheels: Installation, tmp_path: Path) -> None:
+def test_the_command_heeds_the_vllm_of_the_wheels(wheels: Installation) -> None:
     preset = choose(MODEL, ServerConfig(), slots=2, machine=H100)
-    _, supervisor = _server(MODEL, Config(), NullLog(), tmp_path, preset, H100, wheels)
+    _, supervisor = _server(MODEL, Config(), NullLog(), preset, wheels, {})
     args = supervisor.server.command.args
     assert args[0] == str(wheels.python) != sys.executable
     flags = {arg for arg in args if arg.startswith("--")}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import secrets
 import threading
 import time
@@ -20,11 +21,12 @@ from typing import Any, TypeVar
 from aimo_solver.agent import AttemptTools
 from aimo_solver.chat import ChatFormat, chat_format
 from aimo_solver.config import Config
-from aimo_solver.engine import VllmEngine, find_model
+from aimo_solver.endpoint import find_model
+from aimo_solver.engine import VllmEngine
 from aimo_solver.errors import ConfigError, EndpointError, ModelError
 from aimo_solver.jitcache import shipped
 from aimo_solver.kernels import KernelPool
-from aimo_solver.machine import Machine, detect_machine, installed_flags
+from aimo_solver.machine import detect_machine, installed_flags
 from aimo_solver.presets import Preset, choose, command
 from aimo_solver.prewarm import prewarm
 from aimo_solver.runlog import ProblemResult, RunLog
@@ -117,7 +119,7 @@ async def local_session(
         preset = choose(model, config.server, slots=config.solver.slots, machine=machine)
         placing = asyncio.to_thread(shipped, config.server.jit_cache, model, preset, machine, wheels.path)
         cache = await _optional(log, "compile cache", placing, {}, limit_s=_CACHE_S) if config.server.jit_cache else {}
-        engine, supervisor = await asyncio.to_thread(_server, model, config, log, preset, machine, wheels, cache)
+        engine, supervisor = await asyncio.to_thread(_server, model, config, log, preset, wheels, cache)
         _later(stack, log, "engine", engine.close)
         _later(stack, log, "server", supervisor.stop)
         await _stage(log, "server", supervisor.start())
@@ -134,7 +136,6 @@ def _server(
     config: Config,
     log: RunLog,
     preset: Preset,
-    machine: Machine,
     wheels: Installation,
     cache: Mapping[str, str],
 ) -> tuple[VllmEngine, Supervisor]:
@@ -151,7 +152,7 @@ def _server(
     engine = VllmEngine(f"http://127.0.0.1:{port}", SERVED_NAME, config.sampling, context_tokens=preset.context_tokens)
     supervisor = Supervisor(
         commands,
-        log.server_log,
+        log.server_log or Path(os.devnull),
         engine,
         start_timeout_s=config.server.start_timeout_s,
         stall_s=config.server.stall_s,
@@ -232,7 +233,7 @@ async def endpoint_session(
     """A session on a server that runs already. `model` is the folder with the served model's tokenizer.
 
     Raises:
-        EndpointError: it does not answer, or serves another model.
+        EndpointError: it does not answer, serves another model, or sends no token ids.
         ConfigError: an option that only the server itself could follow.
     """
     if config.sampling.seed is not None:
@@ -249,6 +250,7 @@ async def endpoint_session(
             api_key=endpoint.api_key,
         )
         _later(stack, log, "engine", engine.close)
+        await engine.probe()
         pool, kernels = _kernels(stack, config, log)
         await asyncio.wait({kernels}, timeout=_STRAGGLERS_S)
         yield _session(engine, chat, pool, config, log, observer)
