@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from aimo_solver.chat import FinalText, ToolCall, ToolCalls
+from aimo_solver.chat import FinalText, Malformed, ToolCall, ToolCalls
 from tests.chat_families import Family, family
 from tests.vllm_parsers import vllm_calls
 
@@ -117,3 +117,55 @@ def test_calls_are_read_as_vllm_reads_them(gemma: Family, text: str) -> None:
     ours = [call.code for call in turn.calls] if isinstance(turn, ToolCalls) else []
     theirs = vllm_calls("gemma4", gemma.folder, tokens)
     assert ours == [json.loads(arguments)["code"] for _, arguments in theirs]
+
+
+_ONE = '<|tool_call>call:python{code:<|"|>1<|"|>}<tool_call|>'
+
+
+@pytest.mark.timeout(60)  # a reader that is not linear takes minutes
+@pytest.mark.parametrize(
+    ("opening", "unit", "expected"),
+    [
+        ("<|tool_call>", "\n", "holds no code"),
+        ("<|tool_call>call", "\n", "holds no code"),
+        ("<|tool_call>", "a", "holds no code"),
+        ("<|tool_call>", "(", "holds no code"),
+        ("<|tool_call>call:python{", "\n", "holds no code"),
+        ("<|tool_call>call:python{", '<|"|>', "holds no code"),
+        ("<|tool_call>call:python{code:", '<|"|>\n', "holds no code"),
+        ("<|tool_call>call:python{code:", "\n", "holds no code"),
+        ('<|tool_call>call:python{code:<|"|>x', "\n", ["x"]),
+        ('<|tool_call>call:python{code:<|"|>x', '<|"|>', "holds no code"),
+        ("<|tool_call>call:python{x", "}", ["x" + "}" * 99_999]),
+        ("<|tool_call>call:other{code:", "a=1\n", "holds no code"),
+        ("<|tool_call>", "<|tool_call>", "holds no code"),
+        ("", "call:", "call:"),
+        ("call:python", "\n", "call:python"),
+        ("", "<call>python", "<call>python"),
+    ],
+    ids=ascii,
+)
+def test_one_thing_100_000_times(gemma: Family, opening: str, unit: str, expected: list[str] | str) -> None:
+    sampled = [*gemma.template(opening), *gemma.template(unit) * 100_000, *gemma.template("<turn|>")]
+    match gemma.chat.parse(sampled, cut=False):
+        case ToolCalls(calls):
+            assert [call.code.rstrip() for call in calls] == expected
+        case Malformed(reason):
+            assert expected in reason
+        case FinalText(text):
+            assert text.startswith(expected)
+    assert len(gemma.chat.ask_answer(sampled)) < 500
+
+
+def test_strings_with_many_keys_are_told_apart(gemma: Family) -> None:
+    others = "".join(f'k{n}:<|"|>v<|"|>,' for n in range(400))
+    sampled = gemma.template(f'<|tool_call>call:python{{{others}code:<|"|>print(1)<|"|>}}<tool_call|><|tool_response>')
+    assert gemma.chat.parse(sampled, cut=False) == ToolCalls((ToolCall("print(1)"),), "a call in another form")
+
+
+def test_eight_calls_of_a_turn_are_read_and_the_others_counted(gemma: Family) -> None:
+    sampled = gemma.template(_ONE) * 10_000 + gemma.template("<|tool_response>")
+    assert gemma.chat.parse(sampled, cut=False) == ToolCalls((ToolCall("1"),) * 8, None, left_out=9_992)
+    assert len(gemma.chat.ask_answer(sampled)) < 500
+    cut = [*sampled[:-1], *gemma.template("<|tool_call>call:python{")]
+    assert gemma.chat.parse(cut, cut=True) == ToolCalls((ToolCall("1"),) * 8, None, left_out=9_993)

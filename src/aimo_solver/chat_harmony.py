@@ -37,7 +37,7 @@ _LAST_ENDS = frozenset({"<|return|>", "<|endoftext|>"})
 _PYTHON_NAMES = frozenset({"python", "functions.python"})
 # oss-harmony's encoder is quadratic in the length of a piece of text without a boundary (8,000 emoji: 340 ms). Longer ones
 # are cut; a piece never goes on behind a digit or from other characters into a blank.
-_LONG_PIECE = re.compile(r"[^\s\d\x00-\x7f]{64}|[^\s\d]{256}|\s{256}")
+_LONG_PIECE = re.compile(r"[^\d\x00-\x7f]{48}|[^\s\d]{256}|\s{256}")
 _LONGEST_NAME = 40  # of a tool that does not exist; what is longer is cut
 _EFFORTS = {"low": ReasoningEffort.LOW, "medium": ReasoningEffort.MEDIUM, "high": ReasoningEffort.HIGH}
 
@@ -181,11 +181,13 @@ class HarmonyFormat:
 
         def finish(end: str | None) -> None:
             nonlocal header, body
+            if not header and body is None:
+                return
             text = self.decode(header)
             if body is None and end in _LAST_ENDS and "\\boxed" in text and self._controls.keys().isdisjoint(header):
-                header, body = [], header  # the answer as it is, without a header
-            if header or body is not None:
-                parts.append(_Part(self.decode(header), None if body is None else self.decode(body), end))
+                parts.append(_Part("", text, end))  # the answer as it is, without a header
+            else:
+                parts.append(_Part(text, None if body is None else self.decode(body), end))
             header, body = [], None
 
         for token in sampled:

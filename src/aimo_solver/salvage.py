@@ -26,10 +26,10 @@ _KEY = "|".join(CODE_KEYS)
 _FENCE = re.compile(r"(`{3,}+|~{3,}+)[ \t]*+(?:python3?|py|ipython|json)?[ \t]*+\n", re.IGNORECASE)
 _PYTHON_FENCE = re.compile(r"[ \t]*+```[ \t]*+(?:python3?|py)[ \t]*+", re.IGNORECASE)
 _STRING_VALUE = re.compile(rf"""(?:{_KEY})["']?+\s*+[:=]\s*+(\"{{3}}|'{{3}}|["'`])""")
-_ESCAPE = re.compile(r'\\(?:[\\"/bfnrt]|u[0-9a-fA-F]{4})|\\')
+_ESCAPE = re.compile(r'((?:\\(?:[\\"/bfnrt]|u[0-9a-fA-F]{4}))++)|\\')
 _TRAILING_COMMA = re.compile(r",\s*+([}\]])")
 _SPACE = "".join(character for character in map(chr, range(0x3001)) if character.isspace())
-_UNESCAPED = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f"}
+_UNESCAPED = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f", '"': '"', "\\": "\\", "/": "/"}
 _PARSER_FAULTS = (SyntaxError, ValueError, TypeError, RecursionError, MemoryError)
 
 
@@ -60,8 +60,7 @@ def bare_code(code: str, mended: str | None = None) -> Code | None:
     if not stripped:
         return None
     inside = _unfenced(stripped)
-    # Tildes are Python too (`~~~x`), unless the text ends with them; backquotes never are.
-    if inside is None or not inside.strip() or (stripped[0] == "~" and stripped[-1] != "~"):
+    if inside is None or not inside.strip() or (stripped[0] == "~" and compiles(code)):  # `~~~x` is Python, backquotes never are
         return Code(code, mended)
     return Code(inside, mended or "code inside fences")
 
@@ -142,7 +141,7 @@ def _candidates(text: str) -> Iterator[tuple[str, str | None]]:
     yield text, None
     if text[:1] not in ("{", "["):
         return
-    yield _ESCAPE.sub(lambda place: place.group() if len(place.group()) > 1 else "\\\\", text), "backslashes not escaped"
+    yield _ESCAPE.sub(lambda place: place[1] or "\\\\", text), "backslashes not escaped"
     yield _TRAILING_COMMA.sub(r"\1", text), "a comma too much"
     for end, note in (("}", "a brace missing"), ("}}", "braces missing"), ('"}}', "the end missing"), ('"}', "the end missing")):
         yield text + end, note
@@ -191,7 +190,7 @@ def _cut_out(text: str) -> str | None:
     # With newlines as they are, a backslash is more likely the code's own.
     own = "\n" in inner.strip() and (len(inner) > LONGEST_PARSED or compiles(inner))
     if len(quote) == 1 and not own and re.search(r'\\[n"t\\]', inner):
-        inner = re.sub(r'\\(["\\/nrtbf])', lambda escape: _UNESCAPED.get(escape.group(1), escape.group(1)), inner)
+        inner = re.sub(r'\\(["\\/nrtbf])', lambda escape: _UNESCAPED[escape[1]], inner)
     return inner
 
 
