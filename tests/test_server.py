@@ -1,195 +1,187 @@
-"""Starting, watching and stopping a server, on real processes: a small HTTP program stands in for vLLM's command line."""
+"""Starting and stopping a server, on real processes: a small HTTP program stands in for vLLM's command line."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+import psutil
 import pytest
 
-from aimo_solver.config import SamplingConfig
-from aimo_solver.engine import VllmEngine
-from aimo_solver.errors import EngineLost, ServerStartError
-from aimo_solver.server import Server, ServerCommand, Supervisor, free_port
+from aimo_solver.errors import ServerError, ServerStartError
+from aimo_solver.server import Server, ServerCommand
 from tests.processes import pid_runs
-
-_PROGRAM = """
-import http.server, subprocess, sys
-worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
-print("worker", worker.pid, flush=True)
-class Health(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200); self.end_headers()
-    def log_message(self, *_): pass
-http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Health).serve_forever()
-"""
+from tests.server_programs import SERVING, eventually, python, worker_pids
 
 
-@dataclass
-class Bench:
-    """A port, an engine on it and the commands that serve, or fail to."""
-
-    folder: Path
-    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.port = free_port()
-        self.engine = VllmEngine(f"http://127.0.0.1:{self.port}", "m", SamplingConfig(), context_tokens=100)
-        self.good = ServerCommand((sys.executable, "-c", _PROGRAM, str(self.port)))
-        self.bad = ServerCommand((sys.executable, "-c", "import sys; print('no memory left'); sys.exit(3)"))
-        self.log = self.folder / "server.log"
-
-    def note(self, kind: str, **values: Any) -> None:
-        self.events.append((kind, values))
-
-    def supervisor(self, *commands: ServerCommand, restarts: int = 3, stall_s: float = 60.0) -> Supervisor:
-        return Supervisor(
-            commands, self.log, self.engine, start_timeout_s=60, stall_s=stall_s, restarts=restarts, on_event=self.note
-        )
+async def ready() -> bool:
+    return True
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path)
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "logs" / "server.log"
 
 
-async def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "did not happen in time"
-        await asyncio.sleep(0.05)
-
-
-def worker_pid(bench: Bench) -> int:
-    return int(bench.log.read_text().split("worker")[-1].split()[0])
-
-
-async def test_stop_leaves_no_descendant(bench: Bench) -> None:
-    server = Server(bench.good, bench.log)
-    await server.start(bench.engine.healthy, 120)
-    worker = worker_pid(bench)
-    assert pid_runs(worker)
+async def test_stop_leaves_no_descendant(log: Path) -> None:
+    server = Server(python(SERVING, "0"), log)
+    await server.start(ready, 120)
+    workers = await worker_pids(log)
+    assert all(map(pid_runs, workers))
     await server.stop()
     assert not server.alive
-    assert not pid_runs(worker)
-    await bench.engine.close()
+    assert not any(map(pid_runs, workers))
 
 
-async def test_start_that_fails_carries_command_and_log(bench: Bench) -> None:
-    server = Server(bench.bad, bench.log)
+async def test_a_server_that_hears_nothing_is_stopped_too(log: Path) -> None:
+    server = Server(python(SERVING, "0"), log)
+    await server.start(ready, 120)
+    workers = await worker_pids(log)
+    stop_tree(keeper_of(server))
+    await asyncio.wait_for(server.stop(grace_s=0.5), 60)
+    assert not any(map(pid_runs, workers))
+
+
+async def test_a_killed_keeper_leaves_nothing_once_the_server_is_stopped(log: Path) -> None:
+    """What another session holds is beyond reach then; vLLM's processes stay in one."""
+    server = Server(python("import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"), log)
+    await server.start(ready, 120)
+    keeper = keeper_of(server)
+    await eventually(lambda: len(keeper.children(recursive=True)) == 2)
+    tree = [process.pid for process in keeper.children(recursive=True)]
+    keeper.kill()
+    await eventually(lambda: not server.alive)
+    await server.stop()
+    await eventually(lambda: not any(map(pid_runs, tree)))
+
+
+async def test_start_that_fails_carries_command_and_output(log: Path) -> None:
+    server = Server(python("import sys; print('no memory left'); sys.exit(3)"), log)
     with pytest.raises(ServerStartError) as error:
-        await server.start(bench.engine.healthy, 120)
+        await server.start(never_ready, 120)
     assert error.value.exit_code == 3
     assert "no memory left" in str(error.value)
     assert sys.executable in str(error.value)
-    await bench.engine.close()
 
 
-async def test_start_that_takes_too_long_is_ended(bench: Bench) -> None:
-    server = Server(ServerCommand((sys.executable, "-c", "import time; time.sleep(600)")), bench.log)
+async def test_a_signal_that_ended_the_server_is_told(log: Path) -> None:
+    server = Server(python("import os; os.abort()"), log)
+    with pytest.raises(ServerStartError) as error:
+        await server.start(never_ready, 120)
+    assert error.value.exit_code == -signal.SIGABRT
+
+
+async def test_a_program_that_is_not_there_fails_to_start(log: Path) -> None:
+    with pytest.raises(ServerStartError, match=r"/no/python: .*No such file"):
+        await Server(ServerCommand(("/no/python",)), log).start(never_ready, 120)
+
+
+async def test_start_that_takes_too_long_is_ended(log: Path) -> None:
+    server = Server(python("import time; time.sleep(600)"), log)
     with pytest.raises(ServerStartError, match="not ready after 1 s"):
-        await server.start(bench.engine.healthy, 1)
+        await server.start(never_ready, 1)
     assert not server.alive
-    await bench.engine.close()
 
 
-async def test_a_killed_server_is_replaced(bench: Bench) -> None:
-    supervisor = bench.supervisor(bench.good)
-    await supervisor.start()
-    first = supervisor.server.pid
-    assert first is not None
-    orphan = worker_pid(bench)
-    os.kill(first, signal.SIGKILL)
-    await until(lambda: supervisor.server.pid != first)
-    await asyncio.wait_for(bench.engine.wait_ready(), 120)
-    assert not pid_runs(orphan)
-    await supervisor.stop()
-    assert [kind for kind, _ in bench.events].count("server_fault") == 1
-    await bench.engine.close()
-
-
-async def test_a_server_without_progress_is_replaced(bench: Bench) -> None:
-    supervisor = bench.supervisor(bench.good, stall_s=1.0)
-    await supervisor.start()
-    first = supervisor.server.pid
-    assert first is not None
-    os.kill(first, signal.SIGSTOP)
-    bench.engine.running = 1  # a request is under way and gets no token
-    await until(lambda: supervisor.server.pid != first)
-    bench.engine.running = 0
-    await supervisor.stop()
-    await bench.engine.close()
-
-
-async def test_an_idle_server_is_left_alone(bench: Bench) -> None:
-    supervisor = bench.supervisor(bench.good, stall_s=0.5)
-    await supervisor.start()
-    await asyncio.sleep(2)
-    assert [kind for kind, _ in bench.events] == ["server_starting", "server_ready"]
-    await supervisor.stop()
-    await bench.engine.close()
-
-
-async def test_a_start_that_fails_is_tried_again_with_the_safest_command(bench: Bench) -> None:
-    supervisor = bench.supervisor(bench.bad, bench.bad, bench.good)
-    await supervisor.start()
-    assert [kind for kind, _ in bench.events] == ["server_starting", "server_start_failed", "server_starting", "server_ready"]
-    await supervisor.stop()
-    await bench.engine.close()
-
-
-async def test_restarts_are_bounded_and_waiting_then_fails(bench: Bench) -> None:
-    supervisor = bench.supervisor(bench.good, restarts=0)
-    await supervisor.start()
-    assert supervisor.server.pid is not None
-    os.kill(supervisor.server.pid, signal.SIGKILL)
-    with pytest.raises(EngineLost, match="died"):
-        await asyncio.wait_for(bench.engine.wait_ready(), 120)
-    await supervisor.stop()
-    await bench.engine.close()
-
-
-async def test_server_dies_with_a_killed_solver(bench: Bench) -> None:
+@pytest.mark.parametrize("stopped", [False, True])
+async def test_nothing_of_a_server_outlives_a_killed_solver(log: Path, stopped: bool) -> None:
+    """Neither its workers, in sessions of their own or not, nor anything else of it, all stopped by SIGSTOP or not."""
     program = textwrap.dedent(f"""
-        import asyncio, sys
+        import asyncio
         from pathlib import Path
-        from aimo_solver.server import Server, ServerCommand
+        from aimo_solver.server import Server
+        from tests.server_programs import SERVING, python
         async def ready(): return True
         async def main():
-            server = Server(ServerCommand((sys.executable, "-c", "import time; time.sleep(600)")), Path({str(bench.log)!r}))
+            server = Server(python(SERVING, "0"), Path({str(log)!r}))
             await server.start(ready, 120)
-            print(server.pid, flush=True)
+            print(server._keeper.pid, flush=True)
             await asyncio.sleep(600)
         asyncio.run(main())
     """)
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as solver:  # noqa: ASYNC220
         assert solver.stdout is not None
-        server = int(solver.stdout.readline())
-        assert pid_runs(server)
+        keeper = psutil.Process(int(solver.stdout.readline()))
+        workers = await worker_pids(log)
+        everything = [keeper.pid, *(process.pid for process in keeper.children(recursive=True))]
+        assert {*workers} < {*everything}
+        if stopped:
+            stop_tree(keeper)
         solver.kill()
-    await until(lambda: not pid_runs(server))
+    await eventually(lambda: not any(map(pid_runs, everything)))
 
 
-async def test_refilled_restarts_count_anew_and_every_fault_is_counted(bench: Bench) -> None:
-    supervisor = bench.supervisor(bench.good, restarts=1)
-    await supervisor.start()
-    for fault in (1, 2, 3):
-        first = supervisor.server.pid
-        assert first is not None
-        os.kill(first, signal.SIGKILL)
-        await until(lambda first=first: supervisor.server.pid != first)  # type: ignore[misc]
-        await asyncio.wait_for(bench.engine.wait_ready(), 120)
-        assert bench.engine.faults == fault
-        supervisor.refill()
-    assert bench.engine.lost is None
-    await supervisor.stop()
-    await bench.engine.close()
+@pytest.mark.parametrize("path", [None, Path("/dev/full"), Path("/proc/no/such/folder/server.log")])
+async def test_output_that_cannot_be_kept_costs_the_server_nothing(path: Path | None) -> None:
+    """It writes 20 MB while nobody looks, to both streams: a full pipe would block it, a failed write end it."""
+    server = Server(
+        python("""
+            import sys, time
+            for stream in (sys.stdout, sys.stderr):
+                for number in range(100_000):
+                    stream.write(f"line {number} {'x' * 90}\\n")
+                stream.flush()
+            print("done", flush=True)
+            time.sleep(600)
+        """),
+        path,
+    )
+    await server.start(ready, 120)
+    await eventually(lambda: output(server)[-1:] == ("done",))
+    assert server.alive
+    assert len(output(server)) == 15
+    await server.stop()
+
+
+@pytest.fixture
+def full(log: Path) -> Path:
+    """A log on a disk without room, until it is unlinked."""
+    log.parent.mkdir()
+    log.symlink_to("/dev/full")
+    return log
+
+
+async def test_a_file_that_was_full_is_written_again_when_there_is_room(full: Path) -> None:
+    server = Server(
+        python(
+            """
+            import pathlib, sys, time
+            print("first " + "x" * 1_000, flush=True)
+            while not pathlib.Path(sys.argv[1]).exists():
+                time.sleep(0.01)
+            print("second", flush=True)
+            time.sleep(600)
+        """,
+            str(full.parent / "go"),
+        ),
+        full,
+    )
+    await server.start(ready, 120)
+    await eventually(lambda: bool(output(server)))
+    full.unlink()  # noqa: ASYNC240
+    (full.parent / "go").touch()
+    await eventually(lambda: full.exists() and full.read_text().endswith("second\n"))
+    assert "1007 bytes are missing here" in full.read_text()  # noqa: ASYNC240
+    await server.stop()
+
+
+async def never_ready() -> bool:
+    return False
+
+
+def output(server: Server) -> tuple[str, ...]:
+    return server.error(ServerError, "").log_tail
+
+
+def keeper_of(server: Server) -> psutil.Process:
+    assert server._keeper is not None
+    return psutil.Process(server._keeper.pid)
+
+
+def stop_tree(keeper: psutil.Process) -> None:
+    for process in (keeper, *keeper.children(recursive=True)):
+        process.suspend()

@@ -32,7 +32,6 @@ from aimo_solver.errors import (
     ServerError,
 )
 
-_PROBE_S = 60.0
 _NO_TOKEN_IDS = "a turn without token ids (return_token_ids); vLLM sends them from version 0.10.2 on"
 
 
@@ -165,18 +164,29 @@ class VllmEngine:
         finally:
             self.running -= 1
 
-    async def probe(self) -> None:
+    async def answers(self, timeout_s: float) -> bool:
+        """True if the health page answers in time and, where the last requests failed, a request for one token too."""
+        if not await self.healthy(timeout_s):
+            return False
+        try:
+            if self.failures:
+                await self.probe(timeout_s)
+        except EndpointError:
+            return False
+        return True
+
+    async def probe(self, timeout_s: float = 60.0) -> None:
         """Samples one token.
 
         Raises:
             EndpointError: that failed; the message is one line.
         """
         try:
-            async with asyncio.timeout(_PROBE_S), aclosing(self.stream(CompletionRequest(tokens=[1], max_tokens=1))) as chunks:
+            async with asyncio.timeout(timeout_s), aclosing(self.stream(CompletionRequest(tokens=[1], max_tokens=1))) as chunks:
                 async for _ in chunks:
                     pass
         except TimeoutError:
-            raise EndpointError(self.base_url, f"samples no token within {_PROBE_S:.0f} s") from None
+            raise EndpointError(self.base_url, f"samples no token within {timeout_s:.0f} s") from None
         except EngineError as error:
             raise EndpointError(self.base_url, f"samples no token: {' '.join(str(error).split())}") from None
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import secrets
 import threading
 import time
@@ -30,8 +29,9 @@ from aimo_solver.machine import detect_machine, installed_flags
 from aimo_solver.presets import Preset, choose, command
 from aimo_solver.prewarm import prewarm
 from aimo_solver.runlog import ProblemResult, RunLog
-from aimo_solver.server import ServerCommand, Supervisor, free_port
+from aimo_solver.server import ServerCommand, free_port
 from aimo_solver.solver import Observer, Solver
+from aimo_solver.supervisor import Supervisor
 from aimo_solver.warmup import warm_up
 from aimo_solver.wheels import NOTHING_TO_INSTALL, Installation
 
@@ -152,7 +152,7 @@ def _server(
     engine = VllmEngine(f"http://127.0.0.1:{port}", SERVED_NAME, config.sampling, context_tokens=preset.context_tokens)
     supervisor = Supervisor(
         commands,
-        log.server_log or Path(os.devnull),
+        log.server_log,
         engine,
         start_timeout_s=config.server.start_timeout_s,
         stall_s=config.server.stall_s,
