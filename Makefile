@@ -1,16 +1,21 @@
 # make run    set up, then the main job on the embedded model
 # make test   set up, then every check and every test
+# make fuzz   everything that reads model output, on many more examples than make test
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+EXAMPLES ?= 1000
 
-.PHONY: run test check setup lock notebook clean
+.PHONY: run test fuzz check setup lock notebook clean
 
 run: $(READY)
 	$(BIN)/aimo-solver evaluate data/warmup.csv --out runs/warmup --overwrite
 
 test: check
 	$(BIN)/pytest -q
+
+fuzz: $(READY)
+	AIMO_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest -q tests/test_fuzz.py
 
 check: $(READY)
 	$(BIN)/ruff check .

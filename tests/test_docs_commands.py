@@ -115,6 +115,7 @@ CASES = (
     Case("aimo-solver replay RUN --policy default --policy select --policy verify", "verify"),
     Case("aimo-solver replay DIR/attempts.jsonl", "majority"),
     Case("aimo-solver bench kernels", "plain jupyter_client", more="--kernels 2 --rounds 1"),
+    Case("aimo-solver bench parse", "over a limit", more="--family fenced --sizes 100,1000"),
     Case("aimo-solver bench prewarm --folder /disk/scratch --gigabytes 30", "warm", more="--gigabytes 0.05"),
     Case(
         "aimo-solver cache pack --model MODEL --archive gpt-oss.aimocache",

@@ -19,6 +19,7 @@ from aimo_solver.bench import BenchResult, shown
 from aimo_solver.bench_boot import bench_boot
 from aimo_solver.bench_engine import Target, bench_engine
 from aimo_solver.bench_kernels import run as run_kernels
+from aimo_solver.bench_parse import SIZES, bench_parse, families_of, readers
 from aimo_solver.bench_prewarm import bench_prewarm, make_files
 from aimo_solver.cli_guard import EMBEDDED_MODEL, console, guarded
 from aimo_solver.config import Config
@@ -173,6 +174,29 @@ def bench_boot_command(
     _show(result, as_json)
 
 
+@bench.command("parse")
+@guarded
+def bench_parse_command(
+    model: Model = EMBEDDED_MODEL,
+    family: Annotated[list[str] | None, typer.Option(help="only this one, answers or salvage; repeatable")] = None,
+    sizes: Annotated[str, typer.Option(help="characters of an input, rising, separated by commas")] = ",".join(map(str, SIZES)),
+    every: Annotated[bool, typer.Option("--every", help="a row for each input, not for the slowest of each reader")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What reads model output, on degenerate output: CPU time by chat family, entry point and input."""
+    with tempfile.TemporaryDirectory(prefix="bench-parse-") as scratch:
+        chosen = readers(families_of(model, Path(scratch)))
+        known = dict.fromkeys(reader.family for reader in chosen)
+        if unknown := set(family or ()) - known.keys():
+            raise ConfigError("--family", f"unknown {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+        chosen = [reader for reader in chosen if not family or reader.family in family]
+        with Progress(console=console, transient=True, disable=as_json) as progress:
+            task = progress.add_task("readers", total=1.0)
+            show = lambda share: progress.update(task, completed=share)  # noqa: E731
+            result = bench_parse(chosen, sorted(_counts(sizes, "--sizes")), every=every, progress=show)
+    _show(result, as_json)
+
+
 def _show(result: BenchResult, as_json: bool) -> None:
     if as_json:
         print(json.dumps(result.as_dict()))
@@ -185,13 +209,13 @@ def _show(result: BenchResult, as_json: bool) -> None:
     console.print(table)
 
 
-def _counts(text: str) -> list[int]:
+def _counts(text: str, option: str = "--streams") -> list[int]:
     try:
         counts = [int(part) for part in text.split(",")]
     except ValueError:
         counts = []
     if not counts or min(counts) < 1:
-        raise ConfigError("--streams", f"write numbers like 1,8,16 (got {text!r})")
+        raise ConfigError(option, f"write numbers like 1,8,16 (got {text!r})")
     return counts
 
 
