@@ -127,6 +127,7 @@ CASES = (
     Case("source .venv/bin/activate", str(Path(sys.prefix)), more="&& command -v python"),
     Case("make run", "aimo-solver evaluate data/warmup.csv", more="--dry-run"),
     Case("make test", "pytest -q", more="--dry-run"),
+    Case("make fuzz", "tests/test_fuzz.py", more="--dry-run"),
     Case("make check", "mypy", more="--dry-run"),
     Case("make notebook", "scripts/build_notebook.py", more="--dry-run"),
     Case("make lock", "requirements.lock.new", more="--dry-run"),

@@ -106,5 +106,5 @@ def _newest_first(folder: Path) -> list[os.DirEntry[str]]:
             folders = [entry for entry in entries if entry.is_dir()]
     except OSError:  # a mount without permission is no reason to stop looking elsewhere
         return []
-    versions = sorted((entry for entry in folders if entry.name.isdigit()), key=lambda entry: -int(entry.name))
-    return versions + sorted((entry for entry in folders if not entry.name.isdigit()), key=lambda entry: entry.name)
+    versions = sorted((entry for entry in folders if entry.name.isdecimal()), key=lambda entry: -int(entry.name))
+    return versions + sorted((entry for entry in folders if not entry.name.isdecimal()), key=lambda entry: entry.name)

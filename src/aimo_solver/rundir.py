@@ -155,7 +155,7 @@ class Run:
         """The attempts at a problem that left a trajectory, running ones included."""
         folder = trajectory_path(self.directory, problem_id, 0).parent
         names = {path.name.split(".")[0] for path in folder.glob("*.jsonl*")} if folder.is_dir() else set()
-        return tuple(sorted(int(name) for name in names if name.isdigit()))
+        return tuple(sorted(int(name) for name in names if name.isdecimal()))
 
 
 def trajectory_path(directory: Path, problem_id: str, index: int) -> Path:
