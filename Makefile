@@ -4,7 +4,7 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-EXAMPLES ?= 1000
+EXAMPLES ?= 300
 
 .PHONY: run test fuzz check setup lock notebook clean
 
