@@ -278,6 +278,11 @@ class _App(kernelapp.IPKernelApp):
     def load_config_file(self, *args: object, **options: object) -> None:
         """Nobody's profile shall change what a kernel does."""
 
+    def write_connection_file(self, **options: object) -> None:
+        """The solver wrote it, and it is removed as soon as the sockets are bound."""
+
+    cleanup_connection_file = write_connection_file
+
     def init_path(self) -> None:
         sys.path.insert(0, "")
 

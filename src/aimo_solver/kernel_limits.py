@@ -21,8 +21,8 @@ class Guard(StrEnum):
     NETWORK = "network-namespace"  # no network interface at all
     NAMESPACES = "namespaces"  # sees and signals only its own processes, all of which die with it; all files are
     # read-only but a private tmpfs of limited size; no System V memory shared with others
-    SECCOMP = "seccomp"  # no sockets but Unix ones, in every library and child process
-    LANDLOCK = "landlock"  # nothing is written outside the scratch directory; used where namespaces cannot be had
+    SECCOMP = "seccomp"  # no sockets but Unix ones, no memory or objects that nobody counts, in every child process too
+    LANDLOCK = "landlock"  # nothing is written outside the scratch directory and /dev/shm; used where namespaces cannot be had
 
 
 class KillReason(StrEnum):
@@ -32,6 +32,7 @@ class KillReason(StrEnum):
     OUTPUT = "output"  # the same, after it was interrupted for printing too much
     MEMORY = "memory"  # all its processes together held more than the limit
     POOL_MEMORY = "pool memory"  # the pool held more than its limit, and this kernel the most of it
+    DISK = "disk"  # its files together were larger or more than the limit
     CPU_TIME = "cpu time"
     EXIT = "exit"  # ended itself, as os._exit does
     CRASH = "crash"  # died of a signal, as by a segmentation fault
@@ -43,13 +44,15 @@ class KernelLimits:
 
     Attributes:
         memory_mb: what a process may add to a fresh kernel's memory, so that Python raises MemoryError; also what all
-            processes of a kernel may hold together before they are killed (pages they share count for each of them where
-            the system does not tell).
+            processes of a kernel, and the files in /dev/shm, may hold together before they are killed (pages that processes
+            share count for each of them where the system does not tell).
         pool_memory_mb: what all kernels of the pool may hold together; the largest one is killed. None means no limit.
         cpu_s: CPU seconds of one process.
         processes: processes and threads. Root without `Guard.USER` is exempt from it.
         open_files: file descriptors of one process.
-        scratch_mb: size of one file, and with `Guard.NAMESPACES` of all files together.
+        scratch_mb: size of one file, and of all files together. With `Guard.NAMESPACES` their file system holds no more;
+            otherwise a kernel that has written more is killed, as is one that wrote four times that in all.
+        scratch_files: number of files and directories, in the same way.
         output_bytes: what is kept of a call's output; more is cut in the middle.
         flood_bytes: a call that prints more is stopped.
         grace_s: how long an interrupted call may take to end before its kernel is killed.
@@ -64,6 +67,7 @@ class KernelLimits:
     processes: int = 64
     open_files: int = 256
     scratch_mb: int = 256
+    scratch_files: int = 10_000
     output_bytes: int = 100_000
     flood_bytes: int = 2_000_000
     grace_s: float = 1.0

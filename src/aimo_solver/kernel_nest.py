@@ -17,12 +17,14 @@ from typing import NoReturn
 from aimo_solver import kernel_guard
 from aimo_solver import kernel_sandbox as sandbox
 from aimo_solver.kernel_limits import Guard, KernelLimits
+from aimo_solver.kernel_usage import PAGE_BYTES
 
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _STACK_BYTES = 64 << 20
 _RESERVED_BYTES = 4 << 30  # address space without memory: malloc takes 64 MB for every thread
 _CPU_SPARE_S = 5  # between SIGXCPU and SIGKILL
 _WRITABLE_DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts", "shm")
+_CONNECTION_FILE = "connection.json"
+_WORK = "work"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +64,33 @@ def enter_namespaces(nest: Nest, uid: int, *, share_network: bool = False) -> Pa
         child = os.fork()
         if child:  # only the child is inside
             os._exit(0 if _detached() else os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-        return sandbox.isolate_mounts(nest.directory, nest.package, nest.limits.scratch_mb, uid)
+        hidden = (nest.directory.parent, nest.package)
+        return sandbox.isolate_mounts(nest.directory, hidden, nest.limits.scratch_mb, nest.limits.scratch_files, uid)
     with suppress(OSError):
         sandbox.become_subreaper()
-    work = nest.directory / "work"
+    work = nest.directory / _WORK
     work.mkdir(mode=0o700)
     os.chown(work, uid, -1)
     return work
+
+
+def close_directory(nest: Nest, uid: int) -> None:
+    """Leaves the kernel, whose sockets are bound, no place outside its scratch directory, and nobody the key to its sockets."""
+    (nest.directory / _CONNECTION_FILE).unlink(missing_ok=True)
+    if Guard.NAMESPACES in nest.limits.guards:
+        sandbox.set_read_only(nest.directory, True)
+    elif uid != os.geteuid():
+        os.chown(nest.directory, os.geteuid(), uid)
+        nest.directory.chmod(0o710)
+    else:  # Landlock, where there is one, lets it make nothing but sockets there
+        nest.directory.chmod(0o500)
+
+
+def open_directory(nest: Nest) -> None:
+    """Undoes `close_directory`, so that the directory can be emptied."""
+    if Guard.NAMESPACES in nest.limits.guards:
+        sandbox.set_read_only(nest.directory, False)
+    nest.directory.chmod(0o700)
 
 
 def _detached() -> bool:
@@ -82,8 +104,11 @@ def tell(control: socket.socket, **message: object) -> None:
         control.send(json.dumps(message).encode())
 
 
-def become_kernel(nest: Nest, uid: int, work: Path, control: socket.socket, output: int) -> NoReturn:
-    """Runs a kernel in the scratch directory `work` until it is told to end."""
+def become_kernel(nest: Nest, uid: int, work: Path, control: socket.socket, output: int, started: int) -> NoReturn:
+    """Runs a kernel in the scratch directory `work` until it is told to end.
+
+    When its sockets are bound, it writes to the pipe `started` what the warden is to tell the solver.
+    """
     try:
         os.setsid()
         for number in (signal.SIGINT, signal.SIGCHLD):
@@ -95,11 +120,11 @@ def become_kernel(nest: Nest, uid: int, work: Path, control: socket.socket, outp
         os.close(output)
         os.environ.update(HOME=str(work), TMPDIR=str(work), IPYTHONDIR=str(work / ".ipython"), PWD=str(work))
         os.chdir(work)
-        held = _restrict(nest, uid)
+        held = _restrict(nest, uid, work)
 
         def ready() -> None:
-            os.chmod(nest.directory, 0o500)  # all sockets are there
-            tell(control, guards=sorted(held), pid=os.getpid())
+            os.write(started, json.dumps({"guards": sorted(held), "pid": os.getpid()}).encode())
+            os.close(started)
             control.close()
 
         kernel_guard.run_kernel(nest.directory, ready)
@@ -109,7 +134,7 @@ def become_kernel(nest: Nest, uid: int, work: Path, control: socket.socket, outp
     os._exit(0)
 
 
-def _restrict(nest: Nest, uid: int) -> set[Guard]:
+def _restrict(nest: Nest, uid: int, work: Path) -> set[Guard]:
     """Puts up the guards that concern one process; returns all that hold."""
     limits = nest.limits
     held = limits.guards & {Guard.NETWORK, Guard.NAMESPACES}
@@ -126,10 +151,10 @@ def _restrict(nest: Nest, uid: int) -> set[Guard]:
     with suppress(OSError):
         sandbox.forbid_privileges()
     if Guard.SECCOMP in limits.guards:
-        sandbox.forbid_sockets()
+        sandbox.filter_calls(connect=Guard.USER in held)  # the sockets of its user's other processes
         held |= {Guard.SECCOMP}
     if Guard.LANDLOCK in limits.guards and Guard.NAMESPACES not in held:
-        sandbox.restrict_writes([nest.directory, *(Path("/dev", name) for name in _WRITABLE_DEVICES)])
+        sandbox.restrict_writes([work, *(Path("/dev", name) for name in _WRITABLE_DEVICES)], sockets=nest.directory)
         held |= {Guard.LANDLOCK}
     with suppress(OSError):
         sandbox.die_with_parent()

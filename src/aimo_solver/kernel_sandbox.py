@@ -7,19 +7,19 @@ meant for a process with one thread, right after fork.
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
-import platform
 import resource
 import signal
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+
+from aimo_solver.kernel_syscalls import CLONE_NEWUSER, filter_program, number
 
 CLONE_NEWNS = 0x0002_0000
 CLONE_NEWIPC = 0x0800_0000
-CLONE_NEWUSER = 0x1000_0000
 CLONE_NEWPID = 0x2000_0000
 CLONE_NEWNET = 0x4000_0000
 
@@ -28,12 +28,8 @@ _AT_FDCWD, _AT_RECURSIVE, _MOUNT_ATTR_RDONLY = -100, 0x8000, 0x1
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_SET_SECCOMP = 1, 4, 8, 22
 _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 36, 38, 47, 2
-_CAP_DAC_READ_SEARCH = 2
+_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1, 2
 _CAPABILITY_HEADER = struct.pack("=Ii", 0x2008_0522, 0)
-
-# calls added to Linux since 5.0 have one number on all architectures
-_IO_URING_SETUP, _MOUNT_SETATTR, _LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 425, 442, 444, 445, 446
-_ARCHITECTURES = {"x86_64": (0xC000_003E, 41, 126), "aarch64": (0xC000_00B7, 198, 91)}  # AUDIT_ARCH, socket, capset
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -41,25 +37,18 @@ _libc.syscall.restype = ctypes.c_long
 
 def _check(result: int, what: str) -> int:
     if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
+        error = ctypes.get_errno()
+        raise OSError(error, f"{what}: {os.strerror(error)}")
     return result
 
 
-def _syscall(what: str, number: int, *args: object) -> int:
-    return _check(int(_libc.syscall(ctypes.c_long(number), *args)), what)
+def _syscall(name: str, *args: object) -> int:
+    return _check(int(_libc.syscall(ctypes.c_long(number(name)), *args)), name)
 
 
 def _prctl(what: str, option: int, *args: object) -> None:
     padded = [ctypes.c_ulong(a) if isinstance(a, int) else a for a in (*args, 0, 0, 0, 0)[:4]]
     _check(_libc.prctl(ctypes.c_int(option), *padded), what)
-
-
-def _architecture() -> tuple[int, int, int]:
-    try:
-        return _ARCHITECTURES[platform.machine()]
-    except KeyError:
-        raise OSError(errno.ENOSYS, f"unknown architecture {platform.machine()}") from None
 
 
 def die_with_parent() -> None:
@@ -91,40 +80,42 @@ def _mount(source: str, target: str, kind: str, flags: int, data: str = "") -> N
     _check(_libc.mount(*args), f"mount {target}")
 
 
-def _set_read_only(target: Path, read_only: bool) -> None:
-    """With `read_only`, all mounts below `target`, too."""
+def set_read_only(target: Path, read_only: bool) -> None:
+    """For the mount at `target`; with `read_only` for all mounts below it, too."""
     bits = (_MOUNT_ATTR_RDONLY, 0) if read_only else (0, _MOUNT_ATTR_RDONLY)
     attributes = struct.pack("=QQQQ", *bits, 0, 0)
     flags = _AT_RECURSIVE if read_only else 0
-    _syscall("mount_setattr", _MOUNT_SETATTR, _AT_FDCWD, bytes(target), flags, attributes, ctypes.c_size_t(len(attributes)))
+    _syscall("mount_setattr", _AT_FDCWD, bytes(target), flags, attributes, ctypes.c_size_t(len(attributes)))
 
 
-def isolate_mounts(keep: Path, hide: Path, size_mb: int, uid: int) -> Path:
+def isolate_mounts(keep: Path, hide: Iterable[Path], size_mb: int, files: int, uid: int) -> Path:
     """In a mount namespace of its own, makes all files read-only but those in `keep` and in a fresh tmpfs on /tmp and /dev/shm.
 
-    `hide` looks empty, and /proc shows this process's pid namespace, which must be new. What Python itself needs stays
-    readable where it is, below /tmp too. Returns a directory of `uid` in the tmpfs.
+    The tmpfs holds `size_mb` and about as many `files`. The directories `hide` look empty, but for `keep`, and /proc shows
+    this process's pid namespace, which must be new. What Python itself needs stays readable where it is, below /tmp too.
+    Returns a directory of `uid` in the tmpfs.
     """
     _mount("none", "/", "none", _MS_REC | _MS_PRIVATE)
     _mount(str(keep), str(keep), "none", _MS_BIND)
-    _set_read_only(Path("/"), True)
-    _set_read_only(keep, False)
+    set_read_only(Path("/"), True)
+    set_read_only(keep, False)
     covered = {path: os.open(path, os.O_PATH) for path in (keep, *_python_below(Path("/tmp")))}
     try:
-        _mount("none", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={size_mb}m,mode=1777")
+        _mount("none", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={size_mb}m,nr_inodes={files + 64},mode=1777")
         for name in ("work", "shm"):
             Path("/tmp", name).mkdir(mode=0o700)
             os.chown(Path("/tmp", name), uid, -1)
         _mount("/tmp/shm", "/dev/shm", "none", _MS_BIND)
+        for path in hide:
+            if path.is_dir():
+                _mount("none", str(path), "tmpfs", _MS_NOSUID | _MS_NODEV, "size=4k,nr_inodes=8,mode=711")
         for path, descriptor in covered.items():
-            if not path.exists():  # it lies below /tmp
+            if not path.exists():  # it lies below /tmp, or in what is hidden
                 path.mkdir(parents=True)
                 _mount(f"/proc/self/fd/{descriptor}", str(path), "none", _MS_BIND)
     finally:
         for descriptor in covered.values():
             os.close(descriptor)
-    if hide.is_dir():
-        _mount("none", str(hide), "tmpfs", _MS_NOSUID | _MS_NODEV, "size=4k,mode=000")
     _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV)
     return Path("/tmp/work")
 
@@ -136,22 +127,48 @@ def _python_below(folder: Path) -> list[Path]:
 
 
 def switch_user(uid: int, read_all: bool) -> None:
-    """Becomes `uid`, a user without any rights; with `read_all` it may still read, but not write, all files."""
+    """Becomes `uid`, a user without any rights; with `read_all` it may still read all files.
+
+    Where this process lacks the right to read only, as in a container with Docker's capabilities, the user keeps the
+    right to write all files, too: no guard but a read-only file system or Landlock then stops it.
+    """
     if read_all:
         _prctl("keep capabilities", _PR_SET_KEEPCAPS, 1)
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
     if read_all:
-        bit = 1 << _CAP_DAC_READ_SEARCH
-        _syscall("capset", _architecture()[2], _CAPABILITY_HEADER, struct.pack("=IIIIII", bit, bit, bit, 0, 0, 0))
-        _prctl("ambient capability", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_DAC_READ_SEARCH)
+        try:
+            _keep_capability(_CAP_DAC_READ_SEARCH)
+        except PermissionError:
+            _keep_capability(_CAP_DAC_OVERRIDE)
     _prctl("dumpable", _PR_SET_DUMPABLE, 1)  # otherwise /proc/self belongs to root
+
+
+def _keep_capability(capability: int) -> None:
+    """That one and no other, in the programs started from here too."""
+    bit = 1 << capability
+    _syscall("capset", _CAPABILITY_HEADER, struct.pack("=IIIIII", bit, bit, bit, 0, 0, 0))
+    _prctl("ambient capability", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability)
+
+
+@contextmanager
+def looking_as(uid: int) -> Iterator[None]:
+    """Opens files as the user `uid` of the group `uid`; without CAP_SYS_PTRACE only that user may look into its processes."""
+    own = os.geteuid(), os.getegid()
+    if uid != own[0]:
+        _libc.setfsgid(uid)
+        _libc.setfsuid(uid)
+    try:
+        yield
+    finally:
+        _libc.setfsuid(own[0])
+        _libc.setfsgid(own[1])
 
 
 def drop_capabilities() -> None:
     """Takes root's powers from root, and those of its user namespace from another user."""
-    _syscall("capset", _architecture()[2], _CAPABILITY_HEADER, bytes(24))
+    _syscall("capset", _CAPABILITY_HEADER, bytes(24))
 
 
 def forbid_privileges() -> None:
@@ -159,59 +176,40 @@ def forbid_privileges() -> None:
     _prctl("no new privileges", _PR_SET_NO_NEW_PRIVS, 1)
 
 
-def forbid_sockets() -> None:
-    """Sockets fail with ENETUNREACH unless they are Unix sockets, in libraries and child processes too.
+def filter_calls(connect: bool) -> None:
+    """Applies `filter_program` to this process and all programs that it starts. Needs `forbid_privileges`."""
+    program = filter_program(connect)
+    buffer = ctypes.create_string_buffer(program, len(program))
+    _prctl("seccomp", _PR_SET_SECCOMP, 2, struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer)))
 
-    io_uring, which can open sockets by itself, is forbidden with them. Needs `forbid_privileges`.
+
+def restrict_writes(writable: Iterable[Path], sockets: Path) -> None:
+    """Landlock: reading and executing is allowed everywhere, all else below `writable` only; in `sockets`, making Unix sockets.
+
+    From version 4 on TCP, and from 6 on signals and abstract Unix sockets to other processes are forbidden as well. Needs
+    `forbid_privileges`.
     """
-    arch, socket_call, _ = _architecture()
-
-    def op(code: int, k: int, if_true: int = 0, if_false: int = 0) -> bytes:
-        return struct.pack("=HBBI", code, if_true, if_false, k)
-
-    load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06
-    program = b"".join(
-        [
-            op(load, 4),  # the architecture the call was made for
-            op(equal, arch, 0, 7),
-            op(load, 0),  # the call's number
-            op(at_least, 0x4000_0000, 5, 0),  # x32 calls
-            op(equal, _IO_URING_SETUP, 4, 0),
-            op(equal, socket_call, 0, 2),
-            op(load, 16),  # its first argument, the address family
-            op(equal, 1, 0, 1),  # AF_UNIX
-            op(answer, 0x7FFF_0000),  # allowed
-            op(answer, 0x0005_0000 | errno.ENETUNREACH),
-        ]
-    )
-    code = ctypes.create_string_buffer(program, len(program))
-    _prctl("seccomp", _PR_SET_SECCOMP, 2, struct.pack("@HP", len(program) // 8, ctypes.addressof(code)))
-
-
-def restrict_writes(writable: Iterable[Path]) -> None:
-    """Landlock: reading and executing is allowed everywhere, all else below `writable` only. Needs `forbid_privileges`.
-
-    From version 4 on TCP, and from 6 on signals and abstract Unix sockets to other processes are forbidden as well.
-    """
-    version = _syscall("landlock", _LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), 1)
+    version = _syscall("landlock_create_ruleset", None, ctypes.c_size_t(0), 1)
     rights = (1 << (13, 14, 15, 15, 16)[min(version, 5) - 1]) - 1
     of_files = 0b1100_0000_0000_0111 & rights  # execute, write, read, truncate, ioctl
-    reading = 0b1101
+    reading, make_socket = 0b1101, 1 << 9
     rules = struct.pack("=Q", rights)
     if version >= 4:
         rules += struct.pack("=Q", 0b11)
     if version >= 6:
         rules += struct.pack("=Q", 0b11)
-    ruleset = _syscall("landlock", _LANDLOCK_CREATE_RULESET, rules, ctypes.c_size_t(len(rules)), 0)
+    ruleset = _syscall("landlock_create_ruleset", rules, ctypes.c_size_t(len(rules)), 0)
+    allowed: Mapping[Path, int] = {Path("/"): reading, sockets: make_socket, **dict.fromkeys(writable, rights)}
     try:
-        for path, allowed in [(Path("/"), reading), *((p, rights) for p in writable if p.exists())]:
-            place = os.open(path, os.O_PATH)
-            rule = struct.pack("=Qi", allowed if path.is_dir() else allowed & of_files, place)
-            try:
-                _syscall("landlock", _LANDLOCK_ADD_RULE, ruleset, 1, rule, 0)
-            finally:
-                os.close(place)
-        _syscall("landlock", _LANDLOCK_RESTRICT_SELF, ruleset, 0)
+        for path, right in allowed.items():
+            if path.exists():
+                place = os.open(path, os.O_PATH)
+                rule = struct.pack("=Qi", right if path.is_dir() else right & of_files, place)
+                try:
+                    _syscall("landlock_add_rule", ruleset, 1, rule, 0)
+                finally:
+                    os.close(place)
+        _syscall("landlock_restrict_self", ruleset, 0)
     finally:
         os.close(ruleset)
 

@@ -99,10 +99,10 @@ def _try(spec: ZygoteSpec, guard: Guard, directory: Path) -> None:
             enter_namespaces(Nest(directory=directory, uid=os.geteuid(), package=Path(spec.package), limits=limits), os.geteuid())
         case Guard.SECCOMP:
             sandbox.forbid_privileges()
-            sandbox.forbid_sockets()
+            sandbox.filter_calls(connect=False)
         case Guard.LANDLOCK:
             sandbox.forbid_privileges()
-            sandbox.restrict_writes([directory])
+            sandbox.restrict_writes([directory], sockets=directory)
 
 
 def _uid(slot: int) -> int:

@@ -13,7 +13,15 @@ from aimo_solver.kernels import ExecutionResult, Guard, KernelLimits, KillReason
 
 # small enough to be reached in a test
 LIMITS = KernelLimits(
-    memory_mb=400, cpu_s=5, processes=40, open_files=128, scratch_mb=32, output_bytes=20_000, flood_bytes=500_000, grace_s=2.0
+    memory_mb=400,
+    cpu_s=5,
+    processes=40,
+    open_files=128,
+    scratch_mb=32,
+    scratch_files=2_000,
+    output_bytes=20_000,
+    flood_bytes=500_000,
+    grace_s=2.0,
 )
 _NAMESPACES = frozenset({Guard.NAMESPACES})
 _CONFINED = frozenset({Guard.NAMESPACES, Guard.LANDLOCK})  # any of them: writing is confined
@@ -165,14 +173,6 @@ LEAKS = [
         next="import os\nos.path.exists('/dev/shm/leak')",
         next_value="False",
         needs=frozenset({Guard.NAMESPACES, Guard.USER}),
-    ),
-    Case(
-        name="System V shared memory",
-        code="import ctypes\nctypes.CDLL(None).shmget(4711, 4096, 0o1666) >= 0",
-        value="True",
-        next="import ctypes\nctypes.CDLL(None).shmget(4711, 4096, 0o666) >= 0",
-        next_value="False",
-        needs=_NAMESPACES,
     ),
     Case(
         name="thread",
@@ -491,15 +491,6 @@ LIMITED = [
         after_value="1024",
     ),
     Case(
-        name="full disk",
-        code="for i in range(100):\n    with open(f'f{i}', 'wb') as f: f.write(bytes(10**6))",
-        error="OSError",
-        trace="No space left",
-        after="2**10",
-        after_value="1024",
-        needs=_NAMESPACES,
-    ),
-    Case(
         name="deep recursion", code="def f(n): return f(n + 1)\nf(0)", error="RecursionError", after="2**10", after_value="1024"
     ),
     Case(
@@ -573,6 +564,117 @@ BARRED = [
         code="import os\nlen([p for p in os.listdir('/proc') if p.isdigit()])",
         value="2",
         needs=_NAMESPACES,
+    ),
+]
+
+# what fills disks and memory beside what a process shows as its own; without a file system that ends, the kernel is killed
+_OWN_FOLDER = (
+    "import os\nfrom ipykernel.kernelapp import IPKernelApp\nd = os.path.dirname(IPKernelApp.instance().connection_file)\n"
+)
+_CALL = "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+_REFUSED = "(-1, 1)"  # EPERM
+_SECCOMP = frozenset({Guard.SECCOMP})
+HOARDS = [
+    Case(
+        name="full disk",
+        code="import time\nfor i in range(999):\n    with open(f'f{i}', 'wb') as f: f.write(bytes(10**6))\n    time.sleep(0.01)",
+        error="OSError",
+        killed=_killed(KillReason.DISK),
+        after="2**10",
+        after_value="1024",
+    ),
+    Case(
+        name="full disk of files without a name",
+        code=(
+            "import tempfile, time\nfor i in range(100):\n    f = globals()[f'f{i}'] = tempfile.TemporaryFile()\n"
+            "    f.write(bytes(20 * 10**6))\n    f.flush()\n    time.sleep(0.05)"
+        ),
+        error="OSError",
+        killed=_killed(KillReason.DISK),
+    ),
+    Case(
+        name="countless files",
+        code="import time\nfor i in range(10**6):\n    open(str(i), 'w').close()\n    if i % 100 == 0: time.sleep(0.01)",
+        error="OSError",
+        killed=_killed(KillReason.DISK),
+    ),
+    Case(
+        name="deep tree",
+        code="import os, time\nfor i in range(5000):\n    os.mkdir('d')\n    os.chdir('d')\nfor _ in range(20): time.sleep(0.1)",
+        error="OSError",
+        killed=_killed(KillReason.DISK),
+    ),
+    Case(
+        name="writes beside its sockets",
+        code=_OWN_FOLDER + "try: os.chmod(d, 0o700)\nexcept OSError: pass\nopen(d + '/file', 'w')",
+        error="any",
+        needs=frozenset({Guard.USER, *_CONFINED}),
+    ),
+    Case(name="looks for keys to kernels", code=_OWN_FOLDER + "os.path.exists(d + '/connection.json')", value="False"),
+    Case(
+        name="files in /dev/shm",
+        code=(
+            "import os, time\nfor i in range(100):\n    p = f'/dev/shm/hoard-{os.getuid()}-{i}'\n"
+            "    with open(p, 'wb') as f: f.write(bytes(10**7))\n    time.sleep(0.02)"
+        ),
+        error="OSError",
+        killed=_killed(KillReason.MEMORY),
+        next="import os\n[n for n in os.listdir('/dev/shm') if n.startswith('hoard')]",
+        next_value="[]",
+        needs=frozenset({Guard.NAMESPACES, Guard.USER}),
+    ),
+    Case(
+        name="memory shared by children",
+        code=(
+            "import mmap, os, time\nm = mmap.mmap(-1, 900 << 20)\nfor i in range(0, len(m), 4096):\n    m[i] = 1\n"
+            "    if i % (1 << 24) == 0: time.sleep(0.02)"
+        ),
+        killed=_killed(KillReason.MEMORY),
+    ),
+    Case(
+        name="table that children inherit",
+        code=(
+            "import os, time\ntable = b'x' * (250 << 20)\nfor _ in range(8):\n    if os.fork() == 0:\n"
+            "        time.sleep(2)\n        os._exit(table[7] - 120)\n[os.wait()[1] for _ in range(8)]"
+        ),
+        value="[0, 0, 0, 0, 0, 0, 0, 0]",
+    ),
+    Case(name="memory file", code="import os\nos.memfd_create('m')", error="PermissionError", needs=_SECCOMP),
+    Case(
+        name="System V objects",
+        code=_CALL + "[(f(4711, *size, 0o1666), ctypes.get_errno()) for f, size in "
+        "((libc.shmget, [4096]), (libc.semget, [1]), (libc.msgget, []))]",
+        value=f"[{_REFUSED}, {_REFUSED}, {_REFUSED}]",
+        needs=_SECCOMP,
+    ),
+    Case(
+        name="message queue",
+        code=_CALL + "import os\nlibc.mq_open(b'/leak', os.O_CREAT | os.O_RDWR, 0o666, None), ctypes.get_errno()",
+        value=_REFUSED,
+        needs=_SECCOMP,
+    ),
+    Case(
+        name="user namespace",
+        code=_CALL + "a = libc.unshare(0x10000000), ctypes.get_errno()\n"
+        "b = libc.syscall(56 if os.uname().machine == 'x86_64' else 220, 0x10000011, 0, 0, 0, 0)\nif b == 0: os._exit(0)\n"
+        "a, (b, ctypes.get_errno())",
+        cells=("import os",),
+        value=f"({_REFUSED}, {_REFUSED})",
+        needs=_SECCOMP,
+    ),
+    Case(
+        name="keyring",
+        code=_CALL + "import os\nlibc.syscall(248 if os.uname().machine == 'x86_64' else 217, b'user', b'k', b'v', 1, -4), "
+        "ctypes.get_errno()",
+        value=_REFUSED,
+        needs=_SECCOMP,
+    ),
+    Case(
+        name="file by its handle",
+        code=_CALL
+        + "handle = (ctypes.c_char * 200)()\nhandle[0] = 128\nlibc.open_by_handle_at(0, handle, 0), ctypes.get_errno()",
+        value=_REFUSED,
+        needs=_SECCOMP,
     ),
 ]
 
@@ -694,12 +796,13 @@ ODD = [
     Case(name="exception group", code="raise ExceptionGroup('g', [ValueError(1)])", error="ExceptionGroup"),
 ]
 
-CASES = [*LEAKS, *ENDS, *HANGS, *FLOODS, *LIMITED, *BARRED, *ODD]
+CASES = [*LEAKS, *ENDS, *HANGS, *FLOODS, *LIMITED, *BARRED, *HOARDS, *ODD]
 
 # what is worth trying again where there are fewer guards: everything about processes, files and rights
 GUARDED = [
     *ENDS,
     *BARRED,
+    *HOARDS,
     *(case for case in LEAKS if "file" in case.name or "memory" in case.name or "child" in case.name or case.name == "daemon"),
     *(case for case in HANGS if case.name in ("loop in C", "swallowed interrupt", "child that does not end")),
     *(case for case in LIMITED if case.name in ("memory of children", "fork bomb", "fork bomb of the shell", "threads")),
