@@ -321,6 +321,29 @@ async def test_a_killed_warden_takes_its_kernel_with_it(pool: KernelPool) -> Non
     assert await full(pool)
 
 
+_DAEMON = """
+import os, time
+read, write = os.pipe()
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.write(write, str(os.getpid()).encode())
+        time.sleep(1000)
+    os._exit(0)
+os.wait()
+int(os.read(read, 20))
+"""
+
+
+@pytest.mark.parametrize("guards", FEWER.values(), ids=FEWER)
+async def test_a_killed_warden_leaves_no_daemon(guards: frozenset[Guard]) -> None:
+    async with KernelPool(size=1, spares=0, limits=replace(LIMITS, guards=guards)) as pool, pool.lease() as kernel:
+        daemon = psutil.Process(int((await kernel.execute(_DAEMON, PATIENCE_S)).value or ""))
+        zygote(pool).children()[0].kill()
+        await asyncio.to_thread(daemon.wait, PATIENCE_S)
+        assert (await kernel.execute("2**10", PATIENCE_S)).value == "1024"
+
+
 async def test_a_spare_that_dies_is_replaced(pool: KernelPool) -> None:
     assert await full(pool)
     spare = zygote(pool).children()[0].children()[0]

@@ -154,16 +154,28 @@ def _keep_capability(capability: int) -> None:
 
 @contextmanager
 def looking_as(uid: int) -> Iterator[None]:
-    """Opens files as the user `uid` of the group `uid`; without CAP_SYS_PTRACE only that user may look into its processes."""
+    """Opens files as the user `uid` of the group `uid`: without CAP_SYS_PTRACE, only that user may look into its processes."""
     own = os.geteuid(), os.getegid()
-    if uid != own[0]:
-        _libc.setfsgid(uid)
-        _libc.setfsuid(uid)
+    if uid == own[0]:
+        yield
+        return
+    _libc.setfsgid(uid)
+    _libc.setfsuid(uid)
     try:
+        _raise_capabilities()  # it may look into a process that has no right which it lacks
         yield
     finally:
         _libc.setfsuid(own[0])
         _libc.setfsgid(own[1])
+
+
+def _raise_capabilities() -> None:
+    """Puts all permitted capabilities into effect; a change of user has taken some away."""
+    held = ctypes.create_string_buffer(24)
+    _syscall("capget", _CAPABILITY_HEADER, held)
+    _, low, inheritable_low, _, high, inheritable_high = struct.unpack("=6I", held.raw)
+    wanted = struct.pack("=6I", low, low, inheritable_low, high, high, inheritable_high)
+    _syscall("capset", _CAPABILITY_HEADER, wanted)
 
 
 def drop_capabilities() -> None:

@@ -32,6 +32,7 @@ _NUMBERS = _FORBIDDEN | {
     "connect": (42, 203),
     "clone": (56, 220),
     "clone3": (435, 435),
+    "capget": (125, 90),
     "capset": (126, 91),
     "mount_setattr": (442, 442),
     "landlock_create_ruleset": (444, 444),

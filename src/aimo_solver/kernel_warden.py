@@ -17,7 +17,6 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,9 +65,14 @@ def run_warden(nest: Nest, control: socket.socket, output: int, solver: int | No
     os._exit(0)
 
 
-def kill_orphans(wardens: Collection[int]) -> None:
-    """Kills the children of this process that are none of its `wardens`, with all below them: what a lost warden has left."""
-    for orphan in set(usage.children(os.getpid())).difference(wardens):
+def kill_orphans(wardens: set[int]) -> None:
+    """Kills the children of this process that are no wardens, with all below them: they are what a killed warden left behind.
+
+    Takes those that have ended out of `wardens`.
+    """
+    children = set(usage.children(os.getpid()))
+    wardens &= children
+    for orphan in children - wardens:
         for pid in (orphan, *usage.descendants(orphan)):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -20,6 +20,7 @@ import shutil
 import signal
 import socket
 import sys
+import time
 import warnings
 from contextlib import suppress
 from dataclasses import replace
@@ -29,7 +30,7 @@ from aimo_solver import kernel_guard
 from aimo_solver import kernel_sandbox as sandbox
 from aimo_solver.kernel_limits import UIDS_PER_POOL, Guard, ZygoteSpec
 from aimo_solver.kernel_nest import Nest, enter_namespaces, needs_to_read_all, tell
-from aimo_solver.kernel_warden import run_warden
+from aimo_solver.kernel_warden import kill_orphans, run_warden
 
 REQUEST_BYTES = 4_096
 FIRST_UID = 100_000
@@ -50,14 +51,17 @@ def main() -> None:
     with suppress(OSError):
         sandbox.become_subreaper()  # of the wardens, each of which leaves its parent for a pid namespace
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the wardens; so none becomes a zombie
+    wardens: set[int] = set()
     try:
-        _serve(requests, solver, spec)
+        _serve(requests, solver, spec, wardens)
     finally:
         requests.close()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         with suppress(ChildProcessError):
             while True:
-                os.wait()
+                _clean_up(spec, wardens)
+                if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                    time.sleep(0.01)
         os.execvp("rm", ["rm", "-rf", "--", spec.directory])  # however deep and full it is
 
 
@@ -123,7 +127,13 @@ def _preload(names: tuple[str, ...]) -> None:
     gc.freeze()  # so that a collection in a fork leaves these pages shared
 
 
-def _serve(requests: socket.socket, solver: int | None, spec: ZygoteSpec) -> None:
+def _clean_up(spec: ZygoteSpec, wardens: set[int]) -> None:
+    """What a killed warden leaves behind dies with its pid namespace; without one it is below this process."""
+    if Guard.NAMESPACES not in spec.limits.guards:
+        kill_orphans(wardens)
+
+
+def _serve(requests: socket.socket, solver: int | None, spec: ZygoteSpec, wardens: set[int]) -> None:
     poll = select.poll()
     poll.register(requests, select.POLLIN)
     if solver is not None:
@@ -132,6 +142,7 @@ def _serve(requests: socket.socket, solver: int | None, spec: ZygoteSpec) -> Non
         ready = {fd for fd, _ in poll.poll(1_000)}
         if solver in ready:
             return
+        _clean_up(spec, wardens)  # before a user id is used again
         if requests.fileno() not in ready:
             continue
         try:
@@ -141,13 +152,16 @@ def _serve(requests: socket.socket, solver: int | None, spec: ZygoteSpec) -> Non
         if not message:
             return
         if len(descriptors) == 2:  # else there is no room for them here, and the solver sees its ends closed
-            _fork(message, descriptors[0], descriptors[1], requests, solver, spec)
+            wardens.add(_fork(message, descriptors[0], descriptors[1], requests, solver, spec))
         for descriptor in descriptors:
             os.close(descriptor)
 
 
-def _fork(message: bytes, control: int, output: int, requests: socket.socket, solver: int | None, spec: ZygoteSpec) -> None:
-    """A warden for one request. If the system has no room for a process, the solver is told, and asks again."""
+def _fork(message: bytes, control: int, output: int, requests: socket.socket, solver: int | None, spec: ZygoteSpec) -> int:
+    """A warden for one request; returns its process id.
+
+    Returns 0 if the system has no room for a process: the solver is told, and asks again.
+    """
     wanted = json.loads(message)
     nest = Nest(directory=Path(wanted["directory"]), uid=_uid(wanted["slot"]), package=Path(spec.package), limits=spec.limits)
     with socket.socket(fileno=os.dup(control)) as warden:
@@ -156,8 +170,9 @@ def _fork(message: bytes, control: int, output: int, requests: socket.socket, so
             child = os.fork()
         except OSError as error:
             tell(warden, failed=f"fork: {error}")
-            return
+            return 0
         if child == 0:
             requests.close()
             os.close(control)
             run_warden(nest, warden, output, solver)
+    return child
