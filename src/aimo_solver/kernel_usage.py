@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_DEEPEST = 100  # directories one in another: every step down takes longer than the one before
 _CHILDREN = Path("/proc/thread-self/children")  # not every Linux is built with it
 
 
@@ -23,20 +24,24 @@ class Stored:
 def stored(root: Path, uid: int, most: int) -> Stored:
     """What `uid` has below `root`. The count ends beyond `most` files, so that it takes bounded time.
 
-    A directory that cannot be listed, as its path is too long or its owner closed it, counts for `most` files.
+    A directory that cannot be listed, or that lies very deep, counts for `most` files.
     """
     blocks = files = 0
-    frontier = [str(root)]
+    frontier = [(str(root), 0)]
     while frontier and files <= most:
+        directory, depth = frontier.pop()
+        if depth > _DEEPEST:
+            files += most
+            break
         try:
-            with os.scandir(frontier.pop()) as entries:
+            with os.scandir(directory) as entries:
                 for entry in entries:
                     info = entry.stat(follow_symlinks=False)
                     if info.st_uid == uid:
                         files += 1
                         blocks += info.st_blocks
                         if entry.is_dir(follow_symlinks=False):
-                            frontier.append(entry.path)
+                            frontier.append((entry.path, depth + 1))
                     if files > most:
                         break
         except (FileNotFoundError, NotADirectoryError):  # removed meanwhile

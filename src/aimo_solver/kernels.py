@@ -8,22 +8,29 @@
 **Clean.** A kernel is leased once, and killed with all it started when its lease ends; its files are wiped. Within a lease
 a process that hangs, dies or floods is replaced, and the session built up again if that is cheap.
 
-**Contained**, on every Linux: address space, CPU time, open files, file size and stack of a process; memory of all
-processes of a kernel, and of the pool; bytes printed by a call; an environment of a few harmless variables; nothing
-on standard input. No process of a kernel outlives its lease, or the solver, even one killed by SIGKILL.
+**Contained**, on every Linux: address space, CPU time, open files, file size and stack of a process; memory, disk space and
+number of files of all processes of a kernel, and memory of the pool; bytes printed by a call; an environment of a few
+harmless variables; nothing on standard input. No process of a kernel outlives its lease, or the solver, even one killed
+by SIGKILL. A kernel's connection file, with the key to its sockets, is removed before it is leased.
 
 Further guards hold where the system allows them; `KernelPool.guards` says which do.
 
-- As root, every kernel is a user of its own: it cannot write files of others, signal them or look into them, and the
-  number of its processes is limited. (Otherwise the limit counts all processes of the solver's user.)
+- As root, every kernel is a user of its own: it cannot write files of others, signal them or look into them, the number
+  of its processes is limited, and its files in /dev/shm count as its memory and are wiped. (Otherwise the limit counts all
+  processes of the solver's user, and what that user adds to /dev/shm counts for every kernel.)
 - With namespaces (root with CAP_SYS_ADMIN, or user namespaces): no network; all files read-only but /tmp and /dev/shm,
-  which are private, limited in size and gone afterwards; no sight of other processes; the library's own source is hidden.
-- With seccomp: no sockets but Unix ones. This is what keeps the network away where there is no network namespace.
+  which are private, limited in size and number of files and gone afterwards; no sight of other processes or of other
+  kernels' sockets; the library's own source is hidden.
+- With seccomp: no sockets but Unix ones, which keeps the network away where there is no network namespace, and those
+  connect to nothing unless the kernel is a user of its own (so multiprocessing.Manager fails, while pools, queues and
+  shared memory work); no memory files, System V objects, message queues, keyrings, user namespaces, or files by handle.
 - With Landlock, used in place of namespaces: no writing outside the scratch directory and /dev/shm.
 
 Not guarded against: a hole in the Linux kernel; reading files that anyone on the machine may read (all files, where
-Python itself lies in a directory of root's alone); use of processor time up to the limits; use of a GPU by code that
-asks for it in spite of an empty CUDA_VISIBLE_DEVICES; what code in a kernel does to its own session, results included.
+Python itself lies in a directory of root's alone; and writing them, where in that case namespaces, Landlock and the
+capability CAP_DAC_READ_SEARCH are all missing; with Landlock, files in /dev/shm only); use of processor time up to the
+limits; what is stored between two looks, a quarter of a second apart, where there are no namespaces; use of a GPU by code
+that asks for it in spite of an empty CUDA_VISIBLE_DEVICES; what code in a kernel does to its own session, results included.
 On a system with none of the guards, as for a user without rights on an old Linux, the network, other processes of the
 same user and all its files are open.
 """
