@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from aimo_solver.agent import AgentRun, AttemptTools
 from aimo_solver.attempt import Attempt, FinishReason
-from aimo_solver.chat import ChatFormat, chat_format
+from aimo_solver.chat import MAX_CALLS, ChatFormat, chat_format
 from aimo_solver.config import AttemptConfig, KernelConfig
 from aimo_solver.kernels import KernelPool
 from aimo_solver.model_folder import ModelFolder
@@ -126,6 +126,13 @@ async def test_a_broken_stream_goes_on_from_the_exact_tokens(stage: Stage) -> No
     assert attempt.answer == 42
     first, second = stage.engine.requests[:2]
     assert list(second.tokens) == [*first.tokens, *turn[:7]]
+
+
+async def test_a_turn_of_many_calls_runs_the_first_and_the_model_is_told(stage: Stage, chat: ChatFormat) -> None:
+    many = stage.text('<|tool_call>call:python{code:<|"|>print(1)<|"|>}<tool_call|>' * 11 + "<|tool_response>")
+    attempt = await stage.play(Play(many), Play(stage.final(1)))
+    assert attempt.tool_calls == MAX_CALLS == 8
+    assert "1\n[3 more calls in this turn were not run" in chat.decode(stage.engine.requests[1].tokens)
 
 
 async def test_a_malformed_turn_is_complained_about_and_goes_on(stage: Stage) -> None:

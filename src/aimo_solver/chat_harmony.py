@@ -37,7 +37,7 @@ _LAST_ENDS = frozenset({"<|return|>", "<|endoftext|>"})
 _PYTHON_NAMES = frozenset({"python", "functions.python"})
 # oss-harmony's encoder is quadratic in the length of a piece of text without a boundary (8,000 emoji: 340 ms). Longer ones
 # are cut; a piece never goes on behind a digit or from other characters into a blank.
-_LONG_PIECE = re.compile(r"[^\d\x00-\x7f]{48}|[^\s\d]{256}|\s{256}")
+_LONG_PIECE = re.compile(r"[^\d\x00-\x7f]{32}|[^\s\d]{256}|\s{256}")
 _LONGEST_NAME = 40  # of a tool that does not exist; what is longer is cut
 _EFFORTS = {"low": ReasoningEffort.LOW, "medium": ReasoningEffort.MEDIUM, "high": ReasoningEffort.HIGH}
 
