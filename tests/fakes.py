@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from aimo_solver.engine import Chunk, CompletionRequest
-from aimo_solver.errors import EngineError, EngineUnavailable
+from aimo_solver.errors import EngineError, EngineUnavailable, LeaseTimeoutError
 from aimo_solver.kernels import ExecutionResult
 
 _Result = TypeVar("_Result")
@@ -140,7 +140,11 @@ class ScriptedPool:
     @asynccontextmanager
     async def lease(self, timeout_s: float | None = None) -> AsyncIterator[ScriptedPool]:
         lease = _next(self._leases)
-        await asyncio.sleep(lease.seconds)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asyncio.sleep(lease.seconds)
+        except TimeoutError:
+            raise LeaseTimeoutError(timeout_s or 0.0) from None
         if lease.fault is not None:
             raise lease.fault
         self.leased += 1

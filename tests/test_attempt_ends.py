@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from aimo_solver.agent import AgentRun, AttemptTools
 from aimo_solver.attempt import Attempt, FinishReason
 from aimo_solver.chat import Malformed
 from aimo_solver.config import AttemptConfig, KernelConfig
-from aimo_solver.errors import EngineLost, EngineRejected, KernelError, KernelStartError
+from aimo_solver.errors import EngineLost, EngineRejected, KernelError, KernelStartError, PoolClosedError
 from aimo_solver.problems import Problem
 from aimo_solver.prompts import FINAL_ANSWER, NO_SESSION, SESSION_LOST, prompt_variants
 from aimo_solver.runlog import NullLog
@@ -34,7 +37,7 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Family:
 
 @dataclass(frozen=True)
 class Played:
-    """An attempt that ended, and what the model was sent. `asked` says whether the last request asks for the answer."""
+    """An attempt that ended, and what the model was sent. `asked` says whether a request asked for the answer."""
 
     attempt: Attempt
     prompts: list[str]
@@ -42,7 +45,7 @@ class Played:
 
     @property
     def asked(self) -> bool:
-        return bool(self.prompts) and self.prompts[-1].endswith(FINAL_ANSWER)
+        return any(prompt.endswith(FINAL_ANSWER) for prompt in self.prompts)
 
 
 def played(
@@ -209,3 +212,60 @@ def test_an_attempt_longer_than_the_context_that_is_left_gives_up_its_end(model:
     assert run.asked
     assert run.attempt.answer == 7
     assert ("1000 1001" in run.prompts[-1]) == (left == 3_000)
+
+
+def _plays(model: Family) -> st.SearchStrategy[Play]:
+    """Turns of every kind, whole or broken off, at any pace."""
+    call, final = model.call("print(1)"), model.final("It is \\boxed{7}.")
+    turns = [call, call * 3, final, model.final("I do not know."), model.template("so "), model.call(""), call[:3], call[:-1], []]
+    refusals = st.sampled_from([EngineRejected(400, "no"), EngineLost("gone")])
+    whole = st.builds(
+        Play,
+        tokens=st.sampled_from(turns),
+        delay_s=st.sampled_from([0.0, 0.0, 0.1, 3.0, 1_000.0]),
+        chunk=st.sampled_from([1, 4, 64]),
+        cut=st.booleans(),
+    )
+    endless = st.builds(Play, st.just(model.template("so ")), st.sampled_from([0.0, 0.02]), st.just(64), endless=st.just(True))
+    broken = st.builds(Play, st.just(call), breaks_after=st.integers(0, 3), for_good=st.booleans())
+    return st.one_of(whole, whole, endless, broken, st.builds(Play, st.just(()), refused=refusals))
+
+
+KERNEL_FAULTS = st.sampled_from([KernelError("gone"), KernelStartError("no kernels"), PoolClosedError("closed")])
+SECONDS = st.sampled_from([0.0, 0.0, 2.0, 60.0, 100_000.0])
+DEEDS = st.builds(
+    Deed,
+    output=st.builds(lambda text, times: text * times, st.sampled_from(["1234 ", "\U0001f600", "a", ""]), st.integers(0, 8_000)),
+    seconds=SECONDS,
+    fault=st.none() | st.none() | KERNEL_FAULTS,
+)
+LEASES = st.builds(Lease, seconds=SECONDS, fault=st.none() | st.none() | KERNEL_FAULTS)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_no_attempt_ends_without_having_been_asked(model: Family, data: st.DataObject) -> None:
+    """Whatever happens to it, as long as a second and room for 64 tokens are left."""
+    draw = data.draw
+    least = 64 + len(model.chat.ask_answer(()))
+    contexts = draw(st.lists(st.integers(least, 3_000), min_size=1, max_size=4))
+    changes = iter(pairwise([*contexts, contexts[-1]]))
+
+    def change(engine: ScriptedEngine) -> None:
+        now, following = next(changes, (0, 0))
+        engine.context_tokens += following - now
+
+    seconds = draw(st.floats(1.0, 900.0))
+    run = played(
+        model,
+        [*draw(st.lists(_plays(model), max_size=8)), *[answer(model)] * 200],
+        ScriptedPool(draw(st.lists(DEEDS, min_size=1, max_size=4)), draw(st.lists(LEASES, min_size=1, max_size=3))),
+        seconds=seconds,
+        context=contexts[0],
+        on_request=change,
+        max_turns=draw(st.integers(1, 12)),
+        answer_tokens=draw(st.integers(1, 600)),
+    )
+    assert run.attempt.finish_reason is FinishReason.ANSWERED or run.asked
+    assert run.attempt.seconds <= seconds + 0.01
+    assert run.pool.leased == 0

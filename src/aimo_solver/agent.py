@@ -39,7 +39,7 @@ class PythonSession(Protocol):
 class PythonPool(Protocol):
     """What an attempt needs of the kernels: `kernels.KernelPool`."""
 
-    def lease(self) -> AbstractAsyncContextManager[PythonSession]: ...
+    def lease(self, timeout_s: float | None) -> AbstractAsyncContextManager[PythonSession]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,13 +270,11 @@ class _Python:
         Every wait in vain halves the next one, so an attempt that gets no session loses twice `_PATIENCE_S` at most.
 
         Raises:
-            KernelError: kernels do not come up.
-            TimeoutError: none became free in time.
+            KernelError: kernels do not come up, or none was free in time.
         """
         if self._session is None:
             patience_s, self._patience_s = self._patience_s, self._patience_s / 2
-            async with asyncio.timeout(min(patience_s, left_s)):
-                self._session = await self._lease.enter_async_context(self._pool.lease())
+            self._session = await self._lease.enter_async_context(self._pool.lease(min(patience_s, left_s)))
             self._patience_s = patience_s
         return self._session
 
