@@ -203,3 +203,19 @@ async def test_a_cancelled_attempt_frees_its_stream_and_keeps_its_record(stage: 
 async def test_a_server_that_stays_away_is_waited_for_until_the_deadline(stage: Stage) -> None:
     attempt = await stage.play(Play(stage.final(1), breaks_after=0, for_good=True), seconds=1.0)
     assert (attempt.answer, attempt.finish_reason) == (None, FinishReason.DEADLINE)
+
+
+async def test_more_attempts_than_kernels_all_answer(stage: Stage, pool: KernelPool) -> None:
+    call = Play(stage.call("print(6*7)"))
+    async with pool.lease(), pool.lease():
+        attempt = await stage.play(call, Play(stage.text("4}.<turn|>")), seconds=3)
+    assert (attempt.answer, attempt.finish_reason, attempt.tool_errors) == (4, FinishReason.FORCED, 0)
+    assert (await stage.play(call, Play(stage.final(42)))).seen_in_tool
+
+
+async def test_a_pool_that_is_closed_costs_an_attempt_its_python_only(folder: Path, chat: ChatFormat) -> None:
+    pool = KernelPool(size=1)
+    await pool.close()
+    stage = Stage(folder, chat, pool)
+    attempt = await stage.play(Play(stage.call("print(6*7)")), Play(stage.final(42)))
+    assert (attempt.answer, attempt.finish_reason, attempt.seen_in_tool) == (42, FinishReason.ANSWERED, False)
