@@ -14,7 +14,7 @@ from aimo_solver.chat import chat_format
 from aimo_solver.conversation import Conversation, Sampled
 from aimo_solver.engine import Engine
 from aimo_solver.runlog import NullLog
-from tests.conftest import MODEL
+from tests.conftest import MODEL, Served
 from tests.http_vllm import HttpVllm, event, reset, sends
 
 CHAT = chat_format(MODEL)
@@ -104,3 +104,17 @@ async def test_a_refusal_for_another_reason_is_not_sent_again() -> None:
     assert sampled.limit is FinishReason.ENGINE_ERROR
     assert "404" in (sampled.error or "")
     assert len(server.requests) == 1
+
+
+@pytest.mark.vllm
+async def test_vllm_itself_says_how_much_less_it_holds(vllm: Served) -> None:
+    async with vllm.engine() as engine:
+        engine.context_tokens = 65_536
+        assert (await drawn(engine)).tokens
+        assert engine.context_tokens == vllm.context_tokens == 4_096
+        engine.context_tokens = 65_536
+        sampled = await drawn(engine, 1_000, prompt=5_000)
+        assert (sampled.tokens, sampled.limit, engine.context_tokens) == ([], FinishReason.TOKEN_LIMIT, 4_096)
+        engine.context_tokens = 65_536
+        await engine.wait_ready()
+        assert engine.context_tokens == 4_096

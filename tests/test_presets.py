@@ -144,6 +144,13 @@ def test_the_safe_preset_is_eager_smaller_and_plain(model: Path) -> None:
     assert not {"--speculative-config", "--async-scheduling", "--max-cudagraph-capture-size"} & set(flags)
 
 
+@pytest.mark.parametrize("share", [0.3, 0.4, 0.5, 0.53, 0.9])
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_start_after_a_failure_never_takes_more_memory(model: Path, share: float, eager: bool) -> None:
+    safe = values(chosen(model, memory_share=share).safe(eager=eager))["--gpu-memory-utilization"]
+    assert float(safe or 1) <= share
+
+
 def test_only_the_first_start_forks_the_engine(model: Path) -> None:
     preset = chosen(model)
     method = "VLLM_WORKER_MULTIPROC_METHOD"

@@ -20,6 +20,7 @@ from aimo_solver.preset_flags import COMMON_VARIABLES, PRESETS, Flag, Variable, 
 
 _LONGEST_CONTEXT = 65_536
 _LEAST_CONTEXT = 16_384
+_LEAST_SHARE = 0.5  # of the GPU's memory; it is not lowered further
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +61,8 @@ class Preset:
         context = self.context_tokens
         added = []
         share = self.flag("--gpu-memory-utilization")
-        if share is not None and share.value is not None:
-            lower = f"{max(0.5, float(share.value) - 0.06):.2f}"
+        if share is not None and share.value is not None and float(share.value) > _LEAST_SHARE:
+            lower = f"{max(_LEAST_SHARE, float(share.value) - 0.06):.2f}"
             added.append(Flag("--gpu-memory-utilization", lower, "the start before failed: leave memory to others"))
         if eager:
             leave_out |= {"--max-cudagraph-capture-size", "--compilation-config"}
