@@ -1,8 +1,12 @@
-"""An HTTP server that checks, refuses and streams as vLLM does, and fails when the test says so."""
+"""An HTTP server that checks, refuses and streams as vLLM does, and fails when the test says so.
+
+`python -m tests.http_vllm PORT CONTEXT` serves until it is killed.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -37,11 +41,7 @@ class HttpVllm:
     @asynccontextmanager
     async def engine(self, context_tokens: int = 65_536) -> AsyncIterator[VllmEngine]:
         """A client of the server, while it runs."""
-        application = web.Application(client_max_size=1 << 24)
-        application.router.add_post("/v1/completions", self._completions)
-        application.router.add_get("/health", self._health)
-        application.router.add_get("/v1/models", self._models)
-        runner = web.AppRunner(application, handler_cancellation=True)
+        runner = web.AppRunner(self.application(), handler_cancellation=True)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
@@ -51,6 +51,13 @@ class HttpVllm:
                 yield engine
         finally:
             await runner.cleanup()
+
+    def application(self) -> web.Application:
+        application = web.Application(client_max_size=1 << 24)
+        application.router.add_post("/v1/completions", self._completions)
+        application.router.add_get("/health", self._health)
+        application.router.add_get("/v1/models", self._models)
+        return application
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.Response(status=self.health)
@@ -133,3 +140,8 @@ async def reset(request: web.Request) -> web.StreamResponse:
 def _bad_request(message: str, parameter: str) -> web.Response:
     error = {"message": message, "type": "BadRequestError", "param": parameter, "code": 400}
     return web.Response(status=400, text=json.dumps({"error": error}))
+
+
+if __name__ == "__main__":
+    port, context = map(int, sys.argv[1:])
+    web.run_app(HttpVllm(context).application(), host="127.0.0.1", port=port)

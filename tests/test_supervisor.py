@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,20 +14,26 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from aimo_solver.chat import chat_format
 from aimo_solver.config import SamplingConfig
+from aimo_solver.conversation import Conversation, Sampled
 from aimo_solver.engine import VllmEngine
 from aimo_solver.errors import EngineLost, ServerStartError
+from aimo_solver.runlog import NullLog
 from aimo_solver.server import ServerCommand, free_port
 from aimo_solver.supervisor import Supervisor
+from tests.conftest import MODEL
 from tests.processes import pid_runs
 from tests.server_programs import SERVING, eventually, python, worker_pids
+
+CHAT = chat_format(MODEL)
 
 
 class Bench:
     """A port, an engine on it, commands that serve or fail to, and a supervisor."""
 
     def __init__(self, folder: Path) -> None:
-        port = free_port()
+        self.port = port = free_port()
         self.engine = VllmEngine(f"http://127.0.0.1:{port}", "m", SamplingConfig(), context_tokens=100)
         self.fault = folder / "fault"
         self.good = python(SERVING, str(port), str(self.fault))
@@ -162,6 +170,38 @@ async def test_refilled_restarts_count_anew(bench: Bench) -> None:
         assert bench.engine.faults == fault
         supervisor.refill()
     assert bench.engine.lost is None
+
+
+async def test_attempts_go_on_through_kills_and_a_restart_with_less_context(bench: Bench) -> None:
+    """Nobody waits for the server in between: a request that is too long for it is answered by asking for less."""
+    program = (sys.executable, "-m", "tests.http_vllm", str(bench.port))
+    roomy, tight = ServerCommand((*program, "65536")), ServerCommand((*program, "49152"))
+    bench.engine.context_tokens = 65_536
+    supervisor = await bench.start(roomy, bench.bad, tight)
+    drawn = [await draw(bench.engine)]
+    os.kill(bench.pid(), signal.SIGKILL)
+    drawn.append(await draw(bench.engine))
+    assert (supervisor.server.command, bench.engine.context_tokens) == (roomy, 65_536)
+    os.kill(bench.pid(), signal.SIGKILL)
+    drawn += await asyncio.gather(*(draw(bench.engine) for _ in range(8)))
+    bench.engine.context_tokens = 65_536
+    drawn += [await draw(bench.engine)]
+    assert [sampled.tokens for sampled in drawn] == [[7, 8, 9]] * 11
+    assert (supervisor.server.command, bench.engine.context_tokens) == (tight, 49_152)
+    assert bench.engine.faults == 2
+
+
+async def draw(engine: VllmEngine) -> Sampled:
+    """A first turn that asks for all that the context holds."""
+    conversation = Conversation(engine, CHAT, time.monotonic, NullLog().trajectory("p", 0))
+    conversation.begin([5] * 500)
+    return await conversation.sample(conversation.room, time.monotonic() + 120, "p-0-1")
+
+
+async def test_a_full_disk_costs_no_start(bench: Bench) -> None:
+    bench.log.symlink_to("/dev/full")
+    await bench.start(bench.good)
+    await bench.kill()
 
 
 @pytest.mark.parametrize("fault", [ValueError("a defect"), OSError(28, "No space left on device")])
