@@ -40,20 +40,19 @@ class Chunk:
 
 async def messages(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
     """The messages of a server-sent event stream, until its [DONE]. Comments, which keep a connection open, are left out."""
-    buffer = bytearray()
+    rest = bytearray()
     async for data in content.iter_any():
-        searched = len(buffer)
-        buffer += data
-        while (end := buffer.find(b"\n", searched)) >= 0:
-            line = bytes(buffer[:end])
-            del buffer[: end + 1]
-            searched = 0
-            if line.startswith(b"data:"):
-                payload = line.removeprefix(b"data:").strip()
-                if payload == b"[DONE]":
-                    return
-                yield payload
-        if len(buffer) > _LONGEST_LINE:
+        rest += data
+        if b"\n" in data:
+            *lines, last = bytes(rest).split(b"\n")
+            rest = bytearray(last)
+            for line in lines:
+                if line.startswith(b"data:"):
+                    payload = line[5:].strip()
+                    if payload == b"[DONE]":
+                        return
+                    yield payload
+        if len(rest) > _LONGEST_LINE:
             raise EngineUnavailable(f"a message of the stream is longer than {_LONGEST_LINE} bytes")
 
 
@@ -91,7 +90,10 @@ def _chunk(message: Mapping[str, Any]) -> Chunk:
     reason = choice.get("finish_reason")
     if reason not in (None, "stop", "length"):
         raise EngineUnavailable(f"the server ended the request: {reason}")
-    return Chunk(tuple(map(int, choice.get("token_ids") or ())), entropies, reason, cached)
+    token_ids = tuple(choice.get("token_ids") or ())
+    if not all(type(token) is int for token in token_ids):
+        raise TypeError("token ids are integers")
+    return Chunk(token_ids, entropies, reason, cached)
 
 
 def entropy(candidates: Mapping[str, float]) -> float:
