@@ -182,6 +182,7 @@ async def test_attempts_go_on_through_kills_and_a_restart_with_less_context(benc
     drawn = [await draw(bench.engine)]
     os.kill(bench.pid(), signal.SIGKILL)
     drawn.append(await draw(bench.engine))
+    await eventually(lambda: bench.kinds.count("server_ready") == 2)
     assert (supervisor.server.command, bench.engine.context_tokens) == (roomy, 65_536)
     os.kill(bench.pid(), signal.SIGKILL)
     drawn += await asyncio.gather(*(draw(bench.engine) for _ in range(8)))
