@@ -115,8 +115,8 @@ def test_a_complaint_leaves_room_for_the_answer(model: Family) -> None:
 
 
 def test_what_a_late_call_printed_is_shown(model: Family) -> None:
-    plays = [Play(model.call("print(1)"), delay_s=0.1), answer(model)]
-    run = played(model, plays, ScriptedPool([Deed("the sum is 31415", seconds=88)]))
+    plays = [Play(model.call("print(1)")), answer(model)]
+    run = played(model, plays, ScriptedPool([Deed("the sum is 31415", seconds=21)]), seconds=30)  # asked from second 20 on
     assert "the sum is 31415" in run.prompts[-1]
     assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.FORCED)
 
@@ -164,6 +164,15 @@ def test_a_call_that_never_returns_does_not_take_the_answers_time(gemma: Family)
     pool = ScriptedPool([Deed(seconds=10_000)])
     run = played(gemma, [Play(gemma.call("print(1)")), answer(gemma)], pool, seconds=60)
     assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.FORCED)
+
+
+def test_a_call_that_never_returns_costs_its_session_not_the_attempt(gemma: Family) -> None:
+    pool = ScriptedPool([Deed(seconds=10_000), Deed("42")])
+    calls = [Play(gemma.call("print(1)"))] * 2
+    run = played(gemma, [*calls, Play(gemma.final("\\boxed{42}"))], pool, seconds=900)
+    assert SESSION_LOST in run.prompts[1]
+    assert (run.attempt.finish_reason, run.attempt.seen_in_tool) == (FinishReason.ANSWERED, True)
+    assert run.attempt.seconds < 60
 
 
 def test_no_kernel_is_held_while_the_answer_is_asked_for(gemma: Family) -> None:

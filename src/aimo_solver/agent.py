@@ -25,6 +25,7 @@ from aimo_solver.prompts import LEFT_OUT, NO_SESSION, NOT_RUN, SESSION_LOST, Pro
 from aimo_solver.trajectory import Trajectory
 
 _PATIENCE_S = 20.0  # longest wait for a Python session; a kernel starts in less than one
+_OVERRUN_S = 20.0  # what a call may take beyond its limit: to be killed (11 s), and to have its session replaced
 _LEAST_ANSWER_TOKENS = 32  # of room for the answer itself when it is asked for
 _INTEGER = re.compile(r"(?<![\d.])\d{1,5}(?!\d|\.\d)")
 _KINDS: dict[type, str] = {ToolCalls: "tool_call", FinalText: "final", Malformed: "malformed"}  # as the run directory says
@@ -188,8 +189,9 @@ class AgentRun:
         self.tool_calls += 1
         error_name, timed_out = None, False
         try:
-            # What an interrupted call takes to end, or a lost session to be replaced, may cost a part of the answer's time.
-            async with asyncio.timeout(left + self._answer_s / 3):
+            # An interrupted call that takes its time to end may cost a part of the answer's time.
+            most = _PATIENCE_S + self._tools.kernels.timeout_s + _OVERRUN_S
+            async with asyncio.timeout(min(left, most) + self._answer_s / 3):
                 result = await self._run_code(call.code)
             output, error_name, timed_out = result.as_text(self._tools.kernels.output_chars), result.error_name, result.timed_out
             self._tool_errors += result.failed
