@@ -385,7 +385,7 @@ def test_a_pool_works_in_a_loop_of_another_thread() -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aimo_solver.kernels._PATIENCE_S", 0.0)
+    monkeypatch.setattr("aimo_solver.kernel_nursery.PATIENCE_S", 0.0)
 
 
 @pytest.mark.usefixtures("impatient")

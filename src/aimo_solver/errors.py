@@ -19,6 +19,7 @@ AimoError
 │   └── EngineLost            the server is gone for good
 ├── KernelError               a Python session failed for reasons of its own, not of the code it ran
 │   ├── KernelStartError      a kernel did not come up
+│   ├── KernelMessageError    a kernel sent what cannot be read
 │   ├── LeaseTimeoutError     no kernel was free in time
 │   └── PoolClosedError       a lease was asked of a closed pool
 ├── BootError                 the parts of a run did not come up
@@ -190,6 +191,10 @@ class KernelError(AimoError):
 
 class KernelStartError(KernelError):
     """A kernel did not come up."""
+
+
+class KernelMessageError(KernelError):
+    """A kernel sent what cannot be read."""
 
 
 class LeaseTimeoutError(KernelError):

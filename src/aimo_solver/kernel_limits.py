@@ -36,6 +36,7 @@ class KillReason(StrEnum):
     CPU_TIME = "cpu time"
     EXIT = "exit"  # ended itself, as os._exit does
     CRASH = "crash"  # died of a signal, as by a segmentation fault
+    PROTOCOL = "protocol"  # what it sent in place of a reply could not be read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

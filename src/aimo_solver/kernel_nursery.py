@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 import os
 import shutil
 import socket
@@ -14,11 +15,11 @@ import tempfile
 from collections import deque
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
-import zmq.asyncio
 from jupyter_client.connect import write_connection_file
 
 from aimo_solver.errors import KernelStartError
@@ -32,6 +33,8 @@ _IMPORT_TIMEOUT_S = 60.0  # for a zygote's first fork, before which it imports
 _FORK_TIMEOUT_S = 10.0  # for every other: it takes milliseconds, and a zygote that does not fork is stopped or stuck
 _START_TIMEOUT_S = 60.0
 _END_TIMEOUT_S = 15.0
+PATIENCE_S = 5.0
+_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 _LONGEST_SOCKET_PATH = 107
 _LOG_BYTES = 2_000
 
@@ -59,6 +62,29 @@ main()
 """
 
 
+@dataclass(slots=True)
+class Failures:
+    """Starts that failed in a row, on a clock of the caller's.
+
+    Attributes:
+        since: when the first of them began.
+        pause_s: before the next; doubled with every failure.
+        fault: what those who wait are told, once starts have failed for `PATIENCE_S`.
+    """
+
+    count: int = 0
+    since: float = math.inf
+    pause_s: float = _PAUSE_S / 2
+    fault: str | None = None
+
+    def add(self, error: Exception, began: float, now: float) -> None:
+        self.count += 1
+        self.since = min(self.since, began)
+        self.pause_s = min(2 * self.pause_s, _LONGEST_PAUSE_S)
+        if now - self.since >= PATIENCE_S:
+            self.fault = str(error) if isinstance(error, KernelStartError) else f"{type(error).__name__}: {error}"
+
+
 class Nursery:
     """A zygote and the kernels it forks.
 
@@ -67,9 +93,8 @@ class Nursery:
         OSError: there is no room for a directory, a descriptor or a process.
     """
 
-    def __init__(self, limits: KernelLimits, preload: tuple[str, ...], context: zmq.asyncio.Context) -> None:
+    def __init__(self, limits: KernelLimits, preload: tuple[str, ...]) -> None:
         self._limits = limits
-        self._context = context
         self._numbers = itertools.count()
         self._slots = deque(range(UIDS_PER_POOL))  # user ids; the one that was given back first is used first
         self._kernels: set[KernelProcess] = set()
@@ -128,7 +153,8 @@ class Nursery:
             await self._come_up(process)
         except BaseException as error:
             words = process.last_words()
-            await process.free()
+            process.release()
+            shutil.rmtree(process.directory, ignore_errors=True)  # small, as no code has run there
             if isinstance(error, KernelStartError):
                 raise KernelStartError("\n".join(filter(None, [str(error), words, self._complaint()]))) from None
             raise
@@ -140,10 +166,12 @@ class Nursery:
             self._broken = True
             raise KernelStartError(f"the process that forks kernels did not answer within {limit:g} s")
         self._forked = True
-        if not (await asyncio.wait({process.ready}, timeout=_START_TIMEOUT_S))[0]:
-            raise KernelStartError(f"a kernel was not ready after {_START_TIMEOUT_S:g} s")
-        process.ready.result()
-        process.connect(self._context)
+        try:
+            async with asyncio.timeout(_START_TIMEOUT_S):
+                await process.ready
+                await process.connect()
+        except TimeoutError:
+            raise KernelStartError(f"a kernel was not ready after {_START_TIMEOUT_S:g} s") from None
 
     def _request(self) -> KernelProcess:
         """Asks the zygote for a kernel, with a directory and a user id of its own."""
@@ -209,9 +237,9 @@ class Nursery:
 
 
 def _kill_tree(pid: int) -> None:
-    with suppress(psutil.NoSuchProcess):
+    with suppress(psutil.Error):
         for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
-            with suppress(psutil.NoSuchProcess):
+            with suppress(psutil.Error):
                 process.kill()
 
 

@@ -1,4 +1,8 @@
-"""One kernel's process as the solver sees it: its warden's socket, the pipe of its output, its Jupyter shell channel."""
+"""One kernel's process as the solver sees it: its warden's socket, the pipe of its output, its Jupyter shell channel.
+
+All three may carry whatever code in the kernel likes. What is read of each at a time is bounded, and none of it raises: a
+kernel whose messages cannot be read is killed.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +20,17 @@ from pathlib import Path
 from subprocess import DEVNULL, Popen
 from typing import Any
 
-import zmq.asyncio
-from jupyter_client import AsyncKernelClient
-
-from aimo_solver.errors import KernelStartError
+from aimo_solver.errors import KernelMessageError, KernelStartError
+from aimo_solver.kernel_channel import Reply, ShellChannel
 from aimo_solver.kernel_limits import Guard, KernelLimits, KillReason
 
 _END_TIMEOUT_S = 10.0  # only a process stuck in the operating system takes longer to be killed
+_KILL_S = 5.0  # how long a call waits for that
+_DYING_S = 2.0  # from the end of a process's connection to its warden's word
 _TICK_S = 0.05  # how often a running call's output is looked at
 _PIPE_BYTES = 1 << 20
+_READS = 4  # of so many bytes at a time
+_DATAGRAM_BYTES = 65_536
 _REMOVE_TIMEOUT_S = 60.0
 _REMOVE = 'rm -rf -- "$1" || { chmod -R u+rwx -- "$1"; rm -rf -- "$1"; }'  # not in Python, which is slow and recursive
 
@@ -42,14 +48,14 @@ class Outcome:
     """What came of one call.
 
     Attributes:
-        reply: content of the execute_reply; None if the process ended before it came.
+        reply: None if the process ended before it came.
         interrupted: HANG at the time limit, OUTPUT for too much output, None if the call was let run.
         ending: set if the process is gone.
     """
 
     stdout: str
     truncated: bool
-    reply: Mapping[str, Any] | None
+    reply: Reply | None
     interrupted: KillReason | None
     ending: Ending | None
     seconds: float
@@ -66,8 +72,10 @@ class _Output:
         self.total = 0
 
     def read(self, limit: int = sys.maxsize) -> None:
-        """Takes what is there, until `limit` bytes were read in all."""
-        while self.total < limit and not self._pipe.closed:
+        """Takes what is there, a few MB at most, until `limit` bytes were read in all."""
+        for _ in range(_READS):
+            if self.total >= limit or self._pipe.closed:
+                return
             data = self._pipe.read(_PIPE_BYTES)
             if not data:  # nothing now, or never again
                 return
@@ -108,15 +116,14 @@ class KernelProcess:
         self._control = control
         self._pipe = io.FileIO(pipe)
         self._killed_for: KillReason | None = None
-        self._client: Any = None
+        self._killed_because = ""
+        self._channel: ShellChannel | None = None
         with suppress(OSError):  # a user may hold only so much in pipes
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
-    def connect(self, context: zmq.asyncio.Context) -> None:
-        """Opens the shell channel; the rest of the Jupyter protocol is not needed."""
-        self._client = AsyncKernelClient(context=context)
-        self._client.load_connection_info(dict(self._connection))
-        self._client.start_channels(shell=True, iopub=False, stdin=False, hb=False, control=False)
+    async def connect(self) -> None:
+        """Opens the shell channel; the rest of the Jupyter protocol is not needed. Raises what `ShellChannel.open` does."""
+        self._channel = await ShellChannel.open(self._connection)
 
     @property
     def alive(self) -> bool:
@@ -126,9 +133,10 @@ class KernelProcess:
         """Raises its priority from that of a spare."""
         self._command(b"l")
 
-    def kill(self, reason: KillReason | None) -> None:
+    def kill(self, reason: KillReason | None, because: str = "") -> None:
         """Has everything killed; `ended` tells when that is done."""
         self._killed_for = self._killed_for or reason
+        self._killed_because = self._killed_because or because
         self._command(b"k")
 
     def _command(self, command: bytes) -> None:
@@ -137,27 +145,35 @@ class KernelProcess:
 
     def _hear(self) -> None:
         try:
-            message = self._control.recv(65_536)
+            message = self._control.recv(_DATAGRAM_BYTES)
         except BlockingIOError:
             return
         except OSError:
             message = b""
         if not self.forked.done():
             self.forked.set_result(None)
-        values: dict[str, Any] = json.loads(message) if message else {"reason": KillReason.CRASH, "detail": "with its warden"}
+        try:
+            self._heed(json.loads(message) if message else {"reason": KillReason.CRASH, "detail": "with its warden"})
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with the message
+            problem = f"its warden's message cannot be read: {type(error).__name__}"
+            self.kill(KillReason.PROTOCOL, problem)
+            self._fail(problem)
+
+    def _heed(self, values: Mapping[str, Any]) -> None:
         if "memory_mb" in values:
-            self.memory_mb = values["memory_mb"]
+            self.memory_mb = float(values["memory_mb"])
             self.heavier()
         elif "pid" in values:
-            self.pid = values["pid"]
+            self.pid = int(values["pid"])
             self.guards = tuple(map(Guard, values["guards"]))
             if not self.ready.done():
                 self.ready.set_result(None)
         elif "failed" in values:
-            self._fail(values["failed"])
+            self._fail(str(values["failed"]))
         elif "reason" in values:
-            reason = KillReason(values["reason"]) if values["reason"] else self._killed_for
-            self._end(Ending(reason, values["detail"]))
+            reason, detail = values["reason"], str(values["detail"])
+            own = Ending(self._killed_for, self._killed_because or detail)
+            self._end(Ending(KillReason(reason), detail) if reason else own)
 
     def _end(self, ending: Ending) -> None:
         asyncio.get_running_loop().remove_reader(self._control.fileno())
@@ -172,10 +188,11 @@ class KernelProcess:
 
     async def call(self, code: str, timeout_s: float) -> Outcome:
         """Runs `code`. Takes `timeout_s` plus the grace period at most, plus what killing takes."""
+        assert self._channel is not None
         started = time.monotonic()
         limits = self._limits
         output = _Output(self._pipe, limits.output_bytes)
-        reply = asyncio.ensure_future(self._reply(self._client.execute(code, allow_stdin=False, stop_on_error=False)))
+        reply = asyncio.ensure_future(self._channel.execute(code))
         interrupted = None
         try:
             await self._wait(reply, output, started + timeout_s, limits.flood_bytes)
@@ -183,18 +200,13 @@ class KernelProcess:
                 interrupted = KillReason.OUTPUT if output.total >= limits.flood_bytes else KillReason.HANG
                 self._command(b"i")
                 await self._wait(reply, output, time.monotonic() + limits.grace_s)
-            if not reply.done():
-                self.kill(interrupted)
-                await asyncio.wait({self.ended}, timeout=_END_TIMEOUT_S)
+            ending = await self._conclude(reply, interrupted)
             output.read()
         finally:
             if not reply.done():
                 reply.cancel()
                 with suppress(asyncio.CancelledError):
                     await reply
-        ending = None
-        if reply.cancelled():
-            ending = self.ended.result() if self.ended.done() else Ending(interrupted, "it cannot be killed")
         return Outcome(
             stdout=output.text(),
             truncated=output.truncated,
@@ -204,19 +216,27 @@ class KernelProcess:
             seconds=time.monotonic() - started,
         )
 
+    async def _conclude(self, reply: asyncio.Future[Reply], interrupted: KillReason | None) -> Ending | None:
+        """How the process ended; None if there is a reply. Without one, what is left of the process is killed."""
+        error = reply.exception() if reply.done() else None
+        if isinstance(error, EOFError):
+            await asyncio.wait({self.ended}, timeout=_DYING_S)
+            self.kill(interrupted or KillReason.PROTOCOL, "it closed its connection")
+        elif isinstance(error, KernelMessageError):
+            self.kill(interrupted or KillReason.PROTOCOL, str(error))
+        elif reply.done():
+            return None
+        else:
+            self.kill(interrupted)
+        await asyncio.wait({self.ended}, timeout=_KILL_S)
+        return self.ended.result() if self.ended.done() else Ending(interrupted or self._killed_for, "it cannot be killed")
+
     async def _wait(self, reply: asyncio.Future[Any], output: _Output, until: float, limit: int = sys.maxsize) -> None:
         """Until there is a reply, the process ended, `limit` bytes were printed, or the time is up."""
         while not reply.done() and self.alive and output.total < limit and (left := until - time.monotonic()) > 0:
             done, _ = await asyncio.wait({reply, self.ended}, timeout=min(left, _TICK_S), return_when=asyncio.FIRST_COMPLETED)
             if not done:
                 output.read(limit)
-
-    async def _reply(self, message_id: str) -> Mapping[str, Any]:
-        while True:
-            message = await self._client.shell_channel.get_msg()
-            if message["parent_header"].get("msg_id") == message_id:
-                content: Mapping[str, Any] = message["content"]
-                return content
 
     def last_words(self) -> str:
         """The end of what it printed outside of calls."""
@@ -225,21 +245,21 @@ class KernelProcess:
         return output.text().strip()
 
     async def close(self) -> None:
-        """Has it killed if it lives, waits for that, and frees what it held here."""
+        """Has it killed if it lives, waits for that, and frees what it held here, the directory too. Never raises."""
         if self.alive:
             self.kill(None)
             await asyncio.wait({self.ended}, timeout=_END_TIMEOUT_S)
-        await self.free()
+        self.release()
+        await remove_tree(self.directory)
 
-    async def free(self) -> None:
-        """Frees descriptors and the directory. The end of its socket has the warden kill whatever still lives."""
+    def release(self) -> None:
+        """Frees descriptors. The end of its socket has the warden kill whatever still lives."""
         if self._control.fileno() >= 0:
             self._end(Ending(self._killed_for, "it was given up"))
             self._control.close()
             self._pipe.close()
-            if self._client is not None:
-                self._client.stop_channels()
-            await remove_tree(self.directory)
+            if self._channel is not None:
+                self._channel.close()
 
 
 async def remove_tree(directory: Path) -> None:

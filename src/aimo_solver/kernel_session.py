@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from aimo_solver.errors import KernelError
+from aimo_solver.errors import KernelError, LeaseTimeoutError, PoolClosedError
+from aimo_solver.kernel_channel import Reply
 from aimo_solver.kernel_limits import KernelLimits, KillReason
 from aimo_solver.kernel_process import Ending, KernelProcess, Outcome
+from aimo_solver.terminal import rendered
+
+_TEXT_CHARS = 200_000  # more than a kernel sends by itself
+_NAME_CHARS = 200
+_GONE = "the session was restarted: what the cells before this one defined is gone"
+_SUCCESSOR_S = 2.0  # how long a call that lost its process waits for the next one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,50 +72,68 @@ def cut_middle(text: str, limit: int) -> str:
     return f"{text[:head]}\n[... {len(text) - limit:,} characters left out ...]\n{text[len(text) - tail :]}"
 
 
+@asynccontextmanager
+async def within(timeout_s: float | None) -> AsyncIterator[None]:
+    """Bounds a wait for a kernel; raises LeaseTimeoutError."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except TimeoutError:
+        raise LeaseTimeoutError(timeout_s or 0.0) from None
+
+
 class Kernel:
     """A Python session. It outlives its process: one that had to be killed is replaced within the lease.
 
     Args:
         process: the one to begin with.
-        exchange: gives a process up and takes a fresh one.
+        exchange: gives a process up and takes a fresh one, within so many seconds.
     """
 
     def __init__(
-        self, process: KernelProcess, exchange: Callable[[KernelProcess], Awaitable[KernelProcess]], limits: KernelLimits
+        self, process: KernelProcess, exchange: Callable[[KernelProcess, float], Awaitable[KernelProcess]], limits: KernelLimits
     ) -> None:
         self.process: KernelProcess | None = process
         self._exchange = exchange
         self._limits = limits
         self._cells: list[tuple[str, float]] = []  # those that ended by themselves, with their seconds
         self._lock = asyncio.Lock()
-        self._abandoned = False  # a cancelled call may still run
+        self._rebuilt = False  # the cells were run again, and no call has succeeded since
+        self._abandoned = False  # a cancelled call may still run, or the process was given up
 
     async def execute(self, code: str, timeout_s: float = 6.0) -> ExecutionResult:
         """Runs a cell. Calls of one lease wait for each other.
 
+        Takes `timeout_s`, a fresh process for a lost one included, and in the worst case a few seconds more: the grace period,
+        the killing, and `_SUCCESSOR_S` for a successor.
+
         Raises:
             PoolClosedError: the pool was closed meanwhile.
-            KernelStartError: a lost process has no successor.
+            KernelStartError: a lost process has no successor. The next call asks for one again.
+            LeaseTimeoutError: it has none in time.
             KernelError: the lease is over.
         """
         async with self._lock:
+            left, notes = timeout_s, list[str]()
             process = self._held()
-            notes: list[str] = []
             if self._abandoned or not process.alive:
-                process, note = await self._replace(process)
+                began = time.monotonic()
+                process, note = await self._replace(process, timeout_s)
+                left = max(0.0, began + timeout_s - time.monotonic())
                 notes.append(note)
             self._abandoned = True
-            outcome = await process.call(code.encode("utf-8", "replace").decode(), timeout_s)
+            outcome = await process.call(code.encode("utf-8", "replace").decode(), left)
             self._abandoned = False
             if outcome.interrupted is not None:
-                notes.append(self._interruption(outcome, timeout_s))
+                notes.append(self._interruption(outcome, left))
             if outcome.ending is None:
                 if outcome.interrupted is None:
                     self._cells.append((code, outcome.seconds))
+                    self._rebuilt = False
             else:
                 if outcome.interrupted is None:
                     notes.append(_obituary(outcome.ending))
-                notes.append((await self._replace(process))[1])
+                notes.append(await self._succeed(process))
             return _result(outcome, tuple(notes))
 
     def _held(self) -> KernelProcess:
@@ -114,28 +141,44 @@ class Kernel:
             raise KernelError("the lease of this kernel is over")
         return self.process
 
-    async def _replace(self, process: KernelProcess) -> tuple[KernelProcess, str]:
+    async def _succeed(self, process: KernelProcess) -> str:
+        try:
+            return (await self._replace(process, _SUCCESSOR_S))[1]
+        except PoolClosedError:
+            raise
+        except KernelError:
+            return "the session is lost, and Python is not available at the moment"
+
+    async def _replace(self, process: KernelProcess, timeout_s: float) -> tuple[KernelProcess, str]:
         """A fresh process, with the session built up again if that is cheap, and the note that says so."""
-        process = self.process = await self._exchange(process)
+        self._abandoned = True
+        process = self.process = await self._exchange(process, timeout_s)
         self._abandoned = False
         cells, self._cells = self._cells, []
         if not cells:
             return process, "the session was restarted"
+        if self._rebuilt:
+            self._rebuilt = False
+            return process, f"{_GONE}; they were not run again, as the session was lost after them once more"
         if sum(seconds for _, seconds in cells) <= self._limits.replay_s:
             for code, seconds in cells:
+                self._abandoned = True
                 outcome = await process.call(code, self._limits.replay_s + seconds)
                 if outcome.interrupted is not None or outcome.ending is not None:
-                    process = self.process = await self._exchange(process)
+                    process = self.process = await self._exchange(process, timeout_s)
+                    self._abandoned = False
                     break
+                self._abandoned = False
             else:
                 self._cells = cells
+                self._rebuilt = True
                 return process, "the session was restarted, and the cells before this one were run again"
-        return process, "the session was restarted: what the cells before this one defined is gone"
+        return process, _GONE
 
     def _interruption(self, outcome: Outcome, timeout_s: float) -> str:
         if outcome.interrupted is KillReason.OUTPUT:
             return f"stopped: it printed more than {self._limits.flood_bytes:,} bytes"
-        return f"stopped at the time limit of {timeout_s:g} s" + ("" if outcome.stdout else "; nothing was printed")
+        return f"stopped at the time limit of {timeout_s:.3g} s" + ("" if outcome.stdout else "; nothing was printed")
 
 
 def _obituary(ending: Ending) -> str:
@@ -144,6 +187,8 @@ def _obituary(ending: Ending) -> str:
             return f"the code ended the Python process ({ending.detail})"
         case KillReason.CRASH:
             return f"the Python process crashed ({ending.detail})"
+        case KillReason.PROTOCOL:
+            return f"the Python process was killed, because it could not be talked to ({ending.detail})"
         case None:
             return f"the Python process was killed ({ending.detail})"
         case reason:
@@ -151,12 +196,12 @@ def _obituary(ending: Ending) -> str:
 
 
 def _result(outcome: Outcome, notes: tuple[str, ...]) -> ExecutionResult:
-    reply = outcome.reply or {}
+    reply = outcome.reply or Reply(value=None, error_name=None, traceback=None)
     return ExecutionResult(
-        stdout=outcome.stdout,
-        value=reply.get("value"),
-        error_name=reply.get("ename") if reply.get("status") == "error" else None,
-        traceback="\n".join(reply.get("traceback") or ()) or None,
+        stdout=rendered(outcome.stdout),
+        value=None if reply.value is None else rendered(cut_middle(reply.value, _TEXT_CHARS)),
+        error_name=None if reply.error_name is None else rendered(reply.error_name[:_NAME_CHARS]),
+        traceback=None if reply.traceback is None else rendered(cut_middle(reply.traceback, _TEXT_CHARS)),
         timed_out=outcome.interrupted is KillReason.HANG,
         killed_for=outcome.ending.reason if outcome.ending else None,
         truncated=outcome.truncated,

@@ -38,29 +38,23 @@ same user and all its files are open.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import psutil
-import zmq.asyncio
 
 from aimo_solver.config import KernelConfig
-from aimo_solver.errors import KernelError, KernelStartError, LeaseTimeoutError, PoolClosedError
+from aimo_solver.errors import KernelError, KernelStartError, PoolClosedError
 from aimo_solver.kernel_limits import UIDS_PER_POOL, Guard, KernelLimits, KillReason
-from aimo_solver.kernel_nursery import Nursery
+from aimo_solver.kernel_nursery import Failures, Nursery
 from aimo_solver.kernel_process import KernelProcess
-from aimo_solver.kernel_session import ExecutionResult, Kernel
+from aimo_solver.kernel_session import ExecutionResult, Kernel, within
 
 __all__ = ["ExecutionResult", "Guard", "Kernel", "KernelLimits", "KernelPool", "KillReason"]
 
-_PATIENCE_S = 5.0  # how long starts may fail before those who wait are told
-_PAUSE_S = 0.2  # before a start is tried again; doubled with every failure in a row
-_LONGEST_PAUSE_S = 5.0
 _FAILURES = 3  # in a row, after which the process that forks kernels is replaced
 
 
@@ -70,16 +64,14 @@ class KernelPool:
     A start that fails is tried again after a pause, for as long as the pool is open. When starts have failed for a while,
     whoever waits for a kernel gets the reason, and so does, at once, whoever asks for one until a start succeeds.
 
-    Everything happens in the event loop that `start` was called in, which may run in any thread; the pool has no thread
-    of its own but that of its ZMQ context, and leaves none behind.
+    Everything happens in the event loop that `start` was called in, which may run in any thread; the pool has none of its own.
 
     Args:
         size: leases at a time; more wait.
         spares: kernels kept warm beyond that, so that whoever loses a process gets another at once.
         preload: modules imported before kernels are forked, besides the usual ones; missing ones are passed over.
         starts: kernels that start side by side.
-        on_event: called with ``kernels_fail`` and ``error=...`` when those who wait are told that kernels do not come up, and
-            with ``kernels_recovered`` when they do again.
+        on_event: called with ``kernels_fail`` and ``error=...`` when those who wait are told, then with ``kernels_recovered``.
     """
 
     def __init__(
@@ -107,11 +99,8 @@ class KernelPool:
         self._starting: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self._on_event = on_event
-        self._failures = 0  # in a row
-        self._failing_since = math.inf
-        self._fault: str | None = None  # why kernels do not come up
+        self._failures = Failures()
         self._nursery: Nursery | None = None
-        self._context: zmq.asyncio.Context | None = None
         self._closed = False
 
     @classmethod
@@ -129,7 +118,7 @@ class KernelPool:
             raise
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
 
     @property
@@ -139,12 +128,12 @@ class KernelPool:
 
     @property
     def zygote_pid(self) -> int | None:
-        """The process that all kernels are below; None while no kernel was started."""
+        """The process that forks kernels, if there is one."""
         return None if self._nursery is None else self._nursery.pid
 
     @property
     def directory(self) -> Path | None:
-        """Holds a directory per kernel; None while no kernel was started."""
+        """Holds a directory per kernel; None while there is no process that forks them."""
         return None if self._nursery is None else self._nursery.directory
 
     async def start(self) -> None:
@@ -153,8 +142,6 @@ class KernelPool:
         Raises:
             KernelStartError: kernels do not come up. The pool goes on trying; it is to be closed all the same.
         """
-        if self._context is None and not self._closed:
-            self._context = zmq.asyncio.Context()
         self._give(await self._take())
 
     async def full(self) -> None:
@@ -168,18 +155,15 @@ class KernelPool:
         for task in self._starting:
             task.cancel()
         self._disappoint(PoolClosedError, "the kernel pool is closed")
-        for process in (*self._warm, *self._leased):
-            self._end(process.close())
-        self._warm.clear()
-        self._leased.clear()
         if self._starting:
             await asyncio.wait(self._starting)
+        self._leased.update(self._warm)
+        self._warm.clear()
+        while self._leased:
+            self._end(self._leased.pop().close())
         self._retire()
         while self._ending:
             await asyncio.wait(self._ending)
-        if self._context is not None:
-            self._context.destroy(linger=0)
-            self._context = None
 
     @asynccontextmanager
     async def lease(self, timeout_s: float | None = None) -> AsyncIterator[Kernel]:
@@ -191,12 +175,9 @@ class KernelPool:
             PoolClosedError: the pool is closed, or was closed while this waited.
         """
         async with AsyncExitStack() as stack:
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await stack.enter_async_context(self._leases)
-                    process = await self._take()
-            except TimeoutError:
-                raise LeaseTimeoutError(timeout_s or 0.0) from None
+            async with within(timeout_s):
+                await stack.enter_async_context(self._leases)
+                process = await self._take()
             kernel = Kernel(process, self._exchange, self.limits)
             try:
                 yield kernel
@@ -205,17 +186,18 @@ class KernelPool:
                 if held is not None:
                     self._discard(held)
 
-    async def _exchange(self, process: KernelProcess) -> KernelProcess:
-        self._discard(process)
-        return await self._take()
+    async def _exchange(self, process: KernelProcess, timeout_s: float) -> KernelProcess:
+        async with within(timeout_s):
+            self._discard(process)
+            return await self._take()
 
     async def _take(self) -> KernelProcess:
-        if self._closed or self._context is None:
-            raise PoolClosedError("the kernel pool is closed" if self._closed else "the kernel pool was not started")
+        if self._closed:
+            raise PoolClosedError("the kernel pool is closed")
         if self._warm:
             process = self._warm.popleft()
-        elif self._fault is not None:
-            raise KernelStartError(self._fault)
+        elif self._failures.fault is not None:
+            raise KernelStartError(self._failures.fault)
         else:
             waiter: asyncio.Future[KernelProcess] = asyncio.get_running_loop().create_future()
             self._waiting.append(waiter)
@@ -249,8 +231,12 @@ class KernelPool:
     def _discard(self, process: KernelProcess) -> None:
         if process in self._leased:
             self._leased.remove(process)
-            self._end(process.close())
-            self._refill()
+        elif process in self._warm:
+            self._warm.remove(process)
+        else:
+            return
+        self._end(process.close())
+        self._refill()
 
     def _end(self, closing: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(closing)
@@ -271,50 +257,39 @@ class KernelPool:
 
     async def _start_one(self) -> None:
         began = asyncio.get_running_loop().time()
-        assert self._context is not None
         try:
             if self._nursery is not None and not self._nursery.alive:
                 self._retire()
             if self._nursery is None:
-                self._nursery = Nursery(self.limits, self._preload, self._context)
+                self._nursery = Nursery(self.limits, self._preload)
             process = await self._nursery.spawn()
         except Exception as error:  # noqa: BLE001 - whatever it was, those who wait are told, and it is tried again
-            await asyncio.sleep(self._failed(error, began))
+            self._failed(error, began)
+            await asyncio.sleep(self._failures.pause_s)
             return
-        if self._fault is not None:
+        if self._failures.fault is not None:
             self._on_event("kernels_recovered")
-        self._failures, self._failing_since, self._fault = 0, math.inf, None
+        self._failures = Failures()
         self.guards = process.guards
-        process.ended.add_done_callback(lambda _: self._lost(process))
+        process.ended.add_done_callback(lambda _: self._discard(process) if process in self._warm else None)
         process.heavier = self._weigh
         self._give(process)
 
-    def _failed(self, error: Exception, began: float) -> float:
-        """A start that was `began` then failed; returns the pause before the next."""
-        self._failures += 1
-        self._failing_since = min(self._failing_since, began)
-        if self._failures % _FAILURES == 0:
+    def _failed(self, error: Exception, began: float) -> None:
+        known = self._failures.fault
+        self._failures.add(error, began, asyncio.get_running_loop().time())
+        if self._failures.count % _FAILURES == 0 and isinstance(error, KernelStartError):  # others are not its doing
             self._retire()
-        if asyncio.get_running_loop().time() - self._failing_since >= _PATIENCE_S:
-            reason = str(error) if isinstance(error, KernelStartError) else f"{type(error).__name__}: {error}"
-            if self._fault is None:
-                self._on_event("kernels_fail", error=reason)
-            self._fault = reason
-            self._disappoint(KernelStartError, reason)
-        return float(min(_PAUSE_S * 2 ** min(self._failures - 1, 10), _LONGEST_PAUSE_S))
+        if self._failures.fault is not None:
+            if known is None:
+                self._on_event("kernels_fail", error=self._failures.fault)
+            self._disappoint(KernelStartError, self._failures.fault)
 
     def _retire(self) -> None:
         """The next kernel is forked from a new process; those that the old one forked live on."""
         if self._nursery is not None:
             self._end(self._nursery.close())
             self._nursery = None
-
-    def _lost(self, process: KernelProcess) -> None:
-        """A spare that dies makes room for another; with a leased one its lease will deal."""
-        if process in self._warm:
-            self._warm.remove(process)
-            self._end(process.close())
-            self._refill()
 
     def _weigh(self) -> None:
         limit = self.limits.pool_memory_mb
