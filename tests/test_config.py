@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
-from aimo_solver.config import Config
+from aimo_solver.agreement import check_context
+from aimo_solver.chat import FAMILIES
+from aimo_solver.config import Config, PromptConfig, ServerConfig, SolverConfig, Variant
 from aimo_solver.errors import ConfigError
+from aimo_solver.kernels import KernelPool
+from aimo_solver.preset_flags import PRESETS
+from aimo_solver.prompts import VARIANTS
 from aimo_solver.settings import config_from, load_config
 
 
 def test_defaults_are_the_documented_ones() -> None:
     config = Config()
-    assert (config.solver.slots, config.solver.max_attempts, config.kernels.size, config.attempt.max_turns) == (8, 8, 16, 128)
+    assert (config.solver.slots, config.solver.max_attempts, config.solver.parallel, config.attempt.max_turns) == (8, 8, 1, 128)
     assert (config.sampling.temperature, config.sampling.min_p, config.voting.equal) == (1.0, 0.02, 4)
     assert (config.budget.reserve_s, config.budget.cap_s, config.budget.time_limit_s) == (300, 900, 18_000)
 
@@ -49,7 +56,7 @@ def test_plain_values_come_back_whole() -> None:
         ("budget.time_limit_s=inf", "budget.time_limit_s"),
         ("kernels.size=0", "greater than or equal to 1"),
         ("kernels.size=1.5", "integer"),
-        ("solver.slots=9", "more than max_attempts (8)"),
+        ("solver.slots=9", "more than solver.max_attempts (8); lower it, or raise that"),
         ("slots=9", "write it as section.option=value"),
         ("solver.slots", "write it as section.option=value"),
     ],
@@ -80,3 +87,74 @@ def test_wrong_toml_is_refused_in_one_line(tmp_path: Path, text: str, says: str)
 def test_missing_toml_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         load_config(tmp_path / "absent.toml")
+
+
+DISAGREEMENTS = [
+    (("solver.slots=9",), ("solver.slots", "solver.max_attempts (8)")),
+    (("solver.slots=32", "solver.max_attempts=32", "kernels.size=16"), ("kernels.size", "32 attempts", "solver.slots")),
+    (("kernels.size=16", "solver.parallel=4"), ("kernels.size", "32 attempts", "solver.parallel")),
+    (("solver.parallel=16",), ("kernels.spares", "4 spares and 128 kernels", "kernels.size", "more than 128")),
+    (("kernels.memory_mb=5000", "kernels.pool_memory_mb=4000"), ("kernels.memory_mb", "kernels.pool_memory_mb")),
+    (("attempt.answer_tokens=3000", "server.context_tokens=4096"), ("attempt.answer_tokens", "server.context_tokens")),
+    (("server.speculative=ngram",), ("sampling.min_p", "server.speculative=ngram", "set sampling.min_p=0")),
+    (("sampling.min_p=0", "server.speculative=eagle"), ("server.draft_model", "server.speculative=eagle")),
+    (("server.draft_model=head",), ("server.draft_model", "server.speculative=none")),
+    (("selection.select=use", "budget.cap_s=30"), ("selection.least_s", "budget.cap_s, 30")),
+    (("budget.rule=clamp", "budget.cap_s=100"), ("budget.reserve_s", "budget.cap_s (100)")),
+    (("voting.consistency=[[3, 2]]",), ("voting.consistency", "3 equal answers of 2")),
+    (('server.extra_args=["--max-model-len", "1000"]',), ("server.extra_args", "--max-model-len", "server.context_tokens")),
+    (('server.extra_args=["--port=1"]',), ("server.extra_args", "--port", "leave it out")),
+    (('prompt.mix=["tool", "too"]',), ("prompt.mix.1", "'tool-zh'", "got 'too'")),
+    (("prompt.mix=[]",), ("prompt.mix", "at least 1 item")),
+    (("prompt.family=llama",), ("prompt.family", "'hermes'", "got 'llama'")),
+    (("server.preset=h100",), ("server.preset", "'gpt-oss-120b'", "got 'h100'")),
+]
+
+
+@pytest.mark.parametrize(("settings", "says"), DISAGREEMENTS, ids=lambda part: part[0] if part[0].count("=") else "")
+def test_options_that_do_not_agree_are_refused_with_both_names(settings: tuple[str, ...], says: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(settings=settings)
+    for word in says:
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("solver.slots=32", "solver.max_attempts=32"),
+        ("solver.slots=16", "solver.max_attempts=16", "solver.parallel=4"),
+        ("sampling.min_p=0", "server.speculative=ngram"),
+        ("sampling.min_p=0", "server.speculative=draft", "server.draft_model=small"),
+        ("budget.time_limit_s=5",),
+    ],
+)
+def test_options_that_agree_pass(settings: tuple[str, ...]) -> None:
+    load_config(settings=settings)
+
+
+def test_a_configuration_made_by_hand_has_to_agree_too() -> None:
+    with pytest.raises(ConfigError, match=r"solver\.max_attempts"):
+        Config(solver=SolverConfig(slots=9))
+
+
+def test_names_that_an_option_takes_are_those_that_there_are() -> None:
+    hints = {kind: get_type_hints(kind, include_extras=True) for kind in (PromptConfig, ServerConfig)}
+    assert list(get_args(Variant)) == [variant.name for variant in VARIANTS]
+    assert set(get_args(hints[PromptConfig]["family"])) == {"auto", *FAMILIES}
+    assert set(get_args(hints[ServerConfig]["preset"])) == {"auto", *PRESETS}
+
+
+def test_a_context_that_holds_little_more_than_an_answer_is_refused() -> None:
+    check_context(Config(), 4_096)
+    with pytest.raises(ConfigError, match=r"attempt\.answer_tokens: keeps 512 of the context's 1000 tokens"):
+        check_context(Config(), 1_000)
+
+
+@pytest.mark.parametrize(("settings", "streams"), [((), 8), (("solver.parallel=3", "solver.slots=4"), 12)])
+def test_kernels_follow_from_the_attempts_side_by_side(settings: tuple[str, ...], streams: int) -> None:
+    config = load_config(settings=settings)
+    assert config.solver.streams == streams
+    assert KernelPool.from_config(config.kernels, leases=config.solver.streams).size == streams
+    assert KernelPool.from_config(replace(config.kernels, size=20), leases=config.solver.streams).size == 20

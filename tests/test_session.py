@@ -100,7 +100,7 @@ class Witness(NullLog):
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Witness:
-    """Sessions get a small HTTP program for vLLM, no other requests than its health, and little patience. No run directory."""
+    """Sessions get a small HTTP program for vLLM, and no first requests. No run directory."""
 
     def program(preset: Preset, model: Path, port: int, *rest: object) -> Command:
         return Command((sys.executable, "-c", _PROGRAM, str(port)), {}, ())
@@ -110,8 +110,6 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Witness:
     monkeypatch.setattr(session, "command", program)
     monkeypatch.setattr(session, "detect_machine", lambda: H100)
     monkeypatch.setattr(session, "warm_up", warm)
-    for name in ("_CACHE_S", "_WARM_UP_S", "_STRAGGLERS_S", "_DOWN_S"):
-        monkeypatch.setattr(session, name, 1.0 if name == "_DOWN_S" else 5.0)
     return Witness()
 
 
@@ -171,6 +169,7 @@ async def test_a_part_that_does_not_go_down_does_not_keep_the_others_up(
         await harm()
 
     monkeypatch.setattr(f"aimo_solver.session.{part}.close", closed_badly)
+    monkeypatch.setattr(session, "_DOWN_S", 5.0)
     async with session.local_session(MODEL, CONFIG, served):
         server = next(event["pid"] for event in served.events if event["kind"] == "server_ready")
         assert pid_runs(server)

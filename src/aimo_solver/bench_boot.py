@@ -117,12 +117,12 @@ async def _one_after_another(model: Path, config: Config, folder: Path) -> list[
         stages.append(Stage(name, start, time.monotonic() - began))
 
     await stage("weights", asyncio.to_thread(prewarm, [model]))
-    pool = KernelPool.from_config(config.kernels)
+    pool = KernelPool.from_config(config.kernels, leases=config.solver.streams)
     try:
         await stage("kernels", pool.start())
         async with server(model, config, folder / "server.log") as (engine, starting, vocabulary):
             await stage("server", starting)
-            await stage("first requests", warm_up(engine, slots=config.solver.slots, vocabulary=vocabulary))
+            await stage("first requests", warm_up(engine, slots=config.solver.streams, vocabulary=vocabulary))
             await stage("first token", _first_token(engine))
     finally:
         await pool.close()
@@ -133,7 +133,7 @@ async def _one_after_another(model: Path, config: Config, folder: Path) -> list[
 async def server(model: Path, config: Config, log: Path) -> AsyncIterator[tuple[VllmEngine, Coroutine[Any, Any, None], int]]:
     """A bare server: its client, what starts it, and the number of tokens its model knows."""
     machine = detect_machine()
-    preset = choose(model, config.server, slots=config.solver.slots, machine=machine)
+    preset = choose(model, config.server, slots=config.solver.streams, machine=machine)
     port = free_port()
     built = command(preset, model, port, SERVED_NAME, installed_flags())
     process = Server(ServerCommand(built.args, {**built.env, **shipped(config.server.jit_cache, model, preset, machine)}), log)

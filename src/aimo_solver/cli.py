@@ -30,7 +30,7 @@ from aimo_solver.problems import Problem, read_problems
 from aimo_solver.progress import TerminalProgress, result_table
 from aimo_solver.report import report
 from aimo_solver.runlock import is_running
-from aimo_solver.runlog import RunLog, describe_environment, read_run
+from aimo_solver.runlog import Run, RunLog, describe_environment, read_run
 from aimo_solver.session import Endpoint, check_model, endpoint_folder, endpoint_session, local_session
 from aimo_solver.settings import load_config
 from aimo_solver.watch import watch
@@ -65,11 +65,17 @@ def evaluate_command(
     time_limit: Annotated[
         float | None, typer.Option(min=1, help="seconds for the whole run, same as --set budget.time_limit_s=N")
     ] = None,
-    problems_in_parallel: Annotated[int, typer.Option(min=1, help="problems solved side by side")] = 1,
+    problems_in_parallel: Annotated[
+        int | None, typer.Option(min=1, help="problems solved side by side, same as --set solver.parallel=N")
+    ] = None,
     config_file: Annotated[Path | None, typer.Option("--config", help="TOML file with options")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="one option, as section.option=value; repeatable")] = None,
 ) -> None:
-    """Solves the problems of a CSV and scores the answers where the truth is known."""
+    """Solves the problems of a CSV and scores the answers where the truth is known.
+
+    A run that is resumed goes on with its configuration, to which --set adds, and with its clock: --time-limit counts from
+    the start of the first run, the pauses between not counted.
+    """
     started = time.monotonic()
     chosen = tuple(part.strip() for part in ids.split(",") if part.strip()) if ids else ()
     problems = read_problems(csv, ids=chosen, limit=limit)
@@ -83,16 +89,23 @@ def evaluate_command(
     extra = list(settings or ())
     extra += [f"sampling.seed={seed}"] if seed is not None else []
     extra += [f"budget.time_limit_s={time_limit}"] if time_limit is not None else []
-    config = _config(folder, config_file, extra, resumed=out if resume else None)
+    extra += [f"solver.parallel={problems_in_parallel}"] if problems_in_parallel is not None else []
+    earlier = read_run(out) if resume and out is not None else None
+    config = _config(folder, config_file, extra, resumed=earlier)
     out = out or Path("runs") / f"{csv.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     if overwrite and not resume:
         _delete_run(out)
-    log = RunLog.resume(out) if resume else RunLog.create(out, config=config, environment=describe_environment())
+    if earlier is not None:
+        done = {result.problem_id for result in earlier.results}
+        _check_time(earlier, config, sum(problem.id not in done for problem in problems))
+        log = RunLog.resume(out, config=config)
+    else:
+        log = RunLog.create(out, config=config, environment=describe_environment(), started=started)
     todo = [problem for problem in problems if problem.id not in log.finished]
-    job = _Job(todo, config, log, folder, there, problems_in_parallel)
+    job = _Job(todo, config, log, folder, there)
     with log:
         asyncio.run(_run(job, started))
-        summary = log.finish({"problems_in_parallel": problems_in_parallel})
+        summary = log.finish({"problems_in_parallel": config.solver.parallel})
     results = [log.finished[problem.id] for problem in problems]
     console.print(result_table(results))
     score = "" if summary["right"] is None else f"{summary['right']} of {summary['problems']} right ({summary['accuracy']:.1%}), "
@@ -145,7 +158,6 @@ class _Job:
     log: RunLog
     model: Path
     endpoint: Endpoint | None
-    parallel: int
 
 
 async def _run(job: _Job, started: float) -> None:
@@ -155,7 +167,7 @@ async def _run(job: _Job, started: float) -> None:
     loop.add_signal_handler(signal.SIGTERM, task.cancel)
     if not job.problems:
         return
-    clock = RunClock.begin(job.config.budget, time.monotonic, started)
+    clock = RunClock.begin(job.config.budget, time.monotonic, job.log.started)
     with TerminalProgress(console, len(job.problems)) as progress:
         if job.endpoint is None:
             console.print(f"starting vLLM on {job.model}, log in {job.log.directory / 'server.log'}", highlight=False)
@@ -164,14 +176,21 @@ async def _run(job: _Job, started: float) -> None:
             opened = endpoint_session(job.endpoint, job.model, job.config, job.log, progress)
         async with opened as session:
             console.print(f"ready after {time.monotonic() - started:.0f} s", highlight=False)
-            await evaluate(session.solver, job.problems, job.config.budget, clock, parallel=job.parallel)
+            await evaluate(session.solver, job.problems, job.config.budget, clock, parallel=job.config.solver.parallel)
 
 
-def _config(model: Path, file: Path | None, settings: Sequence[str], *, resumed: Path | None) -> Config:
-    base = None if resumed is None else read_run(resumed).config
+def _config(model: Path, file: Path | None, settings: Sequence[str], *, resumed: Run | None) -> Config:
+    base = None if resumed is None else resumed.config
     tomls = [] if resumed is not None else [model / "aimo.toml"]
     layers = [toml for toml in tomls if toml.is_file()] + ([file] if file is not None else [])
     return load_config(*layers, settings=settings, base=base)
+
+
+def _check_time(earlier: Run, config: Config, todo: int) -> None:
+    clock = RunClock.begin(config.budget, lambda: earlier.last_t, 0.0)
+    if todo and clock.left_s <= 0:
+        used = f"the run has used {earlier.last_t:.0f} of its {clock.end:.0f} s, and {todo} problems are open"
+        raise ConfigError("--time-limit", f"{used}; give a longer one, which counts from the start of the first run")
 
 
 def _delete_run(directory: Path) -> None:

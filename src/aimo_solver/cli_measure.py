@@ -145,7 +145,7 @@ def bench_engine_command(
     counts = _counts(streams)
     most = max(counts)
     config = _config(model, config_file, [f"solver.slots={most}", f"solver.max_attempts={most}", *(settings or ())])
-    preset = choose(model, config.server, slots=config.solver.slots, machine=detect_machine())
+    preset = choose(model, config.server, slots=config.solver.streams, machine=detect_machine())
 
     async def measure(folder: Path) -> BenchResult:
         with RunLog.create(folder / "run", config=config, environment=describe_environment()) as log:

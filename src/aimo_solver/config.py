@@ -1,4 +1,4 @@
-"""Everything a user can set. Units are in the names; unknown names and impossible values are errors."""
+"""Everything a user can set. Units are in the names; unknown names, impossible values, options that do not agree are errors."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from aimo_solver.agreement import check
+
 _STRICT = ConfigDict(extra="forbid")
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Variant = Literal[
+    "tool", "bare", "reasoning", "tool-suffix", "reasoning-suffix", "code-first", "tool-zh", "reasoning-zh", "tool-ru"
+]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -60,16 +65,17 @@ class SolverConfig:
         slots: attempts that run side by side.
         max_attempts: attempts in all; more than `slots` means that a slot that frees up takes the next attempt while
             the problem is undecided.
+        parallel: problems that are solved side by side; Kaggle's gateway brings one at a time.
     """
 
     slots: Count = 8
     max_attempts: Count = 8
+    parallel: Count = 1
 
-    @model_validator(mode="after")
-    def _slots_fit(self) -> SolverConfig:
-        if self.slots > self.max_attempts:
-            raise ValueError(f"slots ({self.slots}) is more than max_attempts ({self.max_attempts})")
-        return self
+    @property
+    def streams(self) -> int:
+        """Attempts side by side over all problems: what the server and the kernels are made for."""
+        return self.slots * self.parallel
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -77,7 +83,7 @@ class KernelConfig:
     """The Python sessions of the model's code.
 
     Attributes:
-        size: sessions side by side at most.
+        size: sessions side by side at most; None means one for each attempt that runs.
         spares: kernels kept warm beyond that.
         timeout_s: a call's limit; 12 s instead of 6 s brought nothing in public runs.
         output_chars: longest output the model sees; more is cut in the middle with a note.
@@ -86,7 +92,7 @@ class KernelConfig:
         preload: modules imported before kernels are forked, besides numpy, sympy, mpmath; missing ones are passed over.
     """
 
-    size: Count = 16
+    size: Count | None = None
     spares: Annotated[int, Field(ge=0)] = 4
     timeout_s: Positive = 6.0
     output_chars: Count = 8_000
@@ -187,8 +193,8 @@ class PromptConfig:
         reasoning_effort: for models that are told one (gpt-oss).
     """
 
-    family: str = "auto"
-    mix: tuple[str, ...] = ("tool",)
+    family: Literal["auto", "harmony", "gemma", "hermes", "fenced"] = "auto"
+    mix: Annotated[tuple[Variant, ...], Field(min_length=1)] = ("tool",)
     reasoning_effort: Literal["low", "medium", "high"] = "high"
 
 
@@ -211,7 +217,7 @@ class ServerConfig:
         extra_args: appended to the command line as they are.
     """
 
-    preset: str = "auto"
+    preset: Literal["auto", "gpt-oss-120b", "gemma-4-31b", "qwen3", "generic", "cpu"] = "auto"
     context_tokens: Count | None = None
     memory_share: Share | None = None
     kv_cache_dtype: str | None = None
@@ -230,12 +236,6 @@ class ServerConfig:
     restarts: Annotated[int, Field(ge=0)] = 3
     extra_args: tuple[str, ...] = ()
 
-    @model_validator(mode="after")
-    def _draft_model_fits(self) -> ServerConfig:
-        if (self.draft_model is not None) != (self.speculative in ("eagle", "draft")):
-            raise ValueError(f"speculative '{self.speculative}' and draft_model {self.draft_model} do not go together")
-        return self
-
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Config:
@@ -250,6 +250,11 @@ class Config:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
+
+    @model_validator(mode="after")
+    def _options_agree(self) -> Config:
+        check(self)
+        return self
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file."""

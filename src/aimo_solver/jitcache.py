@@ -129,7 +129,7 @@ async def build(model: Path, config: Config, root: Path, server_log: Path) -> St
         ModelError: the folder cannot be used.
         ServerStartError: the server did not come up.
     """
-    preset = choose(model, config.server, slots=config.solver.slots, machine=detect_machine())
+    preset = choose(model, config.server, slots=config.solver.streams, machine=detect_machine())
     flags = installed_flags()
     for start in ("cold", "warm"):
         port = free_port()
@@ -142,7 +142,7 @@ async def build(model: Path, config: Config, root: Path, server_log: Path) -> St
             try:
                 await server.start(engine.ready, config.server.start_timeout_s)
                 ready = time.monotonic() - began
-                warmed = await warm_up(engine, slots=config.solver.slots, vocabulary=preset.vocabulary)
+                warmed = await warm_up(engine, slots=config.solver.streams, vocabulary=preset.vocabulary)
             finally:
                 await server.stop()
         log.info("%s start: ready after %.1f s, first requests took %.1f s more", start, ready, warmed)
@@ -156,7 +156,7 @@ def stamp_here(model: Path, config: Config, root: Path) -> Stamp:
         ModelError: the folder cannot be used.
     """
     machine = detect_machine()
-    preset = choose(model, config.server, slots=config.solver.slots, machine=machine)
+    preset = choose(model, config.server, slots=config.solver.streams, machine=machine)
     return stamp(machine, root, model, preset.arguments, package_folder("vllm") or Path())
 
 

@@ -104,11 +104,13 @@ class KernelPool:
         self._closed = False
 
     @classmethod
-    def from_config(cls, config: KernelConfig, on_event: Callable[..., object] = lambda kind, **values: None) -> Self:
-        """A pool as the configuration wants it."""
+    def from_config(
+        cls, config: KernelConfig, on_event: Callable[..., object] = lambda kind, **values: None, *, leases: int = 1
+    ) -> Self:
+        """A pool as the configuration wants it, for `leases` at a time where it does not say how many."""
         half = int(psutil.virtual_memory().total // 2**21)
         limits = KernelLimits(memory_mb=config.memory_mb, pool_memory_mb=config.pool_memory_mb or half)
-        return cls(config.size, config.spares, limits, preload=config.preload, on_event=on_event)
+        return cls(config.size or leases, config.spares, limits, preload=config.preload, on_event=on_event)
 
     async def __aenter__(self) -> Self:
         try:

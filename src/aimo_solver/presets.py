@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aimo_solver.config import ServerConfig
-from aimo_solver.errors import ConfigError, ModelError
+from aimo_solver.errors import ModelError
 from aimo_solver.machine import Machine
 from aimo_solver.preset_flags import COMMON_VARIABLES, PRESETS, Flag, Variable, Wish, chosen_flags, common_flags
 
@@ -97,11 +97,8 @@ def choose(model_dir: Path, server: ServerConfig, *, slots: int, machine: Machin
 
     Raises:
         ModelError: the folder holds no readable config.json.
-        ConfigError: no preset of that name.
     """
     model = _read_config(model_dir)
-    if server.preset not in ("auto", *PRESETS):
-        raise ConfigError("server.preset", f"no preset {server.preset!r}; known: auto, {', '.join(PRESETS)}")
     name = server.preset if server.preset != "auto" else _fitting(model, machine)
     text = model.get("text_config", model)
     longest = int(text.get("max_position_embeddings") or _LONGEST_CONTEXT)

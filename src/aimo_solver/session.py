@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aimo_solver.agent import AttemptTools
+from aimo_solver.agreement import check_context
 from aimo_solver.chat import ChatFormat, chat_format
 from aimo_solver.config import Config
 from aimo_solver.endpoint import find_model
@@ -116,7 +117,8 @@ async def local_session(
         await _stage(log, "wheels", asyncio.to_thread(wheels.wait, _WHEELS_S))
         chat = await asyncio.to_thread(_chat, model, config)
         machine = await asyncio.to_thread(detect_machine)
-        preset = choose(model, config.server, slots=config.solver.slots, machine=machine)
+        preset = choose(model, config.server, slots=config.solver.streams, machine=machine)
+        check_context(config, preset.context_tokens)
         placing = asyncio.to_thread(shipped, config.server.jit_cache, model, preset, machine, wheels.path)
         cache = await _optional(log, "compile cache", placing, {}, limit_s=_CACHE_S) if config.server.jit_cache else {}
         engine, supervisor = await asyncio.to_thread(_server, model, config, log, preset, wheels, cache)
@@ -125,7 +127,7 @@ async def local_session(
         await _stage(log, "server", supervisor.start())
         overtaken.set()
         if machine.gpus:  # a CPU has nothing left to compile
-            requests = warm_up(engine, slots=config.solver.slots, vocabulary=preset.vocabulary)
+            requests = warm_up(engine, slots=config.solver.streams, vocabulary=preset.vocabulary)
             await _optional(log, "first requests", requests, None, limit_s=_WARM_UP_S)
         await asyncio.wait({kernels, reading}, timeout=_STRAGGLERS_S)
         yield _session(engine, chat, pool, config, log, observer, supervisor)
@@ -250,6 +252,7 @@ async def endpoint_session(
             api_key=endpoint.api_key,
         )
         _later(stack, log, "engine", engine.close)
+        check_context(config, engine.context_tokens)
         await engine.probe()
         pool, kernels = _kernels(stack, config, log)
         await asyncio.wait({kernels}, timeout=_STRAGGLERS_S)
@@ -258,7 +261,7 @@ async def endpoint_session(
 
 def _kernels(stack: AsyncExitStack, config: Config, log: RunLog) -> tuple[KernelPool, asyncio.Task[None]]:
     """A pool whose kernels start in the background."""
-    pool = KernelPool.from_config(config.kernels, log.event)
+    pool = KernelPool.from_config(config.kernels, log.event, leases=config.solver.streams)
     _later(stack, log, "kernels", pool.close)
     return pool, _in_background(stack, log, "kernels", pool.start())
 
