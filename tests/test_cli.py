@@ -195,3 +195,20 @@ def test_an_unknown_command_line_option_is_refused(problems: Path) -> None:
     done = run("evaluate", problems, "--slotz", 3, timeout=60)
     assert done.returncode == 2
     assert "--slotz" in done.stderr
+
+
+@pytest.mark.vllm
+def test_a_resumed_run_keeps_its_clock_and_writes_down_what_it_goes_on_with(vllm: Served, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert evaluate(vllm, out, "--limit", 1, "--time-limit", 600).returncode == 0
+    with (out / "events.jsonl").open("a") as events:
+        events.write(json.dumps({"t": 590.0, "wall": "", "kind": "x"}) + "\n")
+    refused(
+        evaluate(vllm, out, "--limit", 2, "--resume"), "--time-limit: the run has used 590 of its 540 s, and 1 problems are open"
+    )
+    done = evaluate(vllm, out, "--limit", 2, "--resume", "--time-limit", 700, "--set", "solver.max_attempts=9")
+    assert done.returncode == 0, done.stderr
+    config = json.loads((out / "run.json").read_text())["config"]
+    assert (config["budget"]["time_limit_s"], config["solver"]["max_attempts"]) == (700, 9)
+    started = [event for event in lines(out / "events.jsonl") if event["kind"] == "problem_started"]
+    assert 0 < float(str(started[-1]["allotted_s"])) <= 700 - 70 - 590

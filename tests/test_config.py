@@ -103,7 +103,7 @@ DISAGREEMENTS = [
     (("budget.rule=clamp", "budget.cap_s=100"), ("budget.reserve_s", "budget.cap_s (100)")),
     (("voting.consistency=[[3, 2]]",), ("voting.consistency", "3 equal answers of 2")),
     (('server.extra_args=["--max-model-len", "1000"]',), ("server.extra_args", "--max-model-len", "server.context_tokens")),
-    (('server.extra_args=["--port=1"]',), ("server.extra_args", "--port", "leave it out")),
+    (('server.extra_args=["--kv-cache-dtype=fp8"]',), ("server.extra_args", "--kv-cache-dtype", "server.kv_cache_dtype")),
     (('prompt.mix=["tool", "too"]',), ("prompt.mix.1", "'tool-zh'", "got 'too'")),
     (("prompt.mix=[]",), ("prompt.mix", "at least 1 item")),
     (("prompt.family=llama",), ("prompt.family", "'hermes'", "got 'llama'")),

@@ -252,9 +252,10 @@ class Faults:
 def test_a_server_that_never_comes_up_costs_the_answers_but_not_the_submission(place: Place) -> None:
     """Where Kaggle's package is absent, so that the notebook's own gateway does the asking."""
     (place.folder / "competition" / "kaggle_evaluation").unlink()
-    problems = warmup(5)
+    problems = warmup(2)
     place.problems([(id_, text) for id_, text, _ in problems])
     place.edit('"kernels": {', '"server": {"extra_args": ["--no-such-flag"]},\n    "kernels": {')
+    place.edit('"cap_s": 900.0,', '"cap_s": 40.0,')
     place.run("local")
     submission = place.submission()
     assert sorted(submission["id"]) == sorted(id_ for id_, _, _ in problems)
@@ -262,5 +263,22 @@ def test_a_server_that_never_comes_up_costs_the_answers_but_not_the_submission(p
     assert kinds.count("server_start_failed") >= 2
     assert "problem_started" not in kinds
     output = place.output()
-    assert "the boot failed, so every problem gets the fallback answer at once" in output
+    assert "the boot failed, and is repeated while there is time" in output
     assert "unrecognized arguments: --no-such-flag" in output
+
+
+def test_a_model_that_is_mounted_late_is_found(place: Place) -> None:
+    """The boot fails until its folder is there; the first problem waits, and all are solved."""
+    problems = warmup(2)
+    truth = {id_: answer for id_, _, answer in problems}
+    place.problems([(id_, text) for id_, text, _ in problems])
+    late = place.folder / "late"
+    place.edit(f'MODEL = "{MODEL}"', f'MODEL = "{late}"')
+    with place.running("local") as process:
+        time.sleep(10)
+        assert not (place.folder / "runs").exists()
+        late.symlink_to(MODEL)
+        place.finish(process)
+    assert right(place.submission(), truth) == 2
+    assert "the boot failed, and is repeated while there is time: model" in place.output()
+    assert leftovers(place.folder) == []

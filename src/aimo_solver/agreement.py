@@ -14,12 +14,7 @@ if TYPE_CHECKING:
 MOST_KERNELS = UIDS_PER_POOL // 2
 """Of one pool, spares included; the other half of its user ids is for kernels that are ending."""
 
-_OWN_FLAGS = {
-    "--model": None,
-    "--served-model-name": None,
-    "--host": None,
-    "--port": None,
-    "--seed": "sampling.seed",
+_OPTION_OF = {
     "--max-model-len": "server.context_tokens",
     "--gpu-memory-utilization": "server.memory_share",
     "--kv-cache-dtype": "server.kv_cache_dtype",
@@ -31,7 +26,7 @@ _OWN_FLAGS = {
     "--data-parallel-size": "server.data_parallel",
     "--speculative-config": "server.speculative",
 }
-"""vLLM's flags that the run sets, and the option each one has."""
+"""vLLM's flags that have an option, which more than the server's command line follows."""
 
 
 def check(config: Config) -> None:
@@ -101,6 +96,5 @@ def _problems(config: Config) -> Iterator[tuple[str, str]]:
             yield "voting.consistency", f"{equal} equal answers of {of} cannot be; write (k, n) with k up to n"
     for argument in server.extra_args:
         flag = argument.partition("=")[0]
-        if flag in _OWN_FLAGS:
-            option = _OWN_FLAGS[flag]
-            yield "server.extra_args", f"{flag} is set by the run{f'; use {option}' if option else ' itself; leave it out'}"
+        if flag in _OPTION_OF:
+            yield "server.extra_args", f"{flag} has an option of its own; set {_OPTION_OF[flag]} instead"
