@@ -66,7 +66,7 @@ def test_random_files_have_the_size_asked_for(tmp_path: Path) -> None:
 @pytest.mark.vllm
 @pytest.mark.kernels
 async def test_the_loop_is_measured_on_a_real_server(vllm: Served) -> None:
-    config = config_from({"kernels": {"size": 2}})
+    config = config_from({"solver": {"slots": 2}})
     async with vllm.engine() as engine:
         target = Target(
             base_url=engine.base_url,

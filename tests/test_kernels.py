@@ -353,7 +353,7 @@ async def test_a_spare_that_dies_is_replaced(pool: KernelPool) -> None:
 
 
 def test_a_pool_from_a_configuration_leaves_half_of_the_machines_memory_to_others() -> None:
-    config = load_config(settings=["kernels.size=3", "kernels.spares=1", "kernels.memory_mb=1000"]).kernels
+    config = load_config(settings=["solver.slots=3", "kernels.size=3", "kernels.spares=1", "kernels.memory_mb=1000"]).kernels
     pool = KernelPool.from_config(config)
     assert (pool.size, pool.spares, pool.limits.memory_mb) == (3, 1, 1_000)
     assert pool.limits.pool_memory_mb == psutil.virtual_memory().total // 2**21

@@ -2,7 +2,7 @@
 
     python -m tests.faults.table            all of it, one JSON record per cell
 
-A cell is a process of its own: the notebook's run (`boot.notebook_run`), real kernels, a real server process under the
+A cell is a process of its own: the notebook's run (`notebook.notebook_run`), real kernels, a real server process under the
 real supervisor (`fake_vllm`), and three problems asked one after the other by the gateway's `predict`. What is expected:
 the run ends in time with an answer for every problem, and with right answers wherever the rest of the system can give
 them; afterwards no process and no temporary file is left.
@@ -225,8 +225,8 @@ def _run(name: str, times: str, folder: Path, results: Connection) -> None:
 def _solved(row: Row, times: str, folder: Path) -> Cell:
     import psutil
 
-    from aimo_solver.boot import notebook_run
     from aimo_solver.gateway import make_predict
+    from aimo_solver.notebook import notebook_run
     from aimo_solver.wheels import Installation
 
     breaking = row.fault if isinstance(row.fault, Breaking) else None
