@@ -129,12 +129,11 @@ class Conversation:
         context), its end is given up: of the last turn as much as needed, or else whole turns. False if even the prompt is
         too long.
         """
-        turn_tokens = len(self.tokens) - self._begins[-1]
-        lacking = len(self._chat.ask_answer(self.tokens[self._begins[-1] :])) + least - self.room
-        whole = len(self.tokens) - (lacking + _CLOSING_TOKENS if lacking > 0 else 0)
-        for end in (*([whole] if whole >= len(self.tokens) - turn_tokens else []), *reversed(self._begins)):
-            begin = max(place for place in self._begins if place <= end)
-            request = self._chat.ask_answer(self.tokens[begin:end])
+        ask, last = self._chat.ask_answer, self._begins[-1]
+        lacking = len(ask(self.tokens[last:])) + least - self.room
+        most = len(self.tokens) - (lacking + _CLOSING_TOKENS if lacking > 0 else 0)
+        for end in [*([most] if most >= last else []), *reversed(self._begins)]:
+            request = ask(self.tokens[max(begin for begin in self._begins if begin <= end) : end])
             if end + len(request) + least <= self._engine.context_tokens:
                 self._give_up(end)
                 self._append(request, "ask_answer")
