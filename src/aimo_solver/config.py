@@ -213,7 +213,7 @@ class ServerConfig:
         jit_cache: a packed compile cache (`aimo-solver cache pack`) that is put in place before the start.
         start_timeout_s: longest wait for the server to become ready.
         stall_s: seconds without a token while requests run after which the server counts as hung.
-        restarts: how often a server that failed is started again.
+        restarts: how often a server that failed is started again; given back after every problem that ended well.
         extra_args: appended to the command line as they are.
     """
 
