@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from aimo_solver.kernel_limits import Guard, KernelLimits
 from aimo_solver.kernel_nest import needs_to_read_all
+from aimo_solver.kernels import KernelPool
 from tests.conftest import ROOT
-from tests.faults.kernel_cases import BARRED, HOARDS, Case
+from tests.faults.kernel_cases import BARRED, RESOURCES, Case
 
 pytestmark = pytest.mark.kernels
 
@@ -58,12 +60,12 @@ assert libc.syscall(capset, struct.pack("=Ii", 0x20080522, 0), struct.pack("=6I"
 _CASES_PROGRAM = """
 import asyncio, json
 from aimo_solver.kernels import KernelPool
-from tests.faults.kernel_cases import BARRED, HOARDS, LIMITS
+from tests.faults.kernel_cases import BARRED, RESOURCES, LIMITS
 
 async def main():
     async with KernelPool(size=1, spares=1, limits=LIMITS) as pool:
         found = {}
-        for case in (*HOARDS, *BARRED):
+        for case in (*RESOURCES, *BARRED):
             if not case.holds(pool.guards):
                 continue
             async with pool.lease() as kernel:
@@ -99,8 +101,15 @@ def test_every_kernel_is_a_user_of_its_own_wherever_python_lies(held: tuple[str,
     assert ("user" in guards) == (rights == "docker")
 
 
-@pytest.mark.parametrize("case", [*HOARDS, *BARRED], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*RESOURCES, *BARRED], ids=lambda case: case.name)
 def test_hard_case_with_fewer_rights(held: tuple[str, list[str], dict[str, list[str]]], case: Case) -> None:
     if case.name not in held[2]:
         pytest.skip(f"needs one of {', '.join(sorted(case.needs))}")
     assert held[2][case.name] == []
+
+
+async def test_a_kernel_of_the_solvers_own_user_reaches_no_socket_of_that_user() -> None:
+    limits = KernelLimits(guards=frozenset({Guard.SECCOMP}))
+    async with KernelPool(size=1, spares=0, limits=limits) as pool, pool.lease() as kernel:
+        result = await kernel.execute("import socket\nsocket.socket(socket.AF_UNIX).connect('/no/such/socket')", 30)
+    assert result.error_name == "PermissionError", result.as_text()

@@ -574,7 +574,7 @@ _OWN_FOLDER = (
 _CALL = "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
 _REFUSED = "(-1, 1)"  # EPERM
 _SECCOMP = frozenset({Guard.SECCOMP})
-HOARDS = [
+RESOURCES = [
     Case(
         name="full disk",
         code="import time\nfor i in range(999):\n    with open(f'f{i}', 'wb') as f: f.write(bytes(10**6))\n    time.sleep(0.01)",
@@ -614,12 +614,12 @@ HOARDS = [
     Case(
         name="files in /dev/shm",
         code=(
-            "import os, time\nfor i in range(100):\n    p = f'/dev/shm/hoard-{os.getuid()}-{i}'\n"
+            "import os, time\nfor i in range(100):\n    p = f'/dev/shm/fill-{os.getuid()}-{i}'\n"
             "    with open(p, 'wb') as f: f.write(bytes(10**7))\n    time.sleep(0.02)"
         ),
         error="OSError",
         killed=_killed(KillReason.MEMORY),
-        next="import os\n[n for n in os.listdir('/dev/shm') if n.startswith('hoard')]",
+        next="import os\n[n for n in os.listdir('/dev/shm') if n.startswith('fill')]",
         next_value="[]",
         needs=frozenset({Guard.NAMESPACES, Guard.USER}),
     ),
@@ -796,13 +796,13 @@ ODD = [
     Case(name="exception group", code="raise ExceptionGroup('g', [ValueError(1)])", error="ExceptionGroup"),
 ]
 
-CASES = [*LEAKS, *ENDS, *HANGS, *FLOODS, *LIMITED, *BARRED, *HOARDS, *ODD]
+CASES = [*LEAKS, *ENDS, *HANGS, *FLOODS, *LIMITED, *BARRED, *RESOURCES, *ODD]
 
 # what is worth trying again where there are fewer guards: everything about processes, files and rights
 GUARDED = [
     *ENDS,
     *BARRED,
-    *HOARDS,
+    *RESOURCES,
     *(case for case in LEAKS if "file" in case.name or "memory" in case.name or "child" in case.name or case.name == "daemon"),
     *(case for case in HANGS if case.name in ("loop in C", "swallowed interrupt", "child that does not end")),
     *(case for case in LIMITED if case.name in ("memory of children", "fork bomb", "fork bomb of the shell", "threads")),
