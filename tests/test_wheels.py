@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import importlib
 import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -87,6 +88,31 @@ def test_a_failed_installation_shows_the_end_of_pips_output(tmp_path: Path) -> N
     with pytest.raises(WheelError, match="not-in-the-wheels") as caught:
         install({"aimo_third": "aimo_third"}, tmp_path).wait(120)
     assert any("No matching distribution" in line for line in caught.value.log_tail)
+
+
+def test_an_installation_that_failed_is_renewed_when_its_wheels_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aimo_solver.wheels.install.__defaults__", ({"aimo_sixth": "aimo_sixth"}, tmp_path))
+    nothing = install()
+    make_wheel(tmp_path / "wheels", "aimo_sixth", "aimo_sixth", "WHO = 'sixth'", needs="aimo_seventh")
+    failed = nothing.renewed()
+    for _ in range(2):
+        with pytest.raises(WheelError):
+            failed.wait(120)
+    make_wheel(tmp_path / "wheels", "aimo_seventh", "aimo_seventh", "")
+    renewed = failed.renewed()
+    renewed.wait(120)
+    assert renewed.renewed() is renewed
+    assert importlib.import_module("aimo_sixth").WHO == "sixth"
+
+
+def test_an_installation_that_hangs_is_given_up(tmp_path: Path) -> None:
+    hung = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    (tmp_path / "pip.log").write_text("Looking in links\n")
+    with pytest.raises(WheelError, match="not ready after 0 s"):
+        Installation(tmp_path, hung).wait(0.2)
+    assert hung.wait(10) == -signal.SIGKILL
 
 
 INSTALL_AND_STAY = """

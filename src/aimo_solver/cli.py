@@ -176,7 +176,8 @@ async def _run(job: _Job, started: float) -> None:
             opened = endpoint_session(job.endpoint, job.model, job.config, job.log, progress)
         async with opened as session:
             console.print(f"ready after {time.monotonic() - started:.0f} s", highlight=False)
-            await evaluate(session.solver, job.problems, job.config.budget, clock, parallel=job.config.solver.parallel)
+            parallel = job.config.solver.parallel
+            await evaluate(session.solver, job.problems, job.config.budget, clock, parallel=parallel, lost=lambda: session.lost)
 
 
 def _config(model: Path, file: Path | None, settings: Sequence[str], *, resumed: Run | None) -> Config:
