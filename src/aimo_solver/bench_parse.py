@@ -30,7 +30,8 @@ LIMITS_MS: Mapping[int, float] = {100_000: 50.0, 1_000_000: 1_000.0}
 OUTPUT_CHARS = 8_000
 """A tool's output is cut to `kernels.output_chars` before a chat format sees it; this is the default."""
 
-_SLOWEST = 8
+_SLOWEST = (16, 4)  # inputs of a reader that are measured at the second size, and at those behind it
+_HOPELESS_MS = 1_000.0  # what takes this long is not measured at the next size
 _TEMPLATE = """\
 {%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor -%}
 {{- '<|im_start|>assistant\\n' }}"""
@@ -81,6 +82,12 @@ class _Row:
     @property
     def over(self) -> bool:
         return any(time_ms > LIMITS_MS.get(size, float("inf")) for size, time_ms in self.times_ms.items())
+
+    @property
+    def rank(self) -> tuple[bool, int, float]:
+        """Highest for the row that matters most: over a limit, then measured at most sizes, then slowest by character."""
+        size, time_ms = list(self.times_ms.items())[-1]
+        return (self.over, 0 if self.over else len(self.times_ms), time_ms / size)
 
 
 _SHARED: dict[str, tuple[str, Callable[[str], object]]] = {
@@ -156,7 +163,7 @@ def bench_parse(
 ) -> BenchResult:
     """Measures readers on degenerate inputs.
 
-    At the last size only the slowest inputs of each reader at the size before are measured.
+    At each size but the first, only the inputs of a reader are measured that were slowest at the size before.
 
     Args:
         sizes: characters, rising.
@@ -179,7 +186,7 @@ def bench_parse(
         ),
         notes=(
             f"{len(rows):,} inputs, {len(over)} over a limit ({_limits()}); CPU time, the least of three tries where over",
-            f"at {sizes[-1]:,} characters the {_SLOWEST} inputs that were slowest before are measured",
+            f"the slowest {_SLOWEST[0]} inputs of a reader are measured at the second size, {_SLOWEST[1]} of them at the next",
             f"tool_results, output: of {OUTPUT_CHARS:,} characters at most, as the loop cuts it",
         ),
         details={"over": [f"{row.reader.family} {row.reader.entry} {row.one.name}" for row in over]},
@@ -187,14 +194,12 @@ def bench_parse(
 
 
 def _measured(reader: Reader, sizes: Sequence[int]) -> list[_Row]:
-    rows = [_Row(reader, one) for one in reader.inputs]
+    measured = rows = [_Row(reader, one) for one in reader.inputs]
     for number, size in enumerate(sizes):
-        measured = rows
-        if number and number == len(sizes) - 1:
-            measured = sorted(rows, key=lambda row: row.times_ms.get(sizes[number - 1], 0.0))[-_SLOWEST:]
         for row in measured:
-            if not number or row.times_ms.get(sizes[number - 1], 1e9) < 500:
-                row.times_ms[size] = _time_ms(reader, row.one, size)
+            row.times_ms[size] = _time_ms(reader, row.one, size)
+        slowest = sorted(measured, key=lambda row: row.times_ms[size], reverse=True)
+        measured = [row for row in slowest[: _SLOWEST[min(number, 1)]] if row.times_ms[size] < _HOPELESS_MS]
     return rows
 
 
@@ -214,7 +219,7 @@ def _slowest_of_each(rows: Sequence[_Row]) -> list[_Row]:
     slowest: dict[tuple[str, str], _Row] = {}
     for row in rows:
         key = (row.reader.family, row.reader.entry)
-        if key not in slowest or [*row.times_ms.items()][::-1] > [*slowest[key].times_ms.items()][::-1]:
+        if key not in slowest or row.rank > slowest[key].rank:
             slowest[key] = row
     return list(slowest.values())
 

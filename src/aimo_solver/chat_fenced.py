@@ -26,7 +26,7 @@ _TAG = re.compile(r"<(?P<end>/?)(?P<name>code|tool_call)>")
 _PYTHON = frozenset({"python", "python3", "py", "ipython", "sage"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: a degenerate turn has tens of thousands, and freezing doubles the cost of each
 class _Block:
     """One block of code. `start` and `end` are its places in the text, `closed` says whether it has its closing fence."""
 
@@ -66,7 +66,7 @@ class FencedFormat:
     def parse(self, sampled: Sequence[int], *, cut: bool) -> Turn:
         text, ended = self._text(sampled)
         blocks = _blocks(text)
-        runnable = [block for block in blocks if block.is_python and block.code.strip()]
+        runnable = [block for block in blocks if block.info and block.is_python and block.code.strip()]
         closed = [block for block in runnable if block.closed]
         if cut:
             if closed:
