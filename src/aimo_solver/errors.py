@@ -205,7 +205,7 @@ class LeaseTimeoutError(KernelError):
     """
 
     def __init__(self, timeout_s: float) -> None:
-        super().__init__(f"no kernel was free within {timeout_s:.3g} s")
+        super().__init__(f"no kernel was free within {round(timeout_s, 2):g} s")
         self.timeout_s = timeout_s
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from subprocess import DEVNULL, Popen
 from typing import Any
 
-from aimo_solver.errors import KernelMessageError, KernelStartError
+from aimo_solver.errors import KernelStartError
 from aimo_solver.kernel_channel import Reply, ShellChannel
 from aimo_solver.kernel_limits import Guard, KernelLimits, KillReason
 
@@ -222,7 +222,7 @@ class KernelProcess:
         if isinstance(error, EOFError):
             await asyncio.wait({self.ended}, timeout=_DYING_S)
             self.kill(interrupted or KillReason.PROTOCOL, "it closed its connection")
-        elif isinstance(error, KernelMessageError):
+        elif error is not None:
             self.kill(interrupted or KillReason.PROTOCOL, str(error))
         elif reply.done():
             return None

@@ -178,7 +178,7 @@ class Kernel:
     def _interruption(self, outcome: Outcome, timeout_s: float) -> str:
         if outcome.interrupted is KillReason.OUTPUT:
             return f"stopped: it printed more than {self._limits.flood_bytes:,} bytes"
-        return f"stopped at the time limit of {timeout_s:.3g} s" + ("" if outcome.stdout else "; nothing was printed")
+        return f"stopped at the time limit of {round(timeout_s, 2):g} s" + ("" if outcome.stdout else "; nothing was printed")
 
 
 def _obituary(ending: Ending) -> str:

@@ -120,8 +120,8 @@ class _Warden:
                 end = self._weigh()
                 weighed = time.monotonic()
         self._sweep()
+        tell(self._control, reason=end.reason, detail=end.detail)  # before the files go, as a call waits for it
         self._wipe()
-        tell(self._control, reason=end.reason, detail=end.detail)
 
     def _greet(self, started: int) -> None:
         """The kernel is ready, or lost its pipe in dying."""
