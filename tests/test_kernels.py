@@ -312,8 +312,10 @@ async def test_a_killed_warden_takes_its_kernel_with_it(pool: KernelPool) -> Non
     async with pool.lease() as kernel:
         await kernel.execute("x = 5", PATIENCE_S)
         await pool.full()  # a kernel that starts has parents for a moment only
-        for warden in zygote(pool).children():
+        wardens = zygote(pool).children()
+        for warden in wardens:
             warden.kill()
+        await asyncio.to_thread(psutil.wait_procs, wardens, PATIENCE_S)
         await asyncio.sleep(0.2)
         result = await kernel.execute("x", PATIENCE_S)
         assert result.value == "5"
