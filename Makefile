@@ -1,12 +1,13 @@
 # make run    set up, then the main job on the embedded model
 # make test   set up, then every check and every test
 # make fuzz   everything that reads model output, on many more examples than make test
+# make endurance [SEED=N]   500 problems under faults, half an hour
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 EXAMPLES ?= 300
 
-.PHONY: run test fuzz check setup lock notebook clean
+.PHONY: run test fuzz endurance check setup lock notebook clean
 
 run: $(READY)
 	$(BIN)/aimo-solver evaluate data/warmup.csv --out runs/warmup --overwrite
@@ -16,6 +17,9 @@ test: check
 
 fuzz: $(READY)
 	AIMO_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest -q tests/test_fuzz.py
+
+endurance: $(READY)
+	$(BIN)/python scripts/endurance.py $(if $(SEED),--seed $(SEED))
 
 check: $(READY)
 	$(BIN)/ruff check .

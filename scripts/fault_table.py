@@ -35,12 +35,15 @@ def main(
     wanted = [count for count in TIMES if count in (times or TIMES)]
     began = time.monotonic()
     done: dict[tuple[str, str], Cell] = {}
+    if out is not None:
+        out.write_text("")
     for cell in table.cells(names, wanted):
         done[cell.row, cell.times] = cell
         if cell.fault:
             print(f"{cell.row}, {cell.times}: {cell.fault}", file=sys.stderr, flush=True)
-    if out is not None:
-        out.write_text("".join(json.dumps(asdict(cell)) + "\n" for cell in done.values()), encoding="utf-8")
+        if out is not None:
+            with out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(cell)) + "\n")
     _show([["call", *wanted], *([name, *(_told(done[name, count]) for count in wanted)] for name in names)], markdown)
     faults = sum(bool(cell.fault) for cell in done.values())
     print(f"{len(done)} runs of {PROBLEMS} problems in {time.monotonic() - began:.0f} s; {faults} not as expected")

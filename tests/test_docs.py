@@ -60,7 +60,7 @@ def test_a_command_is_understood(command: Command) -> None:
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
-    wanted = {word for c in ALL if c.words[0] == "make" for word in c.words[1:]}
+    wanted = {word for c in ALL if c.words[0] == "make" for word in c.words[1:] if "=" not in word}
     assert wanted
     assert wanted <= targets
 

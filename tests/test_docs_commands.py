@@ -128,6 +128,8 @@ CASES = (
     Case("make run", "aimo-solver evaluate data/warmup.csv", more="--dry-run"),
     Case("make test", "pytest -q", more="--dry-run"),
     Case("make fuzz", "tests/test_fuzz.py", more="--dry-run"),
+    Case("make endurance", "scripts/endurance.py", more="--dry-run"),
+    Case("make endurance SEED=7", "scripts/endurance.py --seed 7", more="--dry-run"),
     Case("make check", "mypy", more="--dry-run"),
     Case("make notebook", "scripts/build_notebook.py", more="--dry-run"),
     Case("make lock", "requirements.lock.new", more="--dry-run"),
@@ -143,6 +145,9 @@ BENCH_SERVERS = {
 }
 
 ELSEWHERE = {
+    "python scripts/fault_table.py --times once --out cells.jsonl health": (
+        "test_fault_table.py::test_the_script_prints_the_rows_that_are_asked_for"
+    ),
     "python scripts/build_notebook.py --check": (
         "test_build_notebook.py::test_the_notebook_in_the_repository_is_what_its_sources_say"
     ),
@@ -166,6 +171,7 @@ EXCLUDED = {
     "kaggle kernels output YOU/aimo-solver -p out": KAGGLE,
     "kaggle competitions submit -c ai-mathematical-olympiad-progress-prize-3 -k YOU/aimo-solver -v 1 -f submission.parquet"
     " -m first": KAGGLE,
+    "python scripts/fault_table.py": "minutes; the suite runs two thirds of it, and one row by this script",
     "ruff check .": "make test runs it before the tests",
     "ruff format --check .": "make test runs it before the tests",
     "mypy": "make test runs it before the tests",

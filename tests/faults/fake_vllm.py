@@ -118,6 +118,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"0\r\n\r\n")
 
     def _breaks(self, place: str) -> bool:
+        if os.path.exists(os.environ.get("AIMO_ENDURANCE_REFUSING", "")):
+            self._send(503, "")
+            return True
         if not self.server.breaks(place):
             return False
         how = self.server.how
