@@ -59,6 +59,34 @@ async def test_a_killed_keeper_leaves_nothing_once_the_server_is_stopped(log: Pa
     await eventually(lambda: not any(map(pid_runs, tree)))
 
 
+HOLDING = """
+import os, time
+from multiprocessing import shared_memory
+memory = shared_memory.SharedMemory(create=True, size=4096)
+print(memory.name, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["stopped at once", "killed from outside"])
+async def test_shared_memory_does_not_outlive_a_killed_server(log: Path, killed: bool) -> None:
+    """Python's resource tracker removes what a killed process leaves, if it is let live that long."""
+    server = Server(python(HOLDING), log)
+    await server.start(ready, 120)
+    await eventually(lambda: log.exists() and log.read_text().endswith("\n"))
+    assert memory_of(log)
+    if killed:
+        psutil.Process(server.pid).kill()
+        await eventually(lambda: not server.alive)
+    await server.stop(grace_s=0.0)
+    assert not memory_of(log)
+
+
+def memory_of(log: Path) -> bool:
+    """Whether the shared memory named in the log is there."""
+    return Path("/dev/shm", log.read_text().split()[-1]).exists()
+
+
 async def test_start_that_fails_carries_command_and_output(log: Path) -> None:
     server = Server(python("import sys; print('no memory left'); sys.exit(3)"), log)
     with pytest.raises(ServerStartError) as error:

@@ -26,6 +26,7 @@ import psutil
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _LIFELINE = 0  # the descriptor
 _POLL_S = 0.1
+_TRACKERS_S = 3.0
 _KILL_S = 10.0  # a process in an uninterruptible call of the GPU driver can take seconds to die
 
 
@@ -66,16 +67,28 @@ def _serve(command: list[str], keeper: int) -> None:
 
 
 def _kill_tree() -> dict[int, int]:
-    """Kills all descendants, those that they start meanwhile too; returns the wait statuses of children by process id."""
+    """Kills all descendants, those that they start meanwhile too; returns the wait statuses of children by process id.
+
+    Python's resource trackers are left to end by themselves: they remove the shared memory that killed processes leave.
+    """
     reaped: dict[int, int] = {}
-    end = time.monotonic() + _KILL_S
-    while (descendants := psutil.Process().children(recursive=True)) and time.monotonic() < end:
+    began = time.monotonic()
+    while (descendants := psutil.Process().children(recursive=True)) and time.monotonic() - began < _KILL_S:
+        tracking = time.monotonic() - began < _TRACKERS_S
         for process in descendants:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
+            if not (tracking and _is_tracker(process)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
         time.sleep(0.01)
         reaped |= _reap()
     return reaped
+
+
+def _is_tracker(process: psutil.Process) -> bool:
+    try:
+        return any("multiprocessing.resource_tracker" in word for word in process.cmdline())
+    except psutil.Error:
+        return False
 
 
 def _reap() -> dict[int, int]:
