@@ -11,6 +11,7 @@ wardens, each with all that is below it; and the zygote removes the pool's direc
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import json
@@ -34,6 +35,8 @@ from aimo_solver.kernel_warden import kill_orphans, run_warden
 
 REQUEST_BYTES = 4_096
 FIRST_UID = 100_000
+_SHORTAGES = {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_SHORT = 2  # exit code of a trial that failed by one of them
 
 
 def main() -> None:
@@ -79,19 +82,28 @@ def _possible(spec: ZygoteSpec) -> frozenset[Guard]:
 
 
 def _works(spec: ZygoteSpec, guard: Guard) -> bool:
-    """Tries a guard in a child, as none of them can be taken back."""
+    """Tries a guard in a child, as none of them can be taken back; again where the system was only short of something."""
+    for pause_s in (0.05, 0.2, 0.5, 0.0):
+        code = _trial(spec, guard)
+        if code != _SHORT:
+            break
+        time.sleep(pause_s)
+    return code == 0
+
+
+def _trial(spec: ZygoteSpec, guard: Guard) -> int:
     directory = Path(spec.directory, "trial")
     directory.mkdir()
     child = os.fork()
     if child == 0:
         try:
             _try(spec, guard, directory)
-        except OSError:
-            os._exit(1)
+        except OSError as error:
+            os._exit(_SHORT if error.errno in _SHORTAGES else 1)
         os._exit(0)
     status = os.waitpid(child, 0)[1]
     shutil.rmtree(directory)
-    return status == 0
+    return os.waitstatus_to_exitcode(status)
 
 
 def _try(spec: ZygoteSpec, guard: Guard, directory: Path) -> None:
