@@ -40,7 +40,11 @@ def process_age_s() -> float:
     """Seconds since this process was started.
 
     Both times are read from the same clock at once, so a date that is set later does not matter. Some sandboxes report
-    no start time, which would make the process look decades old: a value before this machine's boot counts as 0.
+    no start time, which would make the process look decades old: a value before this machine's boot counts as 0, as does
+    one that cannot be read.
     """
-    created = psutil.Process().create_time()
-    return max(0.0, time.time() - created) if created >= psutil.boot_time() > 0 else 0.0
+    try:
+        created, booted = psutil.Process().create_time(), psutil.boot_time()
+    except (OSError, psutil.Error):
+        return 0.0
+    return max(0.0, time.time() - created) if created >= booted > 0 else 0.0

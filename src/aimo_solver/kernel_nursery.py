@@ -237,7 +237,7 @@ class Nursery:
 
 
 def _kill_tree(pid: int) -> None:
-    with suppress(psutil.Error):
+    with suppress(psutil.Error, OSError):
         for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
             with suppress(psutil.Error):
                 process.kill()

@@ -38,13 +38,12 @@ same user and all its files are open.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
-
-import psutil
 
 from aimo_solver.config import KernelConfig
 from aimo_solver.errors import KernelError, KernelStartError, PoolClosedError
@@ -108,7 +107,7 @@ class KernelPool:
         cls, config: KernelConfig, on_event: Callable[..., object] = lambda kind, **values: None, *, leases: int = 1
     ) -> Self:
         """A pool as the configuration wants it, for `leases` at a time where it does not say how many."""
-        half = int(psutil.virtual_memory().total // 2**21)
+        half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**21
         limits = KernelLimits(memory_mb=config.memory_mb, pool_memory_mb=config.pool_memory_mb or half)
         return cls(config.size or leases, config.spares, limits, preload=config.preload, on_event=on_event)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -149,9 +150,8 @@ async def _until(condition: Callable[[], bool], timeout_s: float) -> bool:
 
 
 def _kill_session(session: int) -> None:
-    for pid in psutil.pids():
-        try:
-            if os.getsid(pid) == session:
-                os.kill(pid, signal.SIGKILL)
-        except OSError:
-            continue
+    with contextlib.suppress(OSError):
+        for pid in psutil.pids():
+            with contextlib.suppress(OSError):
+                if os.getsid(pid) == session:
+                    os.kill(pid, signal.SIGKILL)

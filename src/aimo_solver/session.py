@@ -119,8 +119,10 @@ async def local_session(
         machine = await asyncio.to_thread(detect_machine)
         preset = choose(model, config.server, slots=config.solver.streams, machine=machine)
         check_context(config, preset.context_tokens)
-        placing = asyncio.to_thread(shipped, config.server.jit_cache, model, preset, machine, wheels.path)
-        cache = await _optional(log, "compile cache", placing, {}, limit_s=_CACHE_S) if config.server.jit_cache else {}
+        cache: Mapping[str, str] = {}
+        if config.server.jit_cache:
+            placing = asyncio.to_thread(shipped, config.server.jit_cache, model, preset, machine, wheels.path)
+            cache = await _optional(log, "compile cache", placing, cache, limit_s=_CACHE_S)
         engine, supervisor = await asyncio.to_thread(_server, model, config, log, preset, wheels, cache)
         _later(stack, log, "engine", engine.close)
         _later(stack, log, "server", supervisor.stop)
