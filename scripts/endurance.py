@@ -64,6 +64,7 @@ def main(
         tempfile.TemporaryDirectory(prefix="aimo-e-", ignore_cleanup_errors=True) as place,
         faults.small_disk(Path(place), _DISK_MB) as disk,
     ):
+        Path(place).chmod(0o755)  # as /tmp is: kernels are users of their own
         kinds = tuple(kind for kind in KINDS if disk is not None or kind != "disk full")
         planned = faults.plan(seed, problems, kinds)
         watch = Watch(out.resolve(), Path(place), disk, seed, scale)

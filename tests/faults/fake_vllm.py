@@ -162,7 +162,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._write(b"data: [DONE]\n\n")
                 self.wfile.write(b"0\r\n\r\n")
             case "silence":
-                self._open_stream()
+                if self.command == "POST":
+                    self._open_stream()
                 time.sleep(3_600)
             case "exit":
                 os._exit(1)

@@ -130,6 +130,8 @@ class _Injector:
                 return super().write(data)
 
         def opened(file: Any, mode: str = "r", buffering: int = -1, *rest: Any, **named: Any) -> Any:
+            if isinstance(file, int):
+                return really(file, mode, buffering, *rest, **named)
             if buffering == 0 and "r" not in mode and holding in os.fspath(file):
                 return Failing(file, mode.replace("b", ""))
             if mode == "wb" and holding in os.fspath(file):

@@ -22,6 +22,8 @@ import traceback
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from enum import Enum
+from itertools import zip_longest
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -34,10 +36,18 @@ MODEL = Path(__file__).parents[2] / "data" / "pocket-model"
 PROBLEMS = 3
 TIMES = {"once": 1, "ten times": 10, "for ever": 1 << 60}
 _LIMIT_S = 180.0
-_HOPELESS_S = 8.0  # the limit of a run that can answer nothing, and uses its whole limit
+_HOPELESS_S = 16.0  # the limit of a run that can answer nothing, and uses its whole limit
 _LATE_S = 10.0  # past its limit a run is late; so much later it hangs, and is killed
-_SIDE_BY_SIDE = 8  # most of a run is waiting
+_SIDE_BY_SIDE = 12  # most of a run is waiting
 _PRELOAD = ["aimo_solver.session", "aimo_solver.notebook", "aimo_solver.gateway", "aimo_solver.chat_gemma", "tests.faults.table"]
+
+
+class Loss(Enum):
+    """What a run goes without while a call fails for ever; everything else is expected of it."""
+
+    NOTHING = "nothing"
+    PYTHON = "Python"
+    ANSWERS = "answers"
 
 
 @dataclass(frozen=True)
@@ -46,75 +56,62 @@ class Row:
 
     Attributes:
         name: for the table.
-        fault: what fails.
-        right: problems that have to be right, by `TIMES`; all where a name is missing.
-        python: whether Python has to be there for some problem, by `TIMES`; it has where a name is missing.
+        deadly: each failure costs the server. A problem is given up that lost it twice, so ten failures cost problems.
     """
 
     name: str
     fault: Failing | Breaking
-    right: dict[str, int] = dataclasses.field(default_factory=dict)
-    python: dict[str, bool] = dataclasses.field(default_factory=dict)
+    loss: Loss = Loss.NOTHING
+    deadly: bool = False
 
     def hopeless(self, times: str) -> bool:
-        return times == "for ever" and self.right.get(times) == 0
+        return times == "for ever" and self.loss is Loss.ANSWERS
+
+    def least_right(self, times: str) -> int:
+        return 0 if self.hopeless(times) or (self.deadly and times == "ten times") else PROBLEMS
 
     def expects_python(self, times: str) -> bool:
-        return self.python.get(times, True)
+        return times != "for ever" or self.loss is Loss.NOTHING
 
     def limit_s(self, times: str) -> float:
         return _HOPELESS_S if self.hopeless(times) else _LIMIT_S
 
 
-def _lost(row: Row) -> Row:
-    """A row without which nothing can be answered: nobody expects right answers if it fails for ever."""
-    return dataclasses.replace(row, right={"for ever": 0}, python={"for ever": False})
-
-
-def _deadly(row: Row) -> Row:
-    """A row that costs the server: problems are given up that lost it twice, and ten times is more than that of each."""
-    return dataclasses.replace(_lost(row), right={"ten times": 0, "for ever": 0})
-
-
-def _without_python(row: Row) -> Row:
-    return dataclasses.replace(row, python={"for ever": False})
-
-
 POOL, RUN = "aimo-kernels-", "/runs/"
 _SOLVER = (
-    _lost(Row("spawn of the server", Failing("subprocess.Popen", "EAGAIN", "api_server"))),
-    _lost(Row("bind of the server's port", Failing("socket.bind", "EADDRINUSE", "127.0.0.1"))),
-    _lost(Row("connect to the server", Failing("socket.connect", "ECONNREFUSED", "127.0.0.1"))),
-    _lost(Row("socket to the server", Failing("socket.__new__", "EMFILE", "AF_INET"))),
-    _lost(Row("start of a thread", Failing(THREAD, "RuntimeError"))),
-    _lost(Row("open of the model's configuration", Failing("open", "EIO", "config.json"))),
+    Row("spawn of the server", Failing("subprocess.Popen", "EAGAIN", "api_server"), Loss.ANSWERS),
+    Row("bind of the server's port", Failing("socket.bind", "EADDRINUSE", "127.0.0.1"), Loss.ANSWERS),
+    Row("connect to the server", Failing("socket.connect", "ECONNREFUSED", "127.0.0.1"), Loss.ANSWERS),
+    Row("socket to the server", Failing("socket.__new__", "EMFILE", "AF_INET"), Loss.ANSWERS),
+    Row("start of a thread", Failing(THREAD, "RuntimeError"), Loss.ANSWERS),
+    Row("open of the model's configuration", Failing("open", "EIO", "config.json"), Loss.ANSWERS),
     Row("open of the model's weights", Failing("open", "EIO", "model.safetensors")),
     Row("open of /proc", Failing("open", "EMFILE", "/proc/")),
     Row("run directory: mkdir", Failing("os.mkdir", "EROFS", RUN)),
     Row("run directory: open", Failing("open", "ENOSPC", RUN)),
     Row("run directory: write", Failing(WRITE, "ENOSPC", RUN)),
     Row("run directory: rename", Failing("os.rename", "ENOSPC", RUN)),
-    _without_python(Row("kernels: spawn of the forkserver", Failing("subprocess.Popen", "EAGAIN", injection.FORKSERVER_MARK))),
-    _without_python(Row("kernels: mkdtemp", Failing("os.mkdir", "ENOSPC", POOL))),
-    _without_python(Row("kernels: socket", Failing("socket.__new__", "EMFILE", "AF_UNIX"))),
-    _without_python(Row("kernels: open", Failing("open", "EMFILE", POOL))),
+    Row("kernels: spawn of the forkserver", Failing("subprocess.Popen", "EAGAIN", injection.FORKSERVER_MARK), Loss.PYTHON),
+    Row("kernels: mkdtemp", Failing("os.mkdir", "ENOSPC", POOL), Loss.PYTHON),
+    Row("Unix socket to the kernels or the server", Failing("socket.__new__", "EMFILE", "AF_UNIX"), Loss.ANSWERS),
+    Row("kernels: open", Failing("open", "EMFILE", POOL), Loss.PYTHON),
     Row("kernels: rmdir", Failing("os.rmdir", "EIO", POOL)),
 )
 _KERNELS = (
-    _without_python(Row("forkserver: fork", Failing("os.fork", "EAGAIN", process=FORKSERVER))),
-    _without_python(Row("forkserver: mkdir", Failing("os.mkdir", "ENOSPC", process=FORKSERVER))),
-    _without_python(Row("kernel: fork", Failing("os.fork", "EAGAIN", process=KERNEL))),
-    _without_python(Row("kernel: mkdir", Failing("os.mkdir", "ENOSPC", process=KERNEL))),
-    _without_python(Row("kernel: chown", Failing("os.chown", "EPERM", process=KERNEL))),
-    _without_python(Row("kernel: open", Failing("open", "EMFILE", process=KERNEL))),
-    _without_python(Row("kernel: bind", Failing(ZMQ_BIND, "EADDRINUSE", process=KERNEL))),
+    Row("forkserver: fork", Failing("os.fork", "EAGAIN", process=FORKSERVER), Loss.PYTHON),
+    Row("forkserver: mkdir", Failing("os.mkdir", "ENOSPC", process=FORKSERVER), Loss.PYTHON),
+    Row("kernel: fork", Failing("os.fork", "EAGAIN", process=KERNEL), Loss.PYTHON),
+    Row("kernel: mkdir", Failing("os.mkdir", "ENOSPC", process=KERNEL), Loss.PYTHON),
+    Row("kernel: chown", Failing("os.chown", "EPERM", process=KERNEL), Loss.PYTHON),
+    Row("kernel: open", Failing("open", "EMFILE", process=KERNEL), Loss.PYTHON),
+    Row("kernel: bind", Failing(ZMQ_BIND, "EADDRINUSE", process=KERNEL), Loss.PYTHON),
 )
 _SERVER = tuple(
-    _lost(Row(f"server's {place}: {how}", Breaking(place, how)))
+    Row(f"server's {place}: {how}", Breaking(place, how), Loss.NOTHING if place == MODELS else Loss.ANSWERS)
     for place, hows in {
         START: ("CUDA error", "port taken", "SIGKILL", "SIGSTOP", "silence"),
         HEALTH: ("503", "no answer", "silence"),
-        MODELS: ("500", "no answer", "garbage", "half JSON", "other JSON"),
+        MODELS: ("500", "no answer", "garbage", "half JSON", "other JSON", "silence"),
         COMPLETIONS: (
             *("503", "429", "500", "no answer", "garbage", "half JSON", "other JSON"),
             *("garbage in the stream", "half JSON in the stream", "other JSON in the stream", "error in the stream"),
@@ -123,7 +120,7 @@ _SERVER = tuple(
     }.items()
     for how in hows
 ) + tuple(
-    _deadly(Row(f"server's {COMPLETIONS}: {how}", Breaking(COMPLETIONS, how)))
+    Row(f"server's {COMPLETIONS}: {how}", Breaking(COMPLETIONS, how), Loss.ANSWERS, deadly=True)
     for how in ("silence", "exit", "SIGKILL", "SIGSTOP")
 )
 ROWS = {row.name: row for row in (*_SOLVER, *_KERNELS, *_SERVER)}
@@ -160,7 +157,10 @@ def cells(names: Iterable[str] = ROWS, times: Iterable[str] = TIMES) -> Iterator
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
     wanted = [(name, count) for name in names for count in times]
-    wanted.sort(key=lambda cell: not ROWS[cell[0]].hopeless(cell[1]))  # those that take their whole limit first
+    # Those that wait for their whole limit spread among those that work, and none of them last.
+    hopeless = [cell for cell in wanted if ROWS[cell[0]].hopeless(cell[1])]
+    working = [cell for cell in wanted if cell not in hopeless]
+    wanted = [cell for pair in zip_longest(hopeless, working) for cell in pair if cell is not None]
     with ThreadPoolExecutor(_SIDE_BY_SIDE) as threads:
         for done in as_completed([threads.submit(_in_a_process, context, *cell) for cell in wanted]):
             yield _judged(done.result())
@@ -168,6 +168,7 @@ def cells(names: Iterable[str] = ROWS, times: Iterable[str] = TIMES) -> Iterator
 
 def _in_a_process(context: Any, name: str, times: str) -> Cell:
     with tempfile.TemporaryDirectory(prefix="ft-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)  # as /tmp is: kernels are users of their own
         here, there = context.Pipe(duplex=False)
         process = context.Process(target=_run, args=(name, times, Path(folder), there), name=f"{name} {times}")
         process.start()
@@ -203,7 +204,7 @@ def _judged(cell: Cell) -> Cell:
         problems.append("nothing failed, so nothing is shown")
     if cell.answered < PROBLEMS:
         problems.append(f"{cell.answered} of {PROBLEMS} answered")
-    if cell.right < row.right.get(cell.times, PROBLEMS):
+    if cell.right < row.least_right(cell.times):
         problems.append(f"{cell.right} of {PROBLEMS} right")
     if row.expects_python(cell.times) and not cell.computed:
         problems.append("no result of Python's")
