@@ -15,6 +15,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,6 +71,7 @@ def main(
         watch = Watch(out.resolve(), Path(place), disk, seed, scale)
         watch.run(_settings(problems, minutes), planned, stand_in)
         left = watch.left_behind()
+        shutil.copytree(Path(place) / "runs", out / "runs", dirs_exist_ok=True)
     outcome = Outcome(
         seed=seed, truth=truth, minutes=minutes, events=watch.events, samples=watch.samples, left=left, planned=tuple(planned)
     )
@@ -81,6 +83,7 @@ def main(
 
 def _empty(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out / "runs", ignore_errors=True)
     for name in ("events.jsonl", "samples.jsonl", "run.log", "report.html", "submission.parquet"):
         (out / name).unlink(missing_ok=True)
 
@@ -105,7 +108,7 @@ def _settings(problems: int, minutes: float) -> dict[str, Any]:
         "kernels": {"size": 3, "spares": 2},
         "server": {
             "start_timeout_s": 240.0,
-            "stall_s": 25.0,  # the first request after a start takes seconds on a CPU
+            "stall_s": 45.0,  # the first request after a start may compile
             "extra_args": ["--middleware", f"{middleware.__name__}.{middleware.Refusing.__name__}"],
         },
         # What one restart of the server takes, many times over, but not what 500 problems need.
@@ -133,7 +136,7 @@ class Watch:
         self.interrupted = False
         self._out = out
         self._temporary = place / "t"
-        self._temporary.mkdir()
+        faults.make_temporary(self._temporary)
         self._runs = place / "runs"
         self._refusing = out / "refusing"
         self._disk = disk
