@@ -6,6 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 EXAMPLES ?= 300
+WORKERS ?= 2
 
 .PHONY: run test fuzz endurance check setup lock notebook clean
 
@@ -13,7 +14,7 @@ run: $(READY)
 	$(BIN)/aimo-solver evaluate data/warmup.csv --out runs/warmup --overwrite
 
 test: check
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n $(WORKERS) --dist loadgroup
 
 fuzz: $(READY)
 	AIMO_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest -q tests/test_fuzz.py

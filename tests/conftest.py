@@ -25,6 +25,13 @@ settings.register_profile("untimed", settings.default, deadline=None)
 settings.load_profile("untimed")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps on one worker what shares a server or a module's fixtures, where tests run in several processes."""
+    for item in items:
+        shares_server = "vllm" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("vllm" if shares_server else item.nodeid.partition("::")[0]))
+
+
 @dataclass(frozen=True)
 class Served:
     """A running vLLM server."""

@@ -614,12 +614,13 @@ RESOURCES = [
     Case(
         name="files in /dev/shm",
         code=(
-            "import os, time\nfor i in range(100):\n    p = f'/dev/shm/fill-{os.getuid()}-{i}'\n"
+            # named by its pool (a pool's user ids are 256 in a row), as other pools may share the folder
+            "import os, time\nfor i in range(100):\n    p = f'/dev/shm/fill-{(os.getuid() - 100_000) // 256}-{os.getuid()}-{i}'\n"
             "    with open(p, 'wb') as f: f.write(bytes(10**7))\n    time.sleep(0.02)"
         ),
         error="OSError",
         killed=_killed(KillReason.MEMORY),
-        next="import os\n[n for n in os.listdir('/dev/shm') if n.startswith('fill')]",
+        next="import os\n[n for n in os.listdir('/dev/shm') if n.startswith(f'fill-{(os.getuid() - 100_000) // 256}-')]",
         next_value="[]",
         needs=frozenset({Guard.NAMESPACES, Guard.USER}),
     ),
