@@ -120,7 +120,8 @@ class _Warden:
                 end = self._weigh()
                 weighed = time.monotonic()
         self._sweep()
-        tell(self._control, reason=end.reason, detail=end.detail)  # before the files go, as a call waits for it
+        _wipe_shared_memory(self._nest)  # others can see these
+        tell(self._control, reason=end.reason, detail=end.detail)  # before its own files go, as a call waits for it
         self._wipe()
 
     def _greet(self, started: int) -> None:
@@ -225,7 +226,6 @@ class _Warden:
         with suppress(OSError):
             open_directory(self._nest)
             _remove(list(self._nest.directory.iterdir()))
-        _wipe_shared_memory(self._nest)
 
 
 def _wipe_shared_memory(nest: Nest) -> None:
