@@ -95,9 +95,11 @@ def small_run(out: Path, *arguments: str) -> list[str | Path]:
 
 @pytest.mark.kernels
 def test_a_small_run_is_answered_and_leaves_a_page(tmp_path: Path) -> None:
-    run = subprocess.run(small_run(tmp_path, "--problems", "30", "--minutes", "2", "--seed", "3"), capture_output=True, text=True)
+    run = subprocess.run(
+        small_run(tmp_path, "--problems", "40", "--minutes", "2", "--seed", "125"), capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "30 of 30 answered, 30 right" in run.stdout
+    assert "40 of 40 answered, 40 right" in run.stdout
     kinds = [json.loads(line)["kind"] for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert kinds.count("fault") == kinds.count("over") == 1
     assert kinds[-1] == "closed"
