@@ -267,7 +267,7 @@ class Watch:
             descriptors=solver.num_fds(),
             threads=solver.num_threads(),
             processes=len(below),
-            files=sum(len(names) + len(files) for _, names, files in os.walk(self._temporary)),
+            files=sum(len(names) + len(files) for top in self._temporary.glob("aimo-*") for _, names, files in os.walk(top)),
         )
 
     def _stand_in(self) -> Path:

@@ -28,7 +28,7 @@ class Sample:
         asked: problems so far.
         memory_mb, descriptors, threads: of the solver's process.
         below_mb, processes: of all processes below it; memory that they share counts once for each.
-        files: in the temporary folder.
+        files: of the solver in the temporary folder; every vLLM that is killed leaves some of its own there.
     """
 
     t: float

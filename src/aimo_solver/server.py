@@ -152,6 +152,6 @@ async def _until(condition: Callable[[], bool], timeout_s: float) -> bool:
 def _kill_session(session: int) -> None:
     with contextlib.suppress(OSError):
         for pid in psutil.pids():
-            with contextlib.suppress(OSError):
-                if os.getsid(pid) == session:
+            with contextlib.suppress(OSError, psutil.Error):
+                if os.getsid(pid) == session and not server_keeper.is_tracker(psutil.Process(pid)):
                     os.kill(pid, signal.SIGKILL)

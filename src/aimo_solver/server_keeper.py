@@ -76,7 +76,7 @@ def _kill_tree() -> dict[int, int]:
     while (descendants := psutil.Process().children(recursive=True)) and time.monotonic() - began < _KILL_S:
         tracking = time.monotonic() - began < _TRACKERS_S
         for process in descendants:
-            if not (tracking and _is_tracker(process)):
+            if not (tracking and is_tracker(process)):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGKILL)
         time.sleep(0.01)
@@ -84,7 +84,8 @@ def _kill_tree() -> dict[int, int]:
     return reaped
 
 
-def _is_tracker(process: psutil.Process) -> bool:
+def is_tracker(process: psutil.Process) -> bool:
+    """Whether it removes what other processes share, once they are gone, and ends then."""
     try:
         return any("multiprocessing.resource_tracker" in word for word in process.cmdline())
     except psutil.Error:
