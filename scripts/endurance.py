@@ -136,7 +136,7 @@ class Watch:
         self.interrupted = False
         self._out = out
         self._temporary = place / "t"
-        faults.make_temporary(self._temporary)
+        self._temporary.mkdir()
         self._runs = place / "runs"
         self._refusing = out / "refusing"
         self._disk = disk
@@ -158,6 +158,8 @@ class Watch:
         environment = {
             **os.environ,
             "TMPDIR": str(self._temporary),
+            # Larger than the small disk (the C++ compiler's headers), and slow to make: whatever happens to the folder above.
+            "TORCHINDUCTOR_CACHE_DIR": str(Path(tempfile.gettempdir(), "torchinductor")),
             "PYTHONPATH": os.pathsep.join([str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")]),
             middleware.VARIABLE: str(self._refusing),
         }

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
 import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -147,7 +145,7 @@ def temporary_folder_gone(victim: Victim) -> str:
     try:
         time.sleep(20.0 * victim.scale)
     finally:
-        make_temporary(victim.temporary)
+        victim.temporary.mkdir(exist_ok=True)  # somebody may have made it
     return str(victim.temporary)
 
 
@@ -168,16 +166,6 @@ KINDS: dict[str, Callable[[Victim], str]] = {
     "temporary folder gone": temporary_folder_gone,
     "clock jumps": clock_jumps,
 }
-
-
-def make_temporary(folder: Path) -> None:
-    """A temporary folder with the machine's own compiled code in it, which is larger than the small disk and slow to make."""
-    name = f"torchinductor_{getpass.getuser()}"
-    compiled = Path(tempfile.gettempdir(), name)
-    compiled.mkdir(exist_ok=True)
-    folder.mkdir(exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        (folder / name).symlink_to(compiled)
 
 
 @contextlib.contextmanager
