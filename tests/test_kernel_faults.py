@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             pytest.skip("needs the right to mount")
         try:
             monkeypatch.setattr(tempfile, "tempdir", place)
+            monkeypatch.setattr("aimo_solver.kernel_nursery._OTHER_PLACES", ())
             number = 0
             while True:
                 try:
@@ -54,6 +56,13 @@ def make_room(disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,nr_inodes=10000", str(disk)], check=True)
     for path in disk.glob("full-*"):
         path.unlink()
+
+
+def fill(disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
+    with suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+        while file.write(bytes(4_096)):
+            pass
 
 
 async def works(pool: KernelPool) -> bool:
@@ -85,6 +94,23 @@ async def test_a_pool_without_room_for_files_says_so_and_works_when_there_is_roo
     await pool.close()
     assert events == ["kernels_fail", "kernels_recovered"]
     assert os.listdir(full_disk) == []
+
+
+async def test_kernels_are_kept_elsewhere_while_the_temporary_directory_is_full(
+    full_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_room(full_disk)
+    with tempfile.TemporaryDirectory(prefix="kt-", dir="/tmp") as place:
+        os.chmod(place, 0o711)
+        async with KernelPool(size=1, spares=0, limits=LIMITS) as pool:
+            assert pool.directory is not None
+            assert pool.directory.parent == full_disk
+            monkeypatch.setattr("aimo_solver.kernel_nursery._OTHER_PLACES", (place,))
+            fill(full_disk)
+            for _ in range(3):
+                assert await works(pool)
+            assert pool.directory.parent == Path(place)
+        assert os.listdir(place) == []
 
 
 async def test_those_who_wait_while_the_disk_is_full_get_their_kernels_when_it_is_not(full_disk: Path) -> None:

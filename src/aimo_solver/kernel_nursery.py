@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import json
 import math
@@ -37,6 +38,9 @@ PATIENCE_S = 5.0
 _PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 _LONGEST_SOCKET_PATH = 107
 _LOG_BYTES = 2_000
+_OTHER_PLACES = ("/tmp", "/var/tmp", "/dev/shm")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+_PROBE_BYTES = 16_384  # what a kernel's connection file and its neighbours need
 
 # what a kernel inherits of the solver's environment, and nothing else
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_PREFIX")
@@ -100,6 +104,7 @@ class Nursery:
         self._kernels: set[KernelProcess] = set()
         self._forked = False
         self._broken = False
+        self._without_room = False
         with ExitStack() as undo:
             self.directory = _make_directory()
             undo.callback(self.directory.rmdir)
@@ -133,8 +138,8 @@ class Nursery:
 
     @property
     def alive(self) -> bool:
-        """The zygote runs and forks."""
-        return not self._broken and self._process.poll() is None
+        """The zygote runs and forks, and its directory has room."""
+        return not (self._broken or self._without_room) and self._process.poll() is None
 
     @property
     def pid(self) -> int:
@@ -181,13 +186,17 @@ class Nursery:
             directory = self.directory / f"k{next(self._numbers)}"
             try:
                 directory.mkdir(mode=0o700)
-            except FileNotFoundError:  # somebody removed all of it
-                self._broken = True
+                undo.callback(shutil.rmtree, directory, ignore_errors=True)
+                _, connection = write_connection_file(
+                    str(directory / "connection.json"),
+                    transport="ipc",
+                    ip=str(directory / "s"),
+                    key=os.urandom(16).hex().encode(),
+                )
+            except OSError as error:
+                self._broken |= isinstance(error, FileNotFoundError)  # somebody removed all of it
+                self._without_room = error.errno in _NO_ROOM
                 raise
-            undo.callback(shutil.rmtree, directory, ignore_errors=True)
-            _, connection = write_connection_file(
-                str(directory / "connection.json"), transport="ipc", ip=str(directory / "s"), key=os.urandom(16).hex().encode()
-            )
             control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(control.close)
             with theirs:
@@ -244,8 +253,26 @@ def _kill_tree(pid: int) -> None:
 
 
 def _make_directory() -> Path:
-    Path(tempfile.gettempdir()).mkdir(parents=True, exist_ok=True)  # somebody may have removed it
-    return Path(tempfile.mkdtemp(prefix="aimo-kernels-")).resolve()
+    """A directory in the first place with room: the temporary directory, then those that every machine has.
+
+    Raises:
+        OSError: none has; what the temporary directory said.
+    """
+    faults = []
+    for place in (tempfile.gettempdir(), *_OTHER_PLACES):
+        try:
+            Path(place).mkdir(parents=True, exist_ok=True)  # somebody may have removed it
+            directory = Path(tempfile.mkdtemp(prefix="aimo-kernels-", dir=place)).resolve()
+            try:
+                (directory / "probe").write_bytes(bytes(_PROBE_BYTES))
+                (directory / "probe").unlink()
+            except OSError:
+                shutil.rmtree(directory, ignore_errors=True)
+                raise
+            return directory
+        except OSError as fault:
+            faults.append(fault)
+    raise faults[0]
 
 
 def _environment(ours: Mapping[str, str]) -> dict[str, str]:
