@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from aimo_solver import server_keeper
 from aimo_solver.errors import ServerError, ServerStartError
 from aimo_solver.server import Server, ServerCommand
 from tests.processes import pid_runs
@@ -68,14 +69,17 @@ time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("killed", [None, "server", "keeper"])
+@pytest.mark.parametrize("killed", [None, "server", "keeper", "tracker"])
 async def test_shared_memory_does_not_outlive_a_killed_server(log: Path, killed: str | None) -> None:
-    """Python's resource tracker removes what a killed process leaves, if it is let live that long."""
+    """Python's resource tracker removes what a killed process leaves, if it is let live that long; else the keeper does."""
     server = Server(python(HOLDING), log)
     await server.start(ready, 120)
     await eventually(lambda: log.exists() and log.read_text().endswith("\n"))
     assert memory_of(log)
-    if killed:
+    if killed == "tracker":
+        [tracker] = filter(server_keeper.is_tracker, psutil.Process(server.pid).children())
+        tracker.kill()
+    elif killed:
         (keeper_of(server) if killed == "keeper" else psutil.Process(server.pid)).kill()
         await eventually(lambda: not server.alive)
     await server.stop(grace_s=0.0)

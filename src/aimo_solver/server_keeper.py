@@ -25,6 +25,7 @@ import psutil
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _LIFELINE = 0  # the descriptor
+_SHARED = "/dev/shm/psm_"  # as multiprocessing.shared_memory names it
 _POLL_S = 0.1
 _TRACKERS_S = 3.0
 _KILL_S = 10.0  # a process in an uninterruptible call of the GPU driver can take seconds to die
@@ -72,6 +73,7 @@ def _kill_tree() -> dict[int, int]:
     Python's resource trackers are left to end by themselves: they remove the shared memory that killed processes leave.
     """
     reaped: dict[int, int] = {}
+    shared = _shared_memory(psutil.Process().children(recursive=True))
     began = time.monotonic()
     while (descendants := psutil.Process().children(recursive=True)) and time.monotonic() - began < _KILL_S:
         tracking = time.monotonic() - began < _TRACKERS_S
@@ -81,7 +83,19 @@ def _kill_tree() -> dict[int, int]:
                     os.kill(process.pid, signal.SIGKILL)
         time.sleep(0.01)
         reaped |= _reap()
+    for name in shared:  # what is still there had a tracker that was killed itself
+        with contextlib.suppress(OSError):
+            os.unlink(name)
     return reaped
+
+
+def _shared_memory(processes: list[psutil.Process]) -> set[str]:
+    """Python's shared memory that the processes have mapped; other files in /dev/shm may be somebody's, a model's say."""
+    found: set[str] = set()
+    for process in processes:
+        with contextlib.suppress(OSError), open(f"/proc/{process.pid}/maps", encoding="utf-8", errors="replace") as maps:
+            found.update(line[line.index(_SHARED) :].rstrip() for line in maps if _SHARED in line)
+    return found
 
 
 def is_tracker(process: psutil.Process) -> bool:
