@@ -135,7 +135,7 @@ def disk_full(victim: Victim) -> str:
                 pass
         time.sleep(60.0 * victim.scale)
     finally:
-        filler.unlink()
+        filler.unlink(missing_ok=True)  # two of them may overlap
     return "no space left"
 
 
