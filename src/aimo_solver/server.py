@@ -110,9 +110,10 @@ class Server:
         self._keeper.send_signal(signal.SIGCONT)
         if not await _until(lambda: not self.alive, _KILL_S):
             self._keeper.kill()
-        if server is not None and self._exit_code in (None, -signal.SIGKILL):
-            _kill_session(server)  # what a killed keeper has left
+        keeper_killed = self._exit_code in (None, -signal.SIGKILL)
+        shared = _kill_session(server) if server is not None and keeper_killed else set()  # what it has left
         await _until(lambda: self._output is None or self._output.ended, 5.0)
+        server_keeper.remove(shared)
 
     def error(self, kind: type[ServerError], problem: str) -> ServerError:
         """An error of that kind that carries the command line and the end of the output."""
@@ -149,9 +150,13 @@ async def _until(condition: Callable[[], bool], timeout_s: float) -> bool:
     return True
 
 
-def _kill_session(session: int) -> None:
+def _kill_session(session: int) -> set[str]:
+    """Kills the processes of a session; returns the shared memory that they held."""
+    shared: set[str] = set()
     with contextlib.suppress(OSError):
         for pid in psutil.pids():
             with contextlib.suppress(OSError, psutil.Error):
-                if os.getsid(pid) == session and not server_keeper.is_tracker(psutil.Process(pid)):
+                if os.getsid(pid) == session and not server_keeper.is_tracker(process := psutil.Process(pid)):
+                    shared |= server_keeper.shared_memory([process])
                     os.kill(pid, signal.SIGKILL)
+    return shared

@@ -73,7 +73,7 @@ def _kill_tree() -> dict[int, int]:
     Python's resource trackers are left to end by themselves: they remove the shared memory that killed processes leave.
     """
     reaped: dict[int, int] = {}
-    shared = _shared_memory(psutil.Process().children(recursive=True))
+    shared = shared_memory(psutil.Process().children(recursive=True))
     began = time.monotonic()
     while (descendants := psutil.Process().children(recursive=True)) and time.monotonic() - began < _KILL_S:
         tracking = time.monotonic() - began < _TRACKERS_S
@@ -83,19 +83,24 @@ def _kill_tree() -> dict[int, int]:
                     os.kill(process.pid, signal.SIGKILL)
         time.sleep(0.01)
         reaped |= _reap()
-    for name in shared:  # what is still there had a tracker that was killed itself
-        with contextlib.suppress(OSError):
-            os.unlink(name)
+    remove(shared)  # what is still there had a tracker that was killed itself
     return reaped
 
 
-def _shared_memory(processes: list[psutil.Process]) -> set[str]:
+def shared_memory(processes: list[psutil.Process]) -> set[str]:
     """Python's shared memory that the processes have mapped; other files in /dev/shm may be somebody's, a model's say."""
     found: set[str] = set()
     for process in processes:
         with contextlib.suppress(OSError), open(f"/proc/{process.pid}/maps", encoding="utf-8", errors="replace") as maps:
             found.update(line[line.index(_SHARED) :].rstrip() for line in maps if _SHARED in line)
     return found
+
+
+def remove(names: set[str]) -> None:
+    """Removes files, those that are gone already excepted."""
+    for name in names:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
 
 
 def is_tracker(process: psutil.Process) -> bool:
