@@ -25,6 +25,7 @@ settings.register_profile("untimed", settings.default, deadline=None)
 settings.load_profile("untimed")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keeps on one worker what shares a server or a module's fixtures, where tests run in several processes."""
     for item in items:

@@ -265,14 +265,22 @@ def _make_directory() -> Path:
             directory = Path(tempfile.mkdtemp(prefix="aimo-kernels-", dir=place)).resolve()
             try:
                 (directory / "probe").write_bytes(bytes(_PROBE_BYTES))
-                (directory / "probe").unlink()
             except OSError:
-                shutil.rmtree(directory, ignore_errors=True)
+                _remove_probed(directory)
                 raise
+            (directory / "probe").unlink()
             return directory
         except OSError as fault:
             faults.append(fault)
     raise faults[0]
+
+
+def _remove_probed(directory: Path) -> None:
+    # By the two calls that take no descriptor: what is short may be those.
+    with suppress(OSError):
+        (directory / "probe").unlink()
+    with suppress(OSError):
+        directory.rmdir()
 
 
 def _environment(ours: Mapping[str, str]) -> dict[str, str]:
