@@ -17,7 +17,7 @@ test: check
 	$(BIN)/pytest -q -n $(WORKERS) --dist loadgroup
 
 fuzz: $(READY)
-	AIMO_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest -q tests/test_fuzz.py
+	AIMO_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest -q tests/chat/test_fuzz.py
 
 endurance: $(READY)
 	$(BIN)/python scripts/endurance.py $(if $(SEED),--seed $(SEED))

@@ -14,7 +14,7 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ TEMPLATE = ROOT / "notebook" / "template.md"
 NOTEBOOK = ROOT / "notebook" / "aimo_solver.ipynb"
 PACKAGE = "aimo_solver"
 # What the notebook's own cells import, and what runs in a process of its own and is imported by nobody.
-ENTRY_POINTS = ("notebook", "gateway", "paths", "wheels", "kernel_zygote")
+ENTRY_POINTS = ("kaggle.notebook", "kaggle.gateway", "paths", "server.wheels", "kernels.inside.forkserver")
+# Packages that may ship, from the top down; "" holds the modules that lie in none. What is missing here (lab, cli) never ships.
+READING_ORDER = ("kaggle", "solve", "policy", "chat", "server", "kernels", "kernels.inside", "log", "")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,47 +61,82 @@ def build(model: str | None = None, competition: str | None = None) -> str:
     for name, text in _template():
         if name == "settings":
             text = _set(_set(text, "MODEL", model), "COMPETITION", competition)
+        if name == "folders":
+            folders = {
+                _file(module, SOURCES).parent.relative_to(SOURCES.parent).as_posix() for module in shipped_modules(SOURCES)
+            }
+            text = text.replace("FOLDERS", json.dumps(sorted(folders)))
         if name is not None:
             cells.append(_code(name, text))
         elif text == "MODULES":
-            cells += [cell for module in module_order(SOURCES) for cell in _module_cells(module)]
+            cells += _library()
         else:
             cells.append(_markdown(f"about-{_slug(text)}", text))
     notebook = {"cells": cells, "metadata": _METADATA, "nbformat": 4, "nbformat_minor": 5}
     return json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
 
 
-def module_order(sources: Path, entry_points: Iterable[str] = ENTRY_POINTS) -> list[str]:
-    """The modules the entry points need, each after those it imports while it is loaded; alphabetical where free.
+def shipped_modules(sources: Path, entry_points: Iterable[str] = ENTRY_POINTS) -> list[str]:
+    """The modules that the entry points need, by dotted name ("" is the package itself), in reading order.
 
-    Imports inside functions count for what is needed, not for the order.
+    Packages come from the top down as in `READING_ORDER`; in a package its ``__init__`` comes first and every other module
+    before those that it imports, alphabetical where that leaves a choice.
 
     Raises:
-        NotebookError: modules import each other in a circle, or one that is not there.
+        NotebookError: a module is missing, stays out of the notebook, or is part of a circle.
     """
-    needed: dict[str, set[str]] = {}
-    waiting = ["__init__", *entry_points]
+    imports: dict[str, set[str]] = {}
+    waiting = [*entry_points]
     while waiting:
         name = waiting.pop()
-        if name in needed:
+        if name in imports:
             continue
-        path = sources / f"{name}.py"
-        if not path.is_file():
-            raise NotebookError(f"{path} is imported and does not exist")
-        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-        needed[name] = set(_imported(_while_loading(tree), sources)) - {name}
-        waiting += _imported(ast.walk(tree), sources)
-    sorter = TopologicalSorter({name: needed[name] for name in sorted(needed)})
+        if name and package_of(name, sources) not in READING_ORDER:
+            raise NotebookError(f"{PACKAGE}.{name} never ships, and is imported by what does")
+        imports[name] = imported_modules(sources, name)
+        waiting += [*imports[name], *parents(name)]
+    order = list(reversed(_importers_last(imports)))
+    return sorted(order, key=lambda name: (READING_ORDER.index(package_of(name, sources)), package_of(name, sources) != name))
+
+
+def package_of(name: str, sources: Path) -> str:
+    """The package that a module belongs to, "" for those that lie at the top."""
+    return name if _file(name, sources).name == "__init__.py" else name.rpartition(".")[0]
+
+
+def parents(name: str) -> Iterator[str]:
+    """The packages above a module, whose ``__init__`` runs before it."""
+    while name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
+def imported_modules(sources: Path, name: str, *, loading: bool = False) -> set[str]:
+    """Modules of this package that a module imports anywhere in it, or, with `loading`, while it is imported itself.
+
+    Raises:
+        NotebookError: the module is missing, or imports by a relative name or one that does not exist.
+    """
+    tree = ast.parse(_file(name, sources).read_text(encoding="utf-8"), name)
+    nodes = _while_loading(tree) if loading else ast.walk(tree)
+    return {module for node in nodes for module in _imported(node, sources)} - {name}
+
+
+def _importers_last(imports: Mapping[str, set[str]]) -> list[str]:
+    """The modules, each after those that it imports."""
+    sorter = TopologicalSorter({name: sorted(imports[name], reverse=True) for name in sorted(imports, reverse=True)})
     try:
-        sorter.prepare()
+        return list(sorter.static_order())
     except CycleError as error:
         raise NotebookError(f"modules import each other in a circle: {' -> '.join(error.args[1])}") from None
-    order = []
-    while sorter.is_active():
-        ready = sorted(sorter.get_ready())
-        order += ready
-        sorter.done(*ready)
-    return order
+
+
+def _file(name: str, sources: Path) -> Path:
+    path = sources.joinpath(*name.split("."))
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if not path.is_file():
+        raise NotebookError(f"{path} is imported and does not exist")
+    return path
 
 
 def _while_loading(tree: ast.Module) -> Iterator[ast.AST]:
@@ -116,27 +153,27 @@ def _while_loading(tree: ast.Module) -> Iterator[ast.AST]:
         waiting += ast.iter_child_nodes(node)
 
 
-def _imported(nodes: Iterable[ast.AST], sources: Path) -> Iterator[str]:
-    """Names of this package's modules that the nodes import."""
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module == PACKAGE:
-            # `from aimo_solver import name` means a module where there is one, else something of __init__.
-            modules = [
-                f"{PACKAGE}.{alias.name}" if (sources / f"{alias.name}.py").is_file() else f"{PACKAGE}.__init__"
-                for alias in node.names
-            ]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module is not None:
-            modules = [node.module]
-        elif isinstance(node, ast.ImportFrom):
-            raise NotebookError("relative imports are not followed; write them out")
-        else:
-            continue
-        for module in modules:
-            package, _, name = module.partition(".")
-            if package == PACKAGE:
-                yield name or "__init__"
+def _imported(node: ast.AST, sources: Path) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        modules = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module is not None:
+        # `from package import name` means a module where there is one, else something in the package's __init__.
+        folder = sources.parent.joinpath(*node.module.split("."))
+        inside = [alias.name for alias in node.names if folder.is_dir() and _is_module(folder / alias.name)]
+        modules = [f"{node.module}.{name}" for name in inside]
+        modules += [node.module] if len(inside) < len(node.names) else []
+    elif isinstance(node, ast.ImportFrom):
+        raise NotebookError("relative imports are not followed; write them out")
+    else:
+        return
+    for module in modules:
+        package, _, name = module.partition(".")
+        if package == PACKAGE:
+            yield name
+
+
+def _is_module(path: Path) -> bool:
+    return path.is_dir() or path.with_suffix(".py").is_file()
 
 
 def _template() -> Iterator[tuple[str | None, str]]:
@@ -163,15 +200,23 @@ def _set(source: str, name: str, value: str | None) -> str:
     raise NotebookError(f"the configuration cell has no {name}")
 
 
-def _module_cells(name: str) -> list[dict[str, Any]]:
-    source = (SOURCES / f"{name}.py").read_text(encoding="utf-8")
-    about = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
-    title = PACKAGE if name == "__init__" else name
-    slug = _slug(title)
-    body = f"%%writefile {PACKAGE}/{name}.py\n{source.removesuffix(chr(10))}"
-    code = _code(f"module-{slug}", body)
-    code["metadata"]["_kg_hide-input"] = True  # folded on Kaggle; a click shows it
-    return [_markdown(f"about-{slug}", f"### {title}\n{about}"), code]
+def _library() -> Iterator[dict[str, Any]]:
+    """One line about each package, and a cell for each of its modules."""
+    package = None
+    for name in shipped_modules(SOURCES):
+        path = _file(name, SOURCES)
+        source = path.read_text(encoding="utf-8")
+        if package_of(name, SOURCES) != package:
+            package = package_of(name, SOURCES)
+            title, about = (
+                package or PACKAGE,
+                ast.get_docstring(ast.parse(_file(package, SOURCES).read_text(encoding="utf-8"))) or "",
+            )
+            yield _markdown(f"about-{_slug(title)}", f"### {title}\n{about.partition(chr(10))[0]}")
+        place = path.relative_to(SOURCES.parent).as_posix()
+        cell = _code(f"module-{_slug(name or PACKAGE)}", f"%%writefile {place}\n{source.removesuffix(chr(10))}")
+        cell["metadata"]["_kg_hide-input"] = True  # folded on Kaggle; a click shows it
+        yield cell
 
 
 def _slug(text: str) -> str:

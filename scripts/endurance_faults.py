@@ -17,7 +17,7 @@ import psutil
 EVERY = 25  # problems per fault
 _CALM = 0.05  # part of the problems at either end in which nothing is done
 _LATEST_S = 2.0  # into a problem
-_SERVER, _KEEPER, _FORKSERVER = "api_server", "server_keeper", "zygote"  # what their command lines hold
+_SERVER, _KEEPER, _FORKSERVER = "api_server", "server/keeper.py", "kernels.inside.forkserver"  # what their command lines hold
 
 
 @dataclass(frozen=True)

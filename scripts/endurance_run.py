@@ -70,10 +70,10 @@ def obey(clocks: Clocks) -> None:
 def main(problems: str, model: str, settings: str, runs: str, wheels: str = "") -> None:
     clocks = Clocks()  # before anything takes a clock
 
-    from aimo_solver.gateway import make_predict
-    from aimo_solver.local_gateway import LocalInferenceServer
-    from aimo_solver.notebook import notebook_run
-    from aimo_solver.wheels import NOTHING_TO_INSTALL, Installation
+    from aimo_solver.kaggle.gateway import make_predict
+    from aimo_solver.kaggle.local_gateway import LocalInferenceServer
+    from aimo_solver.kaggle.notebook import notebook_run
+    from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation
 
     threading.Thread(target=obey, args=(clocks,), daemon=True).start()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)

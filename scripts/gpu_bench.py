@@ -48,7 +48,7 @@ def stage(function: Callable[[Path, bool], Any]) -> Callable[[Path, bool], Any]:
 @stage
 def machine(out: Path, tiny: bool) -> Any:
     """Versions, disk, and how long imports take: the first time from the disk, then from memory."""
-    from aimo_solver.bench import BenchResult
+    from aimo_solver.lab.bench.table import BenchResult
 
     def seconds(code: str) -> float:
         began = time.monotonic()
@@ -63,7 +63,7 @@ def machine(out: Path, tiny: bool) -> Any:
         ("nothing", "pass"),
         ("torch", "import torch"),
         ("vLLM's server", "import vllm.entrypoints.openai.api_server"),
-        ("the library", f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r}); import aimo_solver.session"),
+        ("the library", f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r}); import aimo_solver.solve.session"),
     ):
         rows.append((what, seconds(code), seconds(code)))
     return BenchResult(name="machine", columns=("import of", "first s", "again s"), rows=tuple(rows))
@@ -73,7 +73,7 @@ def machine(out: Path, tiny: bool) -> Any:
 
 
 def _config(tiny: bool, **server: Any) -> Any:
-    from aimo_solver.settings import config_from
+    from aimo_solver.config import config_from
 
     values: dict[str, Any] = {"solver": {"slots": SLOTS, "max_attempts": SLOTS}, "server": server}
     values["sampling"] = {"top_logprobs": 0}
@@ -101,8 +101,9 @@ def _archive() -> Path:
 
 def _boot(out: Path, tiny: bool, name: str, model: Path, caches: Path | None, **server: Any) -> Any:
     """One boot as a run does it; the seconds count from this process's start."""
-    from aimo_solver import bench_boot, jitcache
-    from aimo_solver.bench import BenchResult
+    from aimo_solver.lab.bench import boot as bench_boot
+    from aimo_solver.lab.bench.table import BenchResult
+    from aimo_solver.server import compile_cache as jitcache
 
     if caches is not None:
         os.environ.update(jitcache.environment(caches))
@@ -144,7 +145,7 @@ def milestones(log: Path) -> list[tuple[float, str]]:
 @stage
 def boot_cold(out: Path, tiny: bool) -> Any:
     """No compile cache anywhere; what was compiled is packed afterwards."""
-    from aimo_solver.jitcache import default_root
+    from aimo_solver.server.compile_cache import default_root
 
     shutil.rmtree(default_root(), ignore_errors=True)
     result = _boot(out, tiny, "boot-cold", _shape(tiny), default_root(), load_format="dummy")
@@ -153,9 +154,9 @@ def boot_cold(out: Path, tiny: bool) -> Any:
 
 
 def _pack(tiny: bool) -> None:
-    from aimo_solver import jitcache
-    from aimo_solver.machine import detect_machine, package_folder
-    from aimo_solver.presets import choose
+    from aimo_solver.server import compile_cache as jitcache
+    from aimo_solver.server.launch import choose
+    from aimo_solver.server.machine import detect_machine, package_folder
 
     root = jitcache.default_root()
     here = detect_machine()
@@ -173,7 +174,7 @@ def _pack(tiny: bool) -> None:
 @stage
 def boot_second(out: Path, tiny: bool) -> Any:
     """Behind boot-cold: its compile caches are in place."""
-    from aimo_solver import jitcache
+    from aimo_solver.server import compile_cache as jitcache
 
     return _boot(out, tiny, "boot-second", _shape(tiny), jitcache.default_root(), load_format="dummy")
 
@@ -181,7 +182,7 @@ def boot_second(out: Path, tiny: bool) -> Any:
 @stage
 def boot_shipped(out: Path, tiny: bool) -> Any:
     """Nothing but the packed cache, as a notebook finds it."""
-    from aimo_solver.jitcache import default_root
+    from aimo_solver.server.compile_cache import default_root
 
     shutil.rmtree(default_root(), ignore_errors=True)
     return _boot(out, tiny, "boot-shipped", _shape(tiny), None, load_format="dummy", jit_cache=str(_archive()))
@@ -190,8 +191,8 @@ def boot_shipped(out: Path, tiny: bool) -> Any:
 @stage
 def evict(out: Path, tiny: bool) -> Any:
     """Removes every installed package from memory: the next stage reads them from the disk, as a fresh machine does."""
-    from aimo_solver.machine import package_folder
-    from aimo_solver.pagecache import resident_bytes
+    from aimo_solver.server.machine import package_folder
+    from aimo_solver.server.pagecache import resident_bytes
 
     sites = {folder.parent for name in ("vllm", "torch") if (folder := package_folder(name)) is not None}
     files = [file for site in sites for file in site.rglob("*") if file.is_file() and not file.is_symlink()]
@@ -206,8 +207,8 @@ def evict(out: Path, tiny: bool) -> Any:
 @stage
 def boot_spawn(out: Path, tiny: bool) -> Any:
     """As boot-shipped, but the engine's process imports everything a second time."""
-    from aimo_solver import session
-    from aimo_solver.presets import Variable, choose
+    from aimo_solver.server.launch import Variable, choose
+    from aimo_solver.solve import session
 
     def altered(*args: Any, **options: Any) -> Any:
         preset = choose(*args, **options)
@@ -222,8 +223,8 @@ def boot_spawn(out: Path, tiny: bool) -> Any:
 @stage
 def boot_sequence(out: Path, tiny: bool) -> Any:
     """With the shipped cache only: the stages one after another, and side by side."""
-    from aimo_solver.bench_boot import bench_boot
-    from aimo_solver.jitcache import default_root
+    from aimo_solver.lab.bench.boot import bench_boot
+    from aimo_solver.server.compile_cache import default_root
 
     shutil.rmtree(default_root(), ignore_errors=True)
     folder = WORK / "runs" / "boot-sequence"
@@ -238,12 +239,12 @@ def boot_sequence(out: Path, tiny: bool) -> Any:
 @stage
 def engine(out: Path, tiny: bool) -> Any:
     """The agent loop against the bare engine."""
-    from aimo_solver.bench_engine import Target, bench_engine
-    from aimo_solver.environment import describe_environment
-    from aimo_solver.machine import detect_machine
-    from aimo_solver.presets import choose
-    from aimo_solver.runlog import RunLog
-    from aimo_solver.session import local_session
+    from aimo_solver.lab.bench.engine import Target, bench_engine
+    from aimo_solver.log.environment import describe_environment
+    from aimo_solver.log.writer import RunLog
+    from aimo_solver.server.launch import choose
+    from aimo_solver.server.machine import detect_machine
+    from aimo_solver.solve.session import local_session
 
     model = _shape(tiny)
     config = _config(tiny, load_format="dummy", jit_cache=str(_archive()) if _archive().exists() else None)
@@ -287,9 +288,9 @@ def files(out: Path, tiny: bool) -> Any:
 @stage
 def prewarm(out: Path, tiny: bool) -> Any:
     """The prewarmer against other readers, on half of the files, and the warm second call on all of them."""
-    from aimo_solver.bench_boot import weights
-    from aimo_solver.bench_prewarm import bench_prewarm
-    from aimo_solver.prewarm import prewarm as read
+    from aimo_solver.lab.bench.boot import weights
+    from aimo_solver.lab.bench.readahead import bench_prewarm
+    from aimo_solver.server.readahead import prewarm as read
 
     every = weights(_weights(tiny))
     result = bench_prewarm(every[: max(1, len(every) // 2)], limit_bytes=100 << 30)
@@ -301,8 +302,8 @@ def prewarm(out: Path, tiny: bool) -> Any:
 @stage
 def boot_files(out: Path, tiny: bool) -> Any:
     """Cold files: reading and starting one after another, and side by side. A first boot fills the compile caches."""
-    from aimo_solver import jitcache
-    from aimo_solver.bench_boot import bench_boot
+    from aimo_solver.lab.bench.boot import bench_boot
+    from aimo_solver.server import compile_cache as jitcache
 
     os.environ.update(jitcache.environment(jitcache.default_root()))
     fill = _boot(out, tiny, "boot-files-fill", _weights(tiny), None)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from openai_harmony import HarmonyEncodingName, load_harmony_encoding
 
-from aimo_solver.chat import ChatFormat, chat_format
-from aimo_solver.model_folder import ModelFolder
+from aimo_solver.chat.families import chat_format
+from aimo_solver.chat.model_folder import ModelFolder
+from aimo_solver.chat.turns import ChatFormat
 from tests.tiny_tokenizers import THINKING_TEMPLATE, fenced_folder, gemma_folder, harmony_folder, hermes_folder
 
 NAMES = ("harmony", "gemma", "gemma-thinks-after-tool", "hermes", "hermes-thinking", "hermes-xml", "fenced")

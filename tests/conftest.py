@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from aimo_solver.config import Config, ServerConfig
-from aimo_solver.engine import VllmEngine
-from aimo_solver.machine import detect_machine, installed_flags
-from aimo_solver.presets import choose, command
-from aimo_solver.server import Server, ServerCommand, free_port
+from aimo_solver.config import Config
+from aimo_solver.options import ServerConfig
+from aimo_solver.server.client import VllmEngine
+from aimo_solver.server.launch import choose, command
+from aimo_solver.server.machine import detect_machine, installed_flags
+from aimo_solver.server.process import Server, ServerCommand, free_port
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "data" / "pocket-model"

@@ -13,9 +13,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from aimo_solver.engine import Chunk, CompletionRequest
 from aimo_solver.errors import EngineError, EngineUnavailable, LeaseTimeoutError
-from aimo_solver.kernels import ExecutionResult
+from aimo_solver.kernels.pool import ExecutionResult
+from aimo_solver.server.client import Chunk, CompletionRequest
 
 _Result = TypeVar("_Result")
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from aiohttp import web
 
-from aimo_solver.config import SamplingConfig
-from aimo_solver.engine import VllmEngine
+from aimo_solver.options import SamplingConfig
+from aimo_solver.server.client import VllmEngine
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

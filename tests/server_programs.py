@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from aimo_solver.server import ServerCommand
+from aimo_solver.server.process import ServerCommand
 
 # Healthy at once, with two workers, of which one has a session of its own and a child. While the file argv[2] exists, it
 # answers with the status that stands in it.

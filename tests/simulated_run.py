@@ -16,11 +16,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aimo_solver.attempt import Attempt, FinishReason
-from aimo_solver.config import Config
-from aimo_solver.runlog import ProblemResult, RunLog
-from aimo_solver.settings import config_from
-from aimo_solver.voting import Candidate
+from aimo_solver.config import Config, config_from
+from aimo_solver.log.writer import ProblemResult, RunLog
+from aimo_solver.policy.voting import Candidate
+from aimo_solver.results import Attempt, FinishReason
 
 ATTEMPTS = Path(__file__).parents[1].parent / "shared" / "replay" / "attempts.csv"
 SLOTS = 16

@@ -8,14 +8,13 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from aimo_solver.agreement import check_context
-from aimo_solver.chat import FAMILIES
-from aimo_solver.config import Config, PromptConfig, ServerConfig, SolverConfig, Variant
+from aimo_solver.chat.families import FAMILIES
+from aimo_solver.chat.prompts import VARIANTS
+from aimo_solver.config import Config, check_context, config_from, load_config
 from aimo_solver.errors import ConfigError
-from aimo_solver.kernels import KernelPool
-from aimo_solver.preset_flags import PRESETS
-from aimo_solver.prompts import VARIANTS
-from aimo_solver.settings import config_from, load_config
+from aimo_solver.kernels.pool import KernelPool
+from aimo_solver.options import PromptConfig, ServerConfig, SolverConfig, Variant
+from aimo_solver.server.flags import PRESETS
 
 
 def test_defaults_are_the_documented_ones() -> None:

@@ -1,4 +1,4 @@
-"""What model code does to kernels, and what has to come of it: the table behind tests/test_kernels.py and the soak.
+"""What model code does to kernels, and what has to come of it: the table behind tests/kernels/test_pool.py and the soak.
 
 Every case runs on a kernel of its own. `cells` run before the one that counts; `after` and its value show what the same
 session is like afterwards, `next` and its value that the next lease knows nothing of it.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from aimo_solver.kernels import ExecutionResult, Guard, KernelLimits, KillReason
+from aimo_solver.kernels.pool import ExecutionResult, Guard, KernelLimits, KillReason
 
 # small enough to be reached in a test
 LIMITS = KernelLimits(
@@ -558,7 +558,7 @@ BARRED = [
         error="any",
         needs=frozenset({Guard.USER, *_CONFINED}),
     ),
-    Case(name="the library itself", code="import aimo_solver.kernels", error="ModuleNotFoundError", needs=_NAMESPACES),
+    Case(name="the library itself", code="import aimo_solver.kernels.pool", error="ModuleNotFoundError", needs=_NAMESPACES),
     Case(
         name="others' processes",
         code="import os\nlen([p for p in os.listdir('/proc') if p.isdigit()])",

@@ -39,7 +39,13 @@ _LIMIT_S = 180.0
 _HOPELESS_S = 16.0  # the limit of a run that can answer nothing, and uses its whole limit
 _LATE_S = 10.0  # past its limit a run is late; so much later it hangs, and is killed
 _SIDE_BY_SIDE = 12  # most of a run is waiting
-_PRELOAD = ["aimo_solver.session", "aimo_solver.notebook", "aimo_solver.gateway", "aimo_solver.chat_gemma", "tests.faults.table"]
+_PRELOAD = [
+    "aimo_solver.solve.session",
+    "aimo_solver.kaggle.notebook",
+    "aimo_solver.kaggle.gateway",
+    "aimo_solver.chat.gemma",
+    "tests.faults.table",
+]
 
 
 class Loss(Enum):
@@ -237,10 +243,10 @@ def _run(name: str, times: str, folder: Path, results: Connection) -> None:
 def _solved(row: Row, times: str, folder: Path) -> Cell:
     import psutil
 
-    from aimo_solver import boot
-    from aimo_solver.gateway import make_predict
-    from aimo_solver.notebook import notebook_run
-    from aimo_solver.wheels import Installation
+    from aimo_solver.kaggle import run as boot
+    from aimo_solver.kaggle.gateway import make_predict
+    from aimo_solver.kaggle.notebook import notebook_run
+    from aimo_solver.server.wheels import Installation
 
     breaking = row.fault if isinstance(row.fault, Breaking) else None
     environment = folder / "wheels"

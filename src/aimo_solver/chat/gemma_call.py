@@ -1,0 +1,102 @@
+"""One call as Gemma 4 writes it, and as it slips: ``call:python{code:<|"|>...<|"|>}``.
+
+Linear in the length of the call; see `aimo_solver.chat.salvage`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from aimo_solver.chat.prompts import PYTHON_TOOL
+from aimo_solver.chat.salvage import CODE_KEYS, Code, bare_code, code_in_json, compiles
+
+QUOTE = "\udc00"
+"""Stands for the token ``<|"|>`` in the text of a call; no decoded text holds a lone surrogate."""
+
+_NAMES = frozenset({PYTHON_TOOL.name, "functions.python", ""})
+_EXACT = re.compile(rf"call:{PYTHON_TOOL.name}\{{{PYTHON_TOOL.parameter}:{QUOTE}([^{QUOTE}]*+){QUOTE}\}}")
+_CALL = re.compile(r"\s*+(?:call)?+\s*+:?+\s*+([\w.:\-]*+)\s*+[{(\[]++(.*+)", re.DOTALL)
+_IDENTIFIER = re.compile(r"[A-Za-z_]\w*+\Z")
+_NEXT_KEY = re.compile(rf"\s*+,\s*+[{QUOTE}\"']?+[A-Za-z_]\w*+[{QUOTE}\"']?+\s*+[:=]")
+_LAST = re.compile(r"\s*+[})\]]*+\s*+")
+_CODE_KEY = re.compile(rf"\s*+[{QUOTE}\"']?+(?:{'|'.join(CODE_KEYS)})[{QUOTE}\"']?+\s*+[:=]\s*+")
+_LONGEST_NAME = 40  # of a key or of a tool; what is longer is cut
+
+
+def code_of(call: str) -> Code | None:
+    """The code of one call, None if there is none. `call` holds `QUOTE` for the quote token."""
+    exact = _EXACT.fullmatch(call)
+    if exact is not None:
+        return bare_code(exact.group(1))
+    place = _CALL.match(call)
+    if place is None:
+        return None
+    name, arguments = place.groups()
+    code = _code_in(arguments)
+    if code is None or (name not in _NAMES and not compiles(code.text)):
+        return None
+    other = "a call in another form" if name == PYTHON_TOOL.name else f"unknown tool {name[:_LONGEST_NAME]!r}"
+    return Code(code.text, code.mended or other)
+
+
+def _code_in(arguments: str) -> Code | None:
+    strings = _strings(arguments)
+    for key in (*CODE_KEYS, *strings):
+        if key in strings:
+            inner = QUOTE in strings[key]  # the model has used its quote tokens for Python's quotes
+            return bare_code(strings[key].replace(QUOTE, '"'), "quote tokens inside the code" if inner else None)
+    if QUOTE not in arguments and re.search(r"[\"'`]", arguments):
+        found = code_in_json("{" + arguments)
+        if found is not None:
+            return Code(found.text, "arguments in JSON")
+    return _broken_arguments(arguments)
+
+
+def _strings(arguments: str) -> dict[str, str]:
+    """The strings in quote tokens by their keys, in lower case.
+
+    A string begins at a quote behind a key, and ends at the next run of quotes behind which another key or the end follows.
+    """
+    found: dict[str, str] = {}
+    parts = arguments.split(QUOTE)
+    key: str | None = None
+    begin = ended = 0
+    for place in range(1, len(parts)):  # the quote before parts[place]
+        if key is None:
+            key, begin = _key_before(parts[max(ended, place - 2) : place]), place
+        elif (parts[place] or place == len(parts) - 1) and _ends_string(parts[place : place + 3]):
+            found[key] = QUOTE.join(parts[begin:place]).rstrip(QUOTE)
+            key, ended = None, place
+    return found
+
+
+def _key_before(parts: Sequence[str]) -> str | None:
+    """The key that these parts end with; its name may stand in quote tokens."""
+    text = QUOTE.join(parts).rstrip()
+    if not text.endswith((":", "=")):
+        return None
+    name = text[:-1].rstrip()
+    if name.endswith((QUOTE, '"', "'")):
+        name = name[:-1]
+    place = _IDENTIFIER.search(name[-_LONGEST_NAME:])
+    return place.group().lower() if place else None
+
+
+def _ends_string(parts: Sequence[str]) -> bool:
+    """Whether a quote before these parts, three of them unless they are the last, ends a string."""
+    if len(parts) == 1 and _LAST.fullmatch(parts[0]):
+        return True
+    return _NEXT_KEY.match(QUOTE.join(parts)) is not None
+
+
+def _broken_arguments(arguments: str) -> Code | None:
+    """Code from arguments without quotes, or from a string that does not end."""
+    key = _CODE_KEY.match(arguments)
+    text = (arguments[key.end() :] if key else arguments).removeprefix(QUOTE)
+    closed = text.rstrip()
+    if closed.endswith(("}", ")", "]")):
+        closed = closed[:-1].rstrip()
+    closed = closed.removesuffix(QUOTE).replace(QUOTE, '"')
+    whole = text.replace(QUOTE, '"')
+    return bare_code(whole if not compiles(closed) and compiles(whole) else closed, "broken arguments")

@@ -1,0 +1,291 @@
+"""gpt-oss's turns, in the harmony format: messages with a channel, and a stateful Jupyter session called ``python``.
+
+    <|start|>assistant<|channel|>analysis<|message|>...<|end|>
+    <|start|>assistant<|channel|>analysis to=python code<|message|>{code}<|call|>
+    <|start|>python to=assistant<|channel|>analysis<|message|>{output}<|end|>
+    <|start|>assistant<|channel|>final<|message|>...<|return|>
+
+The vocabulary and the prompt's wording come from oss-harmony, which carries both, so no file of the model's is read. The
+reading of turns is our own, because the library's raises where a model slips.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from openai_harmony import (
+    Conversation,
+    DeveloperContent,
+    HarmonyEncodingName,
+    Message,
+    ReasoningEffort,
+    Role,
+    SystemContent,
+    load_harmony_encoding,
+)
+
+from aimo_solver.chat.prompts import ANSWER_NOW, COMPLAINT, FINAL_ANSWER, NOT_RUN, OUT_OF_TIME
+from aimo_solver.chat.salvage import Code, bare_code, code_in_json, compiles, python_blocks
+from aimo_solver.chat.turns import MAX_CALLS, FinalText, Malformed, ToolCall, ToolCalls, Turn
+
+_CHANNEL = re.compile(r"<\|channel\|>[^a-z]*+(analysis|commentary|final)")
+_RECIPIENT = re.compile(r"to=\s*+([^\s<]++)")
+_NOT_TOOLS = frozenset({"assistant", "user", "all", "system", "developer"})
+_LAST_ENDS = frozenset({"<|return|>", "<|endoftext|>"})
+_PYTHON_NAMES = frozenset({"python", "functions.python"})
+# oss-harmony's encoder is quadratic in the length of a piece of text without a boundary (8,000 emoji: 340 ms). Longer ones
+# are cut; a piece never goes on behind a digit or from other characters into a blank.
+_LONG_PIECE = re.compile(r"[^\d\x00-\x7f]{32}|[^\s\d]{256}|\s{256}")
+_LONGEST_NAME = 40  # of a tool that does not exist; what is longer is cut
+_EFFORTS = {"low": ReasoningEffort.LOW, "medium": ReasoningEffort.MEDIUM, "high": ReasoningEffort.HIGH}
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One message of a sampled turn.
+
+    Attributes:
+        header: its text up to ``<|message|>``.
+        body: None while the header is not closed.
+        end: the control token that closed it, None if it is open.
+    """
+
+    header: str
+    body: str | None
+    end: str | None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is the model's own: some write the user's or the tool's next message too."""
+        role = re.match(r"[a-z.]*", self.header.strip())
+        return role is None or role.group() in ("", "assistant", "to", "analysis", "commentary", "final")
+
+    @property
+    def channel(self) -> str:
+        place = _CHANNEL.search(self.header)
+        return place.group(1) if place else ""
+
+    @property
+    def recipient(self) -> str | None:
+        place = _RECIPIENT.search(self.header)
+        return None if place is None or place.group(1) in _NOT_TOOLS else place.group(1)
+
+    @property
+    def is_call(self) -> bool:
+        """Whether it was meant for a tool: it names one, or it was sent off as a call, or it says that it is code."""
+        return (
+            self.body is not None
+            and self.is_own
+            and (
+                self.recipient is not None
+                or self.end == "<|call|>"
+                or bool(re.search(r"\bcode\b", _CHANNEL.sub("", self.header)))
+            )
+        )
+
+
+class HarmonyFormat:
+    """gpt-oss."""
+
+    name = "harmony"
+    stop_strings: tuple[str, ...] = ()
+
+    def __init__(self, reasoning_effort: str = "high") -> None:
+        self._encoding = load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS)
+        self._effort = _EFFORTS[reasoning_effort]
+        names = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>", "<|return|>", "<|endoftext|>")
+        self._controls = {self._template(name)[0]: name for name in names}
+        self._ids = {name: number for number, name in self._controls.items()}
+        self.stop_token_ids = tuple(self._ids[name] for name in ("<|return|>", "<|call|>", "<|endoftext|>"))
+
+    def prompt(self, system: str, user: str, *, tools: bool) -> list[int]:
+        opening = SystemContent.new().with_reasoning_effort(self._effort)
+        if tools:
+            opening = opening.with_python_tool()
+        messages = [Message.from_role_and_content(Role.SYSTEM, opening)]
+        if system:
+            instructions = DeveloperContent.new().with_instructions(_clean(system.strip()))
+            messages.append(Message.from_role_and_content(Role.DEVELOPER, instructions))
+        messages.append(Message.from_role_and_content(Role.USER, _clean(user.strip())))
+        conversation = Conversation.from_messages(messages)
+        return list(self._encoding.render_conversation_for_completion(conversation, Role.ASSISTANT))
+
+    def parse(self, sampled: Sequence[int], *, cut: bool) -> Turn:
+        parts = self._parts(sampled)
+        calls = [part for part in parts if part.is_call]
+        if calls:
+            return _tool_calls(calls, cut=cut and calls[-1] is parts[-1] and parts[-1].end is None)
+        if cut:
+            return Malformed("Your turn was cut off by the length limit before its end.")
+        texts = [part for part in parts if part.is_own and part.body and part.body.strip()]
+        finals = [part.body or "" for part in texts if part.channel == "final"]
+        salvaged = None
+        if not finals and texts and texts[-1].channel != "analysis":
+            finals, salvaged = [texts[-1].body or ""], "the final text was not in the final channel"
+        text = "\n".join(finals)
+        if "\\boxed" not in text and texts:
+            blocks = python_blocks(text or texts[-1].body or "")
+            if blocks:
+                return ToolCalls.first_of(blocks, "code in the text instead of a tool call")
+        if text:
+            return FinalText(text, salvaged)
+        return Malformed("Your turn ended without a call to python and without a text in the final channel.")
+
+    def tool_results(self, sampled: Sequence[int], outputs: Sequence[str]) -> list[int]:
+        parts = self._parts(sampled)
+        calls = [part for part in parts if part.is_call]
+        return [*self._close(parts, call=bool(calls)), *self._results(calls, outputs), *self._template("<|start|>assistant")]
+
+    def complaint(self, sampled: Sequence[int], reason: str) -> list[int]:
+        parts = self._parts(sampled)
+        called = bool(parts) and parts[-1].is_call
+        text = COMPLAINT.format(reason=reason)
+        message = self._results(parts[-1:], [text]) if called else self._user(text)
+        return [*self._close(parts, call=called), *message, *self._template("<|start|>assistant")]
+
+    def ask_answer(self, sampled: Sequence[int]) -> list[int]:
+        template, plain = self._template, self._plain
+        parts = self._parts(sampled)
+        last = parts[-1] if parts else None
+        calls = [part for part in parts if part.is_call]
+        tokens: list[int] = []
+        if last is not None and last.channel == "final" and last.body is not None and last.end is None and not calls:
+            return [*plain("\n\n" if last.body.strip() else ""), *plain(FINAL_ANSWER)]
+        if last is not None:
+            if last.channel == "analysis" and last.end is None and last.body is not None and not last.is_call:
+                tokens += plain(f"\n\n{OUT_OF_TIME}")
+            tokens += self._close(parts, call=last.is_call)
+            if calls:
+                tokens += self._results(calls, [NOT_RUN] * min(len(calls), MAX_CALLS))
+            elif last.end in _LAST_ENDS:
+                tokens += self._user(ANSWER_NOW)
+            tokens += template("<|start|>assistant")
+        return [*tokens, *template("<|channel|>final<|message|>"), *plain(FINAL_ANSWER)]
+
+    def answer_text(self, sampled: Sequence[int]) -> str:
+        end = next((place for place, token in enumerate(sampled) if token in self._controls), len(sampled))
+        text = FINAL_ANSWER + self.decode(sampled[:end])
+        return text + "}" if end < len(sampled) and text.count("{") > text.count("}") else text
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        # o200k_harmony ends at 201087; larger ids come from padded embeddings and have no text.
+        return str(self._encoding.decode([token for token in tokens if 0 <= token < 201_088]))
+
+    def _parts(self, sampled: Sequence[int]) -> list[_Part]:
+        """The messages of a turn that goes on behind ``<|start|>assistant``."""
+        parts: list[_Part] = []
+        header: list[int] = []
+        body: list[int] | None = None
+
+        def finish(end: str | None) -> None:
+            nonlocal header, body
+            if not header and body is None:
+                return
+            text = self.decode(header)
+            if body is None and end in _LAST_ENDS and "\\boxed" in text and self._controls.keys().isdisjoint(header):
+                parts.append(_Part("", text, end))  # the answer as it is, without a header
+            else:
+                parts.append(_Part(text, None if body is None else self.decode(body), end))
+            header, body = [], None
+
+        for token in sampled:
+            control = self._controls.get(token)
+            if control == "<|message|>" and body is None:
+                body = []
+            elif control in ("<|end|>", "<|call|>", "<|return|>", "<|endoftext|>"):
+                finish(control)
+            elif control == "<|start|>":
+                finish(None)
+            elif control == "<|channel|>" and body is not None:
+                finish(None)  # a new message whose beginning was left out
+                header = [token]
+            elif body is None:
+                header.append(token)
+            elif control is None:
+                body.append(token)
+        finish(None)
+        return parts
+
+    def _close(self, parts: Sequence[_Part], *, call: bool) -> list[int]:
+        """What closes the last message, if it is open."""
+        if not parts or parts[-1].end is not None:
+            return []
+        return self._template(("" if parts[-1].body is not None else "<|message|>") + ("<|call|>" if call else "<|end|>"))
+
+    def _results(self, calls: Sequence[_Part], outputs: Sequence[str]) -> list[int]:
+        """One message per output, from who was called, in the channel of the call; nobody answers in the final channel."""
+        tokens: list[int] = []
+        for index, output in enumerate(outputs):
+            call = calls[index] if index < len(calls) else _Part("", None, None)
+            name = call.recipient if call.recipient in _PYTHON_NAMES else "python"
+            channel = "commentary" if call.channel == "commentary" else "analysis"
+            tokens += self._template(f"<|start|>{name} to=assistant<|channel|>{channel}<|message|>")
+            tokens += [*self._plain(output), self._ids["<|end|>"]]
+        return tokens
+
+    def _user(self, text: str) -> list[int]:
+        return [*self._template("<|start|>user<|message|>"), *self._plain(text), self._ids["<|end|>"]]
+
+    def _template(self, text: str) -> list[int]:
+        return list(self._encoding.encode(text, allowed_special="all"))
+
+    def _plain(self, text: str) -> list[int]:
+        tokens: list[int] = []
+        start = 0
+        clean = _clean(text)
+        for place in _LONG_PIECE.finditer(clean):
+            tokens += self._encoding.encode(clean[start : place.end()], disallowed_special=())
+            start = place.end()
+        return [*tokens, *self._encoding.encode(clean[start:], disallowed_special=())]
+
+
+def _clean(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates have no bytes
+
+
+def _tool_calls(parts: Sequence[_Part], *, cut: bool) -> Turn:
+    calls: list[ToolCall] = []
+    notes: list[str] = []
+    read = parts[:MAX_CALLS]
+    for index, part in enumerate(read):
+        if cut and index == len(parts) - 1:
+            if not calls:
+                return Malformed("Your call was cut off by the length limit; send shorter code.")
+            notes.append("a second call was cut off")
+            break
+        code = _code_of(part)
+        if code is None:
+            if part.recipient in _PYTHON_NAMES or part.recipient is None:
+                return Malformed("Your call to python holds no code.")
+            name = part.recipient[:_LONGEST_NAME]
+            return Malformed(f"There is no tool {name}; the only one is python, which takes Python code as it is.")
+        calls.append(ToolCall(code.text))
+        if code.mended:
+            notes.append(code.mended)
+        if part.end != "<|call|>":
+            notes.append("the call's end was missing")
+    return ToolCalls(tuple(calls), "; ".join(dict.fromkeys(notes)) or None, len(parts) - len(read))
+
+
+def _code_of(part: _Part) -> Code | None:
+    body = part.body or ""
+    known = part.recipient in _PYTHON_NAMES
+    note = None
+    if part.recipient is None:
+        note = "a call without a recipient"
+    elif not known:
+        note = f"unknown recipient {part.recipient[:_LONGEST_NAME]!r}"
+    elif part.channel not in ("analysis", "commentary"):
+        note = "a call in the wrong channel"
+    if body.lstrip().startswith(("{", "```json")):
+        found = code_in_json(body)
+        if found is not None and (known or compiles(found.text)):
+            # functions.python is the form in which a declared function is called: JSON is right there.
+            natural = part.recipient == "functions.python" or "json" in part.header
+            return Code(found.text, note or found.mended or (None if natural else "code in JSON"))
+        if not known:
+            return None
+    bare = bare_code(body, note)
+    return bare if known or (bare is not None and compiles(bare.text)) else None

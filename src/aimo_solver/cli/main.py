@@ -1,0 +1,207 @@
+"""The command line: `aimo-solver evaluate | replay | report | watch | bench | serve`.
+
+Exit codes: 0 done, 1 a fault of ours, 2 bad input (one line that says what to do), 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aimo_solver.cli import measure as cli_measure
+from aimo_solver.cli.common import EMBEDDED_MODEL, console, guarded
+from aimo_solver.cli.progress import TerminalProgress, result_table
+from aimo_solver.clock import RunClock
+from aimo_solver.config import Config, load_config
+from aimo_solver.errors import ConfigError, RunDirectoryError
+from aimo_solver.lab.report.command import report
+from aimo_solver.lab.report.watch import watch
+from aimo_solver.log.lock import is_running
+from aimo_solver.log.writer import Run, RunLog, describe_environment, read_run
+from aimo_solver.problems import Problem, read_problems
+from aimo_solver.server.launch import choose, command
+from aimo_solver.server.machine import detect_machine, installed_flags
+from aimo_solver.solve.evaluate import evaluate
+from aimo_solver.solve.session import Endpoint, check_model, endpoint_folder, endpoint_session, local_session
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Olympiad maths with an open LLM under a hard clock.",
+)
+app.command("replay")(cli_measure.replay_command)
+app.add_typer(cli_measure.bench, name="bench")
+app.add_typer(cli_measure.cache, name="cache")
+
+
+@app.command("evaluate")
+@guarded
+def evaluate_command(
+    csv: Annotated[Path, typer.Argument(help="problems: columns id, problem (or question) and, if known, answer")],
+    model: Annotated[
+        Path | None, typer.Option(help="model folder; a local vLLM server is started on it. Default: the embedded pocket model")
+    ] = None,
+    endpoint: Annotated[str | None, typer.Option(help="a running vLLM server, for instance http://10.0.0.1:8000")] = None,
+    served_model: Annotated[str | None, typer.Option(help="the model's name at the endpoint")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="AIMO_API_KEY", help="the endpoint's API key")] = None,
+    out: Annotated[Path | None, typer.Option(help="run directory; default runs/NAME-TIME")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the interrupted run in --out")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="delete an earlier run in --out first")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first N problems")] = None,
+    ids: Annotated[str | None, typer.Option(help="only these problems, separated by commas")] = None,
+    seed: Annotated[int | None, typer.Option(help="same as --set sampling.seed=N")] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(min=1, help="seconds for the whole run, same as --set budget.time_limit_s=N")
+    ] = None,
+    problems_in_parallel: Annotated[
+        int | None, typer.Option(min=1, help="problems solved side by side, same as --set solver.parallel=N")
+    ] = None,
+    config_file: Annotated[Path | None, typer.Option("--config", help="TOML file with options")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="one option, as section.option=value; repeatable")] = None,
+) -> None:
+    """Solves the problems of a CSV and scores the answers where the truth is known.
+
+    A run that is resumed goes on with its configuration, to which --set adds, and with its clock: --time-limit counts from
+    the start of the first run, the pauses between not counted.
+    """
+    started = time.monotonic()
+    chosen = tuple(part.strip() for part in ids.split(",") if part.strip()) if ids else ()
+    problems = read_problems(csv, ids=chosen, limit=limit)
+    if endpoint is None and (served_model or api_key):
+        raise ConfigError("--served-model", "names a model at an endpoint; give --endpoint too")
+    there = Endpoint(endpoint, served_model, api_key) if endpoint else None
+    folder = model or (EMBEDDED_MODEL if there is None else endpoint_folder(there))
+    check_model(folder)
+    if resume and out is None:
+        raise ConfigError("--resume", "needs --out with the folder of the interrupted run")
+    extra = list(settings or ())
+    extra += [f"sampling.seed={seed}"] if seed is not None else []
+    extra += [f"budget.time_limit_s={time_limit}"] if time_limit is not None else []
+    extra += [f"solver.parallel={problems_in_parallel}"] if problems_in_parallel is not None else []
+    earlier = read_run(out) if resume and out is not None else None
+    config = _config(folder, config_file, extra, resumed=earlier)
+    out = out or Path("runs") / f"{csv.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if overwrite and not resume:
+        _delete_run(out)
+    if earlier is not None:
+        done = {result.problem_id for result in earlier.results}
+        _check_time(earlier, config, sum(problem.id not in done for problem in problems))
+        log = RunLog.resume(out, config=config)
+    else:
+        log = RunLog.create(out, config=config, environment=describe_environment(), started=started)
+    todo = [problem for problem in problems if problem.id not in log.finished]
+    job = _Job(todo, config, log, folder, there)
+    with log:
+        asyncio.run(_run(job, started))
+        summary = log.finish({"problems_in_parallel": config.solver.parallel})
+    results = [log.finished[problem.id] for problem in problems]
+    console.print(result_table(results))
+    score = "" if summary["right"] is None else f"{summary['right']} of {summary['problems']} right ({summary['accuracy']:.1%}), "
+    speed = f"{summary['seconds']:.0f} s, {summary['tokens']} tokens, {summary['tokens_per_s']:.0f} tokens/s"
+    console.print(f"{score}{speed}; written to {out}", soft_wrap=True)
+
+
+@app.command("report")
+@guarded
+def report_command(
+    directories: Annotated[list[Path], typer.Argument(help="a run directory, or two to compare")],
+    out: Annotated[Path | None, typer.Option(help="where the page goes; default report.html in the first directory")] = None,
+) -> None:
+    """What became of a run, here and as one HTML page with plots."""
+    report(directories, console, out)
+
+
+@app.command("watch")
+@guarded
+def watch_command(directory: Annotated[Path, typer.Argument(help="the run's directory")]) -> None:
+    """The live view of a run that another process writes."""
+    watch(directory, console)
+
+
+@app.command("serve")
+@guarded
+def serve_command(
+    model: Annotated[Path, typer.Option(help="model folder")] = EMBEDDED_MODEL,
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="where to listen, on the loopback interface")] = 8000,
+    slots: Annotated[int, typer.Option(min=1, help="requests side by side that the server is tuned for")] = 8,
+    config_file: Annotated[Path | None, typer.Option("--config", help="TOML file with options")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="one option, as section.option=value; repeatable")] = None,
+) -> None:
+    """Runs a vLLM server with the flags that `evaluate` would use, in this terminal until Ctrl-C; for --endpoint."""
+    check_model(model)
+    config = _config(model, config_file, settings or (), resumed=None)
+    preset = choose(model, config.server, slots=slots, machine=detect_machine())
+    built = command(preset, model, port, model.resolve().name, installed_flags())
+    for flag in built.dropped:
+        console.print(f"left out {flag.name}: the installed vLLM does not know it", style="yellow")
+    console.print(" ".join(built.args), soft_wrap=True, highlight=False)
+    sys.stdout.flush()
+    os.execvpe(built.args[0], built.args, {**os.environ, **built.env})
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    problems: Sequence[Problem]
+    config: Config
+    log: RunLog
+    model: Path
+    endpoint: Endpoint | None
+
+
+async def _run(job: _Job, started: float) -> None:
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    if not job.problems:
+        return
+    clock = RunClock.begin(job.config.budget, time.monotonic, job.log.started)
+    with TerminalProgress(console, len(job.problems)) as progress:
+        if job.endpoint is None:
+            console.print(f"starting vLLM on {job.model}, log in {job.log.directory / 'server.log'}", highlight=False)
+            opened = local_session(job.model, job.config, job.log, progress)
+        else:
+            opened = endpoint_session(job.endpoint, job.model, job.config, job.log, progress)
+        async with opened as session:
+            console.print(f"ready after {time.monotonic() - started:.0f} s", highlight=False)
+            parallel = job.config.solver.parallel
+            await evaluate(session.solver, job.problems, job.config.budget, clock, parallel=parallel, lost=lambda: session.lost)
+
+
+def _config(model: Path, file: Path | None, settings: Sequence[str], *, resumed: Run | None) -> Config:
+    base = None if resumed is None else resumed.config
+    tomls = [] if resumed is not None else [model / "aimo.toml"]
+    layers = [toml for toml in tomls if toml.is_file()] + ([file] if file is not None else [])
+    return load_config(*layers, settings=settings, base=base)
+
+
+def _check_time(earlier: Run, config: Config, todo: int) -> None:
+    clock = RunClock.begin(config.budget, lambda: earlier.last_t, 0.0)
+    if todo and clock.left_s <= 0:
+        used = f"the run has used {earlier.last_t:.0f} of its {clock.end:.0f} s, and {todo} problems are open"
+        raise ConfigError("--time-limit", f"{used}; give a longer one, which counts from the start of the first run")
+
+
+def _delete_run(directory: Path) -> None:
+    if not directory.exists():
+        return
+    if not (directory / "run.json").is_file():
+        raise RunDirectoryError(directory, "is not a run directory, so it is not overwritten; choose another --out")
+    if is_running(directory):
+        raise RunDirectoryError(directory, "is being written by another process; wait for it, or choose another --out")
+    shutil.rmtree(directory)
+
+
+if __name__ == "__main__":
+    app()

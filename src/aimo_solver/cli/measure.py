@@ -1,0 +1,262 @@
+"""The commands that measure: `replay`, `bench ...` and `cache ...`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress
+from rich.table import Table
+
+from aimo_solver.cli.common import EMBEDDED_MODEL, console, guarded
+from aimo_solver.config import Config, load_config
+from aimo_solver.errors import ConfigError
+from aimo_solver.lab import scoreboard
+from aimo_solver.lab.bench.boot import bench_boot
+from aimo_solver.lab.bench.engine import Target, bench_engine
+from aimo_solver.lab.bench.kernels import run as run_kernels
+from aimo_solver.lab.bench.parse import SIZES, bench_parse, families_of, readers
+from aimo_solver.lab.bench.readahead import bench_prewarm, make_files
+from aimo_solver.lab.bench.table import BenchResult, shown
+from aimo_solver.lab.records import read_groups
+from aimo_solver.lab.replay import parse_policy, replay
+from aimo_solver.lab.simulate import parse_play, playable, simulate, sweep
+from aimo_solver.log.environment import describe_environment
+from aimo_solver.log.writer import RunLog
+from aimo_solver.server import compile_cache as jitcache
+from aimo_solver.server.launch import choose
+from aimo_solver.server.machine import detect_machine
+from aimo_solver.solve.session import check_model, local_session
+
+_POLICIES = ("majority", "error-weighted", "entropy", "tail-entropy", "vote-share", "lexicographic", "proximity")
+_PLAYS = ("default@greedy", "default@even", "default@clamp", "default@tiers", "default@marginal")
+_SWEEP_HOURS = (0.5, 1, 2, 3, 4, 5, 6)
+
+bench = typer.Typer(no_args_is_help=True, help="Speed, measured side by side in one run.")
+cache = typer.Typer(no_args_is_help=True, help="The compile cache that makes a server start faster on the same GPU.")
+
+Settings = Annotated[list[str] | None, typer.Option("--set", help="one option, as section.option=value; repeatable")]
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON object instead of a table")]
+Model = Annotated[Path, typer.Option(help="model folder")]
+Archive = Annotated[Path, typer.Option(help="where the packed cache goes")]
+CacheRoot = Annotated[Path | None, typer.Option("--root", help="folder of the cache")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file with options")]
+
+
+@guarded
+def replay_command(
+    attempts: Annotated[list[Path], typer.Argument(help="CSV files of attempts, run directories or their attempts.jsonl")],
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(help="VOTER, VOTER/STOP or, to simulate, VOTER/STOP@BUDGET; repeatable; the first is compared with"),
+    ] = None,
+    simulate_: Annotated[bool, typer.Option("--simulate", help="play whole competitions from the records")] = False,
+    competitions: Annotated[int, typer.Option(min=1, help="how many, with --simulate")] = 10_000,
+    problems: Annotated[int, typer.Option(min=1, help="problems per competition, with --simulate")] = 50,
+    strata: Annotated[bool, typer.Option("--strata", help="also right answers per run")] = False,
+    as_json: AsJson = False,
+    plots: Annotated[Path | None, typer.Option(help="folder for figures as SVG")] = None,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
+) -> None:
+    """Scores voters, stop rules and budgets on logged attempts, with confidence intervals, without a GPU."""
+    config = load_config(*([config_file] if config_file else []), settings=settings or ())
+    groups = read_groups(attempts)
+    figures = {}
+    if simulate_:
+        groups = playable(groups)
+        plays = [parse_play(name, config) for name in policy or _PLAYS]
+        with Progress(console=console, transient=True, disable=as_json) as progress:
+            task = progress.add_task("competitions", total=1.0)
+
+            def show(share: float) -> None:
+                progress.update(task, completed=share)
+
+            played = simulate(groups, plays, competitions=competitions, problems=problems, progress=show)
+            if plots is not None:
+                limits = [3_600.0 * hours for hours in _SWEEP_HOURS]
+                points = sweep(groups, plays, limits, competitions=min(competitions, 1_000), progress=show)
+                figures["budget"] = scoreboard.budget_figure(points)
+        values = scoreboard.simulation_values(played)
+        tables: tuple[Table, ...] = (scoreboard.simulation_table(played),)
+    else:
+        scored = replay(groups, [parse_policy(name, config.voting) for name in policy or _POLICIES])
+        values = scoreboard.replay_values(scored)
+        tables = scoreboard.replay_tables(scored, strata=strata)
+        if plots is not None:
+            figures = {"tokens": scoreboard.tokens_figure(scored), "calibration": scoreboard.calibration_figure(scored.scores[0])}
+    if as_json:
+        print(json.dumps(values))
+    else:
+        console.print(*tables)
+    if plots is not None:
+        plots.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            figure.savefig(plots / f"{name}.svg")
+
+
+@bench.command("kernels")
+@guarded
+def bench_kernels_command(
+    as_json: AsJson = False,
+    soak: Annotated[int | None, typer.Option(min=1, help="run so many leases of hard cases instead")] = None,
+    kernels: Annotated[int, typer.Option(min=1, max=64, help="how many start and work side by side")] = 16,
+    rounds: Annotated[int, typer.Option(min=1, help="times that starts and work are measured")] = 3,
+) -> None:
+    """The kernel pool against plain jupyter_client."""
+    raise typer.Exit(run_kernels(soak, as_json, kernels=kernels, rounds=rounds))
+
+
+@bench.command("prewarm")
+@guarded
+def bench_prewarm_command(
+    folder: Annotated[Path, typer.Option(help="folder on the disk to measure; files are made and removed there")],
+    gigabytes: Annotated[float, typer.Option(min=0.01, help="size of the files together")] = 8.0,
+    as_json: AsJson = False,
+) -> None:
+    """The prewarmer against cat, dd and direct parallel reads, on cold files and on warm ones."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix="bench-prewarm-") as scratch:
+        with console.status("writing files"):
+            files = make_files(Path(scratch), gigabytes)
+        with console.status("reading"):
+            result = bench_prewarm(files)
+    _show(result, as_json)
+
+
+@bench.command("engine")
+@guarded
+def bench_engine_command(
+    model: Model = EMBEDDED_MODEL,
+    streams: Annotated[str, typer.Option(help="numbers of streams, separated by commas")] = "1,8,16,32",
+    tokens: Annotated[int, typer.Option(min=10, help="tokens per stream")] = 2_000,
+    turn_tokens: Annotated[int, typer.Option(min=5, help="tokens between two tool calls")] = 500,
+    rounds: Annotated[int, typer.Option(min=1, help="times each way is measured")] = 1,
+    as_json: AsJson = False,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
+) -> None:
+    """The agent loop against the bare engine: same server, same prompts, same token budget."""
+    counts = _counts(streams)
+    most = max(counts)
+    config = _config(model, config_file, [f"solver.slots={most}", f"solver.max_attempts={most}", *(settings or ())])
+    preset = choose(model, config.server, slots=config.solver.streams, machine=detect_machine())
+
+    async def measure(folder: Path) -> BenchResult:
+        with RunLog.create(folder / "run", config=config, environment=describe_environment()) as log:
+            async with local_session(model, config, log) as session:
+                target = Target.of(session, config, preset)
+                return await bench_engine(target, streams=counts, tokens=tokens, turn_tokens=turn_tokens, rounds=rounds)
+
+    with tempfile.TemporaryDirectory(prefix="bench-engine-") as scratch, console.status("the server starts, then streams run"):
+        result = asyncio.run(measure(Path(scratch)))
+    _show(result, as_json)
+
+
+@bench.command("boot")
+@guarded
+def bench_boot_command(
+    model: Model = EMBEDDED_MODEL,
+    cold_files: Annotated[bool, typer.Option("--cold-files", help="evict the model's files from the page cache first")] = False,
+    as_json: AsJson = False,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
+) -> None:
+    """The stages of a boot one after another, and side by side as a run has them."""
+    config = _config(model, config_file, settings or ())
+    with tempfile.TemporaryDirectory(prefix="bench-boot-") as scratch, console.status("the server starts again and again"):
+        result = asyncio.run(bench_boot(model, config, Path(scratch), cold_files=cold_files))
+    _show(result, as_json)
+
+
+@bench.command("parse")
+@guarded
+def bench_parse_command(
+    model: Model = EMBEDDED_MODEL,
+    family: Annotated[list[str] | None, typer.Option(help="only this one, answers or salvage; repeatable")] = None,
+    sizes: Annotated[str, typer.Option(help="characters of an input, rising, separated by commas")] = ",".join(map(str, SIZES)),
+    every: Annotated[bool, typer.Option("--every", help="a row for each input, not for the slowest of each reader")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What reads model output, on degenerate output: CPU time by chat family, entry point and input."""
+    with tempfile.TemporaryDirectory(prefix="bench-parse-") as scratch:
+        chosen = readers(families_of(model, Path(scratch)))
+        known = dict.fromkeys(reader.family for reader in chosen)
+        if unknown := set(family or ()) - known.keys():
+            raise ConfigError("--family", f"unknown {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+        chosen = [reader for reader in chosen if not family or reader.family in family]
+        with Progress(console=console, transient=True, disable=as_json) as progress:
+            task = progress.add_task("readers", total=1.0)
+            show = lambda share: progress.update(task, completed=share)  # noqa: E731
+            result = bench_parse(chosen, sorted(_counts(sizes, "--sizes")), every=every, progress=show)
+    _show(result, as_json)
+
+
+def _show(result: BenchResult, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result.as_dict()))
+        return
+    table = Table(title=result.name, title_justify="left", caption="\n".join(result.notes), caption_justify="left")
+    for number, column in enumerate(result.columns):
+        table.add_column(column, justify="right" if number else "left")
+    for row in result.rows:
+        table.add_row(*map(shown, row))
+    console.print(table)
+
+
+def _counts(text: str, option: str = "--streams") -> list[int]:
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise ConfigError(option, f"write numbers like 1,8,16 (got {text!r})")
+    return counts
+
+
+def _config(model: Path, file: Path | None, settings: Sequence[str]) -> Config:
+    check_model(model)
+    layers = [toml for toml in (model / "aimo.toml",) if toml.is_file()] + ([file] if file is not None else [])
+    return load_config(*layers, settings=settings)
+
+
+@cache.command("build")
+@guarded
+def cache_build_command(
+    model: Model,
+    archive: Archive = Path(f"jit-cache{jitcache.ARCHIVE_SUFFIX}"),
+    root: CacheRoot = None,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
+) -> None:
+    """Starts the server twice on this GPU, runs first requests, and packs what was compiled."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    config = _config(model, config_file, settings or ())
+    _pack(asyncio.run(jitcache.build(model, config, _root(root), archive.with_suffix(".server.log"))), archive)
+
+
+@cache.command("pack")
+@guarded
+def cache_pack_command(
+    model: Model,
+    archive: Archive = Path(f"jit-cache{jitcache.ARCHIVE_SUFFIX}"),
+    root: CacheRoot = None,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
+) -> None:
+    """Packs what earlier server starts on this GPU compiled, with the same model and options."""
+    _pack(jitcache.stamp_here(model, _config(model, config_file, settings or ()), _root(root)), archive)
+
+
+def _root(root: Path | None) -> Path:
+    return (root or jitcache.default_root()).absolute()  # the cache has to go to the same place elsewhere
+
+
+def _pack(made: jitcache.Stamp, archive: Path) -> None:
+    size = jitcache.pack(made, archive)
+    console.print(f"{archive}: {size / 1e6:.1f} MB, for {made.gpu}")

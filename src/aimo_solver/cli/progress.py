@@ -1,0 +1,109 @@
+"""The live view of a run in the terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from aimo_solver.log.writer import ProblemResult
+from aimo_solver.policy.budget import Allotment
+from aimo_solver.problems import Problem
+from aimo_solver.results import Attempt, FinishReason
+from aimo_solver.solve.attempt import AgentRun
+
+_STATES = {"waiting": ("·", "dim"), "thinking": ("▸", "cyan"), "tool": ("λ", "yellow"), "answering": ("!", "magenta")}
+
+
+class TerminalProgress:
+    """Shows problems under way with their attempts, and one line for each problem that is finished.
+
+    Where the output is no terminal, only the lines are written.
+    """
+
+    def __init__(self, console: Console, problems: int) -> None:
+        self._console = console
+        self._problems = problems
+        self._open: dict[str, _OpenProblem] = {}
+        self._results: list[ProblemResult] = []
+        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> TerminalProgress:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def problem_started(self, problem: Problem, allotment: Allotment) -> None:
+        self._open[problem.id] = _OpenProblem(problem, allotment.seconds)
+
+    def attempt_changed(self, run: AgentRun) -> None:
+        self._open[run.problem.id].runs[run.index] = run
+
+    def attempt_finished(self, attempt: Attempt) -> None:
+        self._open[attempt.problem_id].finished[attempt.index] = attempt
+
+    def problem_finished(self, result: ProblemResult) -> None:
+        self._open.pop(result.problem_id, None)
+        self._results.append(result)
+        self._console.print(self._line(result), soft_wrap=True)
+
+    def _line(self, result: ProblemResult) -> Text:
+        mark, style = {True: ("✓", "green"), False: ("✗", "red"), None: ("•", "blue")}[result.right]
+        line = Text(f"{mark} ", style=style)
+        line.append(f"{len(self._results):>3}/{self._problems}  {result.problem_id:<10} {result.answer:>6}", style="default")
+        truth = "" if result.truth is None or result.right else f"  (truth {result.truth})"
+        line.append(truth, style="red")
+        votes = f"{result.votes} of {result.attempts} votes"
+        detail = f"  {votes}, {result.tool_calls} calls, {result.tokens} tokens, {result.seconds:.1f} s"
+        line.append(f"{detail}, {result.reason}", style="dim")
+        return line
+
+    def _render(self) -> RenderableType:
+        right = sum(result.right is True for result in self._results)
+        known = sum(result.right is not None for result in self._results)
+        head = f"{len(self._results)} of {self._problems} problems"
+        if known:
+            head += f", {right} of {known} right"
+        return Group(Text(head, style="bold"), *(problem.row() for problem in self._open.values()))
+
+
+class _OpenProblem:
+    def __init__(self, problem: Problem, seconds: float) -> None:
+        self.problem = problem
+        self.seconds = seconds
+        self.started = time.monotonic()
+        self.runs: dict[int, AgentRun] = {}
+        self.finished: dict[int, Attempt] = {}
+
+    def row(self) -> Text:
+        row = Text(f"{self.problem.id:<10} {time.monotonic() - self.started:5.0f}/{self.seconds:.0f} s  ")
+        for index, run in sorted(self.runs.items()):
+            attempt = self.finished.get(index)
+            if attempt is None:
+                mark, style = _STATES[run.state]
+                row.append(f" {mark}{run.turns}", style=style)
+            elif attempt.answer is not None:
+                row.append(f" {attempt.answer}", style="green")
+            else:
+                row.append(" –", style="red" if attempt.finish_reason is FinishReason.ENGINE_ERROR else "dim")
+        return row
+
+
+def result_table(results: Sequence[ProblemResult]) -> Table:
+    """The final table of a run."""
+    table = Table(title="Results", title_justify="left")
+    for name in ("id", "answer", "truth", "right", "votes", "attempts", "tool calls", "tokens", "seconds"):
+        table.add_column(name, justify="left" if name == "id" else "right")
+    for result in results:
+        right = {True: "[green]yes[/]", False: "[red]no[/]", None: ""}[result.right]
+        truth = "" if result.truth is None else str(result.truth)
+        numbers = (result.votes, result.attempts, result.tool_calls, result.tokens)
+        table.add_row(result.problem_id, str(result.answer), truth, right, *map(str, numbers), f"{result.seconds:.1f}")
+    return table

@@ -1,0 +1,6 @@
+"""Measures: kernels, engine, boot, read-ahead, readers, each beside an alternative in the same run. Never in the notebook.
+
+May import: chat, policy, server, kernels, log, solve.
+"""
+
+__all__ = ["boot", "degenerate", "engine", "kernels", "loop", "parse", "readahead", "soak", "table"]

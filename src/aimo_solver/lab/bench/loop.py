@@ -1,0 +1,220 @@
+"""The agent loop with made-up turns: each ends after a set number of tokens, in a tool call or in the answer.
+
+Everything else is real: the engine's client, kernels, the run directory. So it measures the same on random weights.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from aimo_solver.chat.prompts import PromptVariant
+from aimo_solver.chat.turns import ChatFormat, FinalText, ToolCall, ToolCalls, Turn
+from aimo_solver.config import Config
+from aimo_solver.kernels.pool import KernelPool
+from aimo_solver.log.environment import describe_environment
+from aimo_solver.log.writer import RunLog
+from aimo_solver.options import AttemptConfig
+from aimo_solver.problems import Problem
+from aimo_solver.server.client import Chunk, CompletionRequest, VllmEngine
+from aimo_solver.server.launch import Preset
+from aimo_solver.solve.attempt import AgentRun, AttemptTools
+from aimo_solver.solve.session import Session
+
+PROMPT_TOKENS = 300
+RESULT_TOKENS = 60
+_CODE = "print(sum(k * k for k in range(1000)))"
+_HORIZON_S = 3_600.0
+_STALL_S = 0.1  # ten steps and more of any model that is served for speed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """The server to measure.
+
+    Attributes:
+        chat: its model's chat format, for the decoding of logs.
+        vocabulary: token ids below it are valid.
+        block_tokens: length of a block of its prefix cache.
+    """
+
+    base_url: str
+    model: str
+    chat: ChatFormat
+    config: Config
+    context_tokens: int
+    vocabulary: int
+    block_tokens: int = 16
+
+    @classmethod
+    def of(cls, session: Session, config: Config, preset: Preset) -> Self:
+        """The server of a session that was started with that preset."""
+        block = preset.flag("--block-size")
+        return cls(
+            base_url=session.engine.base_url,
+            model=session.engine.model,
+            chat=session.tools.chat,
+            config=config,
+            context_tokens=session.engine.context_tokens,
+            vocabulary=preset.vocabulary,
+            block_tokens=int(block.value) if block is not None and block.value else 16,
+        )
+
+
+@dataclass(slots=True)
+class Run:
+    """One measured run of some streams.
+
+    Attributes:
+        tokens, seconds: sampled by all streams together, from the first request to the last token.
+        stalled: the part of `seconds` in silences of 0.1 s and more, when no stream heard anything.
+        gaps: seconds from each tool's result to the next token.
+        covered: cached tokens over the tokens of all whole blocks that the server has seen, per turn behind the first.
+    """
+
+    tokens: int = 0
+    seconds: float = 0.0
+    stalled: float = 0.0
+    heard_at: float = 0.0
+    gaps: list[float] = field(default_factory=list)
+    covered: list[float] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        return self.tokens / self.seconds
+
+    def heard(self) -> None:
+        """Some stream got something."""
+        now = time.perf_counter()
+        silence = now - self.heard_at
+        if silence >= _STALL_S:
+            self.stalled += silence
+        self.heard_at = now
+
+    async def time(self, streams: Iterator[Coroutine[Any, Any, None]]) -> None:
+        """Runs the streams side by side."""
+        began = self.heard_at = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for stream in streams:
+                group.create_task(stream)
+        self.seconds = time.perf_counter() - began
+
+
+def new_prompt(target: Target, serial: Iterator[int]) -> list[int]:
+    """Tokens that no earlier prompt began with, so that nothing of them is cached."""
+    draw = random.Random(next(serial))
+    return [draw.randrange(target.vocabulary) for _ in range(PROMPT_TOKENS)]
+
+
+class EndlessEngine(VllmEngine):
+    """Samples on behind the model's own end of turn."""
+
+    def _body(self, request: CompletionRequest) -> dict[str, Any]:
+        return super()._body(request) | {"ignore_eos": True}
+
+
+class _CutEngine(EndlessEngine):
+    """One attempt's engine: every turn has the same length and ends as if the model had ended it."""
+
+    def __init__(self, target: Target, turn_tokens: int, run: Run, chat: _MadeUpTurns) -> None:
+        super().__init__(target.base_url, target.model, target.config.sampling, context_tokens=target.context_tokens)
+        self._turn_tokens = turn_tokens
+        self._run = run
+        self._chat = chat
+        self._block = target.block_tokens
+        self._seen = 0  # tokens whose keys and values the server has computed
+
+    async def stream(self, request: CompletionRequest) -> AsyncGenerator[Chunk, None]:
+        request = dataclasses.replace(request, max_tokens=min(request.max_tokens, self._turn_tokens))
+        sampled = 0
+        async with aclosing(super().stream(request)) as chunks:
+            async for chunk in chunks:
+                self._run.heard()
+                if sampled == 0 and chunk.token_ids and self._seen:
+                    self._run.gaps.append(time.perf_counter() - self._chat.result_at)
+                sampled += len(chunk.token_ids)
+                if chunk.cached_tokens is not None and self._seen >= self._block:
+                    self._run.covered.append(chunk.cached_tokens / (self._seen // self._block * self._block))
+                yield chunk if chunk.finish is None else dataclasses.replace(chunk, finish="stop")
+        # The last token was sampled but not fed back, so the server has not computed it yet.
+        self._seen = len(request.tokens) + sampled - 1
+        self._run.tokens += sampled
+
+
+class _MadeUpTurns:
+    """One attempt's chat format: so many tool calls, then the answer. Logs are decoded as the model's own format does."""
+
+    name = "made-up"
+    stop_token_ids: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+
+    def __init__(self, real: ChatFormat, prompt: list[int], turns: int) -> None:
+        self.result_at = 0.0
+        self._real = real
+        self._prompt = prompt
+        self._turns_left = turns
+
+    def prompt(self, system: str, user: str, *, tools: bool) -> list[int]:
+        return list(self._prompt)
+
+    def parse(self, sampled: Sequence[int], *, cut: bool) -> Turn:
+        self._turns_left -= 1
+        return ToolCalls((ToolCall(_CODE),)) if self._turns_left > 0 else FinalText("\\boxed{1}")
+
+    def tool_results(self, sampled: Sequence[int], outputs: Sequence[str]) -> list[int]:
+        self.result_at = time.perf_counter()
+        return list(sampled[:RESULT_TOKENS])
+
+    def complaint(self, sampled: Sequence[int], reason: str) -> list[int]:
+        return []
+
+    def ask_answer(self, sampled: Sequence[int]) -> list[int]:
+        return list(sampled[:1])
+
+    def answer_text(self, sampled: Sequence[int]) -> str:
+        return ""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self._real.decode(tokens)
+
+
+async def run_loop(target: Target, streams: int, turn_tokens: int | None, serial: Iterator[int], tokens: int) -> Run:
+    turn_tokens = tokens if turn_tokens is None else min(turn_tokens, max(1, tokens // 2))
+    run = Run()
+    config = target.config
+    turns = max(1, tokens // turn_tokens)
+    limits = AttemptConfig(max_turns=turns + 1, answer_tokens=1, answer_s=1.0)
+    with tempfile.TemporaryDirectory() as folder:
+        log = RunLog.create(Path(folder) / "run", config=config, environment=describe_environment())
+        async with KernelPool.from_config(dataclasses.replace(config.kernels, size=streams)) as pool:
+
+            async def attempt(index: int) -> None:
+                chat = _MadeUpTurns(target.chat, new_prompt(target, serial), turns)
+                async with _CutEngine(target, turn_tokens, run, chat) as engine:
+                    tools = AttemptTools(
+                        engine=engine, chat=chat, pool=pool, limits=limits, kernels=config.kernels, clock=time.monotonic
+                    )
+                    started = time.monotonic()
+                    record = await AgentRun(
+                        tools,
+                        Problem("bench", "made up"),
+                        index,
+                        PromptVariant("bench", "", "", True),
+                        deadline=started + _HORIZON_S,
+                        problem_started=started,
+                        trajectory=log.trajectory("bench", index, decode=chat.decode),
+                    ).run()
+                log.attempt_finished(record)
+
+            await pool.full()  # as when a problem comes: no kernel starts beside it
+            await run.time(attempt(index) for index in range(streams))
+        log.finish()
+    return run

@@ -1,0 +1,72 @@
+"""The result of a benchmark: a table of figures with the machine, the versions and the command they belong to."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aimo_solver.log.environment import describe_environment
+from aimo_solver.server.machine import detect_machine
+
+Value = str | int | float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchResult:
+    """One benchmark's outcome.
+
+    Attributes:
+        columns: names with units; every row has one value per column.
+        notes: what a reader must know to trust the figures.
+        details: more that only the JSON file holds.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Value, ...], ...]
+    notes: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, with where and how they were measured."""
+        gpus = [
+            {"name": gpu.name, "memory_gib": round(gpu.memory_bytes / 2**30, 1), "driver": gpu.driver}
+            for gpu in detect_machine().gpus
+        ]
+        return {
+            "bench": self.name,
+            "command": sys.argv,
+            "environment": {**describe_environment(), "gpus": gpus},
+            "results": [dict(zip(self.columns, row, strict=True)) for row in self.rows],
+            "notes": list(self.notes),
+            "details": dict(self.details),
+        }
+
+    def save(self, path: Path) -> None:
+        """Writes `as_dict` as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.as_dict(), indent=1) + "\n", encoding="utf-8")
+
+    def markdown(self) -> str:
+        """The table, its notes below it."""
+        lines = [
+            _line(self.columns),
+            _line(["---"] * len(self.columns)),
+            *(_line([shown(value) for value in row]) for row in self.rows),
+        ]
+        return "\n".join([*lines, "", *(f"- {note}" for note in self.notes)]).rstrip() + "\n"
+
+
+def shown(value: Value) -> str:
+    """A figure with three digits that say something."""
+    if not isinstance(value, float):
+        return "" if value is None else f"{value:,}" if isinstance(value, int) else value
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

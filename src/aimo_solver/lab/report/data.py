@@ -1,0 +1,279 @@
+"""What a report tells, worked out from a run directory. No drawing here.
+
+Seconds are counted from the run's start for problems, from the problem's start for attempts and votes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import pairwise
+
+from aimo_solver.lab.report.text import TrajectoryText, trajectory_text
+from aimo_solver.lab.report.timeline import (
+    Doing,
+    Segment,
+    Stage,
+    busy,
+    entropy_curve,
+    is_fault,
+    is_notable,
+    segments,
+    stages,
+    tool_error,
+)
+from aimo_solver.log.lock import is_running
+from aimo_solver.log.reader import CandidateRecord, Event, ProblemRecord, Run, VoteRecord
+from aimo_solver.log.trajectory import TrajectoryRecord
+from aimo_solver.results import Attempt, FinishReason
+
+
+class Verdict(StrEnum):
+    """How a problem came out."""
+
+    RIGHT = "right"
+    OUTVOTED = "outvoted"  # the truth was among the answers, and lost
+    NOT_FOUND = "not found"  # no attempt gave the truth
+    NO_ANSWER = "no answer"  # no attempt gave anything
+    UNKNOWN = "unknown"  # nobody knows the truth
+    OPEN = "open"  # the run ended, or is, within it
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptReport:
+    """One attempt.
+
+    Attributes:
+        attempt: its record; one without a finish if it never ended (`running`).
+        segments: in order, without overlap.
+        entropy: (tokens sampled so far, mean entropy in nats of a stretch of tokens), at most `report_time.ENTROPY_BINS` of them.
+        tool_errors: how often each cause ended a call.
+        text: the trajectory to read; None if none was kept.
+    """
+
+    attempt: Attempt
+    running: bool
+    segments: tuple[Segment, ...]
+    entropy: tuple[tuple[int, float], ...]
+    tool_errors: Counter[str]
+    text: TrajectoryText | None
+
+    @property
+    def end(self) -> float:
+        return self.attempt.started_s + self.attempt.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemReport:
+    """One problem.
+
+    Attributes:
+        answers: the last ballot.
+        right_votes: attempts that gave the truth.
+        events: what happened within it: faults, and what a second look chose.
+    """
+
+    record: ProblemRecord
+    verdict: Verdict
+    why: str
+    attempts: tuple[AttemptReport, ...]
+    votes: tuple[VoteRecord, ...]
+    answers: tuple[CandidateRecord, ...]
+    right_votes: int
+    events: tuple[Event, ...]
+
+    @property
+    def id(self) -> str:
+        return self.record.problem_id
+
+    @property
+    def seconds(self) -> float:
+        result = self.record.result
+        return result.seconds if result else max((attempt.end for attempt in self.attempts), default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class TimeShares:
+    """Where the slots' seconds went. `idle` is a slot without an attempt while its problem was being solved."""
+
+    thinking: float
+    tool: float
+    waiting: float
+    idle: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """Everything a report shows of one run.
+
+    Attributes:
+        state: "finished", "running" or "interrupted".
+        right, known: problems answered right, and those whose truth is known and that ended.
+        oracle: those of `known` whose truth at least one attempt gave.
+        boot: stages that began before the first problem did, in the order of their beginning.
+        notable: events of the run that are more than bookkeeping, faults within problems among them.
+        streams, kernels: (second, how many are busy from then on).
+    """
+
+    run: Run
+    name: str
+    state: str
+    seconds: float
+    problems: tuple[ProblemReport, ...]
+    right: int
+    known: int
+    oracle: int
+    tokens: int
+    tool_calls: int
+    tool_errors: Counter[str]
+    shares: TimeShares
+    boot: tuple[Stage, ...]
+    notable: tuple[Event, ...]
+    streams: tuple[tuple[float, int], ...]
+    kernels: tuple[tuple[float, int], ...]
+
+    @property
+    def attempts(self) -> tuple[AttemptReport, ...]:
+        return tuple(attempt for problem in self.problems for attempt in problem.attempts)
+
+    @property
+    def verdicts(self) -> Counter[Verdict]:
+        return Counter(problem.verdict for problem in self.problems)
+
+
+def load_report(run: Run) -> RunReport:
+    """Reads the run's trajectories one after the other and works everything out."""
+    problems = tuple(_problem(run, record) for record in run.problems)
+    attempts = [attempt for problem in problems for attempt in problem.attempts]
+    starts = {problem.id: problem.record.t for problem in problems}
+    spans = [(starts[a.attempt.problem_id], segment) for a in attempts for segment in a.segments]
+    ended = [problem for problem in problems if problem.record.result and problem.record.truth is not None]
+    first = min((problem.record.t for problem in problems), default=run.last_t)
+    state = "running" if is_running(run.directory) else "finished" if run.summary is not None else "interrupted"
+    return RunReport(
+        run=run,
+        name=run.directory.resolve().name,
+        state=state,
+        seconds=run.last_t,
+        problems=problems,
+        right=sum(problem.verdict is Verdict.RIGHT for problem in ended),
+        known=len(ended),
+        oracle=sum(problem.right_votes > 0 for problem in ended),
+        tokens=sum(attempt.attempt.tokens for attempt in attempts),
+        tool_calls=sum(attempt.attempt.tool_calls for attempt in attempts),
+        tool_errors=sum((attempt.tool_errors for attempt in attempts), Counter()),
+        shares=_shares(run, problems),
+        boot=tuple(stage for stage in stages(run.events, run.last_t) if stage.start < first),
+        notable=tuple(
+            event for event in run.events if is_notable(event) and ("problem_id" not in event.values or is_fault(event))
+        ),
+        streams=busy((zero + s.start, zero + s.end) for zero, s in spans if s.doing is Doing.THINKING),
+        kernels=busy((zero + s.start, zero + s.end) for zero, s in spans if s.doing in (Doing.TOOL, Doing.FAILED)),
+    )
+
+
+def attempt_so_far(trajectory: TrajectoryRecord, problem: ProblemRecord) -> Attempt:
+    """The record of an attempt that never ended, as far as its trajectory tells."""
+    turns = [step for step in trajectory.steps if step.kind == "turn"]
+    tools = [step for step in trajectory.steps if step.kind == "tool"]
+    entropies = [value for step in turns for value in step.entropies]
+    last = max((step.t + step.seconds for step in trajectory.steps), default=trajectory.t)
+    return Attempt(
+        problem_id=problem.problem_id,
+        index=trajectory.index,
+        answer=None,
+        finish_reason=FinishReason.CANCELLED,
+        tokens=sum(len(step.tokens) for step in turns),
+        turns=len(turns),
+        tool_calls=len(tools),
+        tool_errors=sum(tool_error(step) is not None for step in tools),
+        entropy=sum(entropies) / len(entropies) if entropies else None,
+        started_s=trajectory.t - problem.t,
+        seconds=last - trajectory.t,
+        tool_seconds=sum(step.seconds for step in tools),
+    )
+
+
+def _problem(run: Run, record: ProblemRecord) -> ProblemReport:
+    records = {attempt.index: attempt for attempt in run.attempts if attempt.problem_id == record.problem_id}
+    indices = sorted(records.keys() | set(run.trajectory_indices(record.problem_id)))
+    attempts = tuple(_attempt(run, record, index, records.get(index)) for index in indices)
+    votes = tuple(
+        VoteRecord(round(max(0.0, vote.t - record.t), 3), vote.problem_id, vote.candidates)
+        for vote in run.votes
+        if vote.problem_id == record.problem_id
+    )
+    answers = record.result.candidates if record.result else votes[-1].candidates if votes else ()
+    right_votes = sum(attempt.attempt.answer == record.truth for attempt in attempts) if record.truth is not None else 0
+    verdict = _verdict(record, right_votes, answers)
+    why = _why(record, verdict, attempts, answers, right_votes)
+    events = tuple(event for event in run.events if is_notable(event) and event.values.get("problem_id") == record.problem_id)
+    return ProblemReport(record, verdict, why, attempts, votes, answers, right_votes, events)
+
+
+def _attempt(run: Run, problem: ProblemRecord, index: int, attempt: Attempt | None) -> AttemptReport:
+    trajectory = run.trajectory(problem.problem_id, index)
+    if trajectory is None:
+        assert attempt is not None
+        whole = Segment(Doing.THINKING, attempt.started_s, attempt.started_s + attempt.seconds)
+        return AttemptReport(attempt, False, (whole,), (), Counter(), None)
+    stretches = segments(trajectory, problem.t)
+    errors = Counter(cause for step in trajectory.steps if (cause := tool_error(step)))
+    running = attempt is None
+    if attempt is None:
+        attempt = attempt_so_far(trajectory, problem)
+    text = trajectory_text(trajectory)
+    return AttemptReport(attempt, running, stretches, entropy_curve(trajectory.steps), errors, text)
+
+
+def _verdict(record: ProblemRecord, right_votes: int, answers: Sequence[CandidateRecord]) -> Verdict:
+    if record.result is None:
+        return Verdict.OPEN
+    if record.truth is None:
+        return Verdict.UNKNOWN
+    if record.result.answer == record.truth:
+        return Verdict.RIGHT
+    if right_votes:
+        return Verdict.OUTVOTED
+    return Verdict.NOT_FOUND if answers else Verdict.NO_ANSWER
+
+
+def _why(
+    record: ProblemRecord,
+    verdict: Verdict,
+    attempts: Sequence[AttemptReport],
+    answers: Sequence[CandidateRecord],
+    right_votes: int,
+) -> str:
+    ends = Counter(str(attempt.attempt.finish_reason).replace("_", " ") for attempt in attempts)
+    how = ", ".join(f"{count} {name}" for name, count in ends.most_common(3))
+    votes = record.result.votes if record.result else 0
+    match verdict:
+        case Verdict.OPEN:
+            return f"not ended; {len(attempts)} attempts begun"
+        case Verdict.NO_ANSWER:
+            return f"no attempt gave an answer ({how})"
+        case Verdict.NOT_FOUND:
+            others = "1 other answer" if len(answers) == 1 else f"{len(answers)} other answers"
+            return f"none of {len(attempts)} attempts gave {record.truth}; {others} ({how})"
+        case Verdict.OUTVOTED:
+            given = record.result.answer if record.result else None
+            return f"{record.truth} had {right_votes} of {len(attempts)} attempts, {given} had {votes}"
+        case _:
+            return f"{votes} of {len(attempts)} attempts agreed"
+
+
+def _shares(run: Run, problems: Sequence[ProblemReport]) -> TimeShares:
+    spent = dict.fromkeys(Doing, 0.0)
+    idle = 0.0
+    slots = int(run.config["solver"]["slots"])
+    for problem in problems:
+        for attempt in problem.attempts:
+            for segment in attempt.segments:
+                spent[segment.doing] += segment.end - segment.start
+        running = busy((attempt.attempt.started_s, attempt.end) for attempt in problem.attempts)
+        edges = [(0.0, 0), *running, (problem.seconds, 0)]
+        idle += sum(max(0, slots - count) * max(0.0, later - now) for (now, count), (later, _) in pairwise(edges))
+    return TimeShares(spent[Doing.THINKING], spent[Doing.TOOL] + spent[Doing.FAILED], spent[Doing.WAITING], idle)

@@ -1,0 +1,218 @@
+"""`aimo-solver watch`: a run that is going on, seen from another terminal. It only reads the run directory."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from aimo_solver.lab.report.data import attempt_so_far
+from aimo_solver.lab.report.svg import duration, plain, short
+from aimo_solver.lab.report.timeline import is_fault, is_notable
+from aimo_solver.log.lock import is_running
+from aimo_solver.log.reader import Event, ProblemRecord, ProblemResult, Run, VoteRecord, read_run
+from aimo_solver.log.trajectory import TrajectoryRecord
+from aimo_solver.results import Attempt
+
+EVERY_S = 1.0
+_RATE_WINDOW_S = 15.0
+_SHOWN_RESULTS = 8
+_SHOWN_EVENTS = 5
+_DOING = {"thinking": "cyan", "Python": "yellow", "ending": "dim"}
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptNow:
+    """An attempt at a problem that is being solved. `doing` is "thinking", "Python", "ending", or "" if it has ended."""
+
+    attempt: Attempt
+    doing: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemNow:
+    """A problem that is being solved; `ballot` is None before the first vote."""
+
+    record: ProblemRecord
+    attempts: tuple[AttemptNow, ...]
+    ballot: VoteRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A run at one moment.
+
+    Attributes:
+        t: seconds of the run.
+        tokens: sampled so far. tokens_per_s: over the last moments; None until there are two to compare.
+        open: problems that are being solved.
+    """
+
+    run: Run
+    running: bool
+    t: float
+    tokens: int
+    tokens_per_s: float | None
+    open: tuple[ProblemNow, ...]
+
+
+class Follower:
+    """Looks at a run again and again."""
+
+    def __init__(self, directory: Path, clock: Callable[[], float] = time.time) -> None:
+        """`clock` reads the seconds since 1970, in which the run's own start is written."""
+        self._directory = directory
+        self._clock = clock
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def look(self) -> Snapshot:
+        """The run now.
+
+        Raises:
+            RunDirectoryError: there is no run.
+        """
+        running = is_running(self._directory)  # asked first, so that the last lines of a run that ends now are still read
+        run = read_run(self._directory)
+        now = self._clock()
+        unsolved = tuple(_problem_now(run, problem) for problem in run.problems if problem.result is None)
+        tokens = sum(result.tokens for result in run.results)
+        tokens += sum(attempt.attempt.tokens for problem in unsolved for attempt in problem.attempts)
+        t = _seconds(run, now) if running else run.last_t
+        return Snapshot(run, running, t, tokens, self._rate(now, tokens), unsolved)
+
+    def _rate(self, now: float, tokens: int) -> float | None:
+        self._seen.append((now, tokens))
+        while len(self._seen) > 2 and now - self._seen[0][0] > _RATE_WINDOW_S:
+            self._seen.popleft()
+        then, before = self._seen[0]
+        return max(0.0, (tokens - before) / (now - then)) if now > then else None
+
+
+def watch(directory: Path, console: Console, *, every_s: float = EVERY_S) -> None:
+    """Shows the run until it ends. Where the output is no terminal, one line is printed for each problem that ends.
+
+    Raises:
+        RunDirectoryError: there is no run.
+    """
+    follower = Follower(directory)
+    snapshot = follower.look()
+    if console.is_terminal:
+        with Live(view(snapshot), console=console, auto_refresh=False, vertical_overflow="crop") as live:
+            while snapshot.running:
+                time.sleep(every_s)
+                snapshot = follower.look()
+                live.update(view(snapshot), refresh=True)
+        return
+    printed = 0
+    while True:
+        results = sorted(_ended(snapshot.run), key=lambda ended: ended[0])
+        for _, result in results[printed:]:
+            console.print(_result_line(result), soft_wrap=True)
+        printed = len(results)
+        if not snapshot.running:
+            break
+        time.sleep(every_s)
+        snapshot = follower.look()
+    console.print(_head(snapshot), soft_wrap=True)
+
+
+def view(snapshot: Snapshot) -> RenderableType:
+    """The screen."""
+    parts: list[RenderableType] = [_head(snapshot), ""]
+    ended = sorted(_ended(snapshot.run), key=lambda ended: ended[0])
+    if len(ended) > _SHOWN_RESULTS:
+        parts.append(Text(f"… {len(ended) - _SHOWN_RESULTS} more before", "dim"))
+    parts += [_result_line(result) for _, result in ended[-_SHOWN_RESULTS:]]
+    for problem in snapshot.open:
+        parts += ["", _problem(problem, snapshot.t)]
+    events = [event for event in snapshot.run.events if is_notable(event)][-_SHOWN_EVENTS:]
+    if events:
+        parts += ["", *(_event_line(event) for event in events)]
+    return Group(*parts)
+
+
+def _problem_now(run: Run, problem: ProblemRecord) -> ProblemNow:
+    records = {attempt.index: attempt for attempt in run.attempts if attempt.problem_id == problem.problem_id}
+    attempts = [AttemptNow(attempt, "") for attempt in records.values()]
+    for index in run.trajectory_indices(problem.problem_id):
+        trajectory = None if index in records else run.trajectory(problem.problem_id, index)
+        if trajectory is not None:
+            attempts.append(AttemptNow(attempt_so_far(trajectory, problem), _doing(trajectory)))
+    ballots = [vote for vote in run.votes if vote.problem_id == problem.problem_id]
+    attempts.sort(key=lambda now: now.attempt.index)
+    return ProblemNow(problem, tuple(attempts), ballots[-1] if ballots else None)
+
+
+def _doing(trajectory: TrajectoryRecord) -> str:
+    last = trajectory.steps[-1] if trajectory.steps else None
+    if trajectory.ended is not None or (last is not None and last.turn == "final"):
+        return "ending"
+    return "Python" if last is not None and last.turn == "tool_call" else "thinking"
+
+
+def _seconds(run: Run, now: float) -> float:
+    start = next((event for event in reversed(run.events) if event.kind in ("run_started", "run_resumed")), None)
+    return run.last_t if start is None else max(run.last_t, start.t + now - datetime.fromisoformat(start.wall).timestamp())
+
+
+def _ended(run: Run) -> list[tuple[float, ProblemResult]]:
+    return [(problem.ended or 0.0, problem.result) for problem in run.problems if problem.result is not None]
+
+
+def _head(snapshot: Snapshot) -> Text:
+    run = snapshot.run
+    state = "running" if snapshot.running else "finished" if run.summary is not None else "interrupted"
+    known = [result for result in run.results if result.right is not None]
+    style = {"running": "cyan", "finished": "green", "interrupted": "yellow"}[state]
+    head = Text.assemble((run.directory.resolve().name, "bold"), "  ", (state, style), f"  {duration(snapshot.t)}")
+    head.append(f"  {len(run.results)} {'problem' if len(run.results) == 1 else 'problems'}")
+    if known:
+        head.append(f", {sum(result.right is True for result in known)} of {len(known)} right")
+    head.append(f"  {short(snapshot.tokens)} tokens")
+    if snapshot.running and snapshot.tokens_per_s is not None:
+        head.append(f", {snapshot.tokens_per_s:,.0f}/s")
+    return head
+
+
+def _result_line(result: ProblemResult) -> Text:
+    mark, style = {True: ("✓", "green"), False: ("✗", "red"), None: ("•", "blue")}[result.right]
+    truth = "" if result.truth is None or result.right else f"  truth {result.truth}"
+    detail = f"  {result.votes} of {result.attempts} votes, {short(result.tokens)} tokens, {duration(result.seconds)}"
+    answer = f"{result.answer:>6}"
+    return Text.assemble(
+        (f"{mark} {result.problem_id:<12}", style), answer, (truth, "red"), (f"{detail}, {result.reason}", "dim")
+    )
+
+
+def _problem(problem: ProblemNow, t: float) -> RenderableType:
+    record = problem.record
+    given = "" if record.allotted_s is None else f" of {duration(record.allotted_s)}"
+    head = Text.assemble((record.problem_id, "bold"), f"  {duration(max(0.0, t - record.t))}{given}")
+    if problem.ballot is not None:
+        votes = "  ".join(f"{candidate.answer} ×{candidate.votes}" for candidate in problem.ballot.candidates[:6])
+        head.append(f"  {votes}", "green")
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for name in ("#", "", "answer", "turns", "calls", "failed", "tokens", "time"):
+        table.add_column(name, justify="left" if name == "" else "right")
+    for now in problem.attempts:
+        attempt = now.attempt
+        doing = Text(now.doing or str(attempt.finish_reason).replace("_", " "), _DOING.get(now.doing, "dim"))
+        answer = "" if attempt.answer is None else str(attempt.answer)
+        counts = (attempt.turns, attempt.tool_calls, attempt.tool_errors)
+        seconds = max(0.0, t - record.t - attempt.started_s) if now.doing else attempt.seconds
+        table.add_row(str(attempt.index), doing, answer, *map(str, counts), short(attempt.tokens), duration(seconds))
+    return Group(head, table)
+
+
+def _event_line(event: Event) -> Text:
+    values = ", ".join(f"{name} {plain(value)}" for name, value in event.values.items())
+    line = f"{duration(event.t):>11}  {event.kind.replace('_', ' ')}  {values}".replace("\n", " ")
+    return Text(line, "red" if is_fault(event) else "dim", no_wrap=True, overflow="ellipsis")

@@ -1,0 +1,252 @@
+"""The token-stream client of any vLLM server: token ids in, token ids and entropies out.
+
+It speaks `/v1/completions` over aiohttp. At thousands of chunks a second a general API client's parsing would cost more
+than the network does; here a chunk costs one `json.loads`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import secrets
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import aiohttp
+
+from aimo_solver.errors import (
+    ContextExceeded,
+    EndpointError,
+    EngineError,
+    EngineLost,
+    EngineRejected,
+    EngineUnavailable,
+    ServerError,
+)
+from aimo_solver.options import SamplingConfig
+from aimo_solver.server.completions import Chunk as Chunk
+from aimo_solver.server.completions import messages, read_chunk, refusal
+from aimo_solver.server.endpoint import answer_text, find_model
+
+_NO_TOKEN_IDS = "a turn without token ids (return_token_ids); vLLM sends them from version 0.10.2 on"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionRequest:
+    """One turn to be sampled.
+
+    Attributes:
+        tokens: the prompt, token ids.
+        max_tokens: most tokens to sample.
+        label: who asks; the server's log shows it.
+    """
+
+    tokens: Sequence[int]
+    max_tokens: int
+    stop_token_ids: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+    label: str = ""
+
+
+class Engine(Protocol):
+    """What the agent loop needs of a model.
+
+    Attributes:
+        context_tokens: longest prompt and answer together; a server that was replaced may hold less.
+        faults: how often the server was lost or replaced so far.
+    """
+
+    context_tokens: int
+    faults: int
+
+    def stream(self, request: CompletionRequest) -> AsyncGenerator[Chunk, None]:
+        """Samples one turn. Closing the generator frees the server's slot at once.
+
+        Raises:
+            EngineUnavailable: no answer, or the stream broke off; chunks that came before are valid.
+            ContextExceeded: the request does not fit the context; `context_tokens` is what the server said.
+            EngineRejected: the server refused the request for another reason.
+        """
+        ...
+
+    async def wait_ready(self) -> None:
+        """Returns when the server answers again, with `context_tokens` as the running server says.
+
+        Raises:
+            EngineLost: it never will.
+        """
+        ...
+
+
+class VllmEngine:
+    """Client of one vLLM server (or of a router in front of many).
+
+    Attributes:
+        context_tokens: the served model's longest prompt and answer together.
+        tokens_streamed, running: all tokens so far and requests under way, for whoever watches progress.
+        failures: requests in a row that failed before their first token.
+        faults: how often the server was lost or replaced; its supervisor counts.
+        lost: why there is no server any more, set by whoever gave it up.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        sampling: SamplingConfig,
+        *,
+        context_tokens: int,
+        api_key: str | None = None,
+    ) -> None:
+        """`base_url` without the ``/v1``. The session opens with the first request, in that request's event loop."""
+        self.base_url = base_url.rstrip("/")
+        self.model = model
+        self.context_tokens = context_tokens
+        self.tokens_streamed = 0
+        self.running = 0
+        self.failures = 0
+        self.faults = 0
+        self.lost: ServerError | None = None
+        self._sampling = sampling
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def stream(self, request: CompletionRequest) -> AsyncGenerator[Chunk, None]:
+        """See `Engine.stream`."""
+        self.running += 1
+        # No seed per request: vLLM draws seeded requests one by one, and its CPU build ends when a seeded prompt is
+        # processed in pieces.
+        headers = {"X-Request-Id": f"{request.label}-{secrets.token_hex(4)}"}
+        self.failures += 1  # until a token comes
+        try:
+            async with self._open().post(
+                f"{self.base_url}/v1/completions", json=self._body(request), headers=headers
+            ) as response:
+                try:
+                    if response.status != 200:
+                        raise refusal(response.status, await answer_text(response))
+                    sampled, finished = 0, False
+                    async for message in messages(response.content):
+                        chunk = read_chunk(message)
+                        sampled += len(chunk.token_ids)
+                        if chunk.token_ids:
+                            self.tokens_streamed += len(chunk.token_ids)
+                            self.failures = 0
+                        finished = finished or chunk.finish is not None
+                        if finished and not sampled:
+                            raise EngineRejected(200, _NO_TOKEN_IDS)
+                        yield chunk
+                    if not finished:
+                        raise EngineUnavailable("the stream ended without a finish reason")
+                finally:
+                    # Closing the connection, not returning it, is what makes the server abort the request.
+                    response.close()
+        except ContextExceeded as error:
+            self.context_tokens = min(self.context_tokens, error.context_tokens or self.context_tokens)
+            raise
+        except (aiohttp.ClientError, OSError) as error:
+            raise EngineUnavailable(f"{type(error).__name__}: {error}") from error
+        finally:
+            self.running -= 1
+
+    async def answers(self, timeout_s: float) -> bool:
+        """True if the health page answers in time and, where the last requests failed, a request for one token too."""
+        if not await self.healthy(timeout_s):
+            return False
+        try:
+            if self.failures:
+                await self.probe(timeout_s)
+        except EndpointError:
+            return False
+        return True
+
+    async def probe(self, timeout_s: float = 60.0) -> None:
+        """Samples one token.
+
+        Raises:
+            EndpointError: that failed; the message is one line.
+        """
+        try:
+            async with asyncio.timeout(timeout_s), aclosing(self.stream(CompletionRequest(tokens=[1], max_tokens=1))) as chunks:
+                async for _ in chunks:
+                    pass
+        except TimeoutError:
+            raise EndpointError(self.base_url, f"samples no token within {timeout_s:.0f} s") from None
+        except EngineError as error:
+            raise EndpointError(self.base_url, f"samples no token: {' '.join(str(error).split())}") from None
+
+    async def wait_ready(self) -> None:
+        """See `Engine.wait_ready`."""
+        while not await self.ready():
+            if self.lost is not None:
+                raise EngineLost(str(self.lost)) from self.lost
+            await asyncio.sleep(0.25)
+
+    async def ready(self) -> bool:
+        """True if the server is healthy; its context is known then, as far as it tells."""
+        if not await self.healthy():
+            return False
+        # A list that cannot be read costs nothing: a request that is too long is answered by asking for less.
+        with contextlib.suppress(EndpointError):
+            served = await find_model(self.base_url, self.model, session=self._open())
+            self.context_tokens = served.context_tokens or self.context_tokens
+        return True
+
+    async def healthy(self, timeout_s: float = 5.0) -> bool:
+        """True if the server's health page answers in time."""
+        try:
+            timeout = aiohttp.ClientTimeout(total=timeout_s)
+            async with self._open().get(f"{self.base_url}/health", timeout=timeout) as response:
+                return response.status == 200
+        except (aiohttp.ClientError, OSError):
+            return False
+
+    async def running_requests(self) -> int:
+        """Requests that the server itself says are running or waiting."""
+        async with self._open().get(f"{self.base_url}/metrics") as response:
+            text = await response.text()
+        counts = re.findall(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} ([0-9.e+]+)$", text, re.MULTILINE)
+        return int(sum(float(count) for count in counts))
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            # One connection per request: uvicorn drops idle ones after 5 s, and a request sent at that moment is lost.
+            connector = aiohttp.TCPConnector(limit=0, force_close=True)
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
+            self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, headers=self._headers)
+        return self._session
+
+    def _body(self, request: CompletionRequest) -> dict[str, Any]:
+        sampling = self._sampling
+        return {
+            "model": self.model,
+            "prompt": list(request.tokens),
+            "max_tokens": request.max_tokens,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "min_p": sampling.min_p,
+            "logprobs": sampling.top_logprobs,
+            "return_token_ids": True,
+            "return_tokens_as_token_ids": True,  # keeps candidates with equal texts apart
+            "skip_special_tokens": False,
+            "stop_token_ids": list(request.stop_token_ids),
+            "stop": list(request.stop_strings),
+            "include_stop_str_in_output": True,
+        }

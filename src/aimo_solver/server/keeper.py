@@ -1,0 +1,141 @@
+"""The parent process of a vLLM server. When the server or the solver ends, it ends the server's whole process tree.
+
+It holds nothing but this module and psutil. The solver holds the other end of its standard input: that closes when the
+solver is gone, however it went. Descendants whose parents have died become children of this process (it is their
+subreaper), so none can leave the tree, and SIGKILL ends stopped ones too. Should this process itself be stopped, the death
+of the solver continues it; should it be killed, the server is killed with it.
+
+    python keeper.py COMMAND...
+
+It writes the server's process id to its standard input, a socket, and exits as the server did.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import select
+import signal
+import sys
+import time
+
+import psutil
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_LIFELINE = 0  # the descriptor
+_SHARED = "/dev/shm/psm_"  # as multiprocessing.shared_memory names it
+_POLL_S = 0.1
+_TRACKERS_S = 3.0
+_KILL_S = 10.0  # a process in an uninterruptible call of the GPU driver can take seconds to die
+
+
+def main(command: list[str]) -> None:
+    """Starts `command`, waits for its end or the solver's, and leaves nothing of it behind."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
+    keeper = os.getpid()
+    server = os.fork()
+    if server == 0:
+        _serve(command, keeper)
+    os.write(_LIFELINE, b"%d\n" % server)
+    # Its output belongs to the server: the pipe must end with the tree.
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(server, signal.SIGTERM))
+    status: int | None = None
+    while status is None and not select.select([_LIFELINE], [], [], _POLL_S)[0]:
+        status = _reap().get(server)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    reaped = _kill_tree()
+    _exit_like(status if status is not None else reaped.get(server, 0))
+
+
+def _serve(command: list[str], keeper: int) -> None:
+    os.setsid()
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != keeper:
+        os._exit(1)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, _LIFELINE)
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        print(f"{command[0]}: {error}", file=sys.stderr, flush=True)
+    os._exit(127)
+
+
+def _kill_tree() -> dict[int, int]:
+    """Kills all descendants, those that they start meanwhile too; returns the wait statuses of children by process id.
+
+    Python's resource trackers are left to end by themselves: they remove the shared memory that killed processes leave.
+    """
+    reaped: dict[int, int] = {}
+    shared = shared_memory(psutil.Process().children(recursive=True))
+    began = time.monotonic()
+    while (descendants := psutil.Process().children(recursive=True)) and time.monotonic() - began < _KILL_S:
+        tracking = time.monotonic() - began < _TRACKERS_S
+        for process in descendants:
+            if not (tracking and is_tracker(process)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
+        time.sleep(0.01)
+        reaped |= _reap()
+    remove(shared)  # what is still there had a tracker that was killed itself
+    return reaped
+
+
+def shared_memory(processes: list[psutil.Process]) -> set[str]:
+    """Python's shared memory that the processes have mapped; other files in /dev/shm may be somebody's, a model's say."""
+    found: set[str] = set()
+    for process in processes:
+        with contextlib.suppress(OSError), open(f"/proc/{process.pid}/maps", encoding="utf-8", errors="replace") as maps:
+            found.update(line[line.index(_SHARED) :].rstrip() for line in maps if _SHARED in line)
+    return found
+
+
+def remove(names: set[str]) -> None:
+    """Removes files, those that are gone already excepted."""
+    for name in names:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+
+
+def is_tracker(process: psutil.Process) -> bool:
+    """Whether it removes what other processes share, once they are gone, and ends then."""
+    try:
+        return any("multiprocessing.resource_tracker" in word for word in process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def _reap() -> dict[int, int]:
+    """The wait statuses of the children that have ended, by process id."""
+    reaped: dict[int, int] = {}
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return reaped
+        if pid == 0:
+            return reaped
+        reaped[pid] = status
+
+
+def _exit_like(status: int) -> None:
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code if code >= 0 else 128 - code)  # the latter if the signal is one that this process does not die of
+
+
+def _prctl(option: int, value: int) -> None:
+    ctypes.CDLL(None).prctl(option, value)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

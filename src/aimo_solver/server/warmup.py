@@ -1,0 +1,58 @@
+"""First requests to a fresh server, with the shapes a run uses, so that no attempt waits while kernels are compiled.
+
+On an H200 the first real requests waited 10 s for Triton kernels that vLLM's own start does not touch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import aclosing
+
+from aimo_solver.server.client import CompletionRequest, Engine
+
+# Odd and even, below and above one scheduler step, short as a tool result and long as a conversation.
+_PROMPT_TOKENS = (17, 64, 250, 512, 1_001, 2_048, 3_000, 6_000)
+_RESULT_TOKENS = 150
+_FEWEST_SAMPLED = 8
+
+
+async def warm_up(engine: Engine, *, slots: int, vocabulary: int) -> float:
+    """Runs `slots` conversations of two turns side by side; returns the seconds it took.
+
+    They end one after another, so every number of streams up to `slots` occurs, and the second turns begin while others
+    still decode, as tool results come back in a run.
+
+    Args:
+        vocabulary: token ids below it are valid.
+
+    Raises:
+        EngineError: the server does not answer or refuses.
+    """
+    began = time.monotonic()
+    async with asyncio.TaskGroup() as group:
+        for number in range(slots):
+            group.create_task(_converse(engine, number, vocabulary))
+    return time.monotonic() - began
+
+
+async def _converse(engine: Engine, number: int, vocabulary: int) -> None:
+    length = min(_PROMPT_TOKENS[number % len(_PROMPT_TOKENS)], engine.context_tokens // 2)
+    conversation = _tokens(number, length, vocabulary)
+    for turn in range(2):
+        room = engine.context_tokens - len(conversation)
+        if room < 1:
+            return
+        request = CompletionRequest(
+            tokens=conversation, max_tokens=min(_FEWEST_SAMPLED * (number + 1), room), label=f"warm-up-{number}-{turn}"
+        )
+        sampled: list[int] = []
+        async with aclosing(engine.stream(request)) as chunks:
+            async for chunk in chunks:
+                sampled += chunk.token_ids
+        conversation = [*conversation, *sampled, *_tokens(number + turn + 1, _RESULT_TOKENS, vocabulary)]
+
+
+def _tokens(start: int, count: int, vocabulary: int) -> list[int]:
+    # A walk with a large prime step: no two conversations share a prefix that the server would have cached.
+    return [(start * 7_919 + step * 104_729) % vocabulary for step in range(count)]

@@ -1,0 +1,8 @@
+"""Solves problems: attempts side by side, votes, an answer in time.
+
+Start reading at `solver`, then `attempt`, then `conversation`. `session` brings up what they need; `evaluate` runs many problems.
+
+May import: chat, policy, server, kernels, log.
+"""
+
+__all__ = ["attempt", "evaluate", "session", "solver"]

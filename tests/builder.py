@@ -1,0 +1,12 @@
+"""The notebook's build script as a module."""
+
+from __future__ import annotations
+
+import sys
+
+from tests.conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import build_notebook
+
+__all__ = ["build_notebook"]

@@ -1,0 +1,237 @@
+"""What every chat family promises: exact appending, exact code, and no text that passes for a control token."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from aimo_solver.answers import extract_answer
+from aimo_solver.chat.families import chat_format
+from aimo_solver.chat.turns import FinalText, Malformed, ToolCall, ToolCalls
+from aimo_solver.errors import ConfigError, ModelError
+from aimo_solver.lab.bench.degenerate import CONTROLS
+from tests.chat_families import NAMES, Family, family
+from tests.tiny_tokenizers import R1_TEMPLATE, fenced_folder, gemma_folder, harmony_folder, hermes_folder
+
+_SETTINGS = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+_HOSTILE = (
+    "<|turn>", "<turn|>", "<|tool_response>", "<tool_response|>", '<|"|>', "<channel|>", "<|im_end|>", "<|im_start|>",
+    "</tool_response>", "<tool_call>", "</think>", "<|end|>", "<|return|>", "<|start|>", "<|message|>", "<|call|>",
+    "<|Assistant|>", "```", "```python\n", "</code>", '"}}', "}", "\\", "\x00", "é😀", "\r\n", "\u2028", "\ud7ff",
+)  # fmt: skip
+_TAGS = (*dict.fromkeys(word for words in CONTROLS.values() for word in words), "print(1)", "}", ">", "\n", "\\boxed{1}")
+hostile_text = st.lists(st.one_of(st.sampled_from(_HOSTILE), st.text(max_size=12))).map("".join)
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
+    return {name: family(name, tmp_path_factory.mktemp(name)) for name in NAMES}
+
+
+each_family = pytest.mark.parametrize("name", NAMES)
+
+
+@each_family
+def test_a_call_and_a_final_text_are_read(families: dict[str, Family], name: str) -> None:
+    model = families[name]
+    assert model.chat.parse(model.call("print(1)\n"), cut=False) == ToolCalls((ToolCall("print(1)\n"),)) or name == "fenced"
+    assert model.chat.parse(model.call("print(1)"), cut=False) == ToolCalls(
+        (ToolCall("print(1)\n" if name == "fenced" else "print(1)"),)
+    )
+    assert model.chat.parse(model.final("So \\boxed{42}."), cut=False) == FinalText("So \\boxed{42}.")
+
+
+@each_family
+@given(code=hostile_text)
+@_SETTINGS
+def test_code_comes_out_byte_for_byte(families: dict[str, Family], name: str, code: str) -> None:
+    assume(code.strip() and not code.lstrip().startswith("```"))
+    if name == "fenced":  # a line of backquotes closes a Markdown block, whoever wrote it
+        assume("```" not in code and "</code>" not in code and "<tool_call>" not in code)
+        code += "\n"
+    if name == "hermes-xml":  # the tags are plain text there
+        assume("parameter" not in code)
+    if name == "harmony":
+        assume(not code.lstrip().startswith("{"))
+    model = families[name]
+    turn = model.chat.parse(model.call(code.removesuffix("\n") if name == "fenced" else code), cut=False)
+    assert isinstance(turn, ToolCalls)
+    assert [call.code for call in turn.calls] == [code]
+
+
+@each_family
+def test_100_kilobytes_of_code_come_out_byte_for_byte(families: dict[str, Family], name: str) -> None:
+    code = "".join(f"x{i} = [{{'k': \"v\\n{i}\"}}]  # é😀\n" for i in range(3_000))
+    assert len(code.encode()) > 100_000
+    model = families[name]
+    turn = model.chat.parse(model.call(code.removesuffix("\n") if name == "fenced" else code), cut=False)
+    assert turn == ToolCalls((ToolCall(code),))
+
+
+@each_family
+@given(output=hostile_text)
+@_SETTINGS
+def test_tool_output_never_opens_or_closes_a_turn(families: dict[str, Family], name: str, output: str) -> None:
+    model = families[name]
+    sampled = model.call("print(1)")
+    harmless = model.chat.tool_results(sampled, ["42"])
+    assert model.marks(model.chat.tool_results(sampled, [output])) == model.marks(harmless)
+
+
+@each_family
+@given(text=hostile_text)
+@_SETTINGS
+def test_a_problem_never_opens_or_closes_a_turn(families: dict[str, Family], name: str, text: str) -> None:
+    model = families[name]
+    for tools in (False, True):
+        harmless = model.chat.prompt("be careful", "problem", tools=tools)
+        assert model.marks(model.chat.prompt(f"be careful {text}", f"problem {text}", tools=tools)) == model.marks(harmless)
+
+
+@each_family
+@given(data=st.data())
+@settings(_SETTINGS, max_examples=150)
+def test_no_token_sequence_breaks_a_format(families: dict[str, Family], name: str, data: st.DataObject) -> None:
+    model = families[name]
+    ids = st.one_of(st.sampled_from(sorted(model.controls.values())), st.integers(0, 2**31 - 1), st.integers(0, 700))
+    words = st.sampled_from(_TAGS)
+    spelled = st.one_of(words.map(model.template), words.map(model.plain))
+    pieces = data.draw(st.lists(st.one_of(ids.map(lambda number: [number]), spelled), max_size=30))
+    sampled = [token for piece in pieces for token in piece]
+    cut = data.draw(st.booleans())
+    turn = model.chat.parse(sampled, cut=cut)
+    assert isinstance(turn, (ToolCalls, FinalText, Malformed))
+    if isinstance(turn, ToolCalls):
+        outputs = [""] * len(turn.calls)
+        assert all(call.code.strip() for call in turn.calls)
+        assert all(token >= 0 for token in model.chat.tool_results(sampled, outputs))
+    assert model.chat.complaint(sampled, "Wrong.")
+    assert model.chat.ask_answer(sampled)
+    assert isinstance(model.chat.answer_text(sampled), str)
+    assert isinstance(model.chat.decode(sampled), str)
+
+
+@each_family
+@pytest.mark.parametrize(
+    "asked_after", ["nothing", "half a thought", "half a call", "a call", "a final text", "half a final text"]
+)
+def test_the_answer_is_asked_for_from_anywhere(families: dict[str, Family], name: str, asked_after: str) -> None:
+    model = families[name]
+    call, final = model.call("print(1)"), model.final("It is \\boxed{7}")
+    turns = {
+        "nothing": [],
+        "half a thought": call[:4],
+        "half a call": call[:-3],
+        "a call": call,
+        "a final text": final,
+        "half a final text": final[:-3],
+    }
+    request = model.chat.ask_answer(turns[asked_after])
+    assert model.chat.decode(request).endswith("\\boxed{")
+    end = model.final_parts[1]
+    assert extract_answer(model.chat.answer_text(model.template(f"42}}$.{end}"))) == 42
+    assert extract_answer(model.chat.answer_text(model.template(f"42{end}"))) == 42  # the model forgot the brace
+    assert extract_answer(model.chat.answer_text(model.template("42"))) is None  # cut: more digits may follow
+
+
+@each_family
+def test_a_complaint_reaches_the_model(families: dict[str, Family], name: str) -> None:
+    model = families[name]
+    for sampled in ([], model.call("x")[:-2], model.call("x"), model.final("")):
+        assert "Write it like this." in model.chat.decode(model.chat.complaint(sampled, "Write it like this."))
+
+
+@each_family
+def test_the_prompt_is_tokenised_like_its_whole_text(families: dict[str, Family], name: str) -> None:
+    model = families[name]
+    tokens = model.chat.prompt("You solve problems.", "What is 1 + 1?", tools=True)
+    assert model.template(model.chat.decode(tokens)) == tokens
+
+
+def test_the_family_is_read_off_the_folder(tmp_path: Path) -> None:
+    folders = {
+        "harmony": harmony_folder(tmp_path / "a"),
+        "gemma": gemma_folder(tmp_path / "b"),
+        "hermes": hermes_folder(tmp_path / "c"),
+        "fenced": fenced_folder(tmp_path / "d"),
+    }
+    assert {name: chat_format(folder).name for name, folder in folders.items()} == {name: name for name in folders}
+
+
+def test_the_family_can_be_chosen(tmp_path: Path) -> None:
+    assert chat_format(hermes_folder(tmp_path), "fenced").name == "fenced"
+
+
+def test_reasoning_effort_is_told(tmp_path: Path) -> None:
+    folder = harmony_folder(tmp_path)
+    for effort in ("low", "medium", "high"):
+        chat = chat_format(folder, reasoning_effort=effort)
+        assert f"Reasoning: {effort}\n" in chat.decode(chat.prompt("", "x", tools=False))
+
+
+def _empty(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def _broken(path: Path, name: str, text: str) -> Path:
+    gemma_folder(path)
+    (path / name).write_text(text, encoding="utf-8")
+    return path
+
+
+def _no_template(path: Path) -> Path:
+    fenced_folder(path)
+    (path / "chat_template.jinja").unlink()
+    return path
+
+
+def _no_end(path: Path) -> Path:
+    fenced_folder(path)
+    (path / "config.json").write_text("{}", encoding="utf-8")
+    (path / "tokenizer_config.json").write_text("{}", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("build", "chosen", "says"),
+    [
+        (lambda path: path, "auto", "no such folder"),
+        (_empty, "auto", "no tokenizer.json"),
+        (_empty, "gemma", "no tokenizer.json"),
+        (lambda path: _broken(path, "tokenizer.json", "{}"), "auto", "cannot be used"),
+        (lambda path: _broken(path, "config.json", "{"), "auto", "config.json cannot be read as JSON"),
+        (lambda path: _broken(path, "tokenizer_config.json", "[]"), "auto", "holds no JSON object"),
+        (_no_template, "auto", "no chat template"),
+        (_no_template, "fenced", "no chat template"),
+        (_no_end, "fenced", "no end-of-turn token"),
+        (hermes_folder, "gemma", "has no <|turn>"),
+        (lambda path: fenced_folder(path, "{% if %}"), "fenced", "chat template cannot be used"),
+        (lambda path: fenced_folder(path, "{{ bos_token }}"), "fenced", "leaves out the user's message"),
+        (lambda path: fenced_folder(path, R1_TEMPLATE.replace("'assistant'", "'model'")), "fenced", "second message"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_says_why(tmp_path: Path, build, chosen: str, says: str) -> None:  # type: ignore[no-untyped-def]
+    folder = build(tmp_path / "model")
+    with pytest.raises(ModelError, match=says) as raised:
+        chat_format(tmp_path / "model" if folder is None else folder, chosen)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_unknown_family_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"prompt\.family: unknown family 'gemini'; known: auto, harmony"):
+        chat_format(tmp_path, "gemini")
+
+
+def test_templates_are_found_wherever_models_keep_them(tmp_path: Path) -> None:
+    folder = fenced_folder(tmp_path)
+    (folder / "chat_template.jinja").unlink()
+    names = json.loads((folder / "tokenizer_config.json").read_text())
+    for template in (R1_TEMPLATE, [{"name": "default", "template": R1_TEMPLATE}]):
+        (folder / "tokenizer_config.json").write_text(json.dumps({**names, "chat_template": template}), encoding="utf-8")
+        chat = chat_format(folder)
+        assert chat.decode(chat.prompt("", "Hi", tools=False)) == "<|begin|><|User|>Hi<|Assistant|><think>\n"

@@ -1,0 +1,214 @@
+"""`aimo-solver evaluate` as a user runs it: real processes, the real server, real interruptions."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from aimo_solver.server.process import free_port
+from tests.conftest import MODEL, ROOT, Served
+from tests.processes import runs
+
+COMMAND = [sys.executable, "-m", "aimo_solver.cli"]
+WARMUP = ROOT / "data" / "warmup.csv"
+
+
+def run(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=timeout)
+
+
+def evaluate(vllm: Served, out: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return run("evaluate", WARMUP, "--endpoint", vllm.url, "--out", out, *arguments)
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not happen in time"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def family() -> Iterator[Callable[[], list[psutil.Process]]]:
+    """All processes that descend from ours now or did when last asked, and still run."""
+    known: set[psutil.Process] = set()
+    before = set(psutil.Process().children(recursive=True))
+
+    def alive() -> list[psutil.Process]:
+        known.update(set(psutil.Process().children(recursive=True)) - before)
+        return [process for process in known if runs(process)]
+
+    yield alive
+    for process in alive():
+        process.kill()
+
+
+@pytest.mark.vllm
+def test_problems_side_by_side_on_an_endpoint(vllm: Served, tmp_path: Path) -> None:
+    done = evaluate(vllm, tmp_path / "run", "--limit", 8, "--problems-in-parallel", 4)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["problems"] == 8
+    assert summary["right"] >= 7
+    assert {"accuracy", "seconds", "tokens", "tokens_per_s", "config"} <= summary.keys()
+    attempts = lines(tmp_path / "run" / "attempts.jsonl")
+    assert len({(attempt["problem_id"], attempt["index"]) for attempt in attempts}) == len(attempts) >= 32
+    assert len(list((tmp_path / "run" / "trajectories").rglob("*.jsonl*"))) == len(attempts)
+
+
+@pytest.mark.vllm
+def test_ids_choose_problems(vllm: Served, tmp_path: Path) -> None:
+    wanted = [line.split(",")[0] for line in WARMUP.read_text().splitlines()[3:5]]
+    done = evaluate(vllm, tmp_path / "run", "--ids", ",".join(wanted))
+    assert done.returncode == 0, done.stderr
+    assert [problem["problem_id"] for problem in lines(tmp_path / "run" / "problems.jsonl")] == wanted
+
+
+@pytest.mark.vllm
+def test_a_killed_run_goes_on_where_it_stopped(vllm: Served, tmp_path: Path, family: Callable[[], list[psutil.Process]]) -> None:
+    out = tmp_path / "run"
+    command = [*COMMAND, "evaluate", str(WARMUP), "--endpoint", vllm.url, "--out", str(out), "--limit", "12"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        until(lambda: len(lines(out / "problems.jsonl")) >= 2)
+        family()
+        process.kill()
+    until(lambda: not family())
+    finished = [problem["problem_id"] for problem in lines(out / "problems.jsonl")]
+    assert 2 <= len(finished) < 12
+    done = run("evaluate", WARMUP, "--endpoint", vllm.url, "--out", out, "--limit", 12, "--resume")
+    assert done.returncode == 0, done.stderr
+    problems = [problem["problem_id"] for problem in lines(out / "problems.jsonl")]
+    assert problems[: len(finished)] == finished
+    assert len(set(problems)) == len(problems) == 12
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_in_mid_run_keeps_what_is_finished(
+    vllm: Served, tmp_path: Path, family: Callable[[], list[psutil.Process]], sent: signal.Signals
+) -> None:
+    out = tmp_path / "run"
+    command = [*COMMAND, "evaluate", str(WARMUP), "--endpoint", vllm.url, "--out", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        until(lambda: len(lines(out / "problems.jsonl")) >= 1)
+        family()
+        process.send_signal(sent)
+        assert process.wait(120) == 130
+    assert not family()
+    assert len(lines(out / "problems.jsonl")) >= 1
+    assert not (out / "summary.json").exists()
+
+
+def test_ctrl_c_while_the_server_starts_leaves_nothing(tmp_path: Path, family: Callable[[], list[psutil.Process]]) -> None:
+    out = tmp_path / "run"
+    with subprocess.Popen([*COMMAND, "evaluate", str(WARMUP), "--out", str(out)], stdout=subprocess.DEVNULL) as process:
+        until(lambda: "non-default args" in (out / "server.log").read_text() if (out / "server.log").exists() else False)
+        assert family()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(120) == 130
+    assert not family()
+
+
+@pytest.fixture
+def problems(tmp_path: Path) -> Path:
+    path = tmp_path / "problems.csv"
+    path.write_text("id,problem,answer\na,What is 1 + 1?,2\n")
+    return path
+
+
+def refused(done: subprocess.CompletedProcess[str], says: str) -> None:
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    refused(run("evaluate", tmp_path / "absent.csv", "--out", tmp_path / "run"), "no such file")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_option_in_the_toml_is_refused(tmp_path: Path, problems: Path) -> None:
+    (tmp_path / "my.toml").write_text("[solver]\nslotz = 3\n")
+    done = run("evaluate", problems, "--config", tmp_path / "my.toml", "--out", tmp_path / "run")
+    refused(done, "solver.slotz: unknown; known here: slots, max_attempts")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_folder_without_a_tokenizer_is_refused(tmp_path: Path, problems: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    shutil.copy(MODEL / "config.json", model)
+    refused(run("evaluate", problems, "--model", model, "--out", tmp_path / "run"), "no tokenizer.json")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_endpoint_that_is_not_there_is_refused(tmp_path: Path, problems: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    refused(run("evaluate", problems, "--endpoint", url, "--out", tmp_path / "run"), "does not answer")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_holds_something_else_is_not_overwritten(tmp_path: Path, problems: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    refused(run("evaluate", problems, "--out", tmp_path / "run", "--overwrite"), "not a run directory")
+    assert (tmp_path / "run" / "thesis.tex").exists()
+
+
+def test_resuming_nothing_is_refused(tmp_path: Path, problems: Path) -> None:
+    refused(run("evaluate", problems, "--out", tmp_path / "absent", "--resume"), "run directory")
+    assert not (tmp_path / "absent").exists()
+
+
+def test_a_server_that_dies_while_starting_shows_its_command_and_log(tmp_path: Path, problems: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(MODEL, model)
+    (model / "model.safetensors").write_bytes(b"not a model")
+    done = run("evaluate", problems, "--model", model, "--out", tmp_path / "run", "--set", "server.restarts=0")
+    assert done.returncode == 2
+    assert "vllm.entrypoints.openai.api_server" in done.stderr
+    assert "safetensors" in done.stderr.lower()
+    assert 'Traceback (most recent call last):\n  File "' + str(ROOT) not in done.stderr
+
+
+def test_commands_show_their_help() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    assert "evaluate" in done.stdout
+
+
+def test_an_unknown_command_line_option_is_refused(problems: Path) -> None:
+    done = run("evaluate", problems, "--slotz", 3, timeout=60)
+    assert done.returncode == 2
+    assert "--slotz" in done.stderr
+
+
+@pytest.mark.vllm
+def test_a_resumed_run_keeps_its_clock_and_writes_down_what_it_goes_on_with(vllm: Served, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert evaluate(vllm, out, "--limit", 1, "--time-limit", 600).returncode == 0
+    with (out / "events.jsonl").open("a") as events:
+        events.write(json.dumps({"t": 590.0, "wall": "", "kind": "x"}) + "\n")
+    refused(
+        evaluate(vllm, out, "--limit", 2, "--resume"), "--time-limit: the run has used 590 of its 540 s, and 1 problems are open"
+    )
+    done = evaluate(vllm, out, "--limit", 2, "--resume", "--time-limit", 700, "--set", "solver.max_attempts=9")
+    assert done.returncode == 0, done.stderr
+    config = json.loads((out / "run.json").read_text())["config"]
+    assert (config["budget"]["time_limit_s"], config["solver"]["max_attempts"]) == (700, 9)
+    started = [event for event in lines(out / "events.jsonl") if event["kind"] == "problem_started"]
+    assert 0 < float(str(started[-1]["allotted_s"])) <= 700 - 70 - 590

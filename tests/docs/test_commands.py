@@ -1,0 +1,370 @@
+"""Every command of the docs is run, or is in the table of those that are not, with the reason. About a minute and a half.
+
+Commands are typed word for word in a folder like the one that the docs speak of. What stands for something else (MODEL, a
+port) is filled in by `Place`; what takes long is made small by options at the end.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from aimo_solver.cli.main import app
+from aimo_solver.lab.bench import boot as bench_boot
+from aimo_solver.server.process import ServerCommand, free_port
+from aimo_solver.solve import session
+from tests.conftest import MODEL, ROOT, Served
+from tests.doc_commands import ALL, blocks
+from tests.lab.test_report import write_run
+
+pytestmark = pytest.mark.timeout(900)  # the slow ones wait for each other, maybe on a machine that does other things too
+
+COMMANDS = {command.text for command in ALL if command.complete}
+POCKET = "--endpoint ENDPOINT --served-model pocket"
+GPU_STAGES = "needs a GPU and minutes; --list and the stages that need neither are run below"
+THE_SUITE = "is part of this suite"
+KAGGLE = "needs an account at Kaggle"
+NETWORK = "installs from the network"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command that is typed as it stands.
+
+    Attributes:
+        prints: what its output has to hold.
+        more: options at its end, which make it small or name the session's server.
+        makes: a file that has to be there afterwards.
+        behind: commands that come before it.
+    """
+
+    command: str
+    prints: str
+    more: str = ""
+    makes: str = ""
+    behind: tuple[Case, ...] = ()
+
+    @property
+    def needs_endpoint(self) -> bool:
+        return any("ENDPOINT" in case.more for case in (self, *self.behind))
+
+
+CASES = (
+    Case(
+        "aimo-solver evaluate problems.csv --model /models/gpt-oss-120b --out runs/first",
+        "of 2 right",
+        more=f"--overwrite {POCKET}",
+        makes="runs/first/summary.json",
+    ),
+    Case(
+        "aimo-solver evaluate problems.csv --out runs/first --model /models/gpt-oss-120b --resume",
+        "of 2 right",
+        more=POCKET,
+        makes="runs/first/summary.json",
+        behind=(
+            Case(
+                "aimo-solver evaluate problems.csv --model /models/gpt-oss-120b --out runs/first",
+                "of 1 right",
+                more=f"--overwrite --limit 1 {POCKET}",
+            ),
+        ),
+    ),
+    Case(
+        "aimo-solver evaluate problems.csv --config my.toml"
+        " --set solver.slots=16 --set solver.max_attempts=16 --set voting.equal=6",
+        "of 2 right",
+        more=POCKET,
+    ),
+    Case("aimo-solver evaluate problems.csv --time-limit 600", "of 2 right", more=POCKET),
+    Case("aimo-solver evaluate problems.csv --set voting.stop=uncatchable --set budget.rule=marginal", "of 2 right", more=POCKET),
+    Case(
+        "aimo-solver evaluate fresh.csv",
+        "of 1 right",
+        more=f"--limit 1 {POCKET}",
+        behind=(
+            Case(
+                "python scripts/train_pocket_model.py problems --seed 777001 --count 200 --out fresh.csv", "", makes="fresh.csv"
+            ),
+        ),
+    ),
+    Case("aimo-solver watch runs/first", "p1"),
+    Case("aimo-solver report runs/first", "page:", makes="runs/first/report.html"),
+    Case("aimo-solver report runs/first runs/second", "second against first", makes="runs/first/report.html"),
+    Case("aimo-solver report out/runs/run-1", "page:", makes="out/runs/run-1/report.html"),
+    Case("aimo-solver replay runs/first --policy majority --policy default/equal=3", "default/equal=3"),
+    Case("aimo-solver replay RUN --policy majority --policy default --policy default/equal=3", "default/equal=3"),
+    Case(
+        "aimo-solver replay RUN --policy default@greedy --policy default@marginal --policy default/equal=6@16 --simulate",
+        "20 competitions of 2 problems",
+        more="--competitions 20 --problems 2",
+    ),
+    Case("aimo-solver replay RUN --policy default --policy select --policy verify", "verify"),
+    Case("aimo-solver replay DIR/attempts.jsonl", "majority"),
+    Case("aimo-solver bench kernels", "plain jupyter_client", more="--kernels 2 --rounds 1"),
+    Case("aimo-solver bench parse", "over a limit", more="--family fenced --sizes 100,1000"),
+    Case("aimo-solver bench prewarm --folder /disk/scratch --gigabytes 30", "warm", more="--gigabytes 0.05"),
+    Case(
+        "aimo-solver cache pack --model MODEL --archive gpt-oss.aimocache",
+        "gpt-oss.aimocache",
+        more="--root jit",
+        makes="gpt-oss.aimocache",
+    ),
+    Case("python scripts/gpu_bench.py --list", "boot-cold"),
+    Case("source .venv/bin/activate", str(Path(sys.prefix)), more="&& command -v python"),
+    Case("make run", "aimo-solver evaluate data/warmup.csv", more="--dry-run"),
+    Case("make test", "pytest -q", more="--dry-run"),
+    Case("make fuzz", "tests/chat/test_fuzz.py", more="--dry-run"),
+    Case("make endurance", "scripts/endurance.py", more="--dry-run"),
+    Case("make endurance SEED=1", "scripts/endurance.py --seed 1", more="--dry-run"),
+    Case("make check", "mypy", more="--dry-run"),
+    Case("make notebook", "scripts/build_notebook.py", more="--dry-run"),
+    Case("make lock", "requirements.lock.new", more="--dry-run"),
+)
+
+WITH_ITS_SERVER = Case("aimo-solver evaluate problems.csv --time-limit 3600 --set budget.rule=marginal --seed 1", "of 2 right")
+SERVE = "aimo-solver serve --model /models/gpt-oss-120b --port 8000"
+ASK = Case("aimo-solver evaluate problems.csv --endpoint http://127.0.0.1:8000 --problems-in-parallel 4", "of 2 right")
+SERVE_FOR_TESTS = 'aimo-solver serve --port 8000 --slots 16 --set \'server.extra_args=["--served-model-name","pocket"]\''
+BENCH_SERVERS = {
+    "aimo-solver bench engine --model MODEL": ("--streams 2 --tokens 40 --turn-tokens 20", "loop, tools"),
+    "aimo-solver bench boot --model MODEL": ("--set solver.slots=2", "side by side"),
+}
+
+ELSEWHERE = {
+    "python scripts/fault_table.py --times once --out cells.jsonl health": (
+        "test_fault_table.py::test_the_script_prints_the_rows_that_are_asked_for"
+    ),
+    "python scripts/build_notebook.py --check": (
+        "test_build_notebook.py::test_the_notebook_in_the_repository_is_what_its_sources_say"
+    ),
+    "python scripts/build_notebook.py --model danielhanchen/gpt-oss-120b/transformers/default": (
+        "test_docs.py::test_the_notebook_is_built_and_checked_as_written"
+    ),
+    "sed -i s/YOUR_NAME/YOU/ notebook/kernel-metadata.json notebook/wheels/kernel-metadata.json": (
+        "test_docs.py::test_kaggle_steps_fit_the_metadata"
+    ),
+}
+"""Commands that a test in another module runs."""
+
+EXCLUDED = {
+    "pip install kaggle": NETWORK,
+    "pip install -e '.[gpu]'": NETWORK,
+    "kaggle auth login": KAGGLE,
+    "kaggle kernels push -p notebook/wheels": KAGGLE,
+    "kaggle kernels status YOU/aimo-solver-wheels": KAGGLE,
+    "kaggle kernels push -p notebook": KAGGLE,
+    "kaggle kernels status YOU/aimo-solver": KAGGLE,
+    "kaggle kernels output YOU/aimo-solver -p out": KAGGLE,
+    "kaggle competitions submit -c ai-mathematical-olympiad-progress-prize-3 -k YOU/aimo-solver -v 1 -f submission.parquet"
+    " -m first": KAGGLE,
+    "python scripts/fault_table.py": "minutes; the suite runs two thirds of it, and one row by this script",
+    "ruff check .": "make test runs it before the tests",
+    "ruff format --check .": "make test runs it before the tests",
+    "mypy": "make test runs it before the tests",
+    "pytest tests/policy/test_voting.py": THE_SUITE,
+    "pytest tests/kaggle/test_notebook.py": THE_SUITE,
+    "pytest tests/solve/test_solver_vllm.py": THE_SUITE,
+    "pytest -m 'not vllm and not kernels'": THE_SUITE,
+    "aimo-solver evaluate --out DIR": "names an option; it has no problems to solve",
+    "aimo-solver cache build --model MODEL --archive gpt-oss.aimocache": "compiles for a GPU, in two server starts",
+    **dict.fromkeys((one for one in COMMANDS if one.startswith("python scripts/gpu_bench.py OUT ")), GPU_STAGES),
+}  # fmt: skip
+
+
+def run_for_real() -> list[str]:
+    cases = [one.command for case in CASES for one in (case, *case.behind)]
+    alone = [WITH_ITS_SERVER.command, SERVE, ASK.command, SERVE_FOR_TESTS, *BENCH_SERVERS]
+    return [*dict.fromkeys(cases), *alone, *ELSEWHERE]
+
+
+def test_every_command_of_the_docs_is_run_or_excluded_for_a_reason() -> None:
+    assert COMMANDS - {*run_for_real(), *EXCLUDED} == set()
+
+
+def test_nothing_is_run_or_excluded_that_the_docs_do_not_show() -> None:
+    assert {*run_for_real(), *EXCLUDED} - COMMANDS == set()
+
+
+def test_no_command_is_both_run_and_excluded() -> None:
+    assert len(run_for_real()) == len(set(run_for_real()))
+    assert set(run_for_real()) & EXCLUDED.keys() == set()
+
+
+@pytest.mark.parametrize("place", list(ELSEWHERE.values()))
+def test_tests_that_run_a_command_elsewhere_exist(place: str) -> None:
+    module, name = place.split("::")
+    assert re.search(rf"^def {name}\(", (ROOT / "tests" / module).read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@dataclass
+class Place:
+    """A folder as the docs have it: the repository's files, problems, two finished runs; and what their names stand for."""
+
+    folder: Path
+    endpoint: str = ""
+    port: int = field(default_factory=free_port)
+
+    def __post_init__(self) -> None:
+        for name in ("Makefile", "scripts", "data", "requirements.lock", "pyproject.toml"):
+            (self.folder / name).symlink_to(ROOT / name)
+        (self.folder / ".venv").symlink_to(sys.prefix)
+        warmup = (ROOT / "data" / "warmup.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+        (self.folder / "problems.csv").write_text("".join(warmup[:3]), encoding="utf-8")
+        (self.folder / "my.toml").write_text(blocks((ROOT / "README.md").read_text(encoding="utf-8"), "toml")[0])
+        answers: dict[str, tuple[int | None, list[int | None]]] = {"p1": (7, [7, 7, 7, 3]), "p2": (5, [4, 4, 5, None])}
+        for name in ("runs/first", "runs/second", "out/runs/run-1"):
+            write_run(self.folder / name, answers)
+        (self.folder / "jit" / "vllm").mkdir(parents=True)
+        (self.folder / "jit" / "vllm" / "compiled").write_text("graph")
+
+    def words(self, text: str) -> list[str]:
+        filled = {
+            "/models/gpt-oss-120b": str(MODEL),
+            "MODEL": str(MODEL),
+            "RUN": "runs/first",
+            "DIR/attempts.jsonl": "runs/first/attempts.jsonl",
+            "/disk/scratch": ".",
+            "8000": str(self.port),
+            "http://127.0.0.1:8000": f"http://127.0.0.1:{self.port}",
+            "ENDPOINT": self.endpoint,
+        }
+        return [filled.get(word, word) for word in shlex.split(text)]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "PATH": f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "160"}
+
+    def type(self, case: Case) -> subprocess.CompletedProcess[str]:
+        words = self.words(f"{case.command} {case.more}")
+        if words[0] == "source":
+            words = ["bash", "-c", " ".join(words)]
+        return subprocess.run(words, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False)
+
+    def start(self, command: str, log: Path) -> subprocess.Popen[bytes]:
+        with log.open("wb") as output:
+            return subprocess.Popen(
+                self.words(command), cwd=self.folder, env=self.environment, stdout=output, stderr=subprocess.STDOUT
+            )
+
+
+def done(case: Case, place: Place) -> None:
+    """Types the command, and what comes before it, and looks at what it did."""
+    for one in (*case.behind, case):
+        result = place.type(one)
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert one.prints in result.stdout + result.stderr
+        assert not one.makes or (place.folder / one.makes).stat().st_size > 0
+
+
+def marked(case: Case) -> object:
+    return pytest.param(case, id=case.command, marks=[pytest.mark.vllm] if case.needs_endpoint else [])
+
+
+@pytest.mark.parametrize("case", [marked(case) for case in CASES])
+def test_a_command_does_what_the_docs_say(case: Case, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    endpoint = request.getfixturevalue("vllm").url if case.needs_endpoint else ""
+    if case.command.startswith("source") and not (Path(sys.prefix) / "bin" / "activate").exists():
+        pytest.skip("this Python is in no virtual environment")
+    place = Place(tmp_path, endpoint)
+    if "--folder" in case.command and "stay in the page cache" in place.type(case).stderr:
+        pytest.skip("files here do not leave the page cache")
+    done(case, place)
+
+
+@pytest.mark.vllm
+@pytest.mark.kernels
+@pytest.mark.parametrize("command", list(BENCH_SERVERS))
+def test_a_benchmark_that_starts_servers_prints_its_table(
+    command: str, vllm: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session's server stands in for those that the command would start: three starts are a minute and a half."""
+    for module in (session, bench_boot):
+        monkeypatch.setattr(module, "free_port", lambda: int(vllm.url.rpartition(":")[2]))
+        monkeypatch.setattr(module, "SERVED_NAME", vllm.name)
+        monkeypatch.setattr(module, "ServerCommand", lambda args, env: ServerCommand(("sleep", "infinity"), {}))
+    more, prints = BENCH_SERVERS[command]
+    result = CliRunner(env={"COLUMNS": "160"}).invoke(app, Place(tmp_path).words(f"{command} {more}")[1:])
+    assert result.exit_code == 0, result.output
+    assert prints in result.output
+
+
+def test_the_gpu_script_tries_itself_without_a_gpu(tmp_path: Path) -> None:
+    command = "python scripts/gpu_bench.py OUT files prewarm"
+    result = Place(tmp_path).type(Case(command, "", more="--tiny"))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (tmp_path / "OUT" / "prewarm.json").exists()
+
+
+def healthy(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def test_the_server_for_tests_has_the_name_that_tests_ask_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it becomes is not started here: the session's server has the same command line, but for the name."""
+    became: list[list[str]] = []
+    monkeypatch.setattr("os.execvpe", lambda file, args, env: became.append(list(args)))
+    place = Place(tmp_path)
+    result = CliRunner().invoke(app, place.words(SERVE_FOR_TESTS)[1:])
+    assert result.exit_code == 0, result.output
+    values = dict(itertools.pairwise(became[0]))
+    assert (values["--port"], values["--max-num-seqs"]) == (str(place.port), "16")
+    assert became[0][-2:] == ["--served-model-name", "pocket"]
+
+
+def served_run(place: Place) -> None:
+    """As the docs have it: a server in one terminal, a run in another, then Ctrl-C."""
+    log = place.folder / "serve.log"
+    with place.start(SERVE, log) as process:
+        try:
+            while not healthy(place.port):
+                assert process.poll() is None, log.read_text(encoding="utf-8")
+                time.sleep(0.2)
+            done(ASK, place)
+            process.send_signal(signal.SIGINT)
+            assert process.wait() == 0, log.read_text(encoding="utf-8")
+        finally:
+            process.kill()
+    assert not healthy(place.port)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def background(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[None]]]:
+    """What the last two tests ask for begins with the first test: a server's start is half a minute of imports on one core."""
+    work = {
+        test_a_server_that_stays_serves_a_run_and_ends_with_ctrl_c.__name__: served_run,
+        test_a_run_starts_its_own_server.__name__: partial(done, WITH_ITS_SERVER),
+    }
+    chosen = {item.name for item in request.session.items}
+    with ThreadPoolExecutor(len(work)) as pool:
+        yield {
+            name: pool.submit(task, Place(tmp_path_factory.mktemp("background"))) for name, task in work.items() if name in chosen
+        }
+
+
+@pytest.mark.vllm
+def test_a_run_starts_its_own_server(background: dict[str, Future[None]]) -> None:
+    background["test_a_run_starts_its_own_server"].result()
+
+
+@pytest.mark.vllm
+def test_a_server_that_stays_serves_a_run_and_ends_with_ctrl_c(background: dict[str, Future[None]]) -> None:
+    background["test_a_server_that_stays_serves_a_run_and_ends_with_ctrl_c"].result()

@@ -1,0 +1,160 @@
+"""The docs say what is there: options, links, modules. About 25 s. test_docs_commands.py runs their commands."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from aimo_solver.cli.main import app
+from aimo_solver.config import Config, config_from, load_config
+from aimo_solver.lab.replay import parse_policy
+from aimo_solver.lab.simulate import parse_play
+from tests.conftest import ROOT
+from tests.doc_commands import ALL, DOCS, FENCE, INLINE, OURS, SCRIPTS, Command, blocks
+
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+OPTION = re.compile(r"--[a-z][a-z-]*")
+
+
+def parsed(words: tuple[str, ...]) -> tuple[Any, list[str]]:
+    """The subcommand of the command line, and what is left for it."""
+    command: Any = typer.main.get_command(app)
+    rest = list(words[1:])
+    while hasattr(command, "commands") and rest:
+        name = rest.pop(0)
+        assert name in command.commands, f"no command {name}; known: {', '.join(command.commands)}"
+        command = command.commands[name]
+    return command, rest
+
+
+def test_the_docs_show_every_command() -> None:
+    shown = {c.words[1] for c in OURS if len(c.words) > 1}
+    assert shown == set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("command", OURS, ids=str)
+def test_a_command_is_understood(command: Command) -> None:
+    subcommand, rest = parsed(command.words)
+    if command.whole:
+        subcommand.make_context(subcommand.name, rest)  # parses and checks every option and argument, runs nothing
+    known = {name for parameter in subcommand.params for name in parameter.opts}
+    assert {word for word in rest if word.startswith("--")} <= known | {"--help"}
+    config = load_config(settings=command.settings)
+    for policy in command.policies:
+        if "--simulate" in command.words:
+            parse_play(policy, config)
+        else:
+            parse_policy(policy, config.voting)
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    wanted = {word for c in ALL if c.words[0] == "make" for word in c.words[1:] if "=" not in word}
+    assert wanted
+    assert wanted <= targets
+
+
+def test_scripts_know_their_options_and_stages() -> None:
+    helps: dict[tuple[str, ...], str] = {}
+    for command in SCRIPTS:
+        script, rest = command.words[1], command.words[2:]
+        assert (ROOT / script).is_file(), command
+        group = rest[:1] if script.endswith("train_pocket_model.py") else ()
+        if (script, *group) not in helps:
+            flag = "--list" if script.endswith("gpu_bench.py") and "--list" not in rest else "--help"
+            helps[script, *group] = python(ROOT, script, *group, "--help") + (
+                python(ROOT, script, flag) if flag == "--list" else ""
+            )
+        known = helps[script, *group]
+        assert {word for word in rest if word.startswith("--")} <= set(OPTION.findall(known)), command
+        if script.endswith("gpu_bench.py") and rest[0] != "--list":
+            assert set(rest[1:]) <= {line.split()[0] for line in known.splitlines() if line.strip()}, command
+    assert len(helps) >= 3
+
+
+def test_files_that_commands_name_exist() -> None:
+    named = [word for c in ALL for word in c.words if re.fullmatch(r"(tests|scripts|notebook|data)/\S+", word)]
+    assert named
+    assert [word for word in named if not list(ROOT.glob(word.partition("::")[0]))] == []
+
+
+def python(folder: Path, *words: object) -> str:
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_notebook_is_built_and_checked_as_written(tmp_path: Path) -> None:
+    build = next(c for c in SCRIPTS if c.file.name == "README.md" and "--model" in c.words)
+    built = tmp_path / "notebook.ipynb"
+    python(ROOT, *build.words[1:], "--out", built)
+    assert f'MODEL = \\"{build.words[-1]}\\"' in built.read_text(encoding="utf-8")
+    assert any(c.words[1:] == ("scripts/build_notebook.py", "--check") for c in SCRIPTS)
+    python(ROOT, *build.words[1:], "--out", built, "--check")
+
+
+def test_kaggle_steps_fit_the_metadata(tmp_path: Path) -> None:
+    """After the first step both folders hold the names that the other steps use."""
+    if "YOUR_NAME" not in (ROOT / "notebook" / "kernel-metadata.json").read_text():
+        pytest.skip("somebody has filled in the name, and maybe a model")
+    shutil.copytree(ROOT / "notebook", tmp_path / "notebook")
+    readme = [c.words for c in ALL if c.file.name == "README.md"]
+    subprocess.run(next(words for words in readme if words[0] == "sed"), cwd=tmp_path, check=True)
+    solver = json.loads((tmp_path / "notebook" / "kernel-metadata.json").read_text())
+    wheels = json.loads((tmp_path / "notebook" / "wheels" / "kernel-metadata.json").read_text())
+    assert solver["kernel_sources"] == [wheels["id"]]
+    kaggle = [words for words in readme if words[0] == "kaggle"]
+    kernels = {word for words in kaggle for word in words if word.startswith("YOU/")}
+    assert kernels == {solver["id"], wheels["id"]}
+    pushed = [Path(words[-1]) for words in kaggle if words[1:3] == ("kernels", "push")]
+    assert {(tmp_path / folder / "kernel-metadata.json").is_file() for folder in pushed} == {True}
+    submit = next(words for words in kaggle if words[1:3] == ("competitions", "submit"))
+    assert submit[submit.index("-c") + 1] in solver["competition_sources"]
+    model = next(c.words[-1] for c in SCRIPTS if "--model" in c.words)
+    assert solver["model_sources"][0].lower().startswith(model.lower() + "/")
+
+
+@pytest.mark.parametrize("file", DOCS, ids=lambda file: file.name)
+def test_links_lead_somewhere(file: Path) -> None:
+    for link in LINK.findall(file.read_text(encoding="utf-8")):
+        if link.startswith(("https://", "http://")):
+            continue
+        target, _, anchor = link.partition("#")
+        page = (file.parent / target).resolve() if target else file
+        assert page.is_relative_to(ROOT), link
+        assert page.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}, link
+
+
+@pytest.mark.parametrize("file", DOCS, ids=lambda file: file.name)
+def test_options_in_the_docs_exist(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    known = Config().as_dict()
+    for code in INLINE.findall(FENCE.sub("", text)):
+        for section, option in re.findall(r"(?<![\w/.])([a-z]+)\.([a-z_]+)(?=[ =,`]|$)", code):
+            if section in known and option not in ("py", "jsonl", "log"):
+                assert option in known[section], code
+    for toml in blocks(text, "toml"):
+        config_from(tomllib.loads(toml))
+
+
+def test_the_architecture_names_every_module() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = "\n".join(line for line in text.partition("## Modules")[2].splitlines() if line.startswith("|"))
+    named = [name for name in INLINE.findall(table) if re.fullmatch(r"[a-z_]+", name)]
+    assert len(named) == len(set(named))
+    assert set(named) == {path.stem for path in (ROOT / "src" / "aimo_solver").glob("*.py")} - {"__init__"}

@@ -1,0 +1,55 @@
+"""Every call that can fail, in a whole run: it ends in time, with every answer that the rest of the system can give.
+
+The cells of `tests/faults/table.py`; `scripts/fault_table.py` runs all of them; here are those that fail once and for ever.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aimo_solver.kernels.pool import Guard, KernelPool
+from tests.conftest import ROOT
+from tests.faults import injection, table
+from tests.faults.injection import KERNEL, Failing
+from tests.faults.table import Cell
+
+pytestmark = [pytest.mark.kernels, pytest.mark.timeout(600)]
+TIMES = ("once", "for ever")
+
+
+@pytest.fixture(scope="module")
+def cells() -> dict[tuple[str, str], Cell]:
+    return {(cell.row, cell.times): cell for cell in table.cells(times=TIMES)}
+
+
+@pytest.mark.parametrize("times", TIMES)
+@pytest.mark.parametrize("row", table.ROWS)
+def test_a_run_in_which_a_call_fails(cells: dict[tuple[str, str], Cell], row: str, times: str) -> None:
+    cell = cells[row, times]
+    assert not cell.fault, f"{cell.fault}\n{cell.log}"
+
+
+def test_the_script_prints_the_rows_that_are_asked_for(tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / "scripts" / "fault_table.py", "--times", "once", "--out", "cells.jsonl", "health"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    cells = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
+    assert {cell["row"] for cell in cells} == {name for name in table.ROWS if "health" in name}
+    assert f"{len(cells)} runs" in run.stdout
+
+
+async def test_no_guard_is_given_up_for_a_shortage_that_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def guards() -> tuple[Guard, ...]:
+        async with KernelPool(size=1, spares=0) as pool, pool.lease():
+            return pool.guards
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", subprocess.Popen.__init__)  # put back afterwards
+    before = await guards()
+    injection.arm(Failing("os.fork", "EAGAIN", process=KERNEL), 1, tmp_path / "tally")
+    assert await guards() == before
+    assert injection.Tally(tmp_path / "tally").value == 1

@@ -1,0 +1,478 @@
+"""predict and the local gateway, with a scripted solver on a scripted clock."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+
+from aimo_solver.errors import BootError, LocalGatewayError, PathNotFoundError
+from aimo_solver.kaggle.gateway import FALLBACK_ANSWER, Work, make_predict, make_server
+from aimo_solver.kaggle.local_gateway import LocalInferenceServer
+from tests.conftest import ROOT
+from tests.lonely import possible
+
+TESTS = ROOT / "tests"
+
+
+class Script:
+    """A solver whose work is what the test says."""
+
+    def __init__(self, *works: Work | BaseException) -> None:
+        self.works = list(works)
+        self.asked: list[tuple[str, str]] = []
+
+    def begin(self, problem_id: str, text: str) -> Work:
+        self.asked.append((problem_id, text))
+        work = self.works.pop(0) if len(self.works) > 1 else self.works[0]
+        if isinstance(work, BaseException):
+            raise work
+        return work
+
+
+def done(answer: Any) -> Work:
+    work = Work(ends_at=time.monotonic() + 60)
+    work.answer.set_result(answer)
+    return work
+
+
+def broken(error: BaseException, best: Callable[[], int | None] = lambda: None) -> Work:
+    work = Work(ends_at=time.monotonic() + 60, best=best)
+    work.answer.set_exception(error)
+    return work
+
+
+def hanging(seconds: float, best: Callable[[], int | None]) -> Work:
+    return Work(ends_at=time.monotonic() + seconds, best=best)
+
+
+def row(value: Any, name: str = "problem") -> pl.Series:
+    return pl.Series(name, [value])
+
+
+def ask(solving: Script, problem: Any = "What is 1+1?", id_: Any = "0a1b2c") -> tuple[str, int]:
+    frame = make_predict(solving)(row(id_, "id"), row(problem))
+    assert isinstance(frame, pl.DataFrame)
+    assert frame.schema == {"id": pl.String, "answer": pl.Int64}
+    assert frame.height == 1
+    assert frame["answer"][0] in range(100_000)
+    return frame.row(0)  # type: ignore[return-value]
+
+
+def test_predict_is_what_kaggles_server_accepts() -> None:
+    predict = make_predict(Script(done(1)))
+    assert type(predict) is FunctionType
+    assert predict.__name__ == "predict"
+
+
+def test_the_solvers_answer_goes_out_under_the_sent_id() -> None:
+    solving = Script(done(336))
+    assert ask(solving) == ("0a1b2c", 336)
+    assert solving.asked == [("0a1b2c", "What is 1+1?")]
+
+
+def test_the_truth_in_a_third_column_is_not_looked_at() -> None:
+    class Secret:
+        def __getattribute__(self, name: str) -> Any:
+            raise AssertionError(f"the truth was asked for {name}")
+
+    frame = make_predict(Script(done(7)))(row("aa0001", "id"), row("x"), Secret())
+    assert frame.rows() == [("aa0001", 7)]
+
+
+@pytest.mark.parametrize(
+    ("problem", "text"),
+    [
+        (row(17), "17"),
+        (row(1.5), "1.5"),
+        (pd.Series(["pandas"]), "pandas"),
+        ("plain", "plain"),
+        (row("\ud800".encode("utf-8", "replace").decode()), "?"),
+        ("a\ud800b", "a?b"),
+        (row("x" * 1_000_000), "x" * 1_000_000),
+        (row(["nested"]), "['nested']"),
+    ],
+    ids=["int", "float", "pandas", "str", "replaced", "surrogate", "1 MB", "list"],
+)
+def test_odd_problems_become_text(problem: Any, text: str) -> None:
+    solving = Script(done(1))
+    frame = make_predict(solving)(row("aa0001", "id"), problem)
+    assert frame.rows() == [("aa0001", 1)]
+    assert solving.asked == [("aa0001", text)]
+
+
+@pytest.mark.parametrize("problem", [row(None), None, row("  \n"), pl.Series("problem", [], dtype=pl.String)])
+def test_a_problem_without_text_costs_no_time(problem: Any) -> None:
+    solving = Script(done(1))
+    assert make_predict(solving)(row("aa0001", "id"), problem).rows() == [("aa0001", FALLBACK_ANSWER)]
+    assert solving.asked == []
+
+
+@pytest.mark.parametrize("id_", [row(123, "id"), row(4.24e18, "id"), row(None, "id"), None, object()])
+def test_any_id_gets_an_answer(id_: Any) -> None:
+    frame = make_predict(Script(done(5)))(id_, row("x"))
+    assert frame.schema == {"id": pl.String, "answer": pl.Int64}
+    assert frame["answer"].to_list() == [5]
+
+
+def test_an_object_that_breaks_when_it_is_looked_at_gets_the_fallback() -> None:
+    class Trap:
+        def __str__(self) -> str:
+            raise SystemExit("no text")
+
+    assert make_predict(Script(done(5)))(row("aa0001", "id"), Trap()).rows() == [("aa0001", FALLBACK_ANSWER)]
+
+
+def test_a_problem_that_comes_again_gets_the_same_answer_without_work() -> None:
+    solving = Script(done(11), done(22))
+    predict = make_predict(solving)
+    frames = [predict(row("aa0001", "id"), row("x")) for _ in range(3)]
+    assert [frame["answer"][0] for frame in frames] == [11, 11, 11]
+    assert len(solving.asked) == 1
+
+
+def test_a_fallback_is_given_again_as_well() -> None:
+    solving = Script(broken(ValueError("x")), done(22))
+    predict = make_predict(solving)
+    assert [predict(row("aa0001", "id"), row("x"))["answer"][0] for _ in range(2)] == [FALLBACK_ANSWER] * 2
+
+
+def test_two_problems_with_one_broken_id_are_both_solved() -> None:
+    predict = make_predict(Script(done(11), done(22)))
+    assert predict(row(None, "id"), row("x"))["answer"][0] == 11
+    assert predict(row(None, "id"), row("y"))["answer"][0] == 22
+
+
+@pytest.mark.parametrize("answer", [-1, 100_000, 1.5, "12", None, [3], float("nan")])
+def test_what_is_no_answer_never_goes_out(answer: Any) -> None:
+    assert ask(Script(done(answer)))[1] == FALLBACK_ANSWER
+
+
+@pytest.mark.parametrize("answer", [0, 99_999, np.int64(42), np.int32(42)])
+def test_integers_in_range_go_out(answer: Any) -> None:
+    assert ask(Script(done(answer)))[1] == int(answer)
+
+
+FAULTS = [ValueError("a\nb"), SystemExit(1), KeyboardInterrupt(), GeneratorExit(), MemoryError(), RecursionError()]
+
+
+@pytest.mark.parametrize("error", FAULTS, ids=lambda error: type(error).__name__)
+def test_an_exception_in_the_solver_costs_one_answer_at_most(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
+    assert ask(Script(broken(error, best=lambda: 77)))[1] == 77
+    assert "Traceback" in caplog.text
+    assert type(error).__name__ in caplog.text
+
+
+@pytest.mark.parametrize("error", FAULTS, ids=lambda error: type(error).__name__)
+def test_an_exception_at_the_start_of_work_gives_the_fallback(error: BaseException) -> None:
+    assert ask(Script(error))[1] == FALLBACK_ANSWER
+
+
+def test_a_cancelled_problem_gives_its_best_answer() -> None:
+    work = Work(ends_at=time.monotonic() + 60, best=lambda: 9)
+    work.answer.cancel()
+    assert ask(Script(work))[1] == 9
+
+
+def test_a_best_answer_that_cannot_be_told_gives_the_fallback() -> None:
+    def best() -> int:
+        raise RuntimeError("voting is broken")
+
+    assert ask(Script(broken(ValueError(), best=best)))[1] == FALLBACK_ANSWER
+
+
+def test_errors_of_our_own_are_logged_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    ask(Script(broken(BootError("no GPU was found"))))
+    assert "no GPU was found" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+def test_a_solver_past_its_time_is_given_up_and_its_best_answer_goes_out() -> None:
+    work = hanging(0.05, best=lambda: 88)
+    assert ask(Script(work))[1] == 88
+    assert work.answer.cancelled()
+
+
+def test_the_wait_follows_an_end_that_moves() -> None:
+    work = hanging(3600, best=lambda: 66)
+    threading.Timer(0.2, lambda: setattr(work, "ends_at", 0.0)).start()
+    assert ask(Script(work))[1] == 66
+
+
+def test_an_answer_that_comes_while_predict_waits_is_taken() -> None:
+    work = hanging(60, best=lambda: None)
+    threading.Timer(0.2, lambda: work.answer.set_result(31)).start()
+    assert ask(Script(work))[1] == 31
+
+
+# The local gateway: what the page of habits of Kaggle's gateway says of each returned value, row by row.
+
+
+def pl_frame(id_: str, n: int) -> pl.DataFrame:
+    return pl.DataFrame({"id": [id_], "answer": [5]})
+
+
+class Run:
+    """One local run over three problems in an empty folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows = [("aa0001", "one"), ("bb0002", "two"), ("cc0003", "three")]
+
+    def __call__(self, result: Callable[[str, int], Any]) -> pl.DataFrame:
+        count = itertools.count()
+
+        def predict(id_: pl.Series, problem: pl.Series) -> Any:
+            return result(id_.item(0), next(count))
+
+        pl.DataFrame(self.rows, schema=["id", "problem"], orient="row").write_csv(self.folder / "test.csv")
+        LocalInferenceServer(predict).run_local_gateway((str(self.folder / "test.csv"),))
+        return pl.read_parquet(self.folder / "submission.parquet")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.chdir(tmp_path)
+    return Run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("result", "columns", "dtype"),
+    [
+        (pl_frame, ["id", "answer"], pl.Int64),
+        (lambda id_, n: pl.DataFrame({"answer": [5]}), ["id", "answer"], pl.Int64),
+        (lambda id_, n: pl.DataFrame({"answer": [5], "id": ["wrong"]}), ["id", "answer"], pl.Int64),
+        (lambda id_, n: pl.DataFrame({"id": [id_], "answer": [5], "why": ["x"]}), ["id", "answer", "why"], pl.Int64),
+        (lambda id_, n: pl.DataFrame({"guess": [5]}), ["id", "guess"], pl.Int64),
+        (lambda id_, n: pd.DataFrame({"id": [id_], "answer": [5]}), ["id", "answer"], pl.Int64),
+        (lambda id_, n: pd.Series([5], name="answer"), ["id", "answer"], pl.Int64),
+        (lambda id_, n: pd.Series([5]), ["id", "0"], pl.Int64),
+        (lambda id_, n: pl.DataFrame({"answer": [1.5 if n == 1 else 5]}), ["id", "answer"], pl.Float64),
+        (lambda id_, n: pl.DataFrame({"answer": ["12" if n == 1 else 5]}), ["id", "answer"], pl.String),
+        (lambda id_, n: pl.DataFrame({"answer": [None if n == 1 else 5]}), ["id", "answer"], pl.Int64),
+        (lambda id_, n: pl.DataFrame({"answer": pl.Series([5], dtype=[pl.Int64, pl.Int32][n % 2])}), ["id", "answer"], pl.Int64),
+    ],
+)
+def test_results_that_kaggle_writes_are_written(
+    run: Run, result: Callable[..., Any], columns: list[str], dtype: pl.DataType
+) -> None:
+    written = run(result)
+    assert written.columns == columns
+    assert sorted(written["id"]) == ["aa0001", "bb0002", "cc0003"]
+    assert written.schema[columns[1]] == dtype
+
+
+@pytest.mark.parametrize(
+    ("result", "kind"),
+    [
+        (lambda id_, n: 5, "GATEWAY_RAISED_EXCEPTION"),
+        (lambda id_, n: True, "GATEWAY_RAISED_EXCEPTION"),
+        (lambda id_, n: "5", "GATEWAY_RAISED_EXCEPTION"),
+        (lambda id_, n: np.int64(5), "GATEWAY_RAISED_EXCEPTION"),
+        (lambda id_, n: np.float64(5), "GATEWAY_RAISED_EXCEPTION"),
+        (lambda id_, n: pl.Series("answer", [5]), "GATEWAY_RAISED_EXCEPTION"),
+        (lambda id_, n: [pl_frame(id_, n), pd.DataFrame({"answer": [5]})][n % 2], "GATEWAY_RAISED_EXCEPTION"),
+        (lambda id_, n: [pl_frame(id_, n), 5][n % 2], "GATEWAY_RAISED_EXCEPTION"),
+        (lambda id_, n: None, "INVALID_SUBMISSION"),
+        (lambda id_, n: [5], "INVALID_SUBMISSION"),
+        (lambda id_, n: {"answer": 5}, "INVALID_SUBMISSION"),
+        (lambda id_, n: np.array([5]), "INVALID_SUBMISSION"),
+        (lambda id_, n: np.int32(5), "INVALID_SUBMISSION"),
+        (lambda id_, n: np.bool_(1), "INVALID_SUBMISSION"),
+        (lambda id_, n: pl.DataFrame({"answer": [5, 6]}), "INVALID_SUBMISSION"),
+        (lambda id_, n: pl.DataFrame({"answer": []}), "INVALID_SUBMISSION"),
+        (lambda id_, n: pl.DataFrame({["answer", "other"][n % 2]: [5]}), "INVALID_SUBMISSION"),
+        (lambda id_, n: pl_frame(id_, n).select(*[["id", "answer"], ["answer", "id"]][n % 2]), "INVALID_SUBMISSION"),
+        (lambda id_, n: b"5", "SERVER_RAISED_EXCEPTION"),
+        (lambda id_, n: {5}, "SERVER_RAISED_EXCEPTION"),
+        (lambda id_, n: 2**63, "SERVER_RAISED_EXCEPTION"),
+        (lambda id_, n: pl.DataFrame({"answer": [5]}).lazy(), "SERVER_RAISED_EXCEPTION"),
+        (lambda id_, n: pl.DataFrame({"answer": pl.Series(["a"], dtype=pl.Enum(["a"]))}), "SERVER_RAISED_EXCEPTION"),
+        (lambda id_, n: pl.DataFrame({"answer": pl.Series([5], dtype=pl.Int128)}), "SERVER_RAISED_EXCEPTION"),
+        (lambda id_, n: 1 // 0, "SERVER_RAISED_EXCEPTION"),
+        (lambda id_, n: sys.exit(), "GRPC_DEADLINE_EXCEEDED"),
+    ],
+)
+def test_results_that_lose_a_submission_lose_it_here_too(run: Run, result: Callable[..., Any], kind: str) -> None:
+    with pytest.raises(LocalGatewayError) as caught:
+        run(result)
+    assert caught.value.kind == kind
+    assert not (run.folder / "submission.parquet").exists()
+
+
+def test_a_single_named_series_passes_alone(run: Run) -> None:
+    run.rows = run.rows[:1]
+    assert run(lambda id_, n: pl.Series("answer", [5])).rows() == [("aa0001", 5)]
+
+
+def test_predict_with_two_parameters_fails_on_the_truth_column(run: Run) -> None:
+    (run.folder / "reference.csv").write_text("id,problem,answer\naa0001,one,1\n")
+
+    def predict(id_: pl.Series, problem: pl.Series) -> pl.DataFrame:
+        return pl_frame(id_.item(0), 0)
+
+    with pytest.raises(LocalGatewayError, match="positional argument") as caught:
+        LocalInferenceServer(predict).run_local_gateway(("reference.csv",))
+    assert caught.value.kind == "SERVER_RAISED_EXCEPTION"
+
+
+def test_rows_come_one_by_one_off_the_main_thread_in_one_worker(run: Run) -> None:
+    threads = []
+    run(lambda id_, n: (threads.append(threading.current_thread().name), pl_frame(id_, n))[1])
+    assert set(threads) == {"ThreadPoolExecutor-0_0"}
+
+
+def test_every_run_has_an_order_of_its_own(run: Run) -> None:
+    run.rows = [(f"id{number}", "x") for number in range(12)]
+    orders = {tuple(run(pl_frame)["id"]) for _ in range(4)}
+    assert len(orders) > 1
+    assert all(sorted(order) == sorted(orders.pop()) for order in list(orders))
+
+
+def test_ids_of_digits_lose_their_zeros_as_at_kaggle(run: Run) -> None:
+    run.rows = [("000123", "one"), ("000456", "two")]
+    assert sorted(run(lambda id_, n: pl.DataFrame({"answer": [5]}))["id"]) == [123, 456]
+
+
+@pytest.mark.parametrize(
+    "function", [None, lambda id_: 5, Script(done(1)).begin, print, Script], ids=["none", "lambda", "method", "builtin", "class"]
+)
+def test_what_is_no_plain_function_is_refused(function: Any) -> None:
+    with pytest.raises(ValueError, match="function"):
+        LocalInferenceServer(*([] if function is None else [function]))
+
+
+def test_another_name_than_predict_fails_at_the_first_call(run: Run) -> None:
+    def guess(id_: pl.Series, problem: pl.Series) -> pl.DataFrame:
+        return pl_frame(id_.item(0), 0)
+
+    server = LocalInferenceServer(guess)
+    (run.folder / "test.csv").write_text("id,problem\naa0001,one\n")
+    with pytest.raises(LocalGatewayError) as caught:
+        server.run_local_gateway(("test.csv",))
+    assert caught.value.kind == "SERVER_MISSING_ENDPOINT"
+
+
+def test_one_server_object_serves_one_run(run: Run) -> None:
+    (run.folder / "test.csv").write_text("id,problem\naa0001,one\n")
+    server = LocalInferenceServer(make_predict(Script(done(1))))
+    server.run_local_gateway(("test.csv",))
+    with pytest.raises(ValueError, match="one local run"):
+        server.run_local_gateway(("test.csv",))
+
+
+@pytest.mark.parametrize("data_paths", ["test.csv", ("missing.csv",)], ids=["bare string", "missing"])
+def test_problems_that_cannot_be_read_end_the_run(run: Run, data_paths: Any) -> None:
+    with pytest.raises(LocalGatewayError) as caught:
+        LocalInferenceServer(make_predict(Script(done(1)))).run_local_gateway(data_paths)
+    assert caught.value.kind == "GATEWAY_RAISED_EXCEPTION"
+
+
+def test_without_kaggle_the_local_gateway_takes_its_place(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        server = make_server(make_predict(Script(done(1))), str(tmp_path / "nothing"))
+    assert isinstance(server, LocalInferenceServer)
+    assert "nothing" in caplog.text
+
+
+def test_a_rerun_without_the_package_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+    with pytest.raises(PathNotFoundError, match="competitions/no-such"):
+        make_server(make_predict(Script(done(1))), "no-such")
+
+
+STAND_IN = TESTS / "kaggle_stand_in"
+
+SERVER = """
+import os, sys
+from aimo_solver.kaggle.gateway import Work, in_rerun, make_predict, make_server
+
+class Solving:
+    def begin(self, problem_id, text):
+        if text == "exit":
+            raise SystemExit
+        print("asked", problem_id, flush=True)
+        work = Work(ends_at=float("inf"))
+        work.answer.set_result(len(text))
+        return work
+
+assert in_rerun()
+assert not any("kaggle" in path for path in sys.path)
+server = make_server(make_predict(Solving()), sys.argv[1])
+assert sys.argv[1] in sys.path
+server.serve()
+raise AssertionError("serve() returned in a rerun")
+"""
+
+RERUN = """
+import subprocess, sys
+server = subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[2]])
+try:
+    gateway = [sys.executable, sys.argv[2] + "/kaggle_evaluation/aimo_3_gateway.py", "test.csv"]
+    code = subprocess.run(gateway, timeout=100).returncode
+    assert server.poll() is None, "the server ended"
+finally:
+    server.kill()
+    server.wait()
+sys.exit(code)
+"""
+
+
+@pytest.mark.skipif(not possible(), reason="no network namespaces here")
+def test_a_rerun_over_grpc_between_two_processes(tmp_path: Path) -> None:
+    """The message numbers, ports and checks of Kaggle's package; an empty, a doubled, a huge and a fatal problem."""
+    rows = [
+        ("aa0001", "one"),
+        ("bb0002", None),
+        ("cc0003", "three"),
+        ("cc0003", "three"),
+        ("dd0004", "x" * 50_000),
+        ("ee0005", "exit"),
+    ]
+    pl.DataFrame(rows, schema=["id", "problem"], orient="row").write_csv(tmp_path / "test.csv")
+    command = [sys.executable, TESTS / "lonely.py", sys.executable, "-c", RERUN, SERVER, str(STAND_IN)]
+    environment = {
+        **os.environ,
+        "KAGGLE_IS_COMPETITION_RERUN": "1",
+        "STAND_IN_HOST": "localhost",
+        "STAND_IN_STARTUP_LIMIT_S": "60",
+    }
+    finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=150, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert json.loads((tmp_path / "result.json").read_text()) == {"Succeeded": True}
+    submission = pl.read_parquet(tmp_path / "submission.parquet")
+    assert submission.schema == {"id": pl.String, "answer": pl.Int64}
+    expected = [("aa0001", 3), ("bb0002", 0), ("cc0003", 5), ("cc0003", 5), ("dd0004", 50_000), ("ee0005", 0)]
+    assert sorted(submission.rows()) == expected
+    assert sorted(finished.stdout.splitlines()) == ["asked aa0001", "asked cc0003", "asked dd0004"]
+
+
+def test_the_gateway_loads_nothing_heavy() -> None:
+    heavy = ["torch", "vllm", "transformers", "openai_harmony", "jupyter_client", "sympy", "matplotlib", "typer", "rich"]
+    program = f"import sys, aimo_solver.kaggle.gateway, aimo_solver.kaggle.run; print([m for m in {heavy} if m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert loaded.strip() == "[]"
+
+
+def test_a_future_of_ones_own_may_be_shared() -> None:
+    """The work of two calls may hang on one future; giving one up must not break the other's answer."""
+    shared: Future[int] = Future()
+    shared.set_result(4)
+    works = [Work(time.monotonic() + 60, shared), Work(0.0, shared)]
+    predict = make_predict(Script(*works))
+    assert [predict(row(str(n), "id"), row("x"))["answer"][0] for n in range(2)] == [4, 4]

@@ -1,0 +1,284 @@
+"""The built notebook itself, run top to bottom in an empty folder without a network, on real vLLM, kernels and gRPC.
+
+What a user would edit is edited: the settings cell. Kaggle's package is the stand-in, in the competition's folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import psutil
+import pytest
+
+from tests.conftest import ROOT
+from tests.lonely import possible
+
+TESTS = ROOT / "tests"
+MODEL = ROOT / "data" / "pocket-model"
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.kernels,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not possible(), reason="no network namespaces here"),
+]
+
+
+@dataclass
+class Place:
+    """An empty folder with a built notebook and a competition."""
+
+    folder: Path
+
+    def problems(self, rows: list[tuple[str, str | None]]) -> Path:
+        path = self.folder / "competition" / "test.csv"
+        pl.DataFrame(rows, schema={"id": pl.String, "problem": pl.String}, orient="row").write_csv(path)
+        return path
+
+    def edit(self, old: str, new: str) -> None:
+        """Edits the notebook's text as a user would."""
+        notebook = json.loads((self.folder / "notebook.ipynb").read_text())
+        cells = [cell for cell in notebook["cells"] if old in "".join(cell["source"]) and not cell["id"].startswith("module-")]
+        assert len(cells) == 1
+        cells[0]["source"] = "".join(cells[0]["source"]).replace(old, new).splitlines(keepends=True)
+        (self.folder / "notebook.ipynb").write_text(json.dumps(notebook))
+
+    @contextmanager
+    def running(self, mode: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+        command = [sys.executable, TESTS / "lonely.py", sys.executable, TESTS / "notebook_run.py", mode, self.folder, *arguments]
+        with (self.folder / "runner.log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+            try:
+                yield process
+            finally:
+                tree = [process, *psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
+                for one in tree:
+                    one.kill()
+
+    def run(self, mode: str, *arguments: str) -> None:
+        with self.running(mode, *arguments) as process:
+            self.finish(process)
+
+    def finish(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.wait(timeout=800) == 0, (self.folder / "runner.log").read_text()[-4_000:]
+
+    def submission(self, *parts: str) -> pl.DataFrame:
+        table = pl.read_parquet(self.folder.joinpath(*parts, "submission.parquet"))
+        assert table.schema == {"id": pl.String, "answer": pl.Int64}
+        assert table["answer"].is_between(0, 99_999).all()
+        return table
+
+    def events(self) -> list[dict[str, Any]]:
+        log = self.folder / "runs" / "run-1" / "events.jsonl"
+        # The last line may be on its way.
+        lines = log.read_bytes().split(b"\n")[:-1] if log.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def output(self) -> str:
+        cells = json.loads((self.folder / "executed.ipynb").read_text())["cells"]
+        outputs = [output for cell in cells for output in cell.get("outputs", [])]
+        return "".join("".join(output.get("text", "")) for output in outputs)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    competition = tmp_path / "competition"
+    competition.mkdir()
+    (competition / "kaggle_evaluation").symlink_to(TESTS / "kaggle_stand_in" / "kaggle_evaluation")
+    build = [sys.executable, ROOT / "scripts" / "build_notebook.py", "--model", MODEL, "--competition", competition]
+    subprocess.run([*build, "--out", tmp_path / "notebook.ipynb"], check=True, capture_output=True)
+    return Place(tmp_path)
+
+
+def warmup(count: int) -> list[tuple[str, str, int]]:
+    return pl.read_csv(ROOT / "data" / "warmup.csv").head(count).rows()
+
+
+def right(submission: pl.DataFrame, truth: dict[str, int]) -> int:
+    return sum(truth.get(id_) == answer for id_, answer in submission.rows())
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Processes that outlive a run by more than a minute: its vLLM server, its kernels."""
+    end = time.monotonic() + 60
+    while (found := _processes_of(folder)) and time.monotonic() < end:
+        time.sleep(0.5)
+    return found
+
+
+def _processes_of(folder: Path) -> list[str]:
+    found = []
+    for process in psutil.process_iter(["cmdline", "cwd", "environ", "status"]):
+        told = f"{process.info['cmdline']} {process.info['cwd']} {process.info['environ']}"
+        if str(folder) in told and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(told[:300])
+    return found
+
+
+def test_a_rerun_in_two_processes_is_served_at_once_and_answered_after_the_boot(place: Place) -> None:
+    problems = warmup(10)
+    truth = {id_: answer for id_, _, answer in problems}
+    csv = place.problems([(id_, text) for id_, text, _ in problems])
+    place.edit("\nrun = notebook_run(", "\nimport aimo_solver; print('library in', aimo_solver.__path__[0])\nrun = notebook_run(")
+    place.run("rerun", str(csv))
+    assert json.loads((place.folder / "gateway" / "result.json").read_text()) == {"Succeeded": True}
+    submission = place.submission("gateway")
+    assert set(submission["id"]) == set(truth)
+    assert right(submission, truth) >= 9
+    times = json.loads((place.folder / "times.json").read_text())
+    kinds = [event["kind"] for event in place.events()]
+    assert kinds.count("server_starting") == kinds.count("server_ready") == 1
+    ready = next(event["wall"] for event in place.events() if event["kind"] == "server_ready")
+    assert times["listening_wall"] < datetime.fromisoformat(ready).timestamp()
+    assert f"library in {place.folder / 'aimo_solver'}" in place.output()
+    assert leftovers(place.folder) == []
+
+
+INJECTED = """
+import aimo_solver.solve.attempt as agent
+import aimo_solver.solve.solver as solver
+
+vote, attempt = solver.rank, agent.AgentRun.run
+
+
+def rank(attempts, voting):
+    if attempts and attempts[0].problem_id == "vote":
+        raise ZeroDivisionError("injected into the vote")
+    if attempts and attempts[0].problem_id == "leave":
+        raise SystemExit("injected into the vote")
+    return vote(attempts, voting)
+
+
+async def run(self):
+    if self.problem.id == "exit" and self.index % 2 == 0:
+        raise SystemExit("injected into an attempt")
+    return await attempt(self)
+
+
+solver.rank, agent.AgentRun.run = rank, run
+
+run = notebook_run("""
+
+
+def test_every_fault_ends_with_a_full_submission(place: Place) -> None:
+    """The server killed and hung, kernels killed, faults in the vote and in attempts, odd problems, one problem twice."""
+    problems = warmup(8)
+    ids = ["p0", "p1", "p2", "p3", "twice", "vote", "leave", "exit"]
+    truth = {id_: answer for id_, (_, _, answer) in zip(ids, problems, strict=True)}
+    rows: list[tuple[str, str | None]] = [(id_, text) for id_, (_, text, _) in zip(ids, problems, strict=True)]
+    rows += [rows[4], ("none", None), ("big", "How many? " * 100_000)]
+    place.problems(rows)
+    place.edit('"problems": 50,', '"problems": 11,')
+    place.edit('"kernels": {', '"server": {"stall_s": 6.0},\n    "kernels": {')
+    place.edit("\nrun = notebook_run(", INJECTED)
+    with place.running("local") as process:
+        faults = Faults(place, process)
+        # The first three problems that are nothing but problems, whichever these are: their order is never the same.
+        faults.at_problem(1, lambda: faults.server().kill())
+        faults.at_problem(2, lambda: faults.server().send_signal(signal.SIGSTOP))
+        faults.at_problem(3, faults.kill_kernels)
+        place.finish(process)
+    submission = place.submission()
+    assert sorted(submission["id"]) == sorted(id_ for id_, _ in rows)
+    assert submission.filter(id="none")["answer"].to_list() == [0]
+    assert submission.filter(id="twice")["answer"].n_unique() == 1
+    # A vote that is broken by an exception costs nothing, for what attempts gave is counted beside it.
+    assert right(submission.filter(pl.col("id") != "big"), truth) >= 7
+    kinds = [event["kind"] for event in place.events()]
+    assert kinds.count("server_fault") == 2
+    assert faults.killed_kernels > 0
+    started = [event["problem_id"] for event in place.events() if event["kind"] == "problem_started"]
+    assert sorted(started) == sorted({id_ for id_, _ in rows} - {"none"})
+    output = place.output()
+    for message in ("injected into the vote", "problem twice came again", "problem none has no text"):
+        assert message in output
+    assert leftovers(place.folder) == []
+
+
+class Faults:
+    """Does harm to a notebook that runs, between the start of a problem and its end."""
+
+    def __init__(self, place: Place, runner: subprocess.Popen[bytes]) -> None:
+        self.killed_kernels = 0
+        self._place = place
+        self._runner = runner
+
+    def at_problem(self, number: int, harm: Callable[[], object]) -> None:
+        """When the `number`-th plain problem starts; it must not have ended when the harm is done."""
+        end = time.monotonic() + 400
+        while time.monotonic() < end and self._runner.poll() is None:
+            plain = [
+                event for event in self._place.events() if event["kind"] == "problem_started" and event["problem_id"][0] == "p"
+            ]
+            if len(plain) >= number:
+                harm()
+                return
+            time.sleep(0.02)
+        raise AssertionError(f"plain problem {number} did not start")
+
+    def server(self) -> psutil.Process:
+        pid = [event["pid"] for event in self._place.events() if event["kind"] == "server_ready"][-1]
+        return psutil.Process(pid)
+
+    def kill_kernels(self) -> None:
+        """All Python sessions, leased and spare: among the descendants of the process they are forked from, the leaves."""
+        everyone = psutil.Process(self._runner.pid).children(recursive=True)
+        parents: set[int] = set()
+        zygote: psutil.Process | None = None
+        for process in everyone:  # sessions come and go all the time
+            with contextlib.suppress(psutil.NoSuchProcess):
+                parents.add(process.ppid())
+                if zygote is None and "kernels.inside.forkserver" in " ".join(process.cmdline()):
+                    zygote = process
+        assert zygote is not None
+        family = zygote.children(recursive=True)
+        for process in family:
+            if process.pid not in parents:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+                    self.killed_kernels += 1
+
+
+def test_a_server_that_never_comes_up_costs_the_answers_but_not_the_submission(place: Place) -> None:
+    """Where Kaggle's package is absent, so that the notebook's own gateway does the asking."""
+    (place.folder / "competition" / "kaggle_evaluation").unlink()
+    problems = warmup(2)
+    place.problems([(id_, text) for id_, text, _ in problems])
+    place.edit('"kernels": {', '"server": {"extra_args": ["--no-such-flag"], "restarts": 0},\n    "kernels": {')
+    place.edit('"cap_s": 900.0,', '"cap_s": 40.0,')
+    place.run("local")
+    submission = place.submission()
+    assert sorted(submission["id"]) == sorted(id_ for id_, _, _ in problems)
+    kinds = [event["kind"] for event in place.events()]
+    assert kinds.count("boot_failed") >= 1
+    assert "problem_started" not in kinds
+    output = place.output()
+    assert "the boot failed, and is repeated while there is time" in output
+    assert "unrecognized arguments: --no-such-flag" in output
+
+
+def test_a_model_that_is_mounted_late_is_found(place: Place) -> None:
+    """The boot fails until its folder is there; the first problem waits, and all are solved."""
+    problems = warmup(2)
+    truth = {id_: answer for id_, _, answer in problems}
+    place.problems([(id_, text) for id_, text, _ in problems])
+    late = place.folder / "late"
+    place.edit(f'MODEL = "{MODEL}"', f'MODEL = "{late}"')
+    with place.running("local") as process:
+        time.sleep(10)
+        assert not (place.folder / "runs").exists()
+        late.symlink_to(MODEL)
+        place.finish(process)
+    assert right(place.submission(), truth) == 2
+    assert "the boot failed, and is repeated while there is time: model" in place.output()
+    assert leftovers(place.folder) == []

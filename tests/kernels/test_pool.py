@@ -1,0 +1,524 @@
+"""The kernel pool, on real kernels, real signals and real deaths. Takes about three minutes on two cores."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import pytest_asyncio
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from aimo_solver.config import load_config
+from aimo_solver.errors import KernelError, KernelStartError, PoolClosedError
+from aimo_solver.kernels.inside import report as kernel_report
+from aimo_solver.kernels.pool import ExecutionResult, Guard, Kernel, KernelLimits, KernelPool, KillReason
+from aimo_solver.lab.bench import soak as kernel_soak
+from tests.faults.kernel_cases import CASES, GUARDED, LIMITS, Case
+from tests.processes import runs
+
+pytestmark = [pytest.mark.kernels]
+
+FULL_S = 5.0  # in which a pool is full again
+PATIENCE_S = 30.0  # for cells that end by themselves, on however busy a machine
+HANG = "sum(range(10**13))"  # never looks for signals
+
+# as root in a container without CAP_SYS_ADMIN, and on a system that allows nothing
+FEWER = {"no namespaces": frozenset({Guard.USER, Guard.SECCOMP, Guard.LANDLOCK}), "no guards": frozenset[Guard]()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A secret in the environment, and a temporary directory in which no pool leaves anything."""
+    tmp_path_factory.getbasetemp()  # the session's own folder lies elsewhere, whichever module comes first
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="kt-") as place:
+        os.chmod(place, 0o711)
+        patch.setenv("KERNEL_TEST_SECRET", "KERNEL_TEST_SECRET")
+        patch.setenv("TMPDIR", place)
+        patch.setattr(tempfile, "tempdir", place)
+        yield
+        assert list(Path(place).glob("aimo-*")) == []
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def guarded() -> AsyncIterator[KernelPool]:
+    async with KernelPool(size=2, spares=1, limits=LIMITS) as pool:
+        yield pool
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=FEWER)
+async def unguarded(request: pytest.FixtureRequest) -> AsyncIterator[KernelPool]:
+    async with KernelPool(size=2, spares=1, limits=replace(LIMITS, guards=FEWER[request.param])) as pool:
+        yield pool
+
+
+def zygote(pool: KernelPool) -> psutil.Process:
+    assert pool.zygote_pid is not None
+    return psutil.Process(pool.zygote_pid)
+
+
+def escaped(pool: KernelPool) -> list[int]:
+    """Processes with a user id of this pool's kernels that are not below its zygote."""
+    known = {process.pid for process in zygote(pool).children(recursive=True)}
+    first = 100_000 + zygote(pool).pid % (1 << 22) * 256
+    assert Guard.USER not in pool.guards or any(first <= _uid(pid) < first + 256 for pid in known)
+    return [pid for pid in psutil.pids() if pid not in known and first <= _uid(pid) < first + 256]
+
+
+def _uid(pid: int) -> int:
+    try:
+        return int(psutil.Process(pid).uids().real)
+    except psutil.Error:
+        return -1
+
+
+def is_full(pool: KernelPool) -> bool:
+    """Per kernel a warden, the kernel and a directory, and nothing else."""
+    if pool.warm < pool.size + pool.spares or pool.directory is None:
+        return False
+    below = zygote(pool).children(recursive=True)
+    return len(below) == 2 * pool.warm and len(os.listdir(pool.directory)) == pool.warm and not escaped(pool)
+
+
+async def full(pool: KernelPool) -> bool:
+    waited_s = 0.0
+    while waited_s < FULL_S:
+        if is_full(pool):
+            return True
+        began = time.monotonic()
+        await asyncio.sleep(0.02)
+        waited_s += min(time.monotonic() - began, 0.1)  # a machine that stands still lets nobody go on
+    return False
+
+
+async def hold(pool: KernelPool) -> None:
+    async with pool.lease():
+        await asyncio.sleep(1_000)
+
+
+async def run_case(pool: KernelPool, case: Case) -> None:
+    async with pool.lease() as kernel:
+        for cell in case.cells:
+            await kernel.execute(cell, PATIENCE_S)
+        result = await kernel.execute(case.code, case.timeout_s)
+        assert case.problems(result) == [], result.as_text()
+        if case.after:
+            after = await kernel.execute(case.after, PATIENCE_S)
+            assert after.value == case.after_value, after.as_text()
+    if Guard.NAMESPACES not in pool.guards:
+        assert await full(pool)  # where kernels share a file system, a file is there until its kernel is gone
+    async with pool.lease() as kernel:
+        if case.next:
+            result = await kernel.execute(case.next, PATIENCE_S)
+            assert result.value == case.next_value, result.as_text()
+        assert (await kernel.execute("2**10", PATIENCE_S)).value == "1024"
+    assert await full(pool)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+async def test_hard_case(guarded: KernelPool, case: Case) -> None:
+    if not case.holds(guarded.guards):
+        pytest.skip(f"needs one of {', '.join(sorted(case.needs))}")
+    await run_case(guarded, case)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("case", GUARDED, ids=lambda case: case.name)
+async def test_hard_case_with_fewer_guards(unguarded: KernelPool, case: Case) -> None:
+    if not case.holds(unguarded.guards):
+        pytest.skip(f"needs one of {', '.join(sorted(case.needs))}")
+    await run_case(unguarded, case)
+
+
+@pytest_asyncio.fixture
+async def pool() -> AsyncIterator[KernelPool]:
+    async with KernelPool(size=2, spares=1, limits=LIMITS) as pool:
+        yield pool
+
+
+async def test_a_lease_waits_while_all_are_out(pool: KernelPool) -> None:
+    async def attempt() -> str | None:
+        async with pool.lease() as kernel:
+            return (await kernel.execute("1 + 1", PATIENCE_S)).value
+
+    async with pool.lease(), pool.lease():
+        third = asyncio.ensure_future(attempt())
+        await asyncio.sleep(0.3)
+        assert not third.done()
+    assert await third == "2"
+
+
+async def test_a_cancelled_wait_for_a_lease_loses_no_kernel(pool: KernelPool) -> None:
+    async with pool.lease(), pool.lease():
+        waiting = [asyncio.ensure_future(hold(pool)) for _ in range(3)]
+        await asyncio.sleep(0)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+    assert await full(pool)
+
+
+async def test_a_cancelled_wait_for_a_kernel_loses_none() -> None:
+    async with KernelPool(size=2, spares=0, limits=LIMITS) as pool, pool.lease() as kernel:
+        for delay in (0, 0, 0.01, 0.05, 0.1):  # the pool has just one more, and it may come at any moment
+            task = asyncio.ensure_future(hold(pool))
+            await asyncio.sleep(delay)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        await kernel.execute("import os\nos._exit(0)", PATIENCE_S)
+        async with pool.lease() as other:
+            assert (await other.execute("2**10", PATIENCE_S)).value == "1024"
+
+
+async def test_a_cancelled_call_gives_the_lease_back(pool: KernelPool) -> None:
+    async def attempt() -> None:
+        async with pool.lease() as kernel:
+            await kernel.execute("while True: pass", 1_000.0)
+
+    task = asyncio.ensure_future(attempt())
+    await asyncio.sleep(0.3)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await full(pool)
+
+
+async def test_a_cancelled_call_does_not_run_on_into_the_next(pool: KernelPool) -> None:
+    async with pool.lease() as kernel:
+        await kernel.execute("x = 5", PATIENCE_S)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(kernel.execute("x = 6\nimport time\nwhile True: time.sleep(0.01)", 1_000.0), 0.5)
+        result = await kernel.execute("x", PATIENCE_S)
+        assert (result.value, result.stdout) == ("5", "")
+
+
+async def test_calls_of_one_lease_wait_for_each_other(pool: KernelPool) -> None:
+    async with pool.lease() as kernel:
+        cells = ["import time\nx = 0"] + ["y = x; time.sleep(0.05); x = y + 1; x"] * 4
+        results = await asyncio.gather(*(kernel.execute(cell, PATIENCE_S) for cell in cells))
+    assert [result.value for result in results] == [None, "1", "2", "3", "4"]
+
+
+async def test_a_kernel_is_of_no_use_after_its_lease(pool: KernelPool) -> None:
+    async with pool.lease() as kernel:
+        pass
+    with pytest.raises(KernelError):
+        await kernel.execute("1")
+
+
+async def test_the_next_lease_does_not_wait_for_a_hang() -> None:
+    async with KernelPool(size=2, spares=1, limits=replace(LIMITS, cpu_s=60)) as pool:
+        await pool.full()
+        async with pool.lease() as kernel:
+            hanging = asyncio.ensure_future(kernel.execute(HANG, 3.0))
+            await asyncio.sleep(0.1)
+            assert pool.warm == 2
+            async with pool.lease() as other:
+                assert not hanging.done()
+                assert (await other.execute("2**10", PATIENCE_S)).value == "1024"
+            result = await hanging
+    assert result.killed_for is KillReason.HANG
+
+
+async def test_closing_ends_leased_kernels_and_leaves_nothing() -> None:
+    pool = KernelPool(size=2, spares=1, limits=LIMITS)
+    gc.collect()  # what other tests left must not go meanwhile
+    threads = set(threading.enumerate())
+    descriptors = psutil.Process().num_fds()
+    await pool.start()
+    processes = [zygote(pool)]
+    directory = pool.directory
+    async with pool.lease() as kernel:
+        await kernel.execute("import subprocess\nsubprocess.Popen(['sleep', '1000'])", PATIENCE_S)
+        running = asyncio.ensure_future(kernel.execute(HANG, 1_000.0))
+        await asyncio.sleep(0.2)
+        processes += processes[0].children(recursive=True)
+        assert len(processes) >= 4
+        await pool.close()
+        with pytest.raises(PoolClosedError):
+            await running
+    assert [process for process in processes if runs(process)] == []
+    assert directory is not None
+    assert not directory.exists()
+    assert set(threading.enumerate()) <= threads
+    assert psutil.Process().num_fds() <= descriptors
+    with pytest.raises(PoolClosedError):
+        await pool.lease().__aenter__()
+
+
+async def test_closing_disappoints_those_who_wait() -> None:
+    pool = KernelPool(size=1, spares=0, limits=LIMITS)
+    starting = asyncio.ensure_future(pool.start())
+    await asyncio.sleep(0)
+    await pool.close()
+    with pytest.raises(PoolClosedError):
+        await starting
+
+
+_SOLVER = """
+import asyncio, sys
+from aimo_solver.kernels.pool import *
+async def main():
+    async with KernelPool(size=2, spares=1, limits=KernelLimits(guards=frozenset(map(Guard, sys.argv[1:])))) as pool:
+        async with pool.lease() as kernel:
+            cell = "import subprocess\\nfor _ in range(3): subprocess.Popen(['sleep', '1000'], start_new_session=True)"
+            await kernel.execute(cell)
+            print(pool.zygote_pid, pool.directory, flush=True)
+            await kernel.execute("while True: pass", 1000.0)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("guards", [frozenset(Guard), *FEWER.values()], ids=["all guards", *FEWER])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["SIGKILL", "SIGINT"])
+def test_no_kernel_outlives_a_killed_solver(guards: frozenset[Guard], number: int) -> None:
+    command = [sys.executable, "-c", _SOLVER, *guards]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as solver:
+        assert solver.stdout is not None
+        pid, directory = solver.stdout.readline().split()
+        below = [psutil.Process(int(pid)), *psutil.Process(int(pid)).children(recursive=True)]
+        assert len(below) >= 6  # a zygote, a warden, a kernel, its three children
+        solver.send_signal(number)
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline and (any(map(runs, below)) or Path(directory).exists()):
+        time.sleep(0.02)
+    assert [p for p in below if runs(p)] == []
+    assert not Path(directory).exists()
+
+
+async def test_a_killed_zygote_is_replaced_and_leases_go_on(pool: KernelPool) -> None:
+    async with pool.lease() as kernel:
+        await kernel.execute("x = 5", PATIENCE_S)
+        zygote(pool).kill()
+        assert (await kernel.execute("x", PATIENCE_S)).value == "5"
+        for _ in range(4):
+            async with pool.lease() as other:
+                assert (await other.execute("2**10", PATIENCE_S)).value == "1024"
+
+
+async def test_a_killed_warden_takes_its_kernel_with_it(pool: KernelPool) -> None:
+    async with pool.lease() as kernel:
+        await kernel.execute("x = 5", PATIENCE_S)
+        await pool.full()  # a kernel that starts has parents for a moment only
+        wardens = zygote(pool).children()
+        for warden in wardens:
+            warden.kill()
+        await asyncio.to_thread(psutil.wait_procs, wardens, PATIENCE_S)
+        await asyncio.sleep(0.2)
+        result = await kernel.execute("x", PATIENCE_S)
+        assert result.value == "5"
+        assert any("restarted" in note for note in result.notes)
+    assert await full(pool)
+
+
+_DAEMON = """
+import os, time
+read, write = os.pipe()
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.write(write, str(os.getpid()).encode())
+        time.sleep(1000)
+    os._exit(0)
+os.wait()
+int(os.read(read, 20))
+"""
+
+
+@pytest.mark.parametrize("guards", FEWER.values(), ids=FEWER)
+async def test_a_killed_warden_leaves_no_daemon(guards: frozenset[Guard]) -> None:
+    async with KernelPool(size=1, spares=0, limits=replace(LIMITS, guards=guards)) as pool, pool.lease() as kernel:
+        daemon = psutil.Process(int((await kernel.execute(_DAEMON, PATIENCE_S)).value or ""))
+        zygote(pool).children()[0].kill()
+        await asyncio.to_thread(daemon.wait, PATIENCE_S)
+        assert (await kernel.execute("2**10", PATIENCE_S)).value == "1024"
+
+
+async def test_a_spare_that_dies_is_replaced(pool: KernelPool) -> None:
+    assert await full(pool)
+    spare = zygote(pool).children()[0].children()[0]
+    spare.kill()
+    await asyncio.to_thread(spare.wait, 10)
+    assert await full(pool)
+
+
+def test_a_pool_from_a_configuration_leaves_half_of_the_machines_memory_to_others() -> None:
+    config = load_config(settings=["solver.slots=3", "kernels.size=3", "kernels.spares=1", "kernels.memory_mb=1000"]).kernels
+    pool = KernelPool.from_config(config)
+    assert (pool.size, pool.spares, pool.limits.memory_mb) == (3, 1, 1_000)
+    assert pool.limits.pool_memory_mb == psutil.virtual_memory().total // 2**21
+    assert KernelPool.from_config(replace(config, pool_memory_mb=70)).limits.pool_memory_mb == 70
+
+
+async def test_the_largest_kernel_pays_for_the_pools_memory() -> None:
+    limits = replace(LIMITS, pool_memory_mb=260)  # what is reported may be 64 MB old
+    async with KernelPool(size=2, spares=0, limits=limits) as pool, pool.lease() as small, pool.lease() as large:
+        assert (await small.execute("x = b'y' * (100 * 2**20)", PATIENCE_S)).failed is False
+        result = await large.execute("x = b'y' * (300 * 2**20)\nimport time\ntime.sleep(20)", PATIENCE_S)
+        assert result.killed_for is KillReason.POOL_MEMORY
+        assert (await small.execute("len(x)", PATIENCE_S)).value == str(100 * 2**20)
+
+
+def test_a_pool_works_in_a_loop_of_another_thread() -> None:
+    values: list[str | None] = []
+
+    async def main() -> None:
+        async with KernelPool(size=1, spares=0, limits=LIMITS) as pool, pool.lease() as kernel:
+            values.append((await kernel.execute(HANG, 0.2)).killed_for)
+            values.append((await kernel.execute("2**10", PATIENCE_S)).value)
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()))
+    thread.start()
+    thread.join()
+    assert values == [KillReason.HANG, "1024"]
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aimo_solver.kernels.spawner.PATIENCE_S", 0.0)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_pool_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(KernelStartError):
+        await KernelPool(size=1).__aenter__()
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_zygote_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "ipykernel.py").write_text("raise ImportError('this is no ipykernel')")
+    monkeypatch.setattr("aimo_solver.kernels.spawner._SETTINGS", {"PYTHONPATH": str(tmp_path)})
+    with pytest.raises(KernelStartError, match="this is no ipykernel"):
+        await KernelPool(size=1).__aenter__()
+
+
+async def test_a_module_to_preload_is_there_and_a_missing_one_does_no_harm() -> None:
+    async with KernelPool(size=1, spares=0, preload=("wsgiref.util", "no_such_module")) as pool, pool.lease() as kernel:
+        assert (await kernel.execute("import sys\n'wsgiref.util' in sys.modules", PATIENCE_S)).value == "True"
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_temporary_directory_with_too_long_a_path_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    place = tmp_path / ("x" * 100)
+    place.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    with pytest.raises(KernelStartError, match="TMPDIR"):
+        await KernelPool(size=1).__aenter__()
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize(("size", "spares"), [(0, 1), (1, -1), (100, 100)])
+def test_impossible_sizes_are_refused(size: int, spares: int) -> None:
+    with pytest.raises(ValueError, match=str(size)):
+        KernelPool(size=size, spares=spares)
+
+
+async def test_output_comes_in_the_order_it_was_written(pool: KernelPool) -> None:
+    code = "import os, sys\nprint(1)\nos.write(1, b'2\\n')\nprint(3, file=sys.stderr)\nos.system('echo 4')\n!echo 5\nprint(6)\n7"
+    async with pool.lease() as kernel:
+        result = await kernel.execute(code, PATIENCE_S)
+    assert (result.stdout, result.value) == ("1\n2\n3\n4\n5\n6\n", "0" if result.value == "0" else "7")
+
+
+async def test_kernels_of_one_zygote_draw_different_random_numbers(pool: KernelPool) -> None:
+    code = "import random, uuid, tempfile\nrandom.random(), np.random.random(), sympy.core.random.random(), uuid.uuid4()"
+    async with pool.lease() as one, pool.lease() as other:
+        first, second = await asyncio.gather(one.execute(code, PATIENCE_S), other.execute(code, PATIENCE_S))
+    assert first.value is not None
+    assert second.value is not None
+    assert set(first.value.split(", ")).isdisjoint(second.value.split(", "))
+
+
+async def test_a_soak_meets_no_surprises() -> None:
+    gc.collect()  # descriptors are counted
+    soaked = await kernel_soak.soak(12, seed=3, parallel=2)
+    assert soaked.surprises == ()
+    assert soaked.flat
+    assert soaked.after.directories == soaked.before.directories == 4
+    assert soaked.after.processes == soaked.before.processes == 9  # a zygote, four wardens, four kernels
+
+
+def result_of(stdout: str = "", value: str | None = None, traceback: str | None = None, *notes: str) -> ExecutionResult:
+    return ExecutionResult(
+        stdout=stdout,
+        value=value,
+        error_name=None if traceback is None else "ValueError",
+        traceback=traceback,
+        timed_out=False,
+        killed_for=None,
+        truncated=False,
+        seconds=0.0,
+        notes=notes,
+    )
+
+
+def test_text_shows_output_value_notes_and_traceback_in_this_order() -> None:
+    assert result_of("out\n", "value", "trace\nValueError: x", "note").as_text() == "out\nvalue\n[note]\ntrace\nValueError: x"
+
+
+def test_text_of_silence_says_so() -> None:
+    assert result_of().as_text() == "[no output]"
+
+
+def test_short_output_stays_whole_beside_a_long_traceback() -> None:
+    text = result_of("hello", None, "x" * 9_000 + "\nValueError: x").as_text(8_000)
+    assert text.startswith("hello\nxxx")
+    assert text.endswith("ValueError: x")
+
+
+@example(stdout="0" * 20, value="0" * 19, trace="0" * 17, limit=60)  # a limit that the note alone would fill
+@given(
+    stdout=st.text(max_size=400),
+    value=st.none() | st.text(max_size=400),
+    trace=st.none() | st.text(max_size=400),
+    limit=st.integers(60, 500),
+)
+def test_text_keeps_its_limit_and_the_last_line(stdout: str, value: str | None, trace: str | None, limit: int) -> None:
+    traceback = None if trace is None else f"{trace}\nValueError: x"
+    text = result_of(stdout, value, traceback).as_text(limit)
+    assert len(text) <= limit + 2 * len("\n[... 1,000 characters left out ...]\n") + 1
+    if traceback is not None:
+        assert text.endswith("ValueError: x")
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    head=st.integers(1, 10**60),
+    middle=st.integers(120_500, 130_000),
+    tail=st.integers(0, 10**60),
+    sign=st.sampled_from(["", "-"]),
+)
+def test_a_huge_integer_is_shown_by_its_ends(head: int, middle: int, tail: int, sign: str) -> None:
+    number = (head * 10**middle + tail) * (-1 if sign else 1)
+    sys.set_int_max_str_digits(0)
+    digits = str(abs(number))
+    shown = kernel_report.value_text(number)
+    assert shown.startswith(f"{sign}{digits[:50]}...{digits[-50:]} [an integer of {len(digits):,} digits")
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 40), st.integers(0, 9))
+def test_the_digits_of_a_huge_integer_are_counted_right_at_powers_of_ten(exponent: int, last: int) -> None:
+    number = 10 ** (120_500 + exponent) - 5 + last
+    assert f"of {120_500 + exponent + (last >= 5):,} digits" in kernel_report.value_text(number)
+
+
+async def test_the_example_of_the_documentation_works() -> None:
+    async with KernelPool(size=1, spares=0) as pool, pool.lease() as kernel:
+        assert isinstance(kernel, Kernel)
+        assert (await kernel.execute("2**10", timeout_s=PATIENCE_S)).value == "1024"
+        assert pool.limits == KernelLimits()

@@ -1,0 +1,129 @@
+"""Benchmarks measure what they say, at a scale that shows nothing but that. About 15 s with a server at hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aimo_solver.chat.families import chat_format
+from aimo_solver.config import config_from
+from aimo_solver.errors import UserError
+from aimo_solver.lab.bench.boot import _stages
+from aimo_solver.lab.bench.engine import Target, bench_engine
+from aimo_solver.lab.bench.readahead import bench_prewarm, evict, make_files
+from aimo_solver.lab.bench.table import BenchResult, shown
+from aimo_solver.server.pagecache import resident_bytes
+from aimo_solver.server.readahead import prewarm
+from aimo_solver.server.warmup import warm_up
+from tests.conftest import Served
+
+MB = 1 << 20
+
+
+@pytest.fixture
+def files() -> Iterator[list[Path]]:
+    for place in (None, "/var/tmp", "."):
+        with tempfile.TemporaryDirectory(dir=place) as folder:
+            made = make_files(Path(folder), 8 * MB / 1e9, count=2)
+            try:
+                evict(made)
+            except UserError:
+                continue
+            yield made
+            return
+    pytest.skip("no folder whose files leave the page cache")
+
+
+def test_every_reader_reads_the_same_cold_files(files: list[Path]) -> None:
+    result = bench_prewarm(files)
+    assert {row[2] for row in result.rows} == {8 * MB / 1e9}
+    assert [row[1] for row in result.rows] == ["cold"] * (len(result.rows) - 1) + ["warm"]
+    assert result.details["resident_share"] > 0.9  # a kernel short of memory takes pages back
+
+
+def test_evicted_files_are_out_of_memory(files: list[Path]) -> None:
+    prewarm(files)
+    evict(files)
+    assert sum(map(resident_bytes, files)) == 0
+
+
+def test_nothing_to_read_is_said() -> None:
+    with pytest.raises(UserError, match="nothing to read"):
+        bench_prewarm([])
+
+
+def test_random_files_have_the_size_asked_for(tmp_path: Path) -> None:
+    made = make_files(tmp_path, 0.003, count=3)
+    assert [file.stat().st_size for file in made] == [1_000_000] * 3
+    assert len({file.read_bytes() for file in made}) == 3
+
+
+@pytest.mark.vllm
+@pytest.mark.kernels
+async def test_the_loop_is_measured_on_a_real_server(vllm: Served) -> None:
+    config = config_from({"solver": {"slots": 2}})
+    async with vllm.engine() as engine:
+        target = Target(
+            base_url=engine.base_url,
+            model=engine.model,
+            chat=chat_format(vllm.model),
+            config=config,
+            context_tokens=engine.context_tokens,
+            vocabulary=1_000,
+            block_tokens=32,
+        )
+        result = await bench_engine(target, streams=(2,), tokens=120, turn_tokens=60)
+    by_name = {str(row[1]): dict(zip(result.columns, row, strict=True)) for row in result.rows}
+    assert set(by_name) == {"bare", "bare, logprobs 0", "bare, logprobs 5", "loop", "bare, turns", "loop, tools"}
+    assert by_name["bare"]["of bare"] == 1
+    # The loop sampled as many tokens as the bare engine, and its prompts were cached to the last whole block.
+    for name in ("loop", "loop, tools"):
+        figures = result.details[f"2 {name}"]
+        assert figures["rates"][0] * figures["seconds"][0] == pytest.approx(2 * 120)
+    assert by_name["loop, tools"]["cached of whole blocks"] == 1
+    assert all(0 <= seconds < 60 for seconds in result.details["abort_seconds"])
+
+
+@pytest.mark.vllm
+async def test_first_requests_fit_any_context(vllm: Served) -> None:
+    async with vllm.engine() as engine:
+        engine.context_tokens = min(engine.context_tokens, 200)
+        await warm_up(engine, slots=3, vocabulary=1_000)
+        assert engine.running == 0
+        assert engine.tokens_streamed > 0
+
+
+def test_stages_are_read_off_the_log() -> None:
+    events = [
+        {"t": 0.5, "kind": "stage_started", "stage": "server"},
+        {"t": 0.6, "kind": "stage_started", "stage": "kernels"},
+        {"t": 2.0, "kind": "stage_ended", "stage": "kernels", "seconds": 1.4},
+        {"t": 9.0, "kind": "stage_ended", "stage": "server", "seconds": 8.5},
+    ]
+    stages = _stages([json.dumps(event) for event in events])
+    assert [(stage.name, stage.start, stage.end) for stage in stages] == [("kernels", 0.6, 2.0), ("server", 0.5, 9.0)]
+
+
+def test_a_result_holds_where_and_how_it_was_measured(tmp_path: Path) -> None:
+    BenchResult(name="x", columns=("a", "b"), rows=((1, 2.0), ("y", None)), notes=("careful",)).save(tmp_path / "deep" / "x.json")
+    saved = json.loads((tmp_path / "deep" / "x.json").read_text())
+    assert saved["results"] == [{"a": 1, "b": 2.0}, {"a": "y", "b": None}]
+    assert saved["environment"]["cpus"] == len(os.sched_getaffinity(0))
+    assert saved["notes"] == ["careful"]
+
+
+def test_a_table_is_markdown() -> None:
+    table = BenchResult(name="x", columns=("a", "b"), rows=((1_234, 0.12345),), notes=("careful",)).markdown()
+    assert table == "| a | b |\n| --- | --- |\n| 1,234 | 0.123 |\n\n- careful\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(123.4, "123"), (12.34, "12.3"), (0.00123, "0.00123"), (7, "7"), (None, ""), ("x", "x")]
+)
+def test_figures_have_three_digits_that_say_something(value: float | str | None, text: str) -> None:
+    assert shown(value) == text

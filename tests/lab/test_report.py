@@ -1,0 +1,507 @@
+"""The report tells what a run directory holds. About 25 s, most of it in Chromium where there is one."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from aimo_solver.config import Config
+from aimo_solver.errors import RunDirectoryError
+from aimo_solver.lab.report.command import report
+from aimo_solver.lab.report.compare import compare, paired_difference, sign_test
+from aimo_solver.lab.report.data import RunReport, Verdict, load_report
+from aimo_solver.lab.report.page import TEXT_LIMIT, render
+from aimo_solver.lab.report.svg import clock, duration, points, short, ticks
+from aimo_solver.lab.report.text import TrajectoryText, fit
+from aimo_solver.lab.report.timeline import Doing, busy, entropy_curve, segments
+from aimo_solver.log.reader import read_run
+from aimo_solver.log.trajectory import Step, TrajectoryRecord
+from aimo_solver.log.writer import ProblemResult, RunLog
+from aimo_solver.policy.voting import Candidate
+from aimo_solver.results import Attempt, FinishReason
+from tests.chromium import CHROMIUM, Page
+from tests.simulated_run import ATTEMPTS, simulate
+
+needs_records = pytest.mark.skipif(not ATTEMPTS.exists(), reason="needs the logged attempts")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+
+HOSTILE = '</script><script>window.hacked = 1</script><img src=x onerror="window.hacked = 2">'
+
+
+def write_run(directory: Path, answers: dict[str, tuple[int | None, list[int | None]]], *, end: bool = True) -> Path:
+    """A run with one attempt per given answer; problems are id -> (truth, answers), the first answer is the one given."""
+    now = 0.0
+    log = RunLog.create(directory, config=Config(), environment={"gpus": ["H100"]}, clock=lambda: now)
+    log.event("stage_started", stage="server")
+    log.event("stage_ended", stage="server", seconds=0.0, outcome="done")
+    for problem_id, (truth, choices) in answers.items():
+        log.problem_started(problem_id, f"Find $n$. {HOSTILE}", truth, 900.0)
+        for index, answer in enumerate(choices):
+            trajectory = log.trajectory(problem_id, index)
+            trajectory.prompt([1, 2], "prompt")
+            now += 2
+            trajectory.turn(
+                [3] * 50, f"thinking {HOSTILE}", [0.5] * 50, seconds=2.0, waited_s=0.5, kind="tool_call", finish="stop"
+            )
+            now += 1
+            trajectory.tool(f"print(1) # {HOSTILE}", "1", seconds=1.0, error_name="NameError" if index == 1 else None)
+            now += 1
+            trajectory.turn([4] * 10, f"\\boxed{{{answer}}}", [0.1] * 10, seconds=1.0, kind="final", finish="stop")
+            finish = FinishReason.NO_ANSWER if answer is None else FinishReason.ANSWERED
+            log.attempt_finished(
+                Attempt(
+                    problem_id=problem_id,
+                    index=index,
+                    answer=answer,
+                    finish_reason=finish,
+                    tokens=60,
+                    turns=2,
+                    tool_calls=1,
+                    tool_errors=int(index == 1),
+                    started_s=4.0 * index,
+                    seconds=4.0,
+                    tool_seconds=1.0,
+                )
+            )
+        ballot = [answer for answer in choices if answer is not None]
+        candidates = tuple(
+            Candidate(a, ballot.count(a), ballot.count(a), ballot.count(a) / len(ballot)) for a in dict.fromkeys(ballot)
+        )
+        log.votes(problem_id, candidates)
+        answer = candidates[0].answer if candidates else 0
+        log.problem_finished(
+            ProblemResult(
+                problem_id=problem_id,
+                answer=answer,
+                truth=truth,
+                reason="attempts",
+                votes=ballot.count(answer),
+                attempts=len(choices),
+                tokens=60 * len(choices),
+                seconds=4.0 * len(choices),
+                allotted_s=900.0,
+                candidates=candidates,
+            )
+        )
+    if end:
+        log.finish()
+    log.close()
+    return directory
+
+
+ANSWERS: dict[str, tuple[int | None, list[int | None]]] = {
+    "right": (7, [7, 7, None]),
+    "outvoted": (7, [8, 8, 7]),
+    "missed": (7, [8, 9, None]),
+    "silent": (7, [None, None]),
+    "unknown": (None, [5, 5]),
+}
+
+
+@pytest.fixture(scope="module")
+def run_report(tmp_path_factory: pytest.TempPathFactory) -> RunReport:
+    return load_report(read_run(write_run(tmp_path_factory.mktemp("runs") / "run", ANSWERS)))
+
+
+def unpack(text: str) -> list[dict[str, object]]:
+    steps: list[dict[str, object]] = json.loads(gzip.decompress(base64.b64decode(text)))
+    return steps
+
+
+def test_each_lost_problem_says_why(run_report: RunReport) -> None:
+    verdicts = {problem.id: problem.verdict for problem in run_report.problems}
+    assert verdicts == {
+        "right": Verdict.RIGHT,
+        "outvoted": Verdict.OUTVOTED,
+        "missed": Verdict.NOT_FOUND,
+        "silent": Verdict.NO_ANSWER,
+        "unknown": Verdict.UNKNOWN,
+    }
+    why = {problem.id: problem.why for problem in run_report.problems}
+    assert why["outvoted"] == "7 had 1 of 3 attempts, 8 had 2"
+    assert why["missed"] == "none of 3 attempts gave 7; 2 other answers (2 answered, 1 no answer)"
+    assert (run_report.right, run_report.known, run_report.oracle) == (1, 4, 2)
+
+
+def test_seconds_of_slots_add_up(run_report: RunReport) -> None:
+    shares = run_report.shares
+    attempts = sum(len(given) for _, given in ANSWERS.values())
+    slots = Config().solver.slots
+    assert shares.thinking == pytest.approx(2.5 * attempts)
+    assert shares.waiting == pytest.approx(0.5 * attempts)
+    assert shares.tool == pytest.approx(attempts)
+    assert shares.thinking + shares.tool + shares.waiting + shares.idle == pytest.approx(slots * 4 * attempts)
+
+
+def test_tool_errors_are_counted_by_cause(run_report: RunReport) -> None:
+    assert run_report.tool_errors == {"NameError": 5}
+
+
+@needs_records
+def test_shares_of_a_run_with_parallel_attempts_add_up(tmp_path: Path) -> None:
+    one = load_report(read_run(simulate(tmp_path / "run", problems=4, attempts=8, scale=0.02)))
+    total = sum(problem.seconds for problem in one.problems) * 16
+    shares = one.shares
+    assert shares.thinking + shares.tool + shares.waiting + shares.idle == pytest.approx(total, rel=0.01)
+    assert max(count for _, count in one.streams) <= 16
+
+
+def test_stretches_follow_each_other_without_overlap() -> None:
+    steps = (
+        Step(kind="turn", t=11.0, seconds=4.0, waited_s=1.0, turn="tool_call"),
+        Step(kind="tool", t=15.0, seconds=2.0),
+        Step(kind="tool", t=17.0, seconds=1.0, timed_out=True),
+        Step(kind="turn", t=19.0, seconds=1.0, turn="final"),
+    )
+    found = segments(TrajectoryRecord("a", 0, 10.0, steps, 20.0), zero=10.0)
+    assert [(part.doing, part.start, part.end) for part in found] == [
+        (Doing.WAITING, 0.0, 1.0),
+        (Doing.WAITING, 1.0, 2.0),
+        (Doing.THINKING, 2.0, 5.0),
+        (Doing.TOOL, 5.0, 7.0),
+        (Doing.FAILED, 7.0, 8.0),
+        (Doing.WAITING, 8.0, 9.0),
+        (Doing.THINKING, 9.0, 10.0),
+    ]
+
+
+def test_stages_of_the_boot_are_paired_and_a_cut_one_lasts_to_the_end(tmp_path: Path) -> None:
+    now = 0.0
+    log = RunLog.create(tmp_path / "run", config=Config(), environment={}, clock=lambda: now)
+    log.event("stage_started", stage="kernels")
+    now = 1.0
+    log.event("stage_started", stage="server")
+    now = 3.0
+    log.event("stage_ended", stage="kernels", seconds=3.0, outcome="done")
+    now = 9.0
+    log.event("server_fault", error="it died")
+    log.close()
+    one = load_report(read_run(tmp_path / "run"))
+    assert [(stage.name, stage.start, stage.end, stage.outcome) for stage in one.boot] == [
+        ("kernels", 0.0, 3.0, "done"),
+        ("server", 1.0, 9.0, "cut"),
+    ]
+    assert [event.kind for event in one.notable] == ["server_fault"]
+    with RunLog.resume(tmp_path / "run", clock=lambda: now) as log:
+        log.event("stage_started", stage="server")
+        now = 12.0
+        log.event("stage_ended", stage="server", seconds=3.0, outcome="done")
+    again = load_report(read_run(tmp_path / "run"))
+    assert [(stage.start, stage.end, stage.outcome) for stage in again.boot if stage.name == "server"] == [
+        (1.0, 9.0, "cut"),
+        (9.0, 12.0, "done"),
+    ]
+    assert "it died" in render([one])
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 20)), max_size=30))
+@settings(deadline=None)
+def test_busy_counts_what_runs_at_each_second(spans: list[tuple[int, int]]) -> None:
+    steps = busy((start, start + length) for start, length in spans)
+    for second in range(75):
+        expected = sum(start <= second < start + length for start, length in spans)
+        now = [count for t, count in steps if t <= second]
+        assert (now[-1] if now else 0) == expected
+
+
+@given(st.lists(st.floats(0, 5), max_size=300), st.integers(1, 50))
+@settings(deadline=None)
+def test_the_entropy_curve_keeps_the_mean(values: list[float], bins: int) -> None:
+    curve = entropy_curve([Step(kind="turn", t=0.0, entropies=tuple(values))], bins)
+    assert len(curve) <= bins
+    if values:
+        assert curve[-1][0] == len(values)
+        edges = [0, *(tokens for tokens, _ in curve)]
+        weighted = sum(mean * (after - before) for (_, mean), before, after in zip(curve, edges, edges[1:], strict=False))
+        assert weighted / len(values) == pytest.approx(sum(values) / len(values), abs=1e-3)
+
+
+def test_a_run_cut_in_mid_air_is_reported(tmp_path: Path) -> None:
+    directory = write_run(tmp_path / "run", {"done": (7, [7])}, end=False)
+    with RunLog.resume(directory) as log:
+        log.problem_started("open", "?", 7, 60.0)
+        trajectory = log.trajectory("open", 0)
+        trajectory.turn([1, 2, 3], "x", [0.5] * 3, seconds=1.0, kind="tool_call", finish="stop")
+        os.truncate(directory / "attempts.jsonl", (directory / "attempts.jsonl").stat().st_size - 5)
+    one = load_report(read_run(directory))
+    assert one.state == "interrupted"
+    assert one.problems[1].verdict is Verdict.OPEN
+    assert one.problems[1].attempts[0].running
+    assert one.problems[1].attempts[0].attempt.tokens == 3
+    assert one.run.torn_lines == 1
+    assert "interrupted" in render([one])
+
+
+def test_a_run_without_problems_is_reported(tmp_path: Path) -> None:
+    assert "empty" in render([load_report(read_run(write_run(tmp_path / "empty", {})))])
+
+
+class _Tags(HTMLParser):
+    """Counts tags, and checks that they are closed in order."""
+
+    VOID = frozenset({"meta", "link", "input", "br", "img"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: dict[str, int] = {}
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen[tag] = self.seen.get(tag, 0) + 1
+        self.ids += [value for name, value in attrs if name == "id" and value]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_stands_alone(run_report: RunReport) -> None:
+    page = render([run_report])
+    tags = _Tags()
+    tags.feed(page)
+    assert tags.open == []
+    assert len(tags.ids) == len(set(tags.ids))
+    assert tags.seen.get("img", 0) == 0  # texts of the run are no markup
+    assert not re.findall(r'(?:src|href)="(?!#|data:)', page)
+    assert "@import" not in page
+    assert "url(" not in page
+    assert "http" not in re.sub(r"http-equiv", "", page)
+
+
+def test_every_word_of_a_trajectory_is_in_the_page(run_report: RunReport) -> None:
+    page = render([run_report])
+    packed = re.search(r'id="t-0-p-right">([^<]+)<', page)
+    assert packed is not None
+    steps = unpack(packed[1])
+    assert [step["kind"] for step in steps] == ["prompt", "turn", "tool", "turn"]
+    assert steps[1]["text"] == f"thinking {HOSTILE}"
+    assert (steps[2]["code"], steps[2]["output"]) == (f"print(1) # {HOSTILE}", "1")
+
+
+def test_large_trajectories_lose_their_middle_and_small_ones_nothing() -> None:
+    def packed(chars: int, seed: int) -> TrajectoryText:
+        text = "".join(chr(97 + (index * index * 7919 + seed) % 26) for index in range(chars))
+        noise = base64.b64encode(os.urandom(chars)).decode()
+        steps = [{"kind": "turn", "text": f"begin {text[:10]} {noise} the end"}]
+        return TrajectoryText(base64.b64encode(gzip.compress(json.dumps(steps).encode())).decode())
+
+    texts = [packed(400, 1), None, packed(60_000, 2), packed(90_000, 3)]
+    fitted = fit(texts, 80_000)
+    assert fitted[:2] == texts[:2]
+    assert sum(len(text.packed) for text in fitted if text) <= 80_000
+    for text in fitted[2:]:
+        assert text is not None
+        assert text.cut_to < 1
+        left = str(unpack(text.packed)[0]["text"])
+        assert left.startswith("begin")
+        assert left.endswith("the end")
+        assert "characters left out here" in left
+    assert fit(texts, 10_000_000) == texts
+
+
+@needs_records
+def test_a_page_of_a_long_run_stays_under_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aimo_solver.lab.report.page.TEXT_LIMIT", 200_000)
+    one = load_report(read_run(simulate(tmp_path / "run", problems=4, attempts=16, scale=0.2)))
+    assert sum(len(attempt.text.packed) for attempt in one.attempts if attempt.text) > 400_000
+    page = render([one])
+    packed = sum(map(len, re.findall(r'<script type="text/plain"[^>]*>([^<]*)<', page)))
+    assert packed <= 200_000
+    # 50 problems of 16 attempts: the drawings grow with the attempts, the texts are limited.
+    drawings = len(page) - packed
+    assert drawings * 50 / 4 + TEXT_LIMIT < 20_000_000
+
+
+def test_the_paired_difference_reads_as_one_would_by_hand(tmp_path: Path) -> None:
+    a = load_report(
+        read_run(write_run(tmp_path / "a", {"p": (1, [1]), "q": (1, [2]), "r": (1, [1]), "s": (None, [1]), "t": (1, [2])}))
+    )
+    b = load_report(
+        read_run(write_run(tmp_path / "b", {"p": (1, [1]), "q": (1, [1]), "r": (1, [2]), "s": (None, [1]), "u": (1, [1])}))
+    )
+    comparison = compare(a, b)
+    assert (comparison.pairs, comparison.both, comparison.only_a, comparison.only_b, comparison.neither) == (3, 1, 1, 1, 0)
+    assert comparison.difference == 0
+    assert comparison.low < 0 < comparison.high
+    assert comparison.p_value == 1.0
+    assert {row.id for row in comparison.rows if row.differs} == {"q", "r"}
+    assert "t" in {row.id for row in comparison.rows}
+    page = render([a, b], comparison)
+    tags = _Tags()
+    tags.feed(page)
+    assert len(tags.ids) == len(set(tags.ids))
+
+
+def test_the_interval_of_a_clear_difference_excludes_zero() -> None:
+    mean, low, high = paired_difference([1] * 12 + [0] * 28)
+    assert mean == pytest.approx(0.3)
+    assert 0 < low < mean < high < 0.5
+    assert paired_difference([0] * 10) == (0.0, 0.0, 0.0)
+
+
+def test_the_sign_test_is_the_binomial_one() -> None:
+    assert sign_test(0, 5) == pytest.approx(2 / 32)
+    assert sign_test(1, 5) == pytest.approx(2 * (1 + 6) / 64)
+    assert sign_test(3, 3) == 1.0
+    assert sign_test(0, 0) == 1.0
+
+
+def test_a_broken_page_path_is_one_line(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", {"p": (1, [1])})
+    with pytest.raises(RunDirectoryError, match=r"cannot be written.*--out"):
+        report([run], Console(quiet=True), tmp_path / "nowhere" / "x.html")
+    with pytest.raises(RunDirectoryError, match="no such folder"):
+        report([tmp_path / "nothing"], Console(quiet=True))
+
+
+def test_the_terminal_shows_score_and_reasons(tmp_path: Path) -> None:
+    console = Console(record=True, width=160, quiet=False, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    page = report([write_run(tmp_path / "run", ANSWERS)], console)
+    console.file.close()
+    shown = console.export_text()
+    assert page == tmp_path / "run" / "report.html"
+    assert "1 of 4 right, truth among the answers in 2" in shown
+    assert "7 had 1 of 3 attempts, 8 had 2" in shown
+    assert "5 NameError" in shown
+
+
+def test_numbers_read_as_people_say_them() -> None:
+    assert [duration(value) for value in (0, 0.04, 8.44, 75, 125, 119.7, 3600, 17_180)] == [
+        "0 s", "0.0 s", "8.4 s", "75 s", "2 min 05 s", "2 min", "1 h 00 min", "4 h 46 min",
+    ]  # fmt: skip
+    assert [short(value) for value in (0, 950, 9_999, 12_345, 3_100_000)] == ["0", "950", "9,999", "12.3k", "3.1M"]
+    assert [clock(value) for value in (0, 0.5, 45, 150, 4500, 7200)] == ["0s", "0.5s", "45s", "2m30", "1h15", "2h"]
+    assert [points(value) for value in (0.04, -0.125, 0, -1e-9)] == ["+4.0", "−12.5", "0.0", "0.0"]
+
+
+@given(st.floats(1e-3, 1e9))
+@settings(deadline=None)
+def test_ticks_are_few_even_and_inside(high: float) -> None:
+    marks = ticks(high)
+    assert 2 <= len(marks) <= 8
+    assert marks[0] == 0
+    assert marks[-1] <= high * 1.0001
+    steps = {round((b - a) / high, 6) for a, b in pairwise(marks)}
+    assert len(steps) == 1
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory, run_report: RunReport) -> Iterator[Page]:
+    path = tmp_path_factory.mktemp("page") / "report #1.html"
+    path.write_text(render([run_report]), encoding="utf-8")
+    with Page(path) as open_page:
+        yield open_page
+
+
+def column(page: Page, name: str) -> list[str]:
+    script = """(name => {
+      const table = document.querySelector('table.sortable');
+      const index = [...table.tHead.rows[0].cells].findIndex(cell => cell.textContent.trim() === name);
+      table.tHead.rows[0].cells[index].querySelector('button').click();
+      return [...table.tBodies[0].rows].map(row => row.cells[1].textContent.trim());
+    })"""
+    rows: list[str] = page.run(f"{script}({json.dumps(name)})")
+    return rows
+
+
+@needs_chromium
+def test_a_click_on_a_heading_sorts(page: Page) -> None:
+    assert column(page, "id") == sorted(ANSWERS)
+    assert column(page, "id") == sorted(ANSWERS, reverse=True)
+    assert column(page, "truth")[-1] == "unknown"  # numbers from large to small, the unknown one last
+    assert column(page, "#") == list(reversed(ANSWERS))
+    assert column(page, "#") == list(ANSWERS)
+    assert page.problems == []
+
+
+@needs_chromium
+def test_a_trajectory_unfolds_with_its_code_highlighted(page: Page) -> None:
+    page.run("document.querySelector('a[href=\"#p-outvoted\"]').click()")
+    page.wait_for("document.getElementById('p-outvoted').open")
+    attempt = "document.querySelectorAll('#p-outvoted details.attempt')[1]"
+    page.run(f"{attempt}.querySelector('summary').click()")
+    page.wait_for(f"{attempt}.querySelectorAll('.step').length === 4")
+    assert page.run(f"{attempt}.querySelector('pre.code').textContent") == f"print(1) # {HOSTILE}"
+    assert page.run(f"{attempt}.querySelector('pre.code .call').textContent") == "print"
+    assert page.run(f"{attempt}.querySelector('pre.code .comment').textContent") == f"# {HOSTILE}"
+    assert page.run(f"{attempt}.querySelector('.failed').textContent") == "NameError"
+    assert page.run(f"{attempt}.querySelector('.boxed').textContent") == "\\boxed{8}"
+    assert page.run("window.hacked") is None
+    assert page.problems == []
+
+
+@needs_chromium
+def test_filters_leave_the_rows_that_fit(page: Page) -> None:
+    rows = "[...document.querySelectorAll('table.sortable tbody tr')]"
+    shown = f"{rows}.filter(row => !row.hidden).map(row => row.cells[1].textContent.trim()).sort()"
+    page.run("document.querySelector('[data-show=\"outvoted\"]').click()")
+    assert page.run(shown) == ["outvoted"]
+    page.run("document.querySelectorAll('.filters button')[1].click()")
+    assert page.run(shown) == ["missed", "outvoted", "silent"]
+    page.run("document.querySelectorAll('.filters button')[0].click()")
+    page.run("(box => { box.value = 'UNKN'; box.dispatchEvent(new Event('input')); })(document.querySelector('.filters input'))")
+    assert page.run(shown) == ["unknown"]
+    assert page.problems == []
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_is_never_wider_than_the_screen(page: Page, width: int) -> None:
+    page.resize(width, 900)
+    page.run("document.querySelectorAll('details.problem').forEach(part => { part.open = true; })")
+    assert page.run("document.documentElement.scrollWidth") <= width
+    assert page.problems == []
+
+
+@needs_chromium
+def test_a_comparison_leads_into_both_runs(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, ANSWERS) for name in ("first", "second")]
+    path = report(runs, Console(quiet=True), tmp_path / "both.html")
+    with Page(path) as page:
+        assert page.run("document.querySelector('#tab-1').hidden")
+        page.run("document.querySelectorAll('#tab-c table.sortable tbody tr')[1].cells[2].querySelector('a').click()")
+        page.wait_for("!document.querySelector('#tab-1').hidden && document.getElementById('b-p-outvoted').open")
+        attempt = "document.querySelector('#b-p-outvoted details.attempt')"
+        page.run(f"{attempt}.querySelector('summary').click()")
+        page.wait_for(f"{attempt}.querySelectorAll('.step').length === 4")
+        assert page.problems == []
+
+
+KILLED = """
+import itertools, os, sys
+from pathlib import Path
+from aimo_solver.config import Config
+from aimo_solver.log.writer import RunLog
+log = RunLog.create(Path(sys.argv[1]), config=Config(), environment={})
+log.problem_started("p", "?", 7, 60.0)
+trajectory = log.trajectory("p", 0)
+trajectory.prompt([1], "p")
+trajectory.turn([2, 3], "call", [0.5, 0.5], seconds=0.1, kind="tool_call", finish="stop")
+trajectory.tool("1/0", "no", seconds=0.1, error_name="ZeroDivisionError")
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_killed_run_is_reported(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "run")], check=False)
+    one = load_report(read_run(tmp_path / "run"))
+    assert one.state == "interrupted"
+    assert one.tool_errors == {"ZeroDivisionError": 1}
+    assert one.problems[0].attempts[0].attempt.turns == 1
+    report([tmp_path / "run"], Console(quiet=True))

@@ -1,0 +1,113 @@
+"""Tables, values and figures of replays and simulations."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from rich.console import Console
+
+from aimo_solver.config import Config
+from aimo_solver.lab.calibration import wilson
+from aimo_solver.lab.records import Group, Use
+from aimo_solver.lab.replay import Replay, parse_policy, replay
+from aimo_solver.lab.scoreboard import (
+    budget_figure,
+    calibration_figure,
+    replay_tables,
+    replay_values,
+    simulation_table,
+    simulation_values,
+    tokens_figure,
+)
+from aimo_solver.lab.simulate import Simulation, parse_play, simulate, sweep
+from aimo_solver.results import Attempt, FinishReason
+
+
+def groups(*, timed: bool = True) -> list[Group]:
+    made = []
+    for number in range(6):
+        ended = tuple(
+            Attempt(
+                problem_id=str(number), index=i, answer=1 + (i * number) % 2, finish_reason=FinishReason.ANSWERED,
+                tokens=100 * (i + 1), seconds=10.0 * (i + 1) if timed else 0.0,
+            )
+            for i in range(5)
+        )  # fmt: skip
+        made.append(
+            Group(
+                run=f"run{number % 2}", model="m", problem_id=str(number), truth=1, ended=ended, cut=(), timed=timed,
+                use=Use.ACCURACY | Use.STOPPING,
+            )
+        )  # fmt: skip
+    return made
+
+
+def replayed(**values: bool) -> Replay:
+    policies = [parse_policy(name, Config().voting) for name in ("majority", "default/equal=2")]
+    return replay(groups(**values), policies, samples=50)
+
+
+def simulated() -> tuple[Simulation, ...]:
+    return simulate(groups(), [parse_play(name, Config()) for name in ("default", "default@even")], competitions=5, samples=50)
+
+
+def text(*tables: object) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    console.print(*tables)
+    return console.file.getvalue()
+
+
+def test_values_are_plain_and_complete() -> None:
+    values = json.loads(json.dumps(replay_values(replayed())))
+    assert values["oracle"] == 6
+    assert list(values["policies"]) == ["majority", "default/equal=2"]
+    for policy in values["policies"].values():
+        assert {"groups", "right", "accuracy", "mean_seconds", "mean_tokens", "diff", "diff_low", "diff_high"} <= policy.keys()
+        assert policy["accuracy"] == policy["right"] / policy["groups"]
+        assert sum(run["right"] for run in policy["runs"].values()) == policy["right"]
+    played = json.loads(json.dumps(simulation_values(simulated())))
+    assert list(played["policies"]) == ["default", "default@even"]
+    assert played["policies"]["default"]["overruns"] == 0
+
+
+def test_tables_name_every_policy_and_run() -> None:
+    shown = text(*replay_tables(replayed(), strata=True))
+    for word in ("majority", "default/equal=2", "run0", "run1", "6 groups of 6 problems"):
+        assert word in shown
+    shown = text(simulation_table(simulated()))
+    assert "default@even" in shown
+    assert "overruns" in shown
+
+
+def test_what_was_not_logged_is_said() -> None:
+    assert "not logged" in text(*replay_tables(replayed(timed=False)))
+    assert "not logged" not in text(*replay_tables(replayed()))
+
+
+def test_figures_draw_as_svg(tmp_path: Path) -> None:
+    result = replayed()
+    points = sweep(groups(), [parse_play(name, Config()) for name in ("default", "default@even")], [600, 1_200], competitions=5)
+    for number, figure in enumerate((tokens_figure(result), calibration_figure(result.scores[0]), budget_figure(points))):
+        figure.savefig(tmp_path / f"{number}.svg")
+        assert ElementTree.parse(tmp_path / f"{number}.svg").getroot().tag.endswith("svg")
+
+
+def test_figures_show_the_data() -> None:
+    result = replayed()
+    steps = tokens_figure(result).axes[0].lines
+    assert [line.get_label() for line in steps] == ["majority", "default/equal=2"]
+    assert sorted(steps[1].get_xdata()) == sorted(outcome.tokens for outcome in result.scores[1].outcomes)
+    counts = [int(note.get_text()) for note in calibration_figure(result.scores[0]).axes[0].texts]
+    assert sum(counts) == result.groups
+
+
+def test_wilson_interval_is_the_textbook_one() -> None:
+    # Wilson 1927; 8 of 10 by any statistics package: 0.4902, 0.9433.
+    low, high = wilson(8, 10)
+    assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)
+    assert wilson(0, 5)[0] == pytest.approx(0)
+    assert wilson(5, 5)[1] == pytest.approx(1)

@@ -1,0 +1,229 @@
+"""Simulated competitions: the arrays against the solver's own rules, one play at a time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from aimo_solver.config import Config, config_from
+from aimo_solver.errors import ConfigError
+from aimo_solver.lab.competition import RUNS, Competitions, Pool
+from aimo_solver.lab.records import Group, Use, read_groups
+from aimo_solver.lab.simulate import Throughput, parse_play, playable, simulate, sweep
+from aimo_solver.policy.budget import RULES as BUDGETS
+from aimo_solver.policy.budget import Clock, allot
+from aimo_solver.policy.stopping import RULES, decided
+from aimo_solver.policy.voting import VOTERS, rank
+from aimo_solver.results import Attempt, FinishReason
+from tests.conftest import ROOT
+
+untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is not a failure
+
+PUBLIC = ROOT.parent / "shared" / "replay" / "attempts.csv"
+public = pytest.mark.skipif(not PUBLIC.exists(), reason="the public records are not here")
+PROBLEMS, STARTUP_S = 6, 100.0
+
+
+def make_group(number: int, answers: list[tuple[int | None, int, int, float]], truth: int = 1) -> Group:
+    attempts = [
+        Attempt(
+            problem_id=str(number), index=i, answer=answer, tokens=tokens, tool_errors=errors, entropy=entropy,
+            finish_reason=FinishReason.NO_ANSWER if answer is None else FinishReason.ANSWERED,
+        )
+        for i, (answer, tokens, errors, entropy) in enumerate(answers)
+    ]  # fmt: skip
+    return Group(
+        run="r", model="m", problem_id=str(number), truth=truth, ended=tuple(attempts), cut=(), timed=False,
+        use=Use.ACCURACY | Use.STOPPING,
+    )  # fmt: skip
+
+
+# Ten errors weigh half a vote: equal scores with unequal votes are common.
+attempts = st.tuples(st.none() | st.integers(0, 3), st.integers(100, 60_000), st.sampled_from([0, 10]), st.floats(0.01, 2))
+pools = st.lists(st.lists(attempts, min_size=1, max_size=10), min_size=1, max_size=5).map(
+    lambda groups: [make_group(number, answers) for number, answers in enumerate(groups)]
+)
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> Config:
+    slots = draw(st.integers(1, 8))
+    return config_from(
+        {
+            "solver": {"slots": slots, "max_attempts": slots + draw(st.integers(0, 4))},
+            "voting": {
+                "voter": draw(st.sampled_from(sorted(VOTERS))),
+                "stop": draw(st.sampled_from(sorted(RULES))),
+                "equal": draw(st.integers(1, 5)),
+                "no_answers": draw(st.none() | st.integers(1, 4)),
+            },
+            "budget": {
+                "rule": draw(st.sampled_from(sorted(BUDGETS))),
+                "time_limit_s": draw(st.floats(100, 3_000)),
+                "margin_s": 0,
+                "reserve_s": draw(st.floats(0, 200)),
+            },
+        }
+    )
+
+
+def play_one(pool: Pool, config: Config, competition: int, run: int, plays: int, seed: int) -> tuple[list[bool], float, float]:
+    """One play by the solver's own functions, one attempt at a time: right answers, seconds and tokens."""
+    rate = Throughput().per_stream(config.solver.slots)
+    limit = config.budget.time_limit_s - config.budget.margin_s
+    used, spent, right = STARTUP_S, 0.0, []
+    for number in range(PROBLEMS):
+        draw = np.random.default_rng((seed, number))
+        group = pool.groups[draw.integers(len(pool.groups), size=plays // RUNS)[competition]]
+        luck = draw.random((config.solver.max_attempts, plays))[:, RUNS * competition + run]
+        queue = [group.attempts[int(one * len(group.attempts))] for one in luck]
+        given_ = allot(Clock(limit - used, PROBLEMS - number - 1), config.budget)
+        allowed = min(config.solver.max_attempts, given_.max_attempts or math.inf)
+        slots = min(config.solver.slots, given_.slots or math.inf, allowed)
+        waiting = list(enumerate(queue[: int(allowed)]))
+        running: dict[int, float] = {}
+        ended: list[Attempt] = []
+        now = 0.0
+        while given_.seconds > 0:
+            while waiting and len(running) < slots:
+                index, attempt = waiting.pop(0)
+                running[index] = float(max(1, attempt.tokens))
+            if not running:
+                break
+            speed = rate[len(running)]
+            next_ = min(running, key=lambda index: running[index])
+            step = min(running[next_] / speed, given_.seconds - now)
+            late = now + running[next_] / speed > given_.seconds
+            spent += step * speed * len(running)
+            now += step
+            running = {index: left - step * speed for index, left in running.items()}
+            if late:
+                break
+            del running[next_]
+            ended.append(queue[next_])
+            if decided(ended, config.voting, max_attempts=int(allowed), confidence=given_.confidence):
+                break
+        used += now
+        ranked = rank(ended, config.voting)
+        right.append(bool(ranked) and ranked[0].answer == group.truth)
+    return right, used, spent
+
+
+@settings(untimed, max_examples=60)
+@given(pools, configs(), st.integers(0, 1_000))
+def test_the_arrays_play_exactly_as_the_solvers_rules_do(groups: list[Group], config: Config, seed: int) -> None:
+    competitions = 3
+    pool = Pool(groups, config)
+    rate = Throughput().per_stream(config.solver.slots)
+    played = Competitions(pool, config, competitions, PROBLEMS, STARTUP_S, rate, seed)
+    for number in range(PROBLEMS):
+        played.problem(number)
+    for play in range(competitions * RUNS):
+        right, used, spent = play_one(pool, config, play // RUNS, play % RUNS, competitions * RUNS, seed)
+        assert played.right[play].tolist() == right
+        assert played.used[play] == pytest.approx(used)
+        assert played.tokens[play] == pytest.approx(spent)
+
+
+@settings(untimed, max_examples=60)
+@given(pools, configs(), st.floats(0, 5_000))
+def test_no_play_ever_passes_its_limit(groups: list[Group], config: Config, startup_s: float) -> None:
+    (result,) = simulate(groups, [("x", config)], competitions=20, problems=PROBLEMS, startup_s=startup_s, samples=10)
+    assert result.overruns == (
+        0 if startup_s <= config.budget.time_limit_s else 20 * RUNS
+    )  # starting too late is no budget's fault
+    assert result.longest <= max(startup_s, config.budget.time_limit_s) + 1e-6
+    assert 0 <= result.two_run <= PROBLEMS
+
+
+def test_certain_attempts_give_a_certain_score() -> None:
+    groups = [make_group(0, [(1, 1_000, 0, 0.5)]), make_group(1, [(2, 1_000, 0, 0.5)], truth=2)]
+    (result,) = simulate(groups, [("x", Config())], competitions=10, problems=5, samples=100)
+    assert (result.score.mean, result.score.low, result.score.high, result.two_run, result.spread) == (5, 5, 5, 5, 0)
+    # Four of eight equal streams of 1,000 tokens decide, all at once.
+    assert result.seconds == pytest.approx(300 + 5 * 1_000 / (640 / 8))
+
+
+def test_policies_see_the_same_problems_and_attempts() -> None:
+    groups = [make_group(n, [(n % 3, 500 * (n + 1), 0, 0.5), (1, 900, 0, 0.5), (None, 100, 0, 0.5)]) for n in range(6)]
+    one, same, other = simulate(
+        groups,
+        [("a", Config()), ("b", Config()), ("c", parse_play("majority/first", Config())[1])],
+        competitions=50, problems=10, samples=100,
+    )  # fmt: skip
+    assert replace(one, name="b") == same
+    assert (same.diff.mean, same.diff.low, same.diff.high) == (0, 0, 0)
+    assert other.diff.mean == pytest.approx(10 * (np.mean(other.score_of) - np.mean(one.score_of)))
+
+
+def test_a_backfilled_slot_takes_the_next_attempt_at_once() -> None:
+    groups = [make_group(0, [(None, 800, 0, 0.5)])]
+    config = config_from({"solver": {"slots": 8, "max_attempts": 16}, "voting": {"stop": "never"}})
+    (result,) = simulate(groups, [("x", config)], competitions=2, problems=1, startup_s=0, samples=10)
+    assert result.seconds == pytest.approx(2 * 800 / 80)
+    assert result.tokens == pytest.approx(16 * 800)
+
+
+def test_streams_share_the_measured_throughput() -> None:
+    rate = Throughput(streams=(1, 8, 16), tokens_per_s=(100.0, 640.0, 1200.0)).per_stream(16)
+    assert rate[1] == 100
+    assert rate[8] == 80
+    assert rate[16] == 75
+    assert all(np.diff(rate[1:]) < 0)
+    assert Throughput.of(1440).per_stream(8)[8] == 180
+
+
+def test_less_time_never_scores_more() -> None:
+    groups = [make_group(n, [(n % 2, 20_000, 0, 0.5), (1, 90_000, 0, 0.5)]) for n in range(6)]
+    points = sweep(groups, [("x", Config())], [1_000, 4_000, 16_000], competitions=50)
+    scores = [point.simulations[0].score.mean for point in points]
+    assert scores == sorted(scores)
+    assert scores[0] < scores[-1]
+
+
+def test_only_uncut_groups_of_the_most_common_model_are_played() -> None:
+    good = [make_group(n, [(1, 10, 0, 0.5)]) for n in range(3)]
+    others = [
+        replace(good[0], use=Use.ACCURACY),
+        replace(good[0], model="other"),
+        make_group(7, [(1, 0, 0, 0.5)]),
+        replace(good[0], ended=()),
+    ]
+    assert playable([*others, *good]) == tuple(good)
+    with pytest.raises(ConfigError, match="no group that was not cut"):
+        playable(others[:1])
+
+
+def test_names_choose_voter_stop_rule_and_budget() -> None:
+    config = config_from({"voting": {"stop": "margin", "margin": 2}})
+    assert parse_play("default", config)[1] == config
+    assert parse_play("default@even", config)[1].budget.rule == "even"
+    chosen = parse_play("majority/equal=5@marginal", config)[1]
+    assert (chosen.voting.voter, chosen.voting.stop, chosen.voting.equal) == ("majority", "equal", 5)
+    wide = parse_play("default@even@16", config)[1]
+    assert (wide.solver.slots, wide.solver.max_attempts, wide.budget.rule) == (16, 16, "even")
+    assert parse_play("default@8x12", config)[1].solver.max_attempts == 12
+    with pytest.raises(ConfigError, match="@lavish is neither SLOTS nor SLOTSxATTEMPTS nor a budget"):
+        parse_play("default@lavish", config)
+    with pytest.raises(ConfigError, match=r"8 is more than solver\.max_attempts"):
+        parse_play("default@8x4", config)
+    with pytest.raises(ConfigError, match="a second look cannot be simulated"):
+        parse_play("select", config)
+    with pytest.raises(ConfigError, match="proximity cannot be simulated"):
+        simulate([make_group(0, [(1, 1, 0, 0.5)])], [parse_play("proximity", config)], competitions=1)
+
+
+@public
+@pytest.mark.parametrize("budget", sorted(BUDGETS))
+def test_public_records_never_overrun(budget: str) -> None:
+    groups = playable(read_groups([PUBLIC]))
+    for time_limit_s in (1_000.0, 18_000.0):
+        config = config_from({"budget": {"rule": budget, "time_limit_s": time_limit_s}})
+        (result,) = simulate(groups, [(budget, config)], competitions=200, samples=100)
+        assert result.overruns == 0
+        assert 0 < result.score.mean < 50

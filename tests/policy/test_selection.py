@@ -1,0 +1,145 @@
+"""A second look at contested problems: what is asked, and what replies mean."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from aimo_solver.options import SelectionConfig, VotingConfig
+from aimo_solver.policy.selection import (
+    PROMPTS,
+    Choice,
+    Contender,
+    Method,
+    asks,
+    choose,
+    contenders,
+    contested,
+    settle,
+    summarise,
+)
+from aimo_solver.policy.voting import rank
+from aimo_solver.problems import Problem
+from aimo_solver.results import Attempt, FinishReason
+
+untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is not a failure
+
+PROBLEM = Problem("p", "How many {a, b} are there, with $\\frac{1}{2}$ braces {0}?", 12)
+SELECTION = SelectionConfig()
+SHOWN = (Contender(7, 3, "first"), Contender(12, 2, "second"), Contender(5, 2, "third"))
+methods = pytest.mark.parametrize("method", list(Method))
+
+
+def attempt(index: int, answer: int | None, **values: object) -> Attempt:
+    return Attempt(**{"problem_id": "p", "index": index, "answer": answer, "finish_reason": FinishReason.ANSWERED} | values)
+
+
+def vote(*answers: int | None) -> tuple:
+    return rank([attempt(index, answer) for index, answer in enumerate(answers)], VotingConfig())
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ((1, 1, 1, 2, 2), False),
+        ((1, 1, 2, 2), True),
+        ((1, 2, 3), True),
+        ((1, None, None), False),
+        ((), False),
+        ((1, 1, 1, 1), False),
+    ],
+)
+def test_contested_is_a_leader_without_a_clear_share(answers: tuple[int | None, ...], expected: bool) -> None:
+    assert contested(vote(*answers), SelectionConfig(clear_share=0.6)) is expected
+
+
+def test_the_best_candidates_are_shown_with_the_attempt_that_speaks_best_for_them() -> None:
+    attempts = [
+        attempt(0, 7, tool_errors=9),
+        attempt(1, 7),
+        attempt(2, 7, seen_in_tool=True),
+        attempt(3, 12),
+        attempt(4, 12),
+        attempt(5, 5),
+    ]
+    finals = {0: "zero", 1: "one", 2: "   ", 3: "", 5: "five"}
+    shown = contenders(rank(attempts, VotingConfig()), attempts, finals, SelectionConfig(candidates=2))
+    assert shown == (Contender(7, 3, "one"), Contender(12, 2, "(no explanation was given)"))
+
+
+@untimed
+@given(st.text(max_size=3_000), st.integers(100, 2_000))
+def test_a_summary_is_the_end_of_the_text_and_short(text: str, chars: int) -> None:
+    short = summarise(text, chars)
+    assert 0 < len(short) <= chars
+    whole = text.strip()
+    if len(whole) <= chars:
+        assert short == (whole or "(no explanation was given)")
+    else:
+        assert whole.endswith(short.removeprefix("[...] "))
+
+
+def test_a_summary_begins_at_a_border() -> None:
+    text = "a" * 500 + "\n\nTherefore the count is even.\n" + "It follows that the answer is $\\boxed{12}$. " * 3
+    assert summarise(text, 200).startswith("[...] Therefore the count is even.")
+
+
+@methods
+def test_half_of_the_asks_are_in_reversed_order(method: Method) -> None:
+    asked = asks(method, PROBLEM, SHOWN, SelectionConfig(asks=6))
+    assert [one.shown for one in asked] == [(7, 12, 5), (5, 12, 7)] * 3
+    for one in asked:
+        places = [one.problem.text.rindex(str(answer)) for answer in one.shown]
+        assert places == sorted(places)
+
+
+@methods
+def test_an_ask_holds_the_problem_and_every_candidate_and_no_votes(method: Method) -> None:
+    for one in asks(method, PROBLEM, SHOWN, SELECTION):
+        text = one.prompt.user(one.problem.text)
+        assert text.startswith(PROBLEM.text)
+        assert "\\boxed{}" in text
+        assert "votes" not in text
+        assert one.prompt == PROMPTS[method]
+        assert (one.problem.id, one.problem.answer) == (PROBLEM.id, PROBLEM.answer)
+
+
+def test_selection_shows_the_solutions_and_verification_only_values() -> None:
+    for contender in SHOWN:
+        assert all(contender.summary in one.problem.text for one in asks(Method.SELECT, PROBLEM, SHOWN, SELECTION))
+        assert not any(contender.summary in one.problem.text for one in asks(Method.VERIFY, PROBLEM, SHOWN, SELECTION))
+
+
+replies = st.lists(st.none() | st.sampled_from([5, 7, 12, 99]), max_size=9)
+
+
+@untimed
+@given(replies)
+def test_a_choice_is_a_candidate_with_most_picks(answers: list[int | None]) -> None:
+    choice = choose(Method.SELECT, SHOWN, answers)
+    picks = {one.answer: answers.count(one.answer) for one in SHOWN}
+    if choice.answer is None:
+        assert not any(picks.values())
+    else:
+        assert choice.votes == picks[choice.answer] == max(picks.values())
+    assert choice.picks == tuple(answer if answer in picks else None for answer in answers)
+
+
+def test_equal_picks_go_to_the_higher_one_of_the_vote() -> None:
+    assert choose(Method.SELECT, SHOWN, [5, 12]).answer == 12
+
+
+@untimed
+@given(replies, replies)
+def test_only_a_clear_choice_overrules_the_vote(first: list[int | None], second: list[int | None]) -> None:
+    candidates = vote(7, 7, 7, 12, 12, 5, 5)
+    choices = [choose(Method.SELECT, SHOWN, first), choose(Method.VERIFY, SHOWN, second)]
+    answer = settle(candidates, choices)
+    clear = [choice.answer for choice in choices if 2 * choice.votes > len(choice.picks)]
+    assert answer == (clear[0] if clear else 7)
+
+
+def test_nothing_to_choose_from_is_no_answer() -> None:
+    assert settle((), []) is None
+    assert choose(Method.VERIFY, (), [5]) == Choice(Method.VERIFY, None, (None,), 0)

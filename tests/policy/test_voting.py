@@ -1,0 +1,181 @@
+"""Voters: which answer wins."""
+
+from __future__ import annotations
+
+import random
+from typing import get_args, get_type_hints
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from aimo_solver.options import VotingConfig
+from aimo_solver.policy.voting import VOTERS, Ballot, evidence, rank
+from aimo_solver.results import Attempt, FinishReason
+
+untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is not a failure
+
+NAMES = (*VOTERS, "proximity")
+SUMS = ("majority", "error-weighted", "entropy", "tail-entropy", "vote-share", "lexicographic")
+
+entropies = st.none() | st.floats(0, 3) | st.just(float("nan"))
+# Few different answers, so that ties and clusters are common; neighbours within 5 % and large ones among them.
+answers = st.sampled_from([0, 1, 2, 98, 100, 103, 105, 99_000, 99_999])
+
+
+def attempts(answer: st.SearchStrategy[int | None], *, least: int = 0, most: int = 12) -> st.SearchStrategy[list[Attempt]]:
+    one = st.builds(
+        Attempt,
+        problem_id=st.just("p"),
+        index=st.just(0),
+        answer=answer,
+        finish_reason=st.sampled_from(FinishReason),
+        tool_errors=st.integers(0, 40),
+        entropy=entropies,
+        tail_entropy=entropies,
+        seen_in_tool=st.booleans(),
+    )
+    return st.lists(one, min_size=least, max_size=most)
+
+
+def attempt(answer: int | None, **values: object) -> Attempt:
+    return Attempt(**{"problem_id": "p", "index": 0, "answer": answer, "finish_reason": FinishReason.ANSWERED} | values)
+
+
+voters = st.sampled_from(NAMES)
+
+
+def test_config_knows_exactly_the_voters() -> None:
+    assert set(get_args(get_type_hints(VotingConfig)["voter"])) == set(NAMES)
+
+
+@untimed
+@given(attempts(st.none() | answers), voters)
+def test_candidates_are_answers_that_were_given(given_: list[Attempt], voter: str) -> None:
+    there = {attempt.answer for attempt in given_} - {None}
+    ranked = rank(given_, VotingConfig(voter=voter))
+    assert {candidate.answer for candidate in ranked} <= there
+    assert bool(ranked) == bool(there)
+    if voter != "proximity":
+        assert len(ranked) == len(there)
+
+
+@untimed
+@given(attempts(answers, least=1))
+def test_trimmed_mean_stays_inside_its_cluster(given_: list[Attempt]) -> None:
+    # The one refinement that may name an answer nobody gave.
+    voting = VotingConfig(voter="proximity", refine="trimmed-mean")
+    for candidate in rank(given_, voting):
+        near = [a.answer for a in given_ if abs(a.answer - candidate.answer) <= 0.16 * max(a.answer, candidate.answer)]
+        assert min(near) <= candidate.answer <= max(near)
+        assert candidate.votes <= len(near)
+
+
+def test_trimmed_mean_can_be_an_answer_nobody_gave() -> None:
+    given_ = [attempt(100), attempt(103)]
+    assert rank(given_, VotingConfig(voter="proximity", refine="trimmed-mean"))[0].answer == 102
+    assert rank(given_, VotingConfig(voter="proximity", refine="median"))[0].answer == 100
+
+
+@untimed
+@given(attempts(st.none() | answers), voters, st.sampled_from(["median", "trimmed-mean"]), st.randoms(use_true_random=False))
+def test_order_of_attempts_does_not_matter(given_: list[Attempt], voter: str, refine: str, luck: random.Random) -> None:
+    voting = VotingConfig(voter=voter, refine=refine)
+    shuffled = luck.sample(given_, len(given_))
+    assert rank(given_, voting) == rank(shuffled, voting)
+
+
+@untimed
+@given(attempts(st.none() | answers), attempts(st.none()), voters)
+def test_attempts_without_an_answer_change_nothing(given_: list[Attempt], empty: list[Attempt], voter: str) -> None:
+    voting = VotingConfig(voter=voter)
+    assert rank([*empty, *given_], voting) == rank(given_, voting)
+    assert rank(empty, voting) == ()
+
+
+@untimed
+@given(attempts(answers, least=1), voters, attempts(st.just(0), least=1, most=4))
+def test_more_votes_for_the_winner_never_make_it_lose(given_: list[Attempt], voter: str, more: list[Attempt]) -> None:
+    voting = VotingConfig(voter=voter)
+    winner = rank(given_, voting)[0].answer
+    for vote in more:
+        given_ = [*given_, attempt(winner, tool_errors=vote.tool_errors, entropy=vote.entropy, tail_entropy=vote.tail_entropy)]
+        assert rank(given_, voting)[0].answer == winner
+
+
+@untimed
+@given(attempts(answers, least=1), voters)
+def test_scores_fall_and_shares_add_up_to_one(given_: list[Attempt], voter: str) -> None:
+    ranked = rank(given_, VotingConfig(voter=voter))
+    assert [c.score for c in ranked] == sorted((c.score for c in ranked), reverse=True)
+    assert sum(c.share for c in ranked) == pytest.approx(1)
+    assert sum(c.votes for c in ranked) == len(given_)
+
+
+@untimed
+@given(attempts(answers, least=1), st.sampled_from(["majority", "lexicographic"]))
+def test_most_votes_win_where_votes_come_first(given_: list[Attempt], voter: str) -> None:
+    ranked = rank(given_, VotingConfig(voter=voter))
+    assert ranked[0].votes == max(candidate.votes for candidate in ranked)
+
+
+@pytest.mark.parametrize("voter", NAMES)
+def test_a_full_tie_goes_to_the_smaller_answer(voter: str) -> None:
+    assert rank([attempt(70), attempt(20), attempt(50)], VotingConfig(voter=voter))[0].answer == 20
+
+
+def test_fewer_tool_errors_outweigh_a_tie() -> None:
+    given_ = [attempt(1, tool_errors=5), attempt(2, tool_errors=1)]
+    assert rank(given_, VotingConfig(voter="majority"))[0].answer == 1
+    assert rank(given_, VotingConfig(voter="error-weighted"))[0].answer == 2
+    assert rank(given_, VotingConfig(voter="lexicographic"))[0].answer == 2
+    assert rank(given_, VotingConfig(voter="error-weighted", error_penalty=0))[0].answer == 1
+
+
+def test_error_weights_are_the_documented_ones() -> None:
+    given_ = [attempt(1, tool_errors=0), attempt(1, tool_errors=10), attempt(2, tool_errors=5)]
+    first, second = rank(given_, VotingConfig(voter="error-weighted", error_penalty=0.1))
+    assert (first.answer, first.votes, first.score) == (1, 2, 1.5)
+    assert (second.answer, second.votes, second.score) == (2, 1, pytest.approx(1 / 1.5))
+
+
+def test_entropy_weighs_the_whole_attempt_and_tail_entropy_its_end() -> None:
+    given_ = [attempt(1, entropy=0.2, tail_entropy=0.9), attempt(2, entropy=0.4, tail_entropy=0.3)]
+    assert rank(given_, VotingConfig(voter="entropy"))[0].answer == 1
+    assert rank(given_, VotingConfig(voter="tail-entropy"))[0].answer == 2
+
+
+def test_an_entropy_of_zero_is_not_worth_everything() -> None:
+    given_ = [attempt(1, entropy=0.0), *(attempt(2, entropy=0.6) for _ in range(13))]
+    assert rank(given_, VotingConfig(voter="entropy"))[0].answer == 2
+
+
+def test_vote_share_adds_confidence_and_consensus_to_the_share() -> None:
+    given_ = [attempt(1, tail_entropy=0.5), attempt(1, tail_entropy=0.5), attempt(2, tail_entropy=0.25)]
+    first, second = rank(given_, VotingConfig(voter="vote-share"))
+    assert first.score == pytest.approx(2 * 2 / 3 + 0.3 * 0.5 + 0.5)
+    assert second.score == pytest.approx(2 * 1 / 3 + 0.3 * 0.5)
+
+
+def test_proximity_lets_near_answers_vote_together() -> None:
+    given_ = [attempt(7), attempt(7), attempt(98), attempt(100), attempt(103)]
+    assert rank(given_, VotingConfig(voter="majority"))[0].answer == 7
+    first = rank(given_, VotingConfig(voter="proximity"))[0]
+    assert (first.answer, first.votes) == (100, 3)
+    assert rank(given_, VotingConfig(voter="proximity", proximity=0.0))[0].answer == 7
+
+
+@untimed
+@given(attempts(answers, least=1))
+def test_evidence_is_a_share(given_: list[Attempt]) -> None:
+    assert all(0 < evidence(attempt) <= 1 for attempt in given_)
+
+
+@pytest.mark.parametrize("voter", SUMS)
+def test_voters_take_arrays_as_they_take_numbers(voter: str) -> None:
+    import numpy as np
+
+    own = [Ballot(2.0, 1.5, 3.0, 4.0, 1.2), Ballot(1.0, 1.0, 5.0, 1.0, 0.9)]
+    total = Ballot(3.0, 2.5, 8.0, 5.0, 2.1)
+    columns = Ballot(*(np.array([getattr(ballot, name) for ballot in own]) for name in Ballot.__slots__))
+    assert VOTERS[voter](columns, total).tolist() == [VOTERS[voter](ballot, total) for ballot in own]

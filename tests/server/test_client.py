@@ -1,0 +1,304 @@
+"""The token-stream client, against real vLLM, and against servers that break off."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from aimo_solver.chat.families import chat_format
+from aimo_solver.config import Config, load_config
+from aimo_solver.errors import ContextExceeded, EndpointError, EngineRejected, EngineUnavailable
+from aimo_solver.options import SamplingConfig
+from aimo_solver.server.client import Chunk, CompletionRequest, VllmEngine
+from aimo_solver.server.completions import entropy, refusal
+from aimo_solver.server.endpoint import find_model
+from aimo_solver.server.process import free_port
+from tests.conftest import Served
+from tests.http_vllm import HttpVllm, event, sends
+
+
+async def sample(engine: VllmEngine, request: CompletionRequest) -> list[Chunk]:
+    async with aclosing(engine.stream(request)) as chunks:
+        return [chunk async for chunk in chunks]
+
+
+def tokens_of(chunks: list[Chunk]) -> list[int]:
+    return [token for chunk in chunks for token in chunk.token_ids]
+
+
+class EndlessEngine(VllmEngine):
+    """Samples up to the token limit, whatever the model wants."""
+
+    def _body(self, request: CompletionRequest) -> dict[str, Any]:
+        return super()._body(request) | {"ignore_eos": True}
+
+
+def prompt(served: Served, text: str = "What is the remainder of 7^30 modulo 11?") -> list[int]:
+    return chat_format(served.model).prompt("", text, tools=False)
+
+
+@pytest.mark.vllm
+async def test_a_stop_token_ends_the_turn_and_is_part_of_it(vllm: Served) -> None:
+    chat = chat_format(vllm.model)
+    async with vllm.engine() as engine:
+        chunks = await sample(engine, CompletionRequest(tokens=prompt(vllm), max_tokens=500, stop_token_ids=chat.stop_token_ids))
+    assert [chunk.finish for chunk in chunks if chunk.finish] == ["stop"]
+    assert tokens_of(chunks)[-1] in chat.stop_token_ids
+
+
+@pytest.mark.vllm
+async def test_length_ends_the_turn_at_the_last_token(vllm: Served) -> None:
+    async with vllm.engine() as engine:
+        chunks = await sample(engine, CompletionRequest(tokens=prompt(vllm), max_tokens=3))
+    assert [chunk.finish for chunk in chunks if chunk.finish] == ["length"]
+    assert len(tokens_of(chunks)) == 3
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("candidates", [0, 5])
+async def test_every_token_has_its_entropy(vllm: Served, candidates: int) -> None:
+    async with vllm.engine(load_config(settings=[f"sampling.top_logprobs={candidates}"])) as engine:
+        chunks = await sample(engine, CompletionRequest(tokens=prompt(vllm), max_tokens=30))
+    entropies = [value for chunk in chunks for value in chunk.entropies]
+    assert len(entropies) == len(tokens_of(chunks)) > 0
+    assert all(0 <= value < 20 for value in entropies)
+    assert max(entropies) > 0
+
+
+@pytest.mark.vllm
+async def test_a_prompt_that_goes_on_is_found_in_the_cache(vllm: Served) -> None:
+    long = prompt(vllm, "Consider the numbers " + ", ".join(map(str, range(100, 160))) + ". What is their sum?")
+    async with vllm.engine() as engine:
+        first = await sample(engine, CompletionRequest(tokens=long, max_tokens=40))
+        grown = [*long, *tokens_of(first)]
+        second = await sample(engine, CompletionRequest(tokens=[*grown, *long[:5]], max_tokens=2))
+    cached = second[-1].cached_tokens
+    assert cached is not None
+    assert cached >= (len(grown) - 1) // 32 * 32  # whole blocks; the last sampled token was never a prompt
+
+
+@pytest.mark.vllm
+async def test_closing_a_stream_frees_the_servers_slot(vllm: Served) -> None:
+    async with EndlessEngine(vllm.url, vllm.name, SamplingConfig(), context_tokens=vllm.context_tokens) as engine:
+        async with aclosing(engine.stream(CompletionRequest(tokens=prompt(vllm), max_tokens=3_500))) as chunks:
+            await anext(chunks)
+            while await engine.running_requests() != 1:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            assert engine.running == 1
+        closed = engine.tokens_streamed
+        while await engine.running_requests():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert (engine.running, engine.tokens_streamed) == (0, closed)
+    assert closed < 3_000  # the server did not just finish
+
+
+@pytest.mark.vllm
+async def test_a_prompt_that_does_not_fit_is_rejected(vllm: Served) -> None:
+    async with vllm.engine() as engine:
+        with pytest.raises(EngineRejected) as error:
+            await sample(engine, CompletionRequest(tokens=[5] * 5_000, max_tokens=10))
+    assert error.value.status == 400
+
+
+@pytest.mark.vllm
+async def test_the_served_model_is_found(vllm: Served) -> None:
+    assert (await find_model(vllm.url)).name == "pocket"
+    with pytest.raises(EndpointError, match="does not serve other; it serves pocket"):
+        await find_model(vllm.url, "other")
+
+
+async def test_nothing_listening_is_said_in_one_line() -> None:
+    with pytest.raises(EndpointError, match="does not answer") as error:
+        await find_model(f"http://127.0.0.1:{free_port()}")
+    assert "\n" not in str(error.value)
+
+
+@asynccontextmanager
+async def server(handler: object, models: object = None) -> AsyncIterator[VllmEngine]:
+    """A healthy server whose completions page is `handler` and whose list of models is `models`, as JSON or text."""
+
+    async def healthy(request: web.Request) -> web.Response:
+        return web.Response()
+
+    async def listed(request: web.Request) -> web.Response:
+        return web.Response(text=models if isinstance(models, str) else json.dumps(models))
+
+    application = web.Application()
+    application.router.add_post("/v1/completions", handler)  # type: ignore[arg-type]
+    application.router.add_get("/health", healthy)
+    application.router.add_get("/v1/models", listed)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    port = free_port()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    try:
+        async with VllmEngine(f"http://127.0.0.1:{port}", "m", SamplingConfig(), context_tokens=100) as engine:
+            yield engine
+    finally:
+        await runner.cleanup()
+
+
+async def unused(request: web.Request) -> web.Response:
+    raise AssertionError("nobody asked for a completion")
+
+
+async def test_what_came_before_a_break_is_kept() -> None:
+    async def breaks(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b'data: {"choices":[{"token_ids":[7,8],"finish_reason":null}]}\n\ndata: {"choi')
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    seen: list[int] = []
+
+    async def collect(engine: VllmEngine) -> None:
+        async for chunk in engine.stream(CompletionRequest(tokens=[1], max_tokens=5)):
+            seen.extend(chunk.token_ids)
+
+    async with server(breaks) as engine:
+        with pytest.raises(EngineUnavailable):
+            await collect(engine)
+    assert seen == [7, 8]
+
+
+async def test_a_stream_without_an_end_is_a_break() -> None:
+    async def ends_early(request: web.Request) -> web.Response:
+        return web.Response(text='data: {"choices":[{"token_ids":[7],"finish_reason":null}]}\n\ndata: [DONE]\n\n')
+
+    async with server(ends_early) as engine:
+        with pytest.raises(EngineUnavailable, match="without a finish reason"):
+            await sample(engine, CompletionRequest(tokens=[1], max_tokens=5))
+
+
+@pytest.mark.parametrize(("status", "kind"), [(500, EngineUnavailable), (503, EngineUnavailable), (404, EngineRejected)])
+async def test_refusals_say_whether_to_try_again(status: int, kind: type[Exception]) -> None:
+    async def refuses(request: web.Request) -> web.Response:
+        return web.Response(status=status, text="no")
+
+    async with server(refuses) as engine:
+        with pytest.raises(kind, match=str(status)):
+            await sample(engine, CompletionRequest(tokens=[1], max_tokens=5))
+
+
+async def test_an_error_within_the_stream_is_a_break() -> None:
+    async def fails(request: web.Request) -> web.Response:
+        return web.Response(text='data: {"error":{"message":"engine dead"}}\n\n')
+
+    async with server(fails) as engine:
+        with pytest.raises(EngineUnavailable, match="engine dead"):
+            await sample(engine, CompletionRequest(tokens=[1], max_tokens=5))
+
+
+CHUNK = {"choices": [{"text": "a", "token_ids": [7], "finish_reason": "stop"}]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data: {not json}\n\n",
+        "data: [1, 2]\n\n",
+        "data: 5\n\n",
+        "data: {}\n\n",
+        'data: {"choices": 5}\n\n',
+        'data: {"choices": [{"token_ids": ["x"]}]}\n\n',
+        'data: {"choices": [{"token_ids": [1], "logprobs": {"token_logprobs": ["x"]}}]}\n\n',
+        'data: {"error": "engine dead"}\n\n',
+        f"data: {'[' * 100_000}\n\n",
+        "data: " + "x" * 3_000_000,
+        "<html>gateway</html>",
+        "",
+    ],
+    ids=range(12),
+)
+async def test_a_stream_that_cannot_be_read_is_a_break(text: str) -> None:
+    server = HttpVllm()
+    server.for_good = sends(text)
+    async with server.engine() as engine:
+        with pytest.raises(EngineUnavailable) as error:
+            await sample(engine, CompletionRequest(tokens=[1], max_tokens=5))
+    assert len(str(error.value)) < 1_000
+
+
+async def test_a_stream_shorter_than_its_length_is_a_break() -> None:
+    server = HttpVllm()
+    server.for_good = sends(event(CHUNK), headers={"Content-Length": "5000"})
+    async with server.engine() as engine:
+        with pytest.raises(EngineUnavailable):
+            await sample(engine, CompletionRequest(tokens=[1], max_tokens=5))
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+async def test_comments_that_keep_a_stream_open_are_not_messages(newline: str) -> None:
+    server = HttpVllm()
+    text = f": keep-alive\n\n{event(CHUNK)}event: end\ndata: [DONE]\n\n"
+    server.for_good = sends(text.replace("\n", newline))
+    async with server.engine() as engine:
+        assert tokens_of(await sample(engine, CompletionRequest(tokens=[1], max_tokens=5))) == [7]
+
+
+async def test_a_server_that_sends_no_token_ids_is_told_in_one_line() -> None:
+    server = HttpVllm()
+    server.token_ids = False
+    async with server.engine() as engine:
+        with pytest.raises(EndpointError, match="without token ids") as told:
+            await engine.probe()
+        with pytest.raises(EngineRejected, match="without token ids"):
+            await sample(engine, CompletionRequest(tokens=[1], max_tokens=5))
+    assert "\n" not in str(told.value)
+
+
+async def test_a_probe_of_a_good_server_says_nothing() -> None:
+    async with HttpVllm().engine() as engine:
+        await engine.probe()
+        assert (engine.tokens_streamed, engine.running, engine.failures) == (1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "context"),
+    [
+        ("max_tokens=64988 cannot be greater than max_model_len=49152. Please request fewer output tokens.", 49_152),
+        ("This model's maximum context length is 49152 tokens. However, your prompt contains 50000 input tokens", 49_152),
+        ("Input length (50000) exceeds model's maximum context length (49152).", 49_152),
+        ("'max_tokens' or 'max_completion_tokens' is too large: 64988.", None),
+    ],
+)
+def test_a_refusal_for_its_length_tells_the_context(words: str, context: int | None) -> None:
+    error = refusal(400, words)
+    assert isinstance(error, ContextExceeded)
+    assert error.context_tokens == context
+
+
+def test_entropy_of_an_even_choice() -> None:
+    even = {str(number): math.log(1 / 4) for number in range(4)}
+    assert entropy(even) == pytest.approx(math.log(4))
+
+
+def test_default_configuration_asks_for_the_cheapest_log_probabilities() -> None:
+    assert Config().sampling.top_logprobs == 0
+
+
+async def test_the_context_of_a_replaced_server_is_known_before_its_first_request() -> None:
+    async with server(unused, models={"data": [{"id": "m", "max_model_len": 49_152}]}) as engine:
+        engine.context_tokens = 65_536
+        await engine.wait_ready()
+        assert engine.context_tokens == 49_152
+
+
+@pytest.mark.parametrize(
+    "models", ["", "[]", '{"data": 1}', '{"data": [3]}', '{"data": [{"id": "m", "max_model_len": "x"}]}', "[" * 99_999]
+)
+async def test_a_list_of_models_that_cannot_be_read_leaves_the_context_as_it_was(models: str) -> None:
+    async with server(unused, models=models) as engine:
+        await engine.wait_ready()
+        assert engine.context_tokens == 100
+        with pytest.raises(EndpointError, match="does not list models"):
+            await find_model(engine.base_url)

@@ -1,0 +1,144 @@
+"""The shipped compile cache: packed, checked, put in place."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import tarfile
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+from aimo_solver.errors import CacheError
+from aimo_solver.server import compile_cache as jitcache
+from aimo_solver.server.compile_cache import Stamp, environment, pack, place, read_stamp, stamp
+from aimo_solver.server.machine import Gpu, Machine
+
+H100 = Machine((Gpu("NVIDIA H100 80GB HBM3", 81_559 << 20, (9, 0), "580.1"),), 16)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Stamp:
+    """A cache as vLLM leaves it: nested folders, a lock, a shared object that ninja judges by its time."""
+    root = tmp_path / "root"
+    for name, text in (("vllm/torch_compile_cache/a/model", "graph"), ("triton/x/k.cubin", "cubin"), ("flashinfer/op.so", "elf")):
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    os.utime(root / "flashinfer/op.so", (1_700_000_000, 1_700_000_000))
+    (root / "triton/x/k.lock").touch()
+    return stamp(H100, root, Path("/models/m"), ("--max-model-len", "65536"), Path("/site/vllm"))
+
+
+@pytest.fixture
+def archive(tmp_path: Path, made: Stamp) -> Path:
+    """The packed cache, on a machine that has not got it yet."""
+    file = tmp_path / "cache.aimocache"
+    assert pack(made, file) == file.stat().st_size > 0
+    shutil.rmtree(made.root)
+    return file
+
+
+def test_a_packed_cache_comes_back_whole(archive: Path, made: Stamp) -> None:
+    placed = place(archive, made)
+    root = Path(made.root)
+    assert placed.root == root
+    assert (placed.notes, placed.files) == ((), 3)
+    assert (root / "vllm/torch_compile_cache/a/model").read_text() == "graph"
+    assert (root / "flashinfer/op.so").stat().st_mtime == 1_700_000_000
+    assert not (root / "triton/x/k.lock").exists()
+
+
+def test_the_stamp_comes_back_as_it_was(archive: Path, made: Stamp) -> None:
+    assert read_stamp(archive) == made
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda", "python", "torch", "triton", "vllm", "flashinfer"])
+def test_another_gpu_or_version_is_ignored_with_a_line_in_the_log(
+    archive: Path, made: Stamp, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        placed = place(archive, replace(made, **{name: "other"}))
+    assert placed.root is None
+    assert not Path(made.root).exists()
+    assert f"{name} " in placed.notes[0]
+    assert "here is other" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "value"), [("package", "/elsewhere"), ("model", "/elsewhere"), ("args", ("--other",))])
+def test_what_vllm_will_build_anew_is_said(archive: Path, made: Stamp, name: str, value: object) -> None:
+    placed = place(archive, replace(made, **{name: value}))
+    assert placed.root is not None
+    assert len(placed.notes) == 1
+    assert name in placed.notes[0]
+
+
+def test_another_driver_does_not_matter(archive: Path, made: Stamp) -> None:
+    assert place(archive, replace(made, driver="999")).notes == ()
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "text", "cut", "no stamp"])
+def test_a_damaged_archive_is_ignored_with_a_line_in_the_log(
+    archive: Path, made: Stamp, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = archive.read_bytes()
+    if damage == "missing":
+        archive.unlink()
+    elif damage == "no stamp":
+        with tarfile.open(archive, "w:gz") as tar:
+            tar.addfile(tarfile.TarInfo("cache/x"), BytesIO())
+    else:
+        archive.write_bytes({"empty": b"", "text": b"not an archive", "cut": whole[: len(whole) // 2]}[damage])
+    with caplog.at_level(logging.WARNING):
+        assert place(archive, made).root is None
+    assert "ignored" in caplog.text
+    assert not Path(made.root).exists()  # nothing half-unpacked is left
+
+
+def test_nothing_leaves_the_caches_folder(tmp_path: Path, archive: Path, made: Stamp) -> None:
+    evil = tmp_path / "evil.aimocache"
+    with tarfile.open(archive) as old, tarfile.open(evil, "w:gz") as new:
+        first = old.next()
+        assert first is not None
+        new.addfile(first, old.extractfile(first))
+        new.addfile(tarfile.TarInfo("cache/../../escaped"), BytesIO())
+    assert place(evil, made).root is None
+    assert not list(tmp_path.rglob("escaped"))
+
+
+def test_a_folder_that_cannot_be_written_is_no_reason_to_fail(archive: Path, made: Stamp) -> None:
+    Path(made.root).touch()  # a file is in the way
+    assert place(archive, made).root is None
+
+
+def test_an_empty_cache_is_not_packed(tmp_path: Path, made: Stamp) -> None:
+    with pytest.raises(CacheError, match="cache build"):
+        pack(replace(made, root=str(tmp_path / "nothing")), tmp_path / "x.aimocache")
+
+
+def test_an_archive_that_cannot_be_written_is_said(tmp_path: Path, made: Stamp) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CacheError, match="cannot be written"):
+        pack(made, tmp_path / "file" / "x.aimocache")
+
+
+def test_the_stamp_names_what_is_installed_here() -> None:
+    torch = pytest.importorskip("torch")
+    here = stamp(H100, Path("/r"), Path("/m"), (), Path("/p"))
+    assert here.torch == torch.__version__
+    assert here.cuda == (torch.version.cuda or "")
+    assert here.python == f"{sys.version_info[0]}.{sys.version_info[1]}"
+    assert here.gpu == "1 x NVIDIA H100 80GB HBM3"
+
+
+def test_every_cache_lies_below_the_root() -> None:
+    assert all(Path(value).is_relative_to("/r/x") for value in environment(Path("/r/x")).values())
+
+
+def test_the_default_root_heeds_the_cache_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/c")
+    assert jitcache.default_root() == Path("/c/aimo-solver/jit")

@@ -1,0 +1,239 @@
+"""Presets: the flags a server starts with, and what the installed vLLM makes of them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aimo_solver.errors import ModelError
+from aimo_solver.options import ServerConfig
+from aimo_solver.server import launch as presets
+from aimo_solver.server.machine import Gpu, Machine, detect_machine, installed_flags, parse_gpus
+
+H100 = Gpu("NVIDIA H100 80GB HBM3", 81_559 << 20, (9, 0), "580.1")
+L4 = Gpu("NVIDIA L4", 23_034 << 20, (8, 9), "580.1")
+CPU_ONLY = Machine((), 4)
+ONE_H100 = Machine((H100,), 16)
+
+# What a server of the real thing says of every option it has, and whether it takes a command line.
+PARSE = """
+import json, sys
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+try:
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+except ImportError:
+    from vllm.entrypoints.openai.cli_args import make_arg_parser
+parser = make_arg_parser(FlexibleArgumentParser())
+lines = json.load(sys.stdin)
+options = sorted({option for action in parser._actions for option in action.option_strings})
+print("RESULT" + json.dumps({"options": options, "parsed": [vars(parser.parse_args(line))["max_model_len"] for line in lines]}))
+"""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return folder(tmp_path, model_type="gpt_oss", max_position_embeddings=131_072)
+
+
+def folder(path: Path, **config: object) -> Path:
+    path.mkdir(exist_ok=True)
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def chosen(model: Path, machine: Machine = ONE_H100, slots: int = 8, **options: object) -> presets.Preset:
+    return presets.choose(model, ServerConfig(**options), slots=slots, machine=machine)  # type: ignore[arg-type]
+
+
+def values(preset: presets.Preset) -> dict[str, str | None]:
+    return {flag.name: flag.value for flag in preset.flags}
+
+
+@pytest.mark.parametrize(
+    ("config", "machine", "name"),
+    [
+        ({"model_type": "gpt_oss"}, ONE_H100, "gpt-oss-120b"),
+        ({"model_type": "gemma4", "text_config": {"max_position_embeddings": 262_144}}, ONE_H100, "gemma-4-31b"),
+        ({"model_type": "qwen3_moe"}, ONE_H100, "qwen3"),
+        ({"model_type": "llama"}, ONE_H100, "generic"),
+        ({"model_type": "gpt_oss"}, CPU_ONLY, "cpu"),
+    ],
+)
+def test_auto_chooses_by_model_and_machine(tmp_path: Path, config: dict[str, object], machine: Machine, name: str) -> None:
+    assert chosen(folder(tmp_path, **config), machine).name == name
+
+
+def test_the_context_never_exceeds_the_model(tmp_path: Path) -> None:
+    preset = chosen(folder(tmp_path, model_type="qwen3", max_position_embeddings=4_096))
+    assert preset.context_tokens == 4_096
+    assert values(preset)["--max-model-len"] == "4096"
+
+
+def test_graphs_match_the_slots_and_the_drafted_tokens(tmp_path: Path) -> None:
+    model = folder(tmp_path, model_type="qwen3")
+    assert values(chosen(model, slots=8))["--max-cudagraph-capture-size"] == "8"
+    assert values(chosen(model, slots=13))["--max-cudagraph-capture-size"] == "16"
+    drafting = values(chosen(model, slots=8, speculative="ngram", speculative_tokens=3))
+    assert drafting["--max-cudagraph-capture-size"] == "32"
+    assert json.loads(drafting["--speculative-config"] or "")["method"] == "ngram"
+
+
+@pytest.mark.parametrize("slots", [1, 8, 13, 24, 32])
+def test_no_step_of_gpt_oss_is_longer_than_its_longest_graph(model: Path, slots: int) -> None:
+    flags = values(chosen(model, slots=slots))
+    graphs = json.loads(flags["--compilation-config"] or "")
+    sizes = graphs["cudagraph_capture_sizes"]
+    assert graphs["cudagraph_mode"] == "FULL_AND_PIECEWISE"
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] == int(flags["--max-num-batched-tokens"] or 0)
+    # A decode step is padded by less than 8 streams, a longer one to at most twice its length.
+    decode = [size for size in sizes if size <= slots + 7]
+    assert max(decode) >= slots
+    assert all(after - before <= 8 for before, after in itertools.pairwise(decode))
+    assert all(after <= 2 * before for before, after in itertools.pairwise(sizes))
+    assert "--max-cudagraph-capture-size" not in flags
+
+
+def test_an_8_bit_cache_is_for_gpus_that_read_it_natively(model: Path) -> None:
+    assert values(chosen(model))["--kv-cache-dtype"] == "fp8_e4m3"
+    assert "--kv-cache-dtype" not in values(chosen(model, Machine((L4,), 4)))
+
+
+def test_the_users_options_win(model: Path) -> None:
+    preset = chosen(
+        model, memory_share=0.5, kv_cache_dtype="auto", context_tokens=1_000, moe_backend="marlin", extra_args=("--seed", "1")
+    )
+    assert values(preset)["--gpu-memory-utilization"] == "0.5"
+    assert values(preset)["--kv-cache-dtype"] == "auto"
+    assert values(preset)["--moe-backend"] == "marlin"
+    assert preset.context_tokens == 1_000
+    assert presets.command(preset, model, 1, "m", None).args[-2:] == ("--seed", "1")
+
+
+@pytest.mark.parametrize(("gpus", "copies", "expected"), [(1, 1, "1"), (4, 1, "4"), (4, 2, "2"), (3, 1, "2"), (8, 1, "8")])
+def test_one_copy_of_the_model_spreads_over_its_gpus(model: Path, gpus: int, copies: int, expected: str) -> None:
+    preset = chosen(model, Machine((H100,) * gpus, 16), data_parallel=copies)
+    assert values(preset)["--tensor-parallel-size"] == expected
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]"])
+def test_a_folder_without_a_usable_config_is_refused(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"config\.json"):
+        chosen(tmp_path)
+
+
+def test_the_safe_preset_is_eager_smaller_and_plain(model: Path) -> None:
+    safe = chosen(model, speculative="ngram").safe()
+    flags = values(safe)
+    assert "--enforce-eager" in flags
+    assert float(flags["--gpu-memory-utilization"] or 1) == pytest.approx(0.90)
+    assert flags["--max-model-len"] == str(safe.context_tokens) == "49152"
+    assert not {"--speculative-config", "--async-scheduling", "--max-cudagraph-capture-size"} & set(flags)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.4, 0.5, 0.53, 0.9])
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_start_after_a_failure_never_takes_more_memory(model: Path, share: float, eager: bool) -> None:
+    safe = values(chosen(model, memory_share=share).safe(eager=eager))["--gpu-memory-utilization"]
+    assert float(safe or 1) <= share
+
+
+def test_only_the_first_start_forks_the_engine(model: Path) -> None:
+    preset = chosen(model)
+    method = "VLLM_WORKER_MULTIPROC_METHOD"
+    assert presets.command(preset, model, 1, "m", None).env[method] == "fork"
+    assert method not in presets.command(preset.safe(eager=False), model, 1, "m", None).env
+
+
+def test_a_server_that_served_keeps_its_graphs_and_its_context(model: Path) -> None:
+    preset = chosen(model)
+    safe = preset.safe(eager=False)
+    assert "--enforce-eager" not in values(safe)
+    assert safe.context_tokens == preset.context_tokens
+    assert values(safe)["--gpu-memory-utilization"] == "0.90"
+
+
+def test_flags_the_server_does_not_know_are_dropped_or_spelled_as_formerly(tmp_path: Path) -> None:
+    model = folder(tmp_path, model_type="qwen3")
+    known = frozenset({"--max-model-len", "--cuda-graph-sizes", "--enable-prefix-caching"})
+    command = presets.command(chosen(model), model, 8_000, "m", known)
+    assert "--cuda-graph-sizes" in command.args
+    assert "--stream-interval" not in command.args
+    assert "--stream-interval" in {flag.name for flag in command.dropped}
+    assert "--max-cudagraph-capture-size" not in {flag.name for flag in command.dropped}
+
+
+def test_every_flag_has_a_reason(model: Path) -> None:
+    for name in presets.PRESETS:
+        preset = chosen(model, preset=name)
+        assert all(item.reason for item in (*preset.flags, *preset.variables))
+
+
+def test_a_vllm_that_is_not_there_has_no_known_flags(tmp_path: Path) -> None:
+    assert installed_flags([str(tmp_path)]) is None
+
+
+@pytest.mark.parametrize("place", ["entrypoints/openai", "entrypoints/launchers"])
+def test_flags_are_found_in_both_layouts_of_vllm(tmp_path: Path, place: str) -> None:
+    package = tmp_path / "vllm"
+    (package / "engine").mkdir(parents=True)
+    (package / place).mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "engine/arg_utils.py").write_text(
+        "def add(group):\n    group.add_argument('--model')\n    group.add_argument(\"--async-scheduling\")\n"
+    )
+    (package / place / "cli_args.py").write_text(
+        "class FrontendArgs:\n    port: int = 1\n    enable_x: bool = False\n    def f(self): ...\n"
+    )
+    assert installed_flags([str(tmp_path)]) == {"--model", "--async-scheduling", "--port", "--enable-x"}
+
+
+def test_the_installed_vllm_takes_every_command_line(tmp_path: Path) -> None:
+    """About 20 s: vLLM's own parser is imported in a process of its own."""
+    pytest.importorskip("torch")
+    known = installed_flags()
+    if known is None:
+        pytest.skip("vLLM is not installed")
+    model = folder(tmp_path, model_type="gpt_oss", max_position_embeddings=131_072)
+    draft = {"speculative": "draft", "draft_model": str(model)}
+    made = [chosen(model, preset=name) for name in presets.PRESETS] + [chosen(model, **draft), chosen(model).safe()]
+    commands = [presets.command(preset, model, 8_000, "m", known) for preset in made]
+    lines = [list(command.args[3:]) for command in commands]
+    run = subprocess.run([sys.executable, "-c", PARSE], input=json.dumps(lines), capture_output=True, text=True, timeout=240)
+    assert "RESULT" in run.stdout, run.stderr[-2_000:]
+    result = json.loads(run.stdout.split("RESULT")[1])
+    assert result["parsed"] == [preset.context_tokens for preset in made]
+    assert not any(command.dropped for command in commands)
+    # What is read from the source is what the parser has, but for negations and short forms.
+    options = {option for option in result["options"] if option.startswith("--") and not option.startswith("--no-")}
+    assert options <= known
+
+
+def test_nvidia_smi_is_understood() -> None:
+    answer = "NVIDIA H100 80GB HBM3, 81559, 9.0, 580.1\nUnable to determine the device handle\nNVIDIA L4, 23034, 8.9, 580.1\n"
+    assert parse_gpus(answer) == (H100, L4)
+
+
+def test_hidden_gpus_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nprintf 'NVIDIA H100 80GB HBM3, 81559, 9.0, 580.1\\nNVIDIA L4, 23034, 8.9, 580.1\\n'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for setting, expected in (("", ()), ("1", (L4,)), ("1,0", (L4, H100)), ("0,9,1", (H100,)), ("-1", ())):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", setting)
+        assert detect_machine().gpus == expected
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert detect_machine().gpus == (H100, L4)
+
+
+def test_a_machine_without_nvidia_smi_has_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert detect_machine().gpus == ()

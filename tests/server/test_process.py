@@ -1,0 +1,224 @@
+"""Starting and stopping a server, on real processes: a small HTTP program stands in for vLLM's command line."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import psutil
+import pytest
+
+from aimo_solver.errors import ServerError, ServerStartError
+from aimo_solver.server import keeper as server_keeper
+from aimo_solver.server.process import Server, ServerCommand
+from tests.processes import pid_runs, runs
+from tests.server_programs import SERVING, eventually, python, worker_pids
+
+
+async def ready() -> bool:
+    return True
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "logs" / "server.log"
+
+
+async def test_stop_leaves_no_descendant(log: Path) -> None:
+    server = Server(python(SERVING, "0"), log)
+    await server.start(ready, 120)
+    workers = await worker_pids(log)
+    assert all(map(pid_runs, workers))
+    await server.stop()
+    assert not server.alive
+    assert not any(map(pid_runs, workers))
+
+
+async def test_a_server_that_hears_nothing_is_stopped_too(log: Path) -> None:
+    server = Server(python(SERVING, "0"), log)
+    await server.start(ready, 120)
+    workers = await worker_pids(log)
+    stop_tree(keeper_of(server))
+    await asyncio.wait_for(server.stop(grace_s=0.5), 60)
+    assert not any(map(pid_runs, workers))
+
+
+async def test_a_killed_keeper_leaves_nothing_once_the_server_is_stopped(log: Path) -> None:
+    """What another session holds is beyond reach then; vLLM's processes stay in one."""
+    server = Server(python("import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"), log)
+    await server.start(ready, 120)
+    keeper = keeper_of(server)
+    await eventually(lambda: len(keeper.children(recursive=True)) == 2)
+    tree = [process.pid for process in keeper.children(recursive=True)]
+    keeper.kill()
+    await eventually(lambda: not server.alive)
+    await server.stop()
+    await eventually(lambda: not any(map(pid_runs, tree)))
+
+
+HOLDING = """
+import os, time
+from multiprocessing import shared_memory
+memory = shared_memory.SharedMemory(create=True, size=4096)
+if os.fork():  # a worker holds it too, and outlives a killed parent for a while
+    print(memory.name, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("killed", [(), ("server",), ("keeper",), ("tracker",), ("tracker", "keeper")])
+async def test_shared_memory_does_not_outlive_a_killed_server(log: Path, killed: tuple[str, ...]) -> None:
+    """Python's resource tracker removes what killed processes leave; where it was killed itself, keeper and solver do."""
+    server = Server(python(HOLDING), log)
+    await server.start(ready, 120)
+    await eventually(lambda: log.exists() and log.read_text().endswith("\n"))
+    assert memory_of(log)
+    [tracker] = filter(server_keeper.is_tracker, psutil.Process(server.pid).children())
+    victims = {"server": psutil.Process(server.pid), "keeper": keeper_of(server), "tracker": tracker}
+    for name in killed:
+        victims[name].kill()
+        await eventually(functools.partial(ended, victims[name]))
+    await server.stop(grace_s=0.0)
+    await eventually(lambda: not memory_of(log))
+
+
+def ended(process: psutil.Process) -> bool:
+    return not runs(process)
+
+
+def memory_of(log: Path) -> bool:
+    """Whether the shared memory named in the log is there."""
+    return Path("/dev/shm", log.read_text().split()[-1]).exists()
+
+
+async def test_start_that_fails_carries_command_and_output(log: Path) -> None:
+    server = Server(python("import sys; print('no memory left'); sys.exit(3)"), log)
+    with pytest.raises(ServerStartError) as error:
+        await server.start(never_ready, 120)
+    assert error.value.exit_code == 3
+    assert "no memory left" in str(error.value)
+    assert sys.executable in str(error.value)
+
+
+async def test_a_signal_that_ended_the_server_is_told(log: Path) -> None:
+    server = Server(python("import os; os.abort()"), log)
+    with pytest.raises(ServerStartError) as error:
+        await server.start(never_ready, 120)
+    assert error.value.exit_code == -signal.SIGABRT
+
+
+async def test_a_program_that_is_not_there_fails_to_start(log: Path) -> None:
+    with pytest.raises(ServerStartError, match=r"/no/python: .*No such file"):
+        await Server(ServerCommand(("/no/python",)), log).start(never_ready, 120)
+
+
+async def test_start_that_takes_too_long_is_ended(log: Path) -> None:
+    server = Server(python("import time; time.sleep(600)"), log)
+    with pytest.raises(ServerStartError, match="not ready after 1 s"):
+        await server.start(never_ready, 1)
+    assert not server.alive
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+async def test_nothing_of_a_server_outlives_a_killed_solver(log: Path, stopped: bool) -> None:
+    """Neither its workers, in sessions of their own or not, nor anything else of it, all stopped by SIGSTOP or not."""
+    program = textwrap.dedent(f"""
+        import asyncio
+        from pathlib import Path
+        from aimo_solver.server.process import Server
+        from tests.server_programs import SERVING, python
+        async def ready(): return True
+        async def main():
+            server = Server(python(SERVING, "0"), Path({str(log)!r}))
+            await server.start(ready, 120)
+            print(server._keeper.pid, flush=True)
+            await asyncio.sleep(600)
+        asyncio.run(main())
+    """)
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as solver:  # noqa: ASYNC220
+        assert solver.stdout is not None
+        keeper = psutil.Process(int(solver.stdout.readline()))
+        workers = await worker_pids(log)
+        everything = [keeper.pid, *(process.pid for process in keeper.children(recursive=True))]
+        assert {*workers} < {*everything}
+        if stopped:
+            stop_tree(keeper)
+        solver.kill()
+    await eventually(lambda: not any(map(pid_runs, everything)))
+
+
+@pytest.mark.parametrize("path", [None, Path("/dev/full"), Path("/proc/no/such/folder/server.log")])
+async def test_output_that_cannot_be_kept_costs_the_server_nothing(path: Path | None) -> None:
+    """It writes 20 MB while nobody looks, to both streams: a full pipe would block it, a failed write end it."""
+    server = Server(
+        python("""
+            import sys, time
+            for stream in (sys.stdout, sys.stderr):
+                for number in range(100_000):
+                    stream.write(f"line {number} {'x' * 90}\\n")
+                stream.flush()
+            print("done", flush=True)
+            time.sleep(600)
+        """),
+        path,
+    )
+    await server.start(ready, 120)
+    await eventually(lambda: output(server)[-1:] == ("done",))
+    assert server.alive
+    assert len(output(server)) == 15
+    await server.stop()
+
+
+@pytest.fixture
+def full(log: Path) -> Path:
+    """A log on a disk without room, until it is unlinked."""
+    log.parent.mkdir()
+    log.symlink_to("/dev/full")
+    return log
+
+
+async def test_a_file_that_was_full_is_written_again_when_there_is_room(full: Path) -> None:
+    server = Server(
+        python(
+            """
+            import pathlib, sys, time
+            print("first " + "x" * 1_000, flush=True)
+            while not pathlib.Path(sys.argv[1]).exists():
+                time.sleep(0.01)
+            print("second", flush=True)
+            time.sleep(600)
+        """,
+            str(full.parent / "go"),
+        ),
+        full,
+    )
+    await server.start(ready, 120)
+    await eventually(lambda: bool(output(server)))
+    full.unlink()  # noqa: ASYNC240
+    (full.parent / "go").touch()
+    await eventually(lambda: full.exists() and full.read_text().endswith("second\n"))
+    assert "1007 bytes are missing here" in full.read_text()  # noqa: ASYNC240
+    await server.stop()
+
+
+async def never_ready() -> bool:
+    return False
+
+
+def output(server: Server) -> tuple[str, ...]:
+    return server.error(ServerError, "").log_tail
+
+
+def keeper_of(server: Server) -> psutil.Process:
+    assert server._keeper is not None
+    return psutil.Process(server._keeper.pid)
+
+
+def stop_tree(keeper: psutil.Process) -> None:
+    for process in (keeper, *keeper.children(recursive=True)):
+        process.suspend()

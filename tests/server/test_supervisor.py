@@ -1,0 +1,244 @@
+"""Watching a server and replacing it, on real processes: a small HTTP program stands in for vLLM's command line."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from aimo_solver.chat.families import chat_format
+from aimo_solver.errors import EngineLost, ServerStartError
+from aimo_solver.log.writer import NullLog
+from aimo_solver.options import SamplingConfig
+from aimo_solver.server.client import VllmEngine
+from aimo_solver.server.process import ServerCommand, free_port
+from aimo_solver.server.supervisor import Supervisor
+from aimo_solver.solve.conversation import Conversation, Sampled
+from tests.conftest import MODEL
+from tests.processes import pid_runs
+from tests.server_programs import SERVING, eventually, python, worker_pids
+
+CHAT = chat_format(MODEL)
+
+
+class Bench:
+    """A port, an engine on it, commands that serve or fail to, and a supervisor."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = port = free_port()
+        self.engine = VllmEngine(f"http://127.0.0.1:{port}", "m", SamplingConfig(), context_tokens=65_536)
+        self.fault = folder / "fault"
+        self.good = python(SERVING, str(port), str(self.fault))
+        self.safe = python(SERVING, str(port), str(self.fault), "--safe")
+        self.bad = python("import sys; print('no memory left'); sys.exit(3)")
+        self.log = folder / "server.log"
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.supervisor: Supervisor
+
+    async def start(self, *commands: ServerCommand, restarts: int = 3, stall_s: float = 60.0) -> Supervisor:
+        self.supervisor = Supervisor(
+            commands,
+            self.log,
+            self.engine,
+            start_timeout_s=60,
+            stall_s=stall_s,
+            restarts=restarts,
+            on_event=self.note,
+            pause_s=0.01,
+        )
+        await self.supervisor.start()
+        return self.supervisor
+
+    def note(self, kind: str, **values: Any) -> None:
+        self.events.append((kind, values))
+
+    @property
+    def kinds(self) -> list[str]:
+        return [kind for kind, _ in self.events]
+
+    def pid(self) -> int:
+        pid = self.supervisor.server.pid
+        assert pid is not None
+        return pid
+
+    async def kill(self) -> None:
+        """Kills the server, and waits for the next one."""
+        ready = self.kinds.count("server_ready")
+        os.kill(self.pid(), signal.SIGKILL)
+        await eventually(lambda: self.kinds.count("server_ready") > ready)
+
+
+@pytest_asyncio.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    bench = Bench(tmp_path)
+    yield bench
+    if hasattr(bench, "supervisor"):
+        await asyncio.wait_for(bench.supervisor.stop(), 60)
+    await bench.engine.close()
+
+
+async def test_a_killed_server_is_replaced(bench: Bench) -> None:
+    await bench.start(bench.good)
+    orphans = await worker_pids(bench.log)
+    await bench.kill()
+    await asyncio.wait_for(bench.engine.wait_ready(), 120)
+    assert not any(map(pid_runs, orphans))
+    assert bench.kinds.count("server_fault") == bench.engine.faults == 1
+
+
+async def test_a_server_without_progress_is_replaced(bench: Bench) -> None:
+    await bench.start(bench.good, stall_s=1.0)
+    os.kill(bench.pid(), signal.SIGSTOP)
+    bench.engine.running = 1  # a request is under way and gets no token
+    await eventually(lambda: "server_fault" in bench.kinds)
+    bench.engine.running = 0
+    await eventually(lambda: bench.kinds.count("server_ready") == 2)
+
+
+async def test_an_idle_server_is_left_alone(bench: Bench) -> None:
+    await bench.start(bench.good, stall_s=0.5)
+    await asyncio.sleep(1.5)
+    assert bench.kinds == ["server_starting", "server_ready"]
+
+
+@pytest.mark.parametrize("silent", [False, True])
+async def test_an_idle_server_that_does_not_answer_is_replaced(bench: Bench, silent: bool) -> None:
+    await bench.start(bench.good, stall_s=0.5)
+    if silent:
+        os.kill(bench.pid(), signal.SIGSTOP)
+    else:
+        bench.fault.write_text("503")
+    await eventually(lambda: "server_fault" in bench.kinds)
+    bench.fault.unlink(missing_ok=True)
+    await eventually(lambda: bench.kinds.count("server_ready") == 2)
+
+
+async def test_a_healthy_server_whose_requests_all_fail_at_once_is_replaced(bench: Bench) -> None:
+    """Its completions page answers 200 with nothing; between the tries of the attempt nothing runs."""
+    await bench.start(bench.good, stall_s=0.5)
+    attempt = asyncio.create_task(draw(bench.engine))
+    await eventually(lambda: "server_fault" in bench.kinds)
+    attempt.cancel()
+
+
+async def test_a_start_that_fails_is_tried_again_with_the_next_command(bench: Bench) -> None:
+    await bench.start(bench.bad, bench.good, bench.safe)
+    assert bench.kinds == ["server_starting", "server_start_failed", "server_starting", "server_ready"]
+    assert bench.supervisor.server.command == bench.good
+
+
+async def test_the_last_command_is_tried_while_restarts_are_left(bench: Bench) -> None:
+    with pytest.raises(ServerStartError, match="no memory left"):
+        await bench.start(bench.bad, bench.bad, restarts=3)
+    assert bench.kinds.count("server_start_failed") == 4
+
+
+async def test_a_server_that_served_comes_back_as_it_was_and_then_safer(bench: Bench) -> None:
+    supervisor = await bench.start(bench.good, bench.safe)
+    used = []
+    for _ in range(2):
+        bench.engine.tokens_streamed += 1
+        await bench.kill()
+        used.append(supervisor.server.command)
+    assert used == [bench.good, bench.safe]
+
+
+async def test_a_server_that_served_nothing_comes_back_safer(bench: Bench) -> None:
+    supervisor = await bench.start(bench.good, bench.safe)
+    await bench.kill()
+    assert supervisor.server.command == bench.safe
+
+
+async def test_restarts_are_bounded_and_waiting_then_fails(bench: Bench) -> None:
+    await bench.start(bench.good, restarts=0)
+    os.kill(bench.pid(), signal.SIGKILL)
+    with pytest.raises(EngineLost, match="died"):
+        await asyncio.wait_for(bench.engine.wait_ready(), 120)
+
+
+async def test_refilled_restarts_count_anew(bench: Bench) -> None:
+    supervisor = await bench.start(bench.good, restarts=1)
+    for fault in (1, 2):
+        await bench.kill()
+        assert bench.engine.faults == fault
+        supervisor.refill()
+    assert bench.engine.lost is None
+
+
+async def test_attempts_go_on_through_kills_and_a_restart_with_less_context(bench: Bench) -> None:
+    """Nobody waits for the server in between: a request that is too long for it is answered by asking for less."""
+    program = (sys.executable, "-m", "tests.http_vllm", str(bench.port))
+    roomy, tight = ServerCommand((*program, "65536")), ServerCommand((*program, "49152"))
+    bench.engine.context_tokens = 65_536
+    supervisor = await bench.start(roomy, bench.bad, tight)
+    drawn = [await draw(bench.engine)]
+    os.kill(bench.pid(), signal.SIGKILL)
+    drawn.append(await draw(bench.engine))
+    await eventually(lambda: bench.kinds.count("server_ready") == 2)
+    assert (supervisor.server.command, bench.engine.context_tokens) == (roomy, 65_536)
+    os.kill(bench.pid(), signal.SIGKILL)
+    drawn += await asyncio.gather(*(draw(bench.engine) for _ in range(8)))
+    bench.engine.context_tokens = 65_536
+    drawn += [await draw(bench.engine)]
+    assert [sampled.tokens for sampled in drawn] == [[7, 8, 9]] * 11
+    assert (supervisor.server.command, bench.engine.context_tokens) == (tight, 49_152)
+    assert bench.engine.faults == 2
+
+
+async def draw(engine: VllmEngine) -> Sampled:
+    """A first turn that asks for all that the context holds."""
+    conversation = Conversation(engine, CHAT, time.monotonic, NullLog().trajectory("p", 0))
+    conversation.begin([5] * 500)
+    return await conversation.sample(conversation.room, time.monotonic() + 120, "p-0-1")
+
+
+async def test_a_full_disk_costs_no_start(bench: Bench) -> None:
+    bench.log.symlink_to("/dev/full")
+    await bench.start(bench.good)
+    await bench.kill()
+
+
+async def test_a_watch_that_fails_is_told_and_goes_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    await bench.start(bench.good, stall_s=0.5)
+
+    async def fails(timeout_s: float) -> bool:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bench.engine, "answers", fails)
+    await eventually(lambda: bench.kinds.count("server_watch_failed") >= 2)
+    monkeypatch.undo()
+    await bench.kill()
+
+
+async def test_a_log_that_fails_does_not_end_the_watch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    await bench.start(bench.good)
+
+    def fails(kind: str, **values: Any) -> None:
+        Bench.note(bench, kind, **values)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bench.supervisor, "_on_event", fails)
+    await bench.kill()
+
+
+@pytest.mark.parametrize("moment", ["starting", "stopped"])
+async def test_stopping_does_not_hang(bench: Bench, moment: str) -> None:
+    """While a server starts that never gets ready, and with one that hears no signal."""
+    if moment == "starting":
+        await bench.start(bench.good)
+        bench.fault.write_text("503")
+        os.kill(bench.pid(), signal.SIGKILL)
+        await eventually(lambda: bench.kinds.count("server_starting") == 2)
+    else:
+        await bench.start(bench.good)
+        os.kill(bench.pid(), signal.SIGSTOP)
+    await asyncio.wait_for(bench.supervisor.stop(), 60)
+    assert not bench.supervisor.server.alive

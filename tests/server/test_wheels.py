@@ -1,0 +1,215 @@
+"""Installing attached wheels with the real pip, offline, from a wheel made here."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from aimo_solver.errors import WheelError
+from aimo_solver.server.machine import installed_version, package_folder
+from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation, install
+
+
+def make_wheel(folder: Path, name: str, module: str, source: str, *, needs: str | None = None) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    info = f"{name}-1.0.dist-info"
+    files = {
+        f"{module}.py": source,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
+        + (f"Requires-Dist: {needs}\n" if needs else ""),
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    files[f"{info}/RECORD"] = "".join(f"{path},,\n" for path in (*files, f"{info}/RECORD"))
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        for file, text in files.items():
+            wheel.writestr(file, text)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _same_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith(("aimo_first", "aimo_fourth", "aimo_shared")):
+            del sys.modules[name]
+
+
+def test_what_is_there_is_not_installed_again(tmp_path: Path) -> None:
+    make_wheel(tmp_path / "wheels", "polars", "polars", "raise AssertionError")
+    assert install({"polars": "polars"}, tmp_path) is NOTHING_TO_INSTALL
+
+
+def test_without_wheels_the_log_says_what_is_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert install({"no_such_module": "no-such-thing"}, tmp_path) is NOTHING_TO_INSTALL
+    assert "no-such-thing" in caplog.text
+    assert str(tmp_path) in caplog.text
+
+
+def test_missing_packages_come_from_the_wheels_and_their_needs_from_the_image(tmp_path: Path) -> None:
+    mount = tmp_path / "notebooks" / "me" / "aimo-wheels"
+    make_wheel(mount, "aimo_first", "aimo_first", "import aimo_second, polars\nWHO = 'first'", needs="aimo_second")
+    make_wheel(mount, "aimo_second", "aimo_second", "WHO = 'second'")
+    before = list(sys.path)
+    installation = install({"aimo_first": "aimo_first", "polars": "polars"}, tmp_path)
+    installation.wait(120)
+    assert importlib.import_module("aimo_first").WHO == "first"
+    assert sys.path[: len(before)] == before
+    # The server's interpreter finds the wheels first and this environment's packages behind them.
+    program = "import aimo_first, polars; print(polars.__file__)"
+    found = subprocess.run([installation.python, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
+    assert found == importlib.import_module("polars").__file__
+
+
+def test_a_later_distribution_replaces_the_files_of_an_earlier_one(tmp_path: Path) -> None:
+    mount = tmp_path / "wheels"
+    make_wheel(mount, "aimo_engine", "aimo_engine", "", needs="aimo_old")
+    make_wheel(mount, "aimo_old", "aimo_shared", "WHO = 'old'")
+    make_wheel(mount, "aimo_new", "aimo_shared", "WHO = 'new'")
+    install({"aimo_engine": "aimo_engine", "aimo_shared": "aimo_new"}, tmp_path).wait(120)
+    assert importlib.import_module("aimo_shared").WHO == "new"
+
+
+def test_a_failed_installation_shows_the_end_of_pips_output(tmp_path: Path) -> None:
+    make_wheel(tmp_path / "wheels", "aimo_third", "aimo_third", "", needs="not-in-the-wheels")
+    with pytest.raises(WheelError, match="not-in-the-wheels") as caught:
+        install({"aimo_third": "aimo_third"}, tmp_path).wait(120)
+    assert any("No matching distribution" in line for line in caught.value.log_tail)
+
+
+def test_an_installation_that_failed_is_renewed_when_its_wheels_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aimo_solver.server.wheels.install.__defaults__", ({"aimo_sixth": "aimo_sixth"}, tmp_path))
+    nothing = install()
+    make_wheel(tmp_path / "wheels", "aimo_sixth", "aimo_sixth", "WHO = 'sixth'", needs="aimo_seventh")
+    failed = nothing.renewed()
+    for _ in range(2):
+        with pytest.raises(WheelError):
+            failed.wait(120)
+    make_wheel(tmp_path / "wheels", "aimo_seventh", "aimo_seventh", "")
+    renewed = failed.renewed()
+    renewed.wait(120)
+    assert renewed.renewed() is renewed
+    assert importlib.import_module("aimo_sixth").WHO == "sixth"
+
+
+def test_an_installation_that_hangs_is_given_up(tmp_path: Path) -> None:
+    hung = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    (tmp_path / "pip.log").write_text("Looking in links\n")
+    with pytest.raises(WheelError, match="not ready after 0 s"):
+        Installation(tmp_path, hung).wait(0.2)
+    assert hung.wait(10) == -signal.SIGKILL
+
+
+INSTALL_AND_STAY = """
+import sys, tempfile
+from pathlib import Path
+from aimo_solver.server.wheels import install
+tempfile.tempdir = sys.argv[1]
+installation = install({"aimo_fourth": "aimo_fourth"}, Path(sys.argv[2]))
+installation.wait(120)
+print(installation.environment, installation.process is not None, flush=True)
+sys.stdin.readline()
+"""
+
+
+@contextmanager
+def other_process(temporary: Path, root: Path) -> Iterator[tuple[Path, bool]]:
+    """Another process that installs and stays: its environment, and whether pip had to run."""
+    command = [sys.executable, "-c", INSTALL_AND_STAY, str(temporary), str(root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        folder, installed = process.stdout.readline().split()
+        yield Path(folder), installed == "True"
+        process.communicate("\n", timeout=60)
+
+
+def folder_of(installation: Installation) -> Path:
+    assert installation.environment is not None
+    installation.wait(120)
+    return installation.environment
+
+
+def test_the_same_wheels_are_found_again_in_the_same_folder(tmp_path: Path) -> None:
+    make_wheel(tmp_path / "mount" / "wheels", "aimo_fourth", "aimo_fourth", "WHO = 1")
+    with other_process(tmp_path, tmp_path / "mount") as (folder, installed):
+        assert (folder, installed) == (tmp_path / "aimo-wheels", True)
+        with other_process(tmp_path, tmp_path / "mount") as (again, installed):  # while the first one uses it
+            assert (again, installed) == (folder, False)
+    here = install({"aimo_fourth": "aimo_fourth"}, tmp_path / "mount")
+    assert here.process is None
+    assert folder_of(here) == folder
+    assert importlib.import_module("aimo_fourth").WHO == 1
+    # What an earlier call installed is no part of the image.
+    assert install({"aimo_fourth": "aimo_fourth"}, tmp_path / "mount").python == here.python
+
+
+def test_other_wheels_replace_those_that_nobody_uses(tmp_path: Path) -> None:
+    make_wheel(tmp_path / "mount" / "wheels", "aimo_fourth", "aimo_fourth", "WHO = 1")
+    with other_process(tmp_path, tmp_path / "mount") as (folder, _):
+        pass
+    (folder / "left over").touch()
+    make_wheel(tmp_path / "mount" / "wheels", "aimo_fourth", "aimo_fourth", "WHO = 'replaced'")
+    with other_process(tmp_path, tmp_path / "mount") as (again, installed):
+        assert (again, installed) == (folder, True)
+        assert not (folder / "left over").exists()
+
+
+def test_wheels_in_use_are_not_replaced(tmp_path: Path) -> None:
+    make_wheel(tmp_path / "mount" / "wheels", "aimo_fourth", "aimo_fourth", "WHO = 1")
+    with other_process(tmp_path, tmp_path / "mount") as (folder, _):
+        make_wheel(tmp_path / "mount" / "wheels", "aimo_fourth", "aimo_fourth", "WHO = 'other'")
+        own = folder_of(install({"aimo_fourth": "aimo_fourth"}, tmp_path / "mount"))
+        assert own != folder
+        assert (package_text(folder), package_text(own)) == ("WHO = 1", "WHO = 'other'")
+
+
+def package_text(environment: Path) -> str:
+    (module,) = environment.rglob("aimo_fourth.py")
+    return module.read_text()
+
+
+def test_an_unfinished_installation_is_made_anew(tmp_path: Path) -> None:
+    make_wheel(tmp_path / "mount" / "wheels", "aimo_fifth", "aimo_fifth", "", needs="aimo_fourth")
+    with pytest.raises(WheelError):
+        install({"aimo_fifth": "aimo_fifth"}, tmp_path / "mount").wait(120)
+    make_wheel(tmp_path / "mount" / "wheels", "aimo_fourth", "aimo_fourth", "")
+    assert folder_of(install({"aimo_fifth": "aimo_fifth"}, tmp_path / "mount")) == tmp_path / "aimo-wheels"
+
+
+def test_nobody_waits_for_an_installation_of_others(tmp_path: Path) -> None:
+    make_wheel(tmp_path / "mount" / "wheels", "aimo_fourth", "aimo_fourth", "")
+    lock = os.open(tmp_path / "aimo-wheels.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # as long as pip works
+    folder = folder_of(install({"aimo_fourth": "aimo_fourth"}, tmp_path / "mount"))
+    os.close(lock)
+    assert folder.parent == tmp_path
+    assert folder.name.startswith("aimo-wheels")
+    assert folder.name != "aimo-wheels"
+
+
+def test_the_path_shows_what_the_servers_python_finds(tmp_path: Path) -> None:
+    """A package that the wheels bring in another version than the image."""
+    make_wheel(tmp_path / "mount" / "wheels", "aimo_first", "aimo_first", "", needs="jinja2<2")
+    make_wheel(tmp_path / "mount" / "wheels", "jinja2", "jinja2/__init__", "")
+    installation = install({"aimo_first": "aimo_first"}, tmp_path / "mount")
+    folder = folder_of(installation)
+    assert installed_version("jinja2", installation.path) == "1.0" != installed_version("jinja2")
+    package = package_folder("jinja2", installation.path)
+    assert package is not None
+    assert package.is_relative_to(folder)
+    assert NOTHING_TO_INSTALL.path == tuple(sys.path)

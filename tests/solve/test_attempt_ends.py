@@ -1,0 +1,280 @@
+"""However an attempt goes, it is asked for its answer: scripted models and kernels under a clock that jumps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from aimo_solver.chat.prompts import FINAL_ANSWER, NO_SESSION, SESSION_LOST, prompt_variants
+from aimo_solver.chat.turns import Malformed
+from aimo_solver.errors import EngineLost, EngineRejected, KernelError, KernelStartError, PoolClosedError
+from aimo_solver.log.writer import NullLog
+from aimo_solver.options import AttemptConfig, KernelConfig
+from aimo_solver.problems import Problem
+from aimo_solver.results import Attempt, FinishReason
+from aimo_solver.solve.attempt import AgentRun, AttemptTools
+from tests.chat_families import Family, family
+from tests.fakes import Deed, Lease, Play, ScriptedEngine, ScriptedPool, run_virtually
+
+THOUGHT = {"harmony": "<|channel|>analysis<|message|>", "gemma": "<|channel>thought\n", "hermes": "<think>\n", "fenced": ""}
+OUTPUT = " ".join(map(str, range(1_000, 2_600)))[:8_000]
+
+
+@pytest.fixture(scope="module", params=["harmony", "gemma", "hermes", "fenced"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    return family(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    return family("gemma", tmp_path_factory.mktemp("gemma"))
+
+
+@dataclass(frozen=True)
+class Played:
+    """An attempt that ended, and what the model was sent. `asked` says whether a request asked for the answer."""
+
+    attempt: Attempt
+    prompts: list[str]
+    pool: ScriptedPool
+
+    @property
+    def asked(self) -> bool:
+        return any(prompt.endswith(FINAL_ANSWER) for prompt in self.prompts)
+
+
+def played(
+    model: Family,
+    plays: Sequence[Play],
+    pool: ScriptedPool | None = None,
+    *,
+    seconds: float = 100.0,
+    context: int = 65_536,
+    on_request: Callable[[ScriptedEngine], object] = lambda engine: None,
+    **limits: int,
+) -> Played:
+    """Plays one attempt. `context` counts from behind the prompt."""
+    pool = pool or ScriptedPool()
+    (variant,) = prompt_variants(["tool"], model.chat.name)
+    prompt = model.chat.prompt(variant.system, variant.user("What is 1 + 1?"), tools=variant.tool)
+    engine = ScriptedEngine(lambda index: plays, len(prompt) + context)
+    engine.on_request = on_request
+
+    async def attempt(clock: Callable[[], float]) -> Attempt:
+        tools = AttemptTools(
+            engine=engine,
+            chat=model.chat,
+            pool=pool,
+            limits=AttemptConfig(**limits),
+            kernels=KernelConfig(),
+            clock=clock,
+        )
+        return await AgentRun(
+            tools,
+            Problem("p", "What is 1 + 1?"),
+            0,
+            variant,
+            deadline=clock() + seconds,
+            problem_started=clock(),
+            trajectory=NullLog().trajectory("p", 0),
+        ).run()
+
+    done = run_virtually(attempt)
+    return Played(done, [model.chat.decode(request.tokens) for request in engine.requests], pool)
+
+
+def answer(model: Family, number: int = 7) -> Play:
+    """What the model says when it is asked."""
+    return Play(model.template(f"{number}}}$.{model.final_parts[1]}"))
+
+
+def test_a_long_output_leaves_room_for_the_answer(model: Family) -> None:
+    call = model.call("print(1)")
+    plays = [Play(call), Play(model.template("so "), endless=True), answer(model)]
+    run = played(model, plays, ScriptedPool([Deed(OUTPUT)]), context=len(call) + 900)
+    assert (run.attempt.answer, run.attempt.tool_calls) == (7, 1)
+    assert "1000 1001" in run.prompts[1]
+    assert "characters left out" in run.prompts[1]
+
+
+def test_a_complaint_leaves_room_for_the_answer(model: Family) -> None:
+    turn = [*model.template(THOUGHT[model.name]), *model.plain("so many thoughts " * 20), *model.template(model.final_parts[1])]
+    parsed = model.chat.parse(turn, cut=False)
+    assert isinstance(parsed, Malformed)
+    complaint = model.chat.complaint(turn, parsed.reason)
+    context = len(turn) + max(65, len(complaint) + 10)
+    run = played(model, [Play(turn), answer(model), answer(model)], context=context, answer_tokens=64)
+    assert run.attempt.malformed == 1
+    assert run.asked
+    assert run.attempt.answer == 7
+
+
+def test_what_a_late_call_printed_is_shown(model: Family) -> None:
+    plays = [Play(model.call("print(1)")), answer(model)]
+    run = played(model, plays, ScriptedPool([Deed("the sum is 31415", seconds=21)]), seconds=30)  # asked from second 20 on
+    assert "the sum is 31415" in run.prompts[-1]
+    assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.FORCED)
+
+
+def test_an_attempt_that_gets_no_kernel_goes_on_without(model: Family) -> None:
+    final = Play(model.final("The answer is \\boxed{7}."))
+    run = played(model, [Play(model.call("print(1)")), final], ScriptedPool(leases=[Lease(seconds=10_000)]))
+    assert NO_SESSION in run.prompts[-1]
+    assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.ANSWERED)
+
+
+def test_waiting_for_kernels_takes_forty_seconds_of_an_attempt_at_most(gemma: Family) -> None:
+    plays = [*(Play(gemma.call("print(1)")) for _ in range(22)), Play(gemma.final("\\boxed{7}"))]
+    run = played(gemma, plays, ScriptedPool(leases=[Lease(seconds=10_000)]), seconds=900)
+    assert run.attempt.answer == 7
+    assert run.attempt.seconds <= 40
+
+
+@pytest.mark.parametrize("seconds", [3.0, 12.0, 20.0])
+def test_waiting_for_a_kernel_ends_in_time_for_the_answer(gemma: Family, seconds: float) -> None:
+    plays = [Play(gemma.call("print(1)")), answer(gemma)]
+    run = played(gemma, plays, ScriptedPool(leases=[Lease(seconds=10_000)]), seconds=seconds)
+    assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.FORCED)
+
+
+def test_a_pool_that_cannot_start_kernels_costs_the_calls_only(gemma: Family) -> None:
+    plays = [Play(gemma.call("print(1)")), Play(gemma.final("\\boxed{7}"))]
+    run = played(gemma, plays, ScriptedPool(leases=[Lease(fault=KernelStartError("no kernels"))]))
+    assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.ANSWERED)
+    assert run.attempt.error == "KernelStartError: no kernels"
+    assert run.attempt.tool_errors == 0
+
+
+def test_a_session_that_fails_is_told_of_and_replaced(gemma: Family) -> None:
+    calls = [Play(gemma.call("print(1)")) for _ in range(2)]
+    pool = ScriptedPool([Deed(fault=KernelError("gone")), Deed("42")])
+    run = played(gemma, [*calls, Play(gemma.final("\\boxed{42}"))], pool)
+    assert SESSION_LOST in run.prompts[1]
+    assert run.attempt.seen_in_tool
+    assert (run.attempt.answer, run.attempt.finish_reason) == (42, FinishReason.ANSWERED)
+    assert pool.leased == 0
+
+
+def test_a_call_that_never_returns_does_not_take_the_answers_time(gemma: Family) -> None:
+    pool = ScriptedPool([Deed(seconds=10_000)])
+    run = played(gemma, [Play(gemma.call("print(1)")), answer(gemma)], pool, seconds=60)
+    assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.FORCED)
+
+
+def test_a_call_that_never_returns_costs_its_session_not_the_attempt(gemma: Family) -> None:
+    pool = ScriptedPool([Deed(seconds=10_000), Deed("42")])
+    calls = [Play(gemma.call("print(1)"))] * 2
+    run = played(gemma, [*calls, Play(gemma.final("\\boxed{42}"))], pool, seconds=900)
+    assert SESSION_LOST in run.prompts[1]
+    assert (run.attempt.finish_reason, run.attempt.seen_in_tool) == (FinishReason.ANSWERED, True)
+    assert run.attempt.seconds < 60
+
+
+def test_no_kernel_is_held_while_the_answer_is_asked_for(gemma: Family) -> None:
+    pool = ScriptedPool()
+    held: list[int] = []
+    run = played(
+        gemma, [Play(gemma.call("print(1)")), answer(gemma)], pool, on_request=lambda _: held.append(pool.leased), max_turns=1
+    )
+    assert run.asked
+    assert held == [0, 0]
+
+
+def test_a_turn_that_the_server_refuses_is_followed_by_asking(gemma: Family) -> None:
+    run = played(gemma, [Play((), refused=EngineRejected(400, "no")), answer(gemma)])
+    assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.FORCED)
+    assert run.attempt.error == "server answered 400: no"
+
+
+def test_a_server_that_is_lost_ends_the_attempt_with_the_reason(gemma: Family) -> None:
+    run = played(gemma, [Play((), refused=EngineLost("gone"))] * 2)
+    assert (run.attempt.answer, run.attempt.finish_reason, run.attempt.error) == (None, FinishReason.ENGINE_ERROR, "gone")
+
+
+def test_a_turn_of_very_many_calls_leaves_room_for_the_answer(model: Family) -> None:
+    one = [token for token in model.call("1") if token not in model.chat.stop_token_ids]
+    calls = [*one * 300, model.call("1")[-1]]
+    run = played(model, [Play(calls), *[answer(model)] * 2], context=len(calls) + 600)
+    assert run.asked
+    assert run.attempt.answer == 7
+
+
+@pytest.mark.parametrize("left", [3_000, 350])
+def test_an_attempt_longer_than_the_context_that_is_left_gives_up_its_end(model: Family, left: int) -> None:
+    """A server that comes back with safer settings may hold less than the conversation is long."""
+    call = model.call("print(1)")
+    plays = [Play(call), Play(model.template("so "), endless=True), answer(model)]
+    pool = ScriptedPool([Deed(OUTPUT[:1_000])])
+    first: list[int] = []
+
+    def shrink(engine: ScriptedEngine) -> None:
+        first.append(engine.context_tokens)
+        if len(engine.requests) == 2:
+            engine.context_tokens = first[0] - 6_000 + left
+
+    run = played(model, plays, pool, context=6_000, on_request=shrink)
+    assert run.asked
+    assert run.attempt.answer == 7
+    assert ("1000 1001" in run.prompts[-1]) == (left == 3_000)
+
+
+def _plays(model: Family) -> st.SearchStrategy[Play]:
+    """Turns of every kind, whole or broken off, at any pace."""
+    call, final = model.call("print(1)"), model.final("It is \\boxed{7}.")
+    turns = [call, call * 3, final, model.final("I do not know."), model.template("so "), model.call(""), call[:3], call[:-1], []]
+    refusals = st.sampled_from([EngineRejected(400, "no"), EngineLost("gone")])
+    whole = st.builds(
+        Play,
+        tokens=st.sampled_from(turns),
+        delay_s=st.sampled_from([0.0, 0.0, 0.1, 3.0, 1_000.0]),
+        chunk=st.sampled_from([1, 4, 64]),
+        cut=st.booleans(),
+    )
+    endless = st.builds(Play, st.just(model.template("so ")), st.sampled_from([0.0, 0.02]), st.just(64), endless=st.just(True))
+    broken = st.builds(Play, st.just(call), breaks_after=st.integers(0, 3), for_good=st.booleans())
+    return st.one_of(whole, whole, endless, broken, st.builds(Play, st.just(()), refused=refusals))
+
+
+KERNEL_FAULTS = st.sampled_from([KernelError("gone"), KernelStartError("no kernels"), PoolClosedError("closed")])
+SECONDS = st.sampled_from([0.0, 0.0, 2.0, 60.0, 100_000.0])
+DEEDS = st.builds(
+    Deed,
+    output=st.builds(lambda text, times: text * times, st.sampled_from(["1234 ", "\U0001f600", "a", ""]), st.integers(0, 8_000)),
+    seconds=SECONDS,
+    fault=st.none() | st.none() | KERNEL_FAULTS,
+)
+LEASES = st.builds(Lease, seconds=SECONDS, fault=st.none() | st.none() | KERNEL_FAULTS)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_no_attempt_ends_without_having_been_asked(model: Family, data: st.DataObject) -> None:
+    """Whatever happens to it, as long as a second and room for 64 tokens are left."""
+    draw = data.draw
+    least = 64 + len(model.chat.ask_answer(()))
+    contexts = draw(st.lists(st.integers(least, 3_000), min_size=1, max_size=4))
+    changes = iter(pairwise([*contexts, contexts[-1]]))
+
+    def change(engine: ScriptedEngine) -> None:
+        now, following = next(changes, (0, 0))
+        engine.context_tokens += following - now
+
+    seconds = draw(st.floats(1.0, 900.0))
+    run = played(
+        model,
+        [*draw(st.lists(_plays(model), max_size=8)), *[answer(model)] * 200],
+        ScriptedPool(draw(st.lists(DEEDS, min_size=1, max_size=4)), draw(st.lists(LEASES, min_size=1, max_size=3))),
+        seconds=seconds,
+        context=contexts[0],
+        on_request=change,
+        max_turns=draw(st.integers(1, 12)),
+        answer_tokens=draw(st.integers(1, 600)),
+    )
+    assert run.attempt.finish_reason is FinishReason.ANSWERED or run.asked
+    assert run.attempt.seconds <= seconds + 0.01
+    assert run.pool.leased == 0

@@ -1,0 +1,120 @@
+"""A turn that is sampled to its end, whatever the server does in between."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from aimo_solver.chat.families import chat_format
+from aimo_solver.log.writer import NullLog
+from aimo_solver.results import FinishReason
+from aimo_solver.server.client import Engine
+from aimo_solver.solve import conversation
+from aimo_solver.solve.conversation import Conversation, Sampled
+from tests.conftest import MODEL, Served
+from tests.http_vllm import HttpVllm, event, reset, sends
+
+CHAT = chat_format(MODEL)
+
+
+def begun(engine: Engine, prompt: int) -> Conversation:
+    made = Conversation(engine, CHAT, time.monotonic, NullLog().trajectory("p", 0))
+    made.begin([5] * prompt)
+    return made
+
+
+async def drawn(engine: Engine, room: int | None = None, *, prompt: int = 500, seconds: float = 60.0) -> Sampled:
+    made = begun(engine, prompt)
+    return await made.sample(made.room if room is None else room, time.monotonic() + seconds, "p-0-1")
+
+
+async def test_a_server_that_came_back_with_less_context_is_asked_for_less() -> None:
+    server = HttpVllm(context_tokens=49_152)
+    async with server.engine(context_tokens=65_536) as engine:
+        sampled = await drawn(engine)
+        assert (sampled.tokens, sampled.limit) == ([7, 8, 9], None)
+        assert engine.context_tokens == 49_152
+    assert [body["max_tokens"] for body in server.requests] == [65_036, 48_652]
+
+
+@pytest.mark.parametrize("fault", [503, 429, 500, sends(event({"error": {"message": "engine dead", "code": 500}})), reset])
+async def test_failures_in_a_row_are_outlived(fault: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversation, "_FIRST_PAUSE_S", 0.001)
+    server = HttpVllm()
+    server.faults.extend([fault] * 9)
+    async with server.engine() as engine:
+        sampled = await drawn(engine)
+    assert (sampled.tokens, sampled.limit) == ([7, 8, 9], None)
+    assert len(server.requests) == 10
+
+
+async def test_a_server_that_fails_for_good_is_asked_until_the_deadline_with_growing_pauses() -> None:
+    server = HttpVllm()
+    server.for_good = 503
+    async with server.engine() as engine:
+        sampled = await drawn(engine, seconds=1.0)
+    assert (sampled.tokens, sampled.limit) == ([], FinishReason.DEADLINE)
+    assert "503" in (sampled.error or "")
+    assert len(server.requests) <= 4  # at 0, 0.1, 0.3 and 0.7 s
+
+
+async def test_tokens_that_came_before_a_break_are_sent_along_and_not_sampled_again() -> None:
+    server = HttpVllm(turn=(8, 9))
+    server.faults.append(sends(event({"choices": [{"text": "a", "token_ids": [7], "finish_reason": None}]}) + "data: {"))
+    async with server.engine() as engine:
+        sampled = await drawn(engine, prompt=3)
+    assert (sampled.tokens, sampled.limit) == ([7, 8, 9], None)
+    assert [body["prompt"] for body in server.requests] == [[5, 5, 5], [5, 5, 5, 7]]
+
+
+async def test_a_conversation_that_a_smaller_context_cannot_hold_is_cut_and_not_sent_again() -> None:
+    server = HttpVllm(context_tokens=400)
+    async with server.engine() as engine:
+        sampled = await drawn(engine, 1_000)
+    assert (sampled.tokens, sampled.limit) == ([], FinishReason.TOKEN_LIMIT)
+    assert len(server.requests) <= 2
+
+
+async def test_a_server_that_only_says_that_it_is_too_much_is_asked_for_half_until_all_is_sampled() -> None:
+    server = HttpVllm(turn=range(10, 60))
+    words = web.json_response({"error": {"message": "max_tokens is too large for now", "code": 400}}, status=400)
+
+    async def refuses_more_than_32(request: web.Request) -> web.StreamResponse:
+        body = server.requests[-1]
+        if body["max_tokens"] > 32:
+            return web.Response(status=words.status, body=words.body)
+        return server.completion(body)
+
+    server.for_good = refuses_more_than_32
+    async with server.engine() as engine:
+        sampled = await drawn(engine, 100)
+    assert sampled.limit is FinishReason.TOKEN_LIMIT
+    assert [body["max_tokens"] for body in server.requests] == [100, 50, 25, 25, 25, 25]
+    assert len(sampled.tokens) == 100
+
+
+async def test_a_refusal_for_another_reason_is_not_sent_again() -> None:
+    server = HttpVllm()
+    server.for_good = 404
+    async with server.engine() as engine:
+        sampled = await drawn(engine)
+    assert sampled.limit is FinishReason.ENGINE_ERROR
+    assert "404" in (sampled.error or "")
+    assert len(server.requests) == 1
+
+
+@pytest.mark.vllm
+async def test_vllm_itself_says_how_much_less_it_holds(vllm: Served) -> None:
+    async with vllm.engine() as engine:
+        engine.context_tokens = 65_536
+        assert (await drawn(engine)).tokens
+        assert engine.context_tokens == vllm.context_tokens == 4_096
+        engine.context_tokens = 65_536
+        sampled = await drawn(engine, 1_000, prompt=5_000)
+        assert (sampled.tokens, sampled.limit, engine.context_tokens) == ([], FinishReason.TOKEN_LIMIT, 4_096)
+        engine.context_tokens = 65_536
+        await engine.wait_ready()
+        assert engine.context_tokens == 4_096

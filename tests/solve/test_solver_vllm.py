@@ -1,0 +1,112 @@
+"""One problem on real vLLM: slots stay busy until the decision, and are free after it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from statistics import median
+from typing import Any
+
+import pytest
+
+from aimo_solver.chat.families import chat_format
+from aimo_solver.config import Config, load_config
+from aimo_solver.kernels.pool import KernelPool
+from aimo_solver.log.writer import NullLog
+from aimo_solver.policy.budget import Allotment
+from aimo_solver.problems import Problem
+from aimo_solver.results import Attempt
+from aimo_solver.server.client import CompletionRequest, VllmEngine
+from aimo_solver.solve.attempt import AttemptTools
+from aimo_solver.solve.solver import SilentObserver, Solver
+from tests.conftest import MODEL, Served
+
+pytestmark = [pytest.mark.vllm, pytest.mark.kernels]
+PROBLEM = Problem("p", "What is the remainder of $794^{2846}$ modulo 4042?", 2218)
+
+
+class Finished(SilentObserver):
+    """Keeps what ended."""
+
+    def __init__(self) -> None:
+        self.attempts: list[Attempt] = []
+
+    def attempt_finished(self, attempt: Attempt) -> None:
+        self.attempts.append(attempt)
+
+
+class RamblingEngine(VllmEngine):
+    """A model that never ends a turn."""
+
+    def _body(self, request: CompletionRequest) -> dict[str, Any]:
+        return super()._body(request) | {"ignore_eos": True, "stop_token_ids": [], "stop": []}
+
+
+@pytest.fixture
+async def pool() -> AsyncIterator[KernelPool]:
+    async with KernelPool(size=8) as pool:
+        yield pool
+
+
+def solver(engine: VllmEngine, pool: KernelPool, config: Config, watcher: SilentObserver) -> Solver:
+    tools = AttemptTools(
+        engine=engine,
+        chat=chat_format(MODEL),
+        pool=pool,
+        limits=config.attempt,
+        kernels=config.kernels,
+        clock=time.monotonic,
+    )
+    return Solver(tools, config, NullLog(), watcher)
+
+
+async def test_freed_slots_are_filled_until_the_attempts_are_used_up(vllm: Served, pool: KernelPool) -> None:
+    config = load_config(settings=["solver.slots=4", "solver.max_attempts=24", "voting.stop=never", 'prompt.mix=["bare"]'])
+    finished = Finished()
+    async with vllm.engine(config) as engine:
+        result = await solver(engine, pool, config, finished).solve(PROBLEM, Allotment(300.0))
+    assert result.attempts == 24
+    # Whichever attempts they are, the k-th end frees the slot of the (k + 4)-th start.
+    starts = sorted(attempt.started_s for attempt in finished.attempts)
+    ends = sorted(attempt.started_s + attempt.seconds for attempt in finished.attempts)
+    gaps = [start - end for start, end in zip(starts[4:], ends, strict=False)]
+    assert min(gaps) >= 0
+    # A median, as a machine may stand still for a while.
+    assert median(gaps) < 0.1 * median(attempt.seconds for attempt in finished.attempts)
+
+
+async def test_the_server_has_as_many_requests_as_there_are_slots(vllm: Served, pool: KernelPool) -> None:
+    """By its own metrics, at first and after freed slots found other attempts, for which there are always more."""
+    limits = ["attempt.max_tokens=500", "attempt.answer_tokens=8"]
+    rules = ["solver.slots=4", "solver.max_attempts=4096", "voting.stop=never", 'prompt.mix=["bare"]']
+    config = load_config(settings=[*limits, *rules])
+    finished = Finished()
+    async with RamblingEngine(vllm.url, vllm.name, config.sampling, context_tokens=vllm.context_tokens) as engine:
+
+        async def full(after_attempts: int) -> None:
+            running = 0
+            while running < 4 or len(finished.attempts) < after_attempts:
+                assert not problem.done()
+                running = await engine.running_requests()
+                assert running <= 4
+
+        while await engine.running_requests():
+            pass  # what another test left
+        problem = asyncio.create_task(solver(engine, pool, config, finished).solve(PROBLEM, Allotment(600.0)))
+        for after_attempts in (0, 1, 5):
+            await full(after_attempts)
+        problem.cancel()
+        await asyncio.wait([problem])
+
+
+async def test_after_a_decision_the_server_runs_nothing(vllm: Served, pool: KernelPool) -> None:
+    config = load_config(settings=["voting.equal=1", 'prompt.mix=["bare"]'])
+    async with vllm.engine(config) as engine:
+        result = await solver(engine, pool, config, SilentObserver()).solve(PROBLEM, Allotment(120.0))
+        decided = time.monotonic()
+        while await engine.running_requests():
+            assert time.monotonic() - decided < 20
+        print(f"free after {1e3 * (time.monotonic() - decided):.0f} ms")
+    assert result.reason == "equal"
+    assert result.attempts == 8

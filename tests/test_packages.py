@@ -1,0 +1,84 @@
+"""Which package may import which: the docstrings of the packages' __init__ files say it, and the imports keep to it."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from graphlib import TopologicalSorter
+
+import pytest
+
+from tests.builder import build_notebook as builder
+from tests.conftest import ROOT
+
+SOURCES = ROOT / "src" / "aimo_solver"
+MODULES = sorted(
+    ".".join(path.relative_to(SOURCES).with_suffix("").parts) for path in SOURCES.rglob("*.py") if path.stem[:2] != "__"
+)
+PACKAGES = sorted({builder.package_of(module, SOURCES) for module in MODULES} - {""})
+
+
+def docstring(package: str) -> str:
+    path = SOURCES.joinpath(*package.split("."), "__init__.py")
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+
+
+def may_import(package: str) -> set[str]:
+    """What the last line of a package's docstring allows; the modules at the top and its own are always allowed."""
+    line = re.fullmatch(r"May import: (.*)\.", docstring(package).splitlines()[-1])
+    assert line, f"the docstring of {package} has to end with a line 'May import: ...'"
+    named = {name for name in line[1].split(", ") if not name.startswith("nothing")}
+    assert named <= set(PACKAGES), f"{package} names a package that is not there"
+    return named | {"", package}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_imports_only_what_its_docstring_allows(package: str) -> None:
+    allowed = may_import(package)
+    for module in MODULES:
+        if builder.package_of(module, SOURCES) == package:
+            used = {builder.package_of(name, SOURCES) for name in builder.imported_modules(SOURCES, module)}
+            assert used <= allowed, module
+
+
+def test_the_modules_at_the_top_import_only_each_other() -> None:
+    for module in MODULES:
+        if builder.package_of(module, SOURCES) == "":
+            assert all("." not in name for name in builder.imported_modules(SOURCES, module)), module
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_others_import_only_the_modules_that_a_package_names(package: str) -> None:
+    public = set(getattr(importlib.import_module(f"aimo_solver.{package}"), "__all__", ()))
+    used = {
+        name.removeprefix(f"{package}.")
+        for module in MODULES
+        if builder.package_of(module, SOURCES) != package
+        for name in builder.imported_modules(SOURCES, module)
+        if name != package and builder.package_of(name, SOURCES) == package
+    }
+    assert used <= public, "not named in __all__"
+    assert public <= {path.stem for path in SOURCES.joinpath(*package.split(".")).glob("*.py")}
+
+
+def test_packages_form_layers() -> None:
+    layers = {package: may_import(package) - {"", package} for package in PACKAGES}
+    layers["kernels.inside"].discard("kernels")  # `kernels.limits`, which both sides of a kernel share
+    assert list(TopologicalSorter(layers).static_order())
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert list(TopologicalSorter({module: builder.imported_modules(SOURCES, module) for module in MODULES}).static_order())
+
+
+def test_importing_a_package_loads_none_of_its_modules() -> None:
+    for package in PACKAGES:
+        body = ast.parse(SOURCES.joinpath(*package.split("."), "__init__.py").read_text(encoding="utf-8")).body
+        assert not [node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))], package
+
+
+def test_only_the_command_line_imports_the_lab() -> None:
+    for package in PACKAGES:
+        if not package.startswith(("lab", "cli")):
+            assert not {name for name in may_import(package) if name.startswith(("lab", "cli"))}, package
