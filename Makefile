@@ -1,6 +1,7 @@
-# make run    set up, then the main job on the embedded model
-# make test   set up, then every check and every test
-# make fuzz   everything that reads model output, on many more examples than make test
+# make run    install, then solve data/warmup.csv with the embedded model
+# make fast   ruff, mypy, and all tests that need neither vLLM nor kernels; the loop while you edit
+# make test   install, then all checks and tests
+# make fuzz   the readers of model output, on many more examples than in make test
 # make endurance [SEED=N]   500 problems under faults, half an hour
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,13 +9,21 @@ READY := $(VENV)/.ready
 EXAMPLES ?= 300
 WORKERS ?= 2
 
-.PHONY: run test fuzz endurance check setup lock notebook clean
+PYTEST := $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup
+
+.PHONY: run fast test fuzz endurance check setup lock notebook clean
 
 run: $(READY)
 	$(BIN)/aimo-solver evaluate data/warmup.csv --out runs/warmup --overwrite
 
+fast: notebook
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(PYTEST) -m 'not vllm and not kernels'
+
 test: check
-	$(BIN)/pytest -q -n $(WORKERS) --dist loadgroup
+	$(PYTEST)
 
 fuzz: $(READY)
 	AIMO_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest -q tests/chat/test_fuzz.py
@@ -37,7 +46,7 @@ $(READY): requirements.lock pyproject.toml scripts/install.sh
 notebook: $(READY)
 	$(BIN)/python scripts/build_notebook.py
 
-# Writes down what is installed now, after a change of versions was tried by hand.
+# Pins the versions that are installed now.
 lock: $(READY)
 	(sed -n '/^#/p' requirements.lock; $(BIN)/pip freeze --exclude-editable --all \
 	  | grep -viE '^(pip|torch|torchvision|torchaudio|torchcodec|uv)(=| )' | sort -f) > requirements.lock.new

@@ -1,10 +1,11 @@
-"""Which package may import which: the docstrings of the packages' __init__ files say it, and the imports keep to it."""
+"""Packages import only what their docstrings allow, in one direction, and public names are unique."""
 
 from __future__ import annotations
 
 import ast
 import importlib
 import re
+from collections import defaultdict
 from graphlib import TopologicalSorter
 
 import pytest
@@ -25,12 +26,16 @@ def docstring(package: str) -> str:
 
 
 def may_import(package: str) -> set[str]:
-    """What the last line of a package's docstring allows; the modules at the top and its own are always allowed."""
+    """Returns the packages that the last line of a package's docstring lists, with itself and "", the modules at the top."""
     line = re.fullmatch(r"May import: (.*)\.", docstring(package).splitlines()[-1])
-    assert line, f"the docstring of {package} has to end with a line 'May import: ...'"
+    assert line, f"the docstring of {package} must end with a line 'May import: ...'"
     named = {name for name in line[1].split(", ") if not name.startswith("nothing")}
-    assert named <= set(PACKAGES), f"{package} names a package that is not there"
+    assert named <= set(PACKAGES), f"the docstring of {package} lists a package that does not exist"
     return named | {"", package}
+
+
+def public_modules(package: str) -> set[str]:
+    return set(getattr(importlib.import_module(f"aimo_solver.{package}"), "__all__", ()))
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -49,8 +54,8 @@ def test_the_modules_at_the_top_import_only_each_other() -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_others_import_only_the_modules_that_a_package_names(package: str) -> None:
-    public = set(getattr(importlib.import_module(f"aimo_solver.{package}"), "__all__", ()))
+def test_other_packages_import_only_public_modules(package: str) -> None:
+    public = public_modules(package)
     used = {
         name.removeprefix(f"{package}.")
         for module in MODULES
@@ -58,13 +63,13 @@ def test_others_import_only_the_modules_that_a_package_names(package: str) -> No
         for name in builder.imported_modules(SOURCES, module)
         if name != package and builder.package_of(name, SOURCES) == package
     }
-    assert used <= public, "not named in __all__"
+    assert used <= public, "not in __all__"
     assert public <= {path.stem for path in SOURCES.joinpath(*package.split(".")).glob("*.py")}
 
 
 def test_packages_form_layers() -> None:
     layers = {package: may_import(package) - {"", package} for package in PACKAGES}
-    layers["kernels.inside"].discard("kernels")  # `kernels.limits`, which both sides of a kernel share
+    layers["kernels.inside"].discard("kernels")  # its module `limits` is shared by both sides of a kernel
     assert list(TopologicalSorter(layers).static_order())
 
 
@@ -82,3 +87,17 @@ def test_only_the_command_line_imports_the_lab() -> None:
     for package in PACKAGES:
         if not package.startswith(("lab", "cli")):
             assert not {name for name in may_import(package) if name.startswith(("lab", "cli"))}, package
+
+
+SEVERAL = {"main"}
+"""Names that may be defined in several modules: `main` is the entry point of a process of its own, started by its path."""
+
+
+def test_public_classes_and_functions_have_unique_names() -> None:
+    found: dict[str, list[str]] = defaultdict(list)
+    for module in MODULES:
+        path = SOURCES.joinpath(*module.split(".")).with_suffix(".py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and not node.name.startswith("_"):
+                found[node.name].append(module)
+    assert {name: modules for name, modules in found.items() if len(modules) > 1 and name not in SEVERAL} == {}

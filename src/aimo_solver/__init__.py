@@ -1,8 +1,8 @@
-"""Solves olympiad maths problems with an open LLM under a hard wall clock.
+"""Solves olympiad maths problems with an open LLM under a hard time limit.
 
 Start here: `solve.solver` -> `solve.attempt` -> `solve.conversation` -> `server.client`.
 
-The modules at the top are what every package may import: options (`options`, `config`), exceptions (`errors`), the clock,
-problems, answers, the records of what came of them (`results`), and where Kaggle mounts things (`paths`). Each package says in its docstring what it is for and
-what it may import; its ``__all__`` names the modules that other packages may import.
+Every package may import the modules at the top: `config` and `options`, `errors`, `clock`, `problems`, `answers`, `results` (the
+record of an attempt) and `paths` (where Kaggle mounts things). The docstring of a package says what it is for and which packages
+it may import; its ``__all__`` lists the modules that others may import.
 """

@@ -127,6 +127,7 @@ CASES = (
     Case("python scripts/gpu_bench.py --list", "boot-cold"),
     Case("source .venv/bin/activate", str(Path(sys.prefix)), more="&& command -v python"),
     Case("make run", "aimo-solver evaluate data/warmup.csv", more="--dry-run"),
+    Case("make fast", "-m 'not vllm and not kernels'", more="--dry-run"),
     Case("make test", "pytest -q", more="--dry-run"),
     Case("make fuzz", "tests/chat/test_fuzz.py", more="--dry-run"),
     Case("make endurance", "scripts/endurance.py", more="--dry-run"),
@@ -173,9 +174,6 @@ EXCLUDED = {
     "kaggle competitions submit -c ai-mathematical-olympiad-progress-prize-3 -k YOU/aimo-solver -v 1 -f submission.parquet"
     " -m first": KAGGLE,
     "python scripts/fault_table.py": "minutes; the suite runs two thirds of it, and one row by this script",
-    "ruff check .": "make test runs it before the tests",
-    "ruff format --check .": "make test runs it before the tests",
-    "mypy": "make test runs it before the tests",
     "pytest tests/policy/test_voting.py": THE_SUITE,
     "pytest tests/kaggle/test_notebook.py": THE_SUITE,
     "pytest tests/solve/test_solver_vllm.py": THE_SUITE,

@@ -1,4 +1,4 @@
-"""The docs say what is there: options, links, modules. About 25 s. test_docs_commands.py runs their commands."""
+"""Options, links, files and modules that the docs name exist. `test_commands.py` runs their commands."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from aimo_solver.lab.replay import parse_policy
 from aimo_solver.lab.simulate import parse_play
 from tests.conftest import ROOT
 from tests.doc_commands import ALL, DOCS, FENCE, INLINE, OURS, SCRIPTS, Command, blocks
+from tests.test_packages import MODULES, PACKAGES, SOURCES, may_import, public_modules
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 OPTION = re.compile(r"--[a-z][a-z-]*")
 
 
 def parsed(words: tuple[str, ...]) -> tuple[Any, list[str]]:
-    """The subcommand of the command line, and what is left for it."""
+    """Returns the subcommand that the words select, and the words left for it."""
     command: Any = typer.main.get_command(app)
     rest = list(words[1:])
     while hasattr(command, "commands") and rest:
@@ -42,7 +43,7 @@ def test_the_docs_show_every_command() -> None:
 
 
 @pytest.mark.parametrize("command", OURS, ids=str)
-def test_a_command_is_understood(command: Command) -> None:
+def test_a_command_has_valid_options_and_arguments(command: Command) -> None:
     subcommand, rest = parsed(command.words)
     if command.whole:
         subcommand.make_context(subcommand.name, rest)  # parses and checks every option and argument, runs nothing
@@ -64,7 +65,7 @@ def test_make_targets_exist() -> None:
     assert wanted <= targets
 
 
-def test_scripts_know_their_options_and_stages() -> None:
+def test_options_and_stages_of_scripts_exist() -> None:
     helps: dict[tuple[str, ...], str] = {}
     for command in SCRIPTS:
         script, rest = command.words[1], command.words[2:]
@@ -106,9 +107,9 @@ def test_the_notebook_is_built_and_checked_as_written(tmp_path: Path) -> None:
 
 
 def test_kaggle_steps_fit_the_metadata(tmp_path: Path) -> None:
-    """After the first step both folders hold the names that the other steps use."""
+    """After the first step, both folders contain the names that the other steps use."""
     if "YOUR_NAME" not in (ROOT / "notebook" / "kernel-metadata.json").read_text():
-        pytest.skip("somebody has filled in the name, and maybe a model")
+        pytest.skip("the name is already filled in")
     shutil.copytree(ROOT / "notebook", tmp_path / "notebook")
     readme = [c.words for c in ALL if c.file.name == "README.md"]
     subprocess.run(next(words for words in readme if words[0] == "sed"), cwd=tmp_path, check=True)
@@ -127,7 +128,7 @@ def test_kaggle_steps_fit_the_metadata(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", DOCS, ids=lambda file: file.name)
-def test_links_lead_somewhere(file: Path) -> None:
+def test_links_are_valid(file: Path) -> None:
     for link in LINK.findall(file.read_text(encoding="utf-8")):
         if link.startswith(("https://", "http://")):
             continue
@@ -152,9 +153,27 @@ def test_options_in_the_docs_exist(file: Path) -> None:
         config_from(tomllib.loads(toml))
 
 
-def test_the_architecture_names_every_module() -> None:
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    table = "\n".join(line for line in text.partition("## Modules")[2].splitlines() if line.startswith("|"))
-    named = [name for name in INLINE.findall(table) if re.fullmatch(r"[a-z_]+", name)]
-    assert len(named) == len(set(named))
-    assert set(named) == {path.stem for path in (ROOT / "src" / "aimo_solver").glob("*.py")} - {"__init__"}
+def test_the_map_lists_each_package_with_its_public_modules_and_imports() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## Map")[2].partition("\n## ")[0]
+    rows = [[set(INLINE.findall(cell)) for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| `")]
+    assert len(rows) == len(PACKAGES)
+    for name, _, public, imports in rows:
+        (package,) = name
+        assert public == public_modules(package), package
+        assert imports == may_import(package) - {"", package}, package
+    top = {module for module in MODULES if "." not in module}
+    assert top == set(INLINE.findall(text.rpartition("|")[2])) & set(MODULES)
+
+
+@pytest.mark.parametrize("file", DOCS, ids=lambda file: file.name)
+def test_files_that_the_docs_name_exist(file: Path) -> None:
+    named = re.findall(r"`([\w./-]+(?:\.py|\.md|\.j2|/))`", file.read_text(encoding="utf-8"))
+    assert [path for path in named if not (ROOT / path).exists() and not (SOURCES / path).exists()] == []
+
+
+def test_the_docs_list_every_kind_of_event() -> None:
+    text = (ROOT / "docs" / "run-directory.md").read_text(encoding="utf-8").partition("### events.jsonl")[2].partition("###")[0]
+    listed = {kind for line in text.splitlines() if line.startswith("| `") for kind in INLINE.findall(line.split("|")[1])}
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES.rglob("*.py"))
+    assert set(re.findall(r"(?:event|record_fault|_tell)\(\s*\"([a-z_]+)\"", sources)) <= listed
+    assert [kind for kind in listed if f'"{kind}"' not in sources] == []
