@@ -1,4 +1,4 @@
-"""The notebook's build script as a module."""
+"""Imports the notebook's build script as a module."""
 
 from __future__ import annotations
 

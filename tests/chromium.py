@@ -1,4 +1,4 @@
-"""A headless Chromium without a network, driven over a pipe; just enough to open a file, run scripts and take pictures."""
+"""A headless Chromium without a network, controlled through a pipe: opens a file, runs scripts, takes screenshots."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ FLAGS = (
 
 
 class Page:
-    """One file, open in a browser of its own.
+    """A file opened in its own browser.
 
     Attributes:
-        problems: console errors, exceptions and failed or foreign requests so far.
+        problems: console errors, exceptions and requests that failed or left the machine, so far.
     """
 
     def __init__(self, file: Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
@@ -34,7 +34,7 @@ class Page:
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         to_browser, self._write = os.pipe()
         self._read, from_browser = os.pipe()
-        # In a network namespace of its own the browser has no network at all, not even loopback.
+        # In its own network namespace the browser has no network at all, not even loopback.
         cut = (
             "unshare -rn " if subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode == 0 else ""
         )
@@ -75,17 +75,17 @@ class Page:
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
 
     def run(self, script: str) -> Any:
-        """The value of a JavaScript expression."""
+        """Returns the value of a JavaScript expression."""
         answer = self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in answer:
             raise AssertionError(answer["exceptionDetails"])
         return answer["result"].get("value")
 
     def wait_for(self, condition: str, timeout_s: float = 60.0) -> None:
-        """Returns once the expression is true."""
+        """Waits until the expression is true."""
         end = time.monotonic() + timeout_s
         while not self.run(condition):
-            assert time.monotonic() < end, f"never true: {condition}"
+            assert time.monotonic() < end, f"not true in time: {condition}"
             time.sleep(0.02)
 
     def picture(self, path: Path, *, whole: bool = False) -> None:
@@ -109,7 +109,7 @@ class Page:
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
             data = os.read(self._read, 1 << 20)
-            assert data, "the browser is gone"
+            assert data, "the browser has exited"
             self._buffer += data
         message, _, self._buffer = self._buffer.partition(b"\0")
         answer: dict[str, Any] = json.loads(message)

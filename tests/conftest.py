@@ -1,4 +1,4 @@
-"""One vLLM server on the embedded model for the whole test session."""
+"""One vLLM server with the embedded model for the whole test session."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ from aimo_solver.server.process import Server, ServerCommand, free_port
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "data" / "pocket-model"
 
-# On top of what Hypothesis does by itself where CI is set: always the same examples.
 settings.register_profile("untimed", settings.default, deadline=None)
 settings.load_profile("untimed")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of its own
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups in its own hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps on one worker what shares a server or a module's fixtures, where tests run in several processes."""
+    """Runs tests that share the server, or a module's fixtures, on the same worker."""
     for item in items:
         shares_server = "vllm" in getattr(item, "fixturenames", ())
         item.add_marker(pytest.mark.xdist_group("vllm" if shares_server else item.nodeid.partition("::")[0]))
@@ -44,13 +43,13 @@ class Served:
     context_tokens: int
 
     def engine(self, config: Config | None = None) -> VllmEngine:
-        """A client for the event loop of the test."""
+        """Returns a client for the test's event loop."""
         return VllmEngine(self.url, self.name, (config or Config()).sampling, context_tokens=self.context_tokens)
 
 
 @pytest.fixture(scope="session")
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    running = os.environ.get("AIMO_TEST_ENDPOINT")  # a server on the embedded model, for quick work on one test
+    running = os.environ.get("AIMO_TEST_ENDPOINT")  # a server with the embedded model that is already running
     if running:
         yield Served(running, "pocket", MODEL, 4_096)
         return

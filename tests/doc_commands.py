@@ -1,4 +1,4 @@
-"""The commands that the docs show, read off their text."""
+"""Finds the commands in the docs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROGRAMS = ("aimo-solver", "kaggle", "make", "mypy", "pip", "pytest", "python", 
 
 @dataclass(frozen=True)
 class Command:
-    """One command of the docs. `whole` if it is meant to be typed as it stands, not a name in a sentence."""
+    """One command of the docs. `whole` is False for code in a sentence, which may be only the name of a command."""
 
     file: Path
     words: tuple[str, ...]
@@ -35,7 +35,7 @@ class Command:
 
     @property
     def complete(self) -> bool:
-        """Whether it can be typed, also where it stands in a sentence."""
+        """Whether it can be run as it is, even if it is part of a sentence."""
         name = 2 if self.words[0] == "aimo-solver" else 1
         return self.whole or (self.words[0] in PROGRAMS and len(self.words) > name)
 
@@ -66,7 +66,7 @@ def _split(line: str) -> Iterator[tuple[str, ...]]:
     try:
         words = shlex.split(line, comments=True)
     except ValueError:
-        return  # a piece of code in a sentence
+        return  # code in a sentence, not a command
     part: list[str] = []
     for word in [*words, ";"]:
         if word in SEPARATORS:

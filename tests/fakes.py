@@ -1,6 +1,6 @@
-"""Hand-written stand-ins for a model and a clock, and for kernels where a test needs both of them.
+"""Stand-ins for a model and a clock, and for kernels in tests that need both.
 
-Servers and processes are never faked, and kernels only where the clock is.
+Servers and processes are never faked, and kernels only together with the clock.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class Play:
     """One model turn of a script.
 
     Attributes:
-        tokens: what is sampled, the stop token included unless the turn is cut.
+        tokens: sampled tokens, including the stop token unless the turn is cut.
         delay_s: before every chunk.
         chunk: tokens per chunk.
-        breaks_after: the stream breaks off after so many tokens, once, or every time if `for_good`.
+        breaks_after: number of tokens after which the stream fails, once, or every time if `for_good`.
         cut: the turn ends by length.
-        endless: the tokens are repeated for ever.
-        refused: what is raised in place of the turn.
+        endless: the tokens are repeated without end.
+        refused: raised instead of the turn.
     """
 
     tokens: Sequence[int]
@@ -45,9 +45,9 @@ class Play:
 
 
 class ScriptedEngine:
-    """An engine that plays scripted turns, and checks what every server checks: the request fits the context.
+    """An engine that plays scripted turns and asserts, like a server, that each request fits the context.
 
-    `script` gives the plays of an attempt by its index; attempts are told apart by their labels.
+    `script` returns the turns of the attempt with an index; requests belong to attempts by their labels.
     """
 
     def __init__(self, script: Callable[[int], Sequence[Play]], context_tokens: int = 4096) -> None:
@@ -109,7 +109,7 @@ class _Attempt:
 
 @dataclass(frozen=True)
 class Deed:
-    """What one call of a scripted session does: it takes `seconds`, then it raises `fault` or prints `output`."""
+    """One call of a scripted session: takes `seconds`, then raises `fault` or prints `output`."""
 
     output: str = ""
     seconds: float = 0.0
@@ -118,17 +118,17 @@ class Deed:
 
 @dataclass(frozen=True)
 class Lease:
-    """How a scripted pool answers one lease: after `seconds`, by `fault` or a session."""
+    """One lease of a scripted pool: takes `seconds`, then raises `fault` or gives a session."""
 
     seconds: float = 0.0
     fault: Exception | None = None
 
 
 class ScriptedPool:
-    """Sessions that do what the script says, one deed per call, one lease after the other; the last of each is repeated.
+    """A pool that plays scripted calls and leases in their order; the last of each is repeated.
 
     Attributes:
-        leased, calls: leases that are out, and calls made so far.
+        leased, calls: current number of leases, and number of calls so far.
     """
 
     def __init__(self, deeds: Iterable[Deed] = (Deed(),), leases: Iterable[Lease] = (Lease(),)) -> None:
@@ -156,7 +156,7 @@ class ScriptedPool:
     async def execute(self, code: str, timeout_s: float) -> ExecutionResult:
         self.calls += 1
         deed = _next(self._deeds)
-        await asyncio.sleep(deed.seconds)  # with an interrupt that is not heeded
+        await asyncio.sleep(deed.seconds)  # past `timeout_s` too: a call that ignores its interrupt
         if deed.fault is not None:
             raise deed.fault
         timed_out = deed.seconds > timeout_s
@@ -178,13 +178,13 @@ class _Skipping(selectors.DefaultSelector):
         self.now = 0.0
 
     def select(self, timeout: float | None = None) -> Any:
-        assert timeout is not None, "everything waits, and for nothing that will ever come"
+        assert timeout is not None, "all tasks wait for something that never happens"
         self.now += timeout
         return super().select(0)
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """A loop whose clock stands still while anything can run, and then jumps to the next timer."""
+    """An event loop whose clock stops while anything can run and otherwise jumps to the next timer."""
 
     def __init__(self) -> None:
         self._skipping = _Skipping()
@@ -195,7 +195,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def run_virtually(work: Callable[[Callable[[], float]], Coroutine[Any, Any, _Result]]) -> _Result:
-    """Runs `work(clock)` in a `VirtualLoop`; `clock` is the loop's."""
+    """Runs `work(clock)` in a `VirtualLoop`, with the loop's clock."""
 
     async def main() -> _Result:
         return await work(asyncio.get_running_loop().time)

@@ -1,4 +1,4 @@
-"""An HTTP server that checks, refuses and streams as vLLM does, and fails when the test says so.
+"""An HTTP server that checks, refuses and streams like vLLM, and fails on demand.
 
 `python -m tests.http_vllm PORT CONTEXT` serves until it is killed.
 """
@@ -21,11 +21,11 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class HttpVllm:
-    """A server with a context of `context_tokens`, whose turns are `turn`, sampled again and again.
+    """A server with a context of `context_tokens` that samples `turn` for every request.
 
     Attributes:
-        faults: what the next requests get instead of a turn: a status, or a handler. `for_good`: what all later ones get.
-        requests: the bodies of all requests for completions.
+        faults: statuses or handlers for the next requests, instead of a turn. `for_good`: the same for all later ones.
+        requests: bodies of all completion requests.
     """
 
     def __init__(self, context_tokens: int = 65_536, turn: Sequence[int] = (7, 8, 9)) -> None:
@@ -40,7 +40,7 @@ class HttpVllm:
 
     @asynccontextmanager
     async def engine(self, context_tokens: int = 65_536) -> AsyncIterator[VllmEngine]:
-        """A client of the server, while it runs."""
+        """Runs the server and yields a client."""
         runner = web.AppRunner(self.application(), handler_cancellation=True)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -77,11 +77,11 @@ class HttpVllm:
         return self.completion(body)
 
     def completion(self, body: dict[str, Any]) -> web.Response:
-        """What a request gets if nothing is wrong with the server."""
+        """Returns the response of a server without faults."""
         return self._refusal(body) or self._stream(body)
 
     def _refusal(self, body: dict[str, Any]) -> web.Response | None:
-        """vllm.renderers.params.TokenizeParams: what it checks, in its words (vLLM 0.32)."""
+        """Checks what vllm.renderers.params.TokenizeParams checks, with the same messages (vLLM 0.32)."""
         prompt, wanted, context = len(body["prompt"]), body["max_tokens"], self.context_tokens
         if wanted > context:
             return _bad_request(
@@ -99,7 +99,7 @@ class HttpVllm:
         return None
 
     def _stream(self, body: dict[str, Any]) -> web.Response:
-        # vllm.entrypoints.serve.utils.api_utils.get_max_tokens: what does not fit behind the prompt is cut off silently.
+        # Like vllm.entrypoints.serve.utils.api_utils.get_max_tokens: max_tokens is silently reduced to the room after the prompt.
         room = min(body["max_tokens"], self.context_tokens - len(body["prompt"]))
         tokens = list(self.turn[:room])
         choice: dict[str, Any] = {
@@ -117,7 +117,7 @@ def event(message: object) -> str:
 
 
 def sends(text: str, *, headers: dict[str, str] | None = None) -> Handler:
-    """A fault: the connection brings that text and is closed."""
+    """Returns a fault: the connection sends the text and closes."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers=headers)
@@ -131,7 +131,7 @@ def sends(text: str, *, headers: dict[str, str] | None = None) -> Handler:
 
 
 async def reset(request: web.Request) -> web.StreamResponse:
-    """A fault: the connection is reset before anything was said."""
+    """A fault: the connection is reset before any response."""
     assert request.transport is not None
     request.transport.abort()
     return web.Response()

@@ -1,4 +1,4 @@
-"""`python lonely.py COMMAND...` runs a command where there is no network but a loopback interface of its own."""
+"""`python lonely.py COMMAND...` runs a command in a network namespace with nothing but a loopback interface."""
 
 import ctypes
 import fcntl
@@ -13,7 +13,7 @@ _SET_FLAGS, _UP = 0x8914, 0x1
 
 
 def possible() -> bool:
-    """Whether this system lets us have a network namespace."""
+    """Returns whether network namespaces can be created here."""
     return subprocess.run([sys.executable, __file__, "true"], capture_output=True, check=False).returncode == 0
 
 

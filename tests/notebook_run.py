@@ -1,10 +1,10 @@
-"""Runs a built notebook as Kaggle does, in a process of its own, so that a test can put it where there is no network.
+"""Runs a built notebook as Kaggle does, in its own process, so that a test can run it without a network.
 
     python notebook_run.py local FOLDER           every cell, with the local gateway
-    python notebook_run.py rerun FOLDER CSV       cells up to the one that serves, with the gateway in another process
+    python notebook_run.py rerun FOLDER CSV       cells up to the serving one, with the gateway in another process
 
-FOLDER holds notebook.ipynb and, for a rerun, the competition's folder with the stand-in package. Left behind there:
-executed.ipynb, times.json, and for a rerun what the gateway writes, in gateway/.
+FOLDER contains notebook.ipynb and, for a rerun, the competition's folder with the stand-in package. Writes executed.ipynb and
+times.json there; in a rerun the gateway writes to gateway/.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ async def _rerun(folder: Path, csv: str, executing: asyncio.Task[object], times:
     gateway = await asyncio.create_subprocess_exec(sys.executable, package / "aimo_3_gateway.py", csv, cwd=folder / "gateway")
     listening = asyncio.create_task(asyncio.to_thread(_wait_for_server, times, started))
     ended = asyncio.create_task(gateway.wait())
-    # The serving cell never ends by itself: whichever of the two ends first ends the run.
+    # The serving cell never ends by itself, so the gateway's end ends the run.
     await asyncio.wait([ended, executing], return_when=asyncio.FIRST_COMPLETED)
     if executing.done():
         gateway.kill()

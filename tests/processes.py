@@ -1,4 +1,4 @@
-"""What still runs."""
+"""Checks whether processes still run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import psutil
 
 
 def runs(process: psutil.Process) -> bool:
-    """A zombie that nobody reaps, as in some containers, does not run any more."""
+    """Returns whether a process runs. A zombie does not; in some containers nobody reaps it."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -14,7 +14,7 @@ def runs(process: psutil.Process) -> bool:
 
 
 def pid_runs(pid: int) -> bool:
-    """As `runs`, by number."""
+    """Like `runs`, by process id."""
     try:
         return runs(psutil.Process(pid))
     except psutil.NoSuchProcess:

@@ -1,6 +1,6 @@
-"""Runs inside vLLM: makes a model sample the very tokens that a request asks for, through the real sampler and cache.
+"""A logits processor for vLLM that makes the model sample the tokens listed in the request, with the real sampler and cache.
 
-Loaded by the server's option ``--logits-processors tests.scripted_logits:Scripted``; a request carries its tokens as
+Loaded by the server's option ``--logits-processors tests.scripted_logits:Scripted``; a request passes its tokens as
 ``vllm_xargs={"script": [...]}``.
 """
 
@@ -12,7 +12,7 @@ from vllm.v1.sample.logits_processor import AdapterLogitsProcessor, RequestLogit
 
 
 class Scripted(AdapterLogitsProcessor):
-    """Leaves requests without a script alone."""
+    """Forces the tokens of a request's script; ignores requests without one."""
 
     def is_argmax_invariant(self) -> bool:
         return False

@@ -1,4 +1,4 @@
-"""Programs that stand in for vLLM's command line, and waiting for what they do."""
+"""Programs that stand in for vLLM's server, and helpers that wait for them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 from aimo_solver.server.process import ServerCommand
 
-# Healthy at once, with two workers, of which one has a session of its own and a child. While the file argv[2] exists, it
-# answers with the status that stands in it.
+# Healthy at once, with two workers, one of which has its own session and a child. While the file argv[2] exists, every
+# response has the status written in it.
 SERVING = """
     import http.server, pathlib, subprocess, sys
     sleep = "import time; time.sleep(600)"
@@ -33,19 +33,19 @@ SERVING = """
 
 
 def python(program: str, *args: str) -> ServerCommand:
-    """A command that runs that text."""
+    """Returns a command that runs the program."""
     return ServerCommand((sys.executable, "-c", textwrap.dedent(program), *args))
 
 
 async def eventually(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "did not happen in time"
+        assert time.monotonic() < end, "not true in time"
         await asyncio.sleep(0.02)
 
 
 async def worker_pids(log: Path) -> list[int]:
-    """The workers of the last `SERVING` that was started with that log."""
+    """Returns the workers of the last `SERVING` started with this log."""
 
     def found() -> list[str]:
         return re.findall(r"^workers (.*) end$", log.read_text(), re.MULTILINE) if log.exists() else []

@@ -1,8 +1,8 @@
-"""Runs made up from logged attempts and written by the real run log, for tests and measurements of the report.
+"""Writes run directories from logged attempts with the real run log, for tests and measurements of the report.
 
     python tests/simulated_run.py OUT --problems 50 --attempts 16
 
-The figures of each attempt (answer, tokens, seconds, tool calls and errors, entropy) are real; texts are generated.
+The numbers of each attempt (answer, tokens, seconds, tool calls and errors, entropy) are real; the texts are generated.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class HandClock:
 
 @dataclass
 class Simulation:
-    """Attempts of one problem are given times on `slots` slots; the log's clock is set to each moment that is written."""
+    """Schedules the attempts of each problem on `SLOTS` slots and sets the log's clock to the time of each record."""
 
     log: RunLog
     clock: HandClock
@@ -172,7 +172,7 @@ class Simulation:
 
 
 def groups(path: Path = ATTEMPTS) -> Iterator[tuple[str, int, list[dict[str, str]]]]:
-    """The logged attempts of each problem in a run, with its truth; problems with the most attempts first."""
+    """Yields each problem of a run with its truth and its logged attempts; most attempts first."""
     found: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
@@ -191,7 +191,7 @@ def simulate(
     config: Config | None = None,
     unfinished: bool = False,
 ) -> Path:
-    """Writes a run. `scale` shortens the texts; with `unfinished` the last problem is left in mid-air, and no summary written."""
+    """Writes a run. `scale` shortens the texts; with `unfinished` the last problem is incomplete and there is no summary."""
     clock = HandClock()
     draw = random.Random(seed)
     config = config or config_from({"solver": {"slots": SLOTS, "max_attempts": max(SLOTS, attempts)}})

@@ -1,4 +1,4 @@
-"""The integer in a final text: what counts, what is no answer, and that no text takes long or raises."""
+"""Reading the integer from a final text: what is an answer, what is not; no text takes long or raises."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ DO_NOT = [
 
 
 @pytest.mark.parametrize(("box", "answer"), COUNTS.items())
-def test_counts(box: str, answer: int) -> None:
+def test_box_with_an_answer(box: str, answer: int) -> None:
     assert extract_answer(f"Therefore $\\boxed{{{box}}}$.") == answer
 
 
 @pytest.mark.parametrize("box", DO_NOT)
-def test_is_no_answer(box: str) -> None:
+def test_box_without_an_answer(box: str) -> None:
     assert extract_answer(f"Therefore $\\boxed{{{box}}}$.") is None
 
 
@@ -133,8 +133,8 @@ def test_no_text_raises(text: str) -> None:
     assert answer is None or answer in ANSWER_RANGE
 
 
-def test_reading_needs_no_main_thread_and_no_patience() -> None:
-    """Every hostile text is read in a thread; the test's own time limit is the only clock."""
+def test_hostile_texts_are_read_quickly_in_a_thread() -> None:
+    """Only the test's own time limit applies."""
     hostile = [
         "\\boxed{" + "9^{" * 30 + "9" + "}" * 31,
         "\\boxed{" + "\\text{a}" * 120 + "}",
@@ -152,14 +152,14 @@ def test_reading_needs_no_main_thread_and_no_patience() -> None:
 
 
 @pytest.mark.parametrize("digit", "፫²①੩𝟑")
-def test_digits_of_every_script_are_read_or_refused(digit: str) -> None:
+def test_digits_of_every_script_are_read_or_rejected(digit: str) -> None:
     for text in (f"\\frac{digit}1", f"\\frac1{digit}", digit, f"2^{digit}", f"{digit}!", f"\\binom{digit}1", f"1{digit}{{,}}000"):
         answer = extract_answer(f"\\boxed{{{text}}}")
         assert answer is None or answer in ANSWER_RANGE
     assert extract_answer("\\boxed{\\frac፫2}") is None
 
 
-def test_a_character_that_becomes_eighteen_is_bounded() -> None:
+def test_a_character_that_normalises_to_eighteen_is_bounded() -> None:
     assert extract_answer("\\boxed{" + "ﷺ" * 1_000 + "}") is None
 
 

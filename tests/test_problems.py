@@ -1,4 +1,4 @@
-"""Reading problem files: what is accepted, and how every kind of bad file is refused."""
+"""Reading problem files: accepted files, and the error for each kind of bad file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_ids_stay_text(tmp_path: Path) -> None:
     assert [problem.id for problem in read_problems(path)] == ["000123", "424e18"]
 
 
-def test_truth_is_optional(tmp_path: Path) -> None:
+def test_answer_is_optional(tmp_path: Path) -> None:
     assert read_problems(write(tmp_path, "id,problem\nx,What?\n")) == (Problem("x", "What?", None),)
 
 
@@ -32,7 +32,7 @@ def test_byte_order_mark_and_newlines_in_fields(tmp_path: Path) -> None:
     assert read_problems(write(tmp_path, '\ufeffid,problem\nx,"two\nlines"\n'))[0].text == "two\nlines"
 
 
-def test_ids_choose_and_order(tmp_path: Path) -> None:
+def test_ids_select_and_order(tmp_path: Path) -> None:
     path = write(tmp_path, "id,problem\na,A\nb,B\nc,C\n")
     assert [problem.id for problem in read_problems(path, ids=["c", "a"])] == ["c", "a"]
 
@@ -59,24 +59,24 @@ def test_limit_keeps_the_first(tmp_path: Path) -> None:
         ("id,problem,answer\na\n", "another number of fields"),
     ],
 )
-def test_bad_file_is_refused_in_one_line(tmp_path: Path, text: str, says: str) -> None:
+def test_bad_file_gives_a_one_line_error(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(ProblemFileError) as error:
         read_problems(write(tmp_path, text))
     assert says in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_missing_file_is_refused(tmp_path: Path) -> None:
+def test_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ProblemFileError, match="no such file"):
         read_problems(tmp_path / "absent.csv")
 
 
-def test_unknown_id_is_refused(tmp_path: Path) -> None:
+def test_unknown_id_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ProblemFileError, match="no problem with id z"):
         read_problems(write(tmp_path, "id,problem\na,A\n"), ids=["z"])
 
 
-def test_binary_file_is_refused(tmp_path: Path) -> None:
+def test_binary_file_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_bytes(b"\xff\xfe\x00id")
     with pytest.raises(ProblemFileError, match="UTF-8"):

@@ -1,6 +1,6 @@
-"""Each answer in data/reference.csv comes out of a computation of its own, which follows the problem's wording. About 7 s.
+"""Computes each answer in data/reference.csv independently, following the problem's wording. About 7 s.
 
-Where the full size is out of reach of the wording itself, the step in between is checked at a small size.
+Where the literal computation is too large, the intermediate step is checked at a small size.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def answer(problem_id: str) -> int:
     return truth
 
 
-def test_ten_problems_with_answers_that_nobody_guesses() -> None:
+def test_ten_problems_have_five_digit_answers() -> None:
     assert len(PROBLEMS) == 10
     for problem in PROBLEMS.values():
         assert isinstance(problem, Problem)
@@ -70,7 +70,7 @@ def test_triples_with_two_divisible_sums() -> None:
 
 def test_paintings_of_a_board() -> None:
     def below(row: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-        """Rows that can stand below `row`."""
+        """Yields the rows that can follow `row`."""
         for first in range(4):
             new = [first]
             for left, right in pairwise(row):
@@ -103,7 +103,7 @@ def test_game_of_thirds() -> None:
 
 
 def test_spread_set() -> None:
-    # Multiples by 3 and 5 tie together m * 3^a * 5^b for one m prime to 15 only: a Young diagram with a row for each b.
+    # Factors of 3 and 5 relate only the numbers m * 3^a * 5^b of one m coprime to 15: a Young diagram with a row for each b.
     @cache
     def masks(width: int) -> tuple[int, ...]:
         return tuple(mask for mask in range(1 << width) if not mask & (mask << 1))
@@ -132,8 +132,8 @@ def test_spread_set() -> None:
 
 
 def test_increasing_function() -> None:
-    # f(1) = 1 contradicts f(f(1)) = 3, and f(1) > 2 would make f(f(1)) > 3. All else follows: f(f(n)) = 3n, and a gap
-    # of the values that is as wide as the gap of the arguments leaves no choice between.
+    # f(1) = 1 contradicts f(f(1)) = 3, and f(1) > 2 implies f(f(1)) > 3. The rest follows from f(f(n)) = 3n, and from gaps
+    # between values that are as wide as the gap between their arguments.
     top = 3**8
     f = {1: 2}
     known = -1
@@ -166,12 +166,12 @@ def test_quadrilateral_under_a_tangent() -> None:
         along = (corner_c - corner_b) / a
         touch = corner_b + along * ((centre - corner_b) / along).real
         turned = (centre - 0) / touch  # the centre in a frame in which AD is the unit segment
-        p = touch * (2 * turned.real - 1)  # the touch point, mirrored in the centre's projection on AD
+        p = touch * (2 * turned.real - 1)  # the touch point, reflected in the centre's projection on AD
         assert abs(abs(p - centre) - radius) < mpmath.mpf(10) ** -50
         normal = p - centre
 
         def meet(direction: mpmath.mpc) -> mpmath.mpc:
-            """Where the tangent at P meets the line through A in that direction."""
+            """Returns the point where the tangent at P meets the line through A in this direction."""
             return direction * (p * normal.conjugate()).real / (direction * normal.conjugate()).real
 
         k, ell = meet(corner_b), meet(corner_c)
@@ -182,7 +182,7 @@ def test_quadrilateral_under_a_tangent() -> None:
 
 
 def doubled(a: int, b: int, c: int) -> bool:
-    """Whether some angle of the triangle is twice another one: cos X = 2 cos^2 Y - 1 with exact cosines."""
+    """Returns whether one angle of the triangle is twice another: cos X = 2 cos^2 Y - 1 with exact cosines."""
     sides = (a, b, c)
 
     def cosine(index: int) -> Fraction:
@@ -198,7 +198,7 @@ def doubled(a: int, b: int, c: int) -> bool:
 
 def test_triangles_with_a_doubled_angle() -> None:
     def found(limit: int) -> set[tuple[int, ...]]:
-        """Sides a, b, c with a^2 = b(b + c), which puts twice the angle of b opposite to a."""
+        """Returns all sides a, b, c with a^2 = b(b + c): the angle opposite a is twice the angle opposite b."""
         triangles = set()
         for a in range(1, limit // 2 + 1):
             b = np.arange(a // 2 + 1, a)  # c > 0 needs b < a, and a < b + c needs a < 2b

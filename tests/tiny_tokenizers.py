@@ -1,4 +1,4 @@
-"""Small tokenizers with the shape and the control-token ids of the real ones, written as model folders."""
+"""Writes model folders with small tokenizers that have the shape and the control-token ids of the real ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GEMMA_CONTROLS = {
 
 
 def gemma_folder(path: Path, template: str = "") -> Path:
-    """Gemma's shape: characters with byte fallback, spaces as ▁, runs of newlines among the added tokens."""
+    """Writes a folder of Gemma's shape: characters with byte fallback, spaces as ▁, runs of newlines as added tokens."""
     trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=[chr(n) for n in range(33, 127)], show_progress=False)
     trained = Tokenizer(models.BPE())
     trained.normalizer = normalizers.Replace(" ", "▁")
@@ -50,7 +50,7 @@ def gemma_folder(path: Path, template: str = "") -> Path:
 
 
 def byte_level(controls: dict[str, bool], vocab_size: int = 500) -> Tokenizer:
-    """A byte-level BPE tokenizer; `controls` maps the added tokens to whether they are flagged special."""
+    """Returns a byte-level BPE tokenizer; `controls` maps each added token to whether it is flagged special."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     core.decoder = decoders.ByteLevel()
@@ -104,21 +104,21 @@ R1_TEMPLATE = """\
 
 
 def hermes_folder(path: Path, template: str = CHATML_TEMPLATE) -> Path:
-    """Qwen's shape: byte-level, tags of calls and thoughts as tokens that are not flagged special."""
+    """Writes a folder of Qwen's shape: byte-level, with the tags of calls and thoughts as tokens not flagged special."""
     core = byte_level(QWEN_CONTROLS)
     config = {"model_type": "qwen3", "eos_token_id": core.token_to_id("<|im_end|>")}
     return _write(path, core, config, template, bos="", eos="<|im_end|>")
 
 
 def fenced_folder(path: Path, template: str = R1_TEMPLATE) -> Path:
-    """DeepSeek-R1's shape: no tool role, no system role, the turn begins inside the thoughts."""
+    """Writes a folder of DeepSeek-R1's shape: no tool role, no system role, turns begin inside the thoughts."""
     core = byte_level(R1_CONTROLS)
     config = {"model_type": "qwen2", "eos_token_id": core.token_to_id("<|end|>")}
     return _write(path, core, config, template, bos="<|begin|>", eos="<|end|>")
 
 
 def harmony_folder(path: Path) -> Path:
-    """gpt-oss's folder, of which only the model type is read."""
+    """Writes a folder like gpt-oss's; only its model type is read."""
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps({"model_type": "gpt_oss"}), encoding="utf-8")
     return path

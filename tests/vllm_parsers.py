@@ -1,4 +1,4 @@
-"""vLLM's own readers of sampled turns, to compare with."""
+"""Parses sampled turns with vLLM's own parsers, for comparison."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _tokenizer(folder: Path) -> Any:
 
 
 def vllm_calls(parser: str, folder: Path, tokens: Sequence[int]) -> list[tuple[str, str]]:
-    """Name and arguments (JSON, or as they are) of every call that vLLM finds.
+    """Returns name and arguments (JSON or plain code) of every call that vLLM finds.
 
     Args:
         parser: "gemma4", "qwen3", "hermes" or "harmony".
@@ -54,7 +54,7 @@ def _calls(parser: str, folder: Path, tokens: Sequence[int]) -> list[tuple[str, 
 
 
 def _harmony(tokens: Sequence[int]) -> list[tuple[str, str]]:
-    """Recipient and text of every message to a tool, as vLLM's streaming reader segments the turn."""
+    """Returns recipient and text of every message to a tool, as segmented by vLLM's streaming parser."""
     from openai_harmony import HarmonyError
     from vllm.entrypoints.openai.parser.harmony_utils import get_streamable_parser_for_assistant
 

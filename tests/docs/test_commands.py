@@ -1,7 +1,7 @@
-"""Every command of the docs is run, or is in the table of those that are not, with the reason. About a minute and a half.
+"""Runs every command of the docs, except those listed in `EXCLUDED` with a reason. About a minute and a half.
 
-Commands are typed word for word in a folder like the one that the docs speak of. What stands for something else (MODEL, a
-port) is filled in by `Place`; what takes long is made small by options at the end.
+Commands are run as they are in a folder with the files that the docs mention. `Workspace` fills in placeholders (MODEL, a
+port); appended options make long runs short.
 """
 
 from __future__ import annotations
@@ -32,36 +32,36 @@ from tests.conftest import MODEL, ROOT, Served
 from tests.doc_commands import ALL, blocks
 from tests.lab.test_report import write_run
 
-pytestmark = pytest.mark.timeout(900)  # the slow ones wait for each other, maybe on a machine that does other things too
+pytestmark = pytest.mark.timeout(900)  # slow commands wait for each other
 
 COMMANDS = {command.text for command in ALL if command.complete}
 POCKET = "--endpoint ENDPOINT --served-model pocket"
-GPU_STAGES = "needs a GPU and minutes; --list and the stages that need neither are run below"
-THE_SUITE = "is part of this suite"
-KAGGLE = "needs an account at Kaggle"
+GPU_STAGES = "needs a GPU and minutes; --list and the stages that need neither are run"
+IN_SUITE = "part of this suite"
+KAGGLE = "needs a Kaggle account"
 NETWORK = "installs from the network"
 
 
 @dataclass(frozen=True)
 class Case:
-    """A command that is typed as it stands.
+    """A command to run.
 
     Attributes:
-        prints: what its output has to hold.
-        more: options at its end, which make it small or name the session's server.
-        makes: a file that has to be there afterwards.
-        behind: commands that come before it.
+        prints: text that its output contains.
+        more: options appended to make it short or to use the session's server.
+        makes: a file that exists afterwards.
+        before: commands to run first.
     """
 
     command: str
     prints: str
     more: str = ""
     makes: str = ""
-    behind: tuple[Case, ...] = ()
+    before: tuple[Case, ...] = ()
 
     @property
     def needs_endpoint(self) -> bool:
-        return any("ENDPOINT" in case.more for case in (self, *self.behind))
+        return any("ENDPOINT" in case.more for case in (self, *self.before))
 
 
 CASES = (
@@ -76,7 +76,7 @@ CASES = (
         "of 2 right",
         more=POCKET,
         makes="runs/first/summary.json",
-        behind=(
+        before=(
             Case(
                 "aimo-solver evaluate problems.csv --model /models/gpt-oss-120b --out runs/first",
                 "of 1 right",
@@ -96,7 +96,7 @@ CASES = (
         "aimo-solver evaluate fresh.csv",
         "of 1 right",
         more=f"--limit 1 {POCKET}",
-        behind=(
+        before=(
             Case(
                 "python scripts/train_pocket_model.py problems --seed 777001 --count 200 --out fresh.csv", "", makes="fresh.csv"
             ),
@@ -148,19 +148,19 @@ BENCH_SERVERS = {
 
 ELSEWHERE = {
     "python scripts/fault_table.py --times once --out cells.jsonl health": (
-        "test_fault_table.py::test_the_script_prints_the_rows_that_are_asked_for"
+        "faults/test_table.py::test_the_script_prints_the_rows_that_are_asked_for"
     ),
     "python scripts/build_notebook.py --check": (
-        "test_build_notebook.py::test_the_notebook_in_the_repository_is_what_its_sources_say"
+        "kaggle/test_build_notebook.py::test_the_notebook_in_the_repository_is_what_its_sources_say"
     ),
     "python scripts/build_notebook.py --model danielhanchen/gpt-oss-120b/transformers/default": (
-        "test_docs.py::test_the_notebook_is_built_and_checked_as_written"
+        "docs/test_docs.py::test_the_notebook_is_built_and_checked_as_written"
     ),
     "sed -i s/YOUR_NAME/YOU/ notebook/kernel-metadata.json notebook/wheels/kernel-metadata.json": (
-        "test_docs.py::test_kaggle_steps_fit_the_metadata"
+        "docs/test_docs.py::test_kaggle_steps_fit_the_metadata"
     ),
 }
-"""Commands that a test in another module runs."""
+"""Commands run by a test in another module."""
 
 EXCLUDED = {
     "pip install kaggle": NETWORK,
@@ -173,45 +173,45 @@ EXCLUDED = {
     "kaggle kernels output YOU/aimo-solver -p out": KAGGLE,
     "kaggle competitions submit -c ai-mathematical-olympiad-progress-prize-3 -k YOU/aimo-solver -v 1 -f submission.parquet"
     " -m first": KAGGLE,
-    "python scripts/fault_table.py": "minutes; the suite runs two thirds of it, and one row by this script",
-    "pytest tests/policy/test_voting.py": THE_SUITE,
-    "pytest tests/kaggle/test_notebook.py": THE_SUITE,
-    "pytest tests/solve/test_solver_vllm.py": THE_SUITE,
-    "pytest -m 'not vllm and not kernels'": THE_SUITE,
-    "aimo-solver evaluate --out DIR": "names an option; it has no problems to solve",
+    "python scripts/fault_table.py": "minutes; the suite runs two thirds of its cells, and one row with this script",
+    "pytest tests/policy/test_voting.py": IN_SUITE,
+    "pytest tests/kaggle/test_notebook.py": IN_SUITE,
+    "pytest tests/solve/test_solver_vllm.py": IN_SUITE,
+    "pytest -m 'not vllm and not kernels'": IN_SUITE,
+    "aimo-solver evaluate --out DIR": "shows an option; there are no problems to solve",
     "aimo-solver cache build --model MODEL --archive gpt-oss.aimocache": "compiles for a GPU, in two server starts",
     **dict.fromkeys((one for one in COMMANDS if one.startswith("python scripts/gpu_bench.py OUT ")), GPU_STAGES),
 }  # fmt: skip
 
 
-def run_for_real() -> list[str]:
-    cases = [one.command for case in CASES for one in (case, *case.behind)]
+def covered() -> list[str]:
+    cases = [one.command for case in CASES for one in (case, *case.before)]
     alone = [WITH_ITS_SERVER.command, SERVE, ASK.command, SERVE_FOR_TESTS, *BENCH_SERVERS]
     return [*dict.fromkeys(cases), *alone, *ELSEWHERE]
 
 
-def test_every_command_of_the_docs_is_run_or_excluded_for_a_reason() -> None:
-    assert COMMANDS - {*run_for_real(), *EXCLUDED} == set()
+def test_every_command_is_run_or_excluded_with_a_reason() -> None:
+    assert COMMANDS - {*covered(), *EXCLUDED} == set()
 
 
-def test_nothing_is_run_or_excluded_that_the_docs_do_not_show() -> None:
-    assert {*run_for_real(), *EXCLUDED} - COMMANDS == set()
+def test_every_command_in_the_tables_is_in_the_docs() -> None:
+    assert {*covered(), *EXCLUDED} - COMMANDS == set()
 
 
 def test_no_command_is_both_run_and_excluded() -> None:
-    assert len(run_for_real()) == len(set(run_for_real()))
-    assert set(run_for_real()) & EXCLUDED.keys() == set()
+    assert len(covered()) == len(set(covered()))
+    assert set(covered()) & EXCLUDED.keys() == set()
 
 
 @pytest.mark.parametrize("place", list(ELSEWHERE.values()))
-def test_tests_that_run_a_command_elsewhere_exist(place: str) -> None:
+def test_tests_elsewhere_exist(place: str) -> None:
     module, name = place.split("::")
     assert re.search(rf"^def {name}\(", (ROOT / "tests" / module).read_text(encoding="utf-8"), re.MULTILINE)
 
 
 @dataclass
-class Place:
-    """A folder as the docs have it: the repository's files, problems, two finished runs; and what their names stand for."""
+class Workspace:
+    """A folder with what the commands need: the repository's files, problems and finished runs; fills in placeholders."""
 
     folder: Path
     endpoint: str = ""
@@ -247,7 +247,7 @@ class Place:
     def environment(self) -> dict[str, str]:
         return {**os.environ, "PATH": f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "160"}
 
-    def type(self, case: Case) -> subprocess.CompletedProcess[str]:
+    def run(self, case: Case) -> subprocess.CompletedProcess[str]:
         words = self.words(f"{case.command} {case.more}")
         if words[0] == "source":
             words = ["bash", "-c", " ".join(words)]
@@ -260,13 +260,13 @@ class Place:
             )
 
 
-def done(case: Case, place: Place) -> None:
-    """Types the command, and what comes before it, and looks at what it did."""
-    for one in (*case.behind, case):
-        result = place.type(one)
+def check(case: Case, workspace: Workspace) -> None:
+    """Runs the command after those that come before it, and checks its exit code, output and file."""
+    for one in (*case.before, case):
+        result = workspace.run(one)
         assert result.returncode == 0, result.stdout + result.stderr
         assert one.prints in result.stdout + result.stderr
-        assert not one.makes or (place.folder / one.makes).stat().st_size > 0
+        assert not one.makes or (workspace.folder / one.makes).stat().st_size > 0
 
 
 def marked(case: Case) -> object:
@@ -274,36 +274,34 @@ def marked(case: Case) -> object:
 
 
 @pytest.mark.parametrize("case", [marked(case) for case in CASES])
-def test_a_command_does_what_the_docs_say(case: Case, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_command(case: Case, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     endpoint = request.getfixturevalue("vllm").url if case.needs_endpoint else ""
     if case.command.startswith("source") and not (Path(sys.prefix) / "bin" / "activate").exists():
         pytest.skip("this Python is in no virtual environment")
-    place = Place(tmp_path, endpoint)
-    if "--folder" in case.command and "stay in the page cache" in place.type(case).stderr:
+    workspace = Workspace(tmp_path, endpoint)
+    if "--folder" in case.command and "stay in the page cache" in workspace.run(case).stderr:
         pytest.skip("files here do not leave the page cache")
-    done(case, place)
+    check(case, workspace)
 
 
 @pytest.mark.vllm
 @pytest.mark.kernels
 @pytest.mark.parametrize("command", list(BENCH_SERVERS))
-def test_a_benchmark_that_starts_servers_prints_its_table(
-    command: str, vllm: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The session's server stands in for those that the command would start: three starts are a minute and a half."""
+def test_benchmark_that_starts_servers(command: str, vllm: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uses the session's server instead of starting servers, which takes a minute and a half for three."""
     for module in (session, bench_boot):
         monkeypatch.setattr(module, "free_port", lambda: int(vllm.url.rpartition(":")[2]))
         monkeypatch.setattr(module, "SERVED_NAME", vllm.name)
         monkeypatch.setattr(module, "ServerCommand", lambda args, env: ServerCommand(("sleep", "infinity"), {}))
     more, prints = BENCH_SERVERS[command]
-    result = CliRunner(env={"COLUMNS": "160"}).invoke(app, Place(tmp_path).words(f"{command} {more}")[1:])
+    result = CliRunner(env={"COLUMNS": "160"}).invoke(app, Workspace(tmp_path).words(f"{command} {more}")[1:])
     assert result.exit_code == 0, result.output
     assert prints in result.output
 
 
-def test_the_gpu_script_tries_itself_without_a_gpu(tmp_path: Path) -> None:
+def test_gpu_script_runs_without_a_gpu(tmp_path: Path) -> None:
     command = "python scripts/gpu_bench.py OUT files prewarm"
-    result = Place(tmp_path).type(Case(command, "", more="--tiny"))
+    result = Workspace(tmp_path).run(Case(command, "", more="--tiny"))
     assert result.returncode == 0, result.stdout + result.stderr
     assert (tmp_path / "OUT" / "prewarm.json").exists()
 
@@ -316,45 +314,47 @@ def healthy(port: int) -> bool:
         return False
 
 
-def test_the_server_for_tests_has_the_name_that_tests_ask_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it becomes is not started here: the session's server has the same command line, but for the name."""
-    became: list[list[str]] = []
-    monkeypatch.setattr("os.execvpe", lambda file, args, env: became.append(list(args)))
-    place = Place(tmp_path)
-    result = CliRunner().invoke(app, place.words(SERVE_FOR_TESTS)[1:])
+def test_server_for_tests_has_the_expected_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Does not start the server: except for the name, the session's server has the same command line."""
+    executed: list[list[str]] = []
+    monkeypatch.setattr("os.execvpe", lambda file, args, env: executed.append(list(args)))
+    workspace = Workspace(tmp_path)
+    result = CliRunner().invoke(app, workspace.words(SERVE_FOR_TESTS)[1:])
     assert result.exit_code == 0, result.output
-    values = dict(itertools.pairwise(became[0]))
-    assert (values["--port"], values["--max-num-seqs"]) == (str(place.port), "16")
-    assert became[0][-2:] == ["--served-model-name", "pocket"]
+    values = dict(itertools.pairwise(executed[0]))
+    assert (values["--port"], values["--max-num-seqs"]) == (str(workspace.port), "16")
+    assert executed[0][-2:] == ["--served-model-name", "pocket"]
 
 
-def served_run(place: Place) -> None:
-    """As the docs have it: a server in one terminal, a run in another, then Ctrl-C."""
-    log = place.folder / "serve.log"
-    with place.start(SERVE, log) as process:
+def run_on_served_model(workspace: Workspace) -> None:
+    """Starts a server, runs a command on it, and ends it with Ctrl-C."""
+    log = workspace.folder / "serve.log"
+    with workspace.start(SERVE, log) as process:
         try:
-            while not healthy(place.port):
+            while not healthy(workspace.port):
                 assert process.poll() is None, log.read_text(encoding="utf-8")
                 time.sleep(0.2)
-            done(ASK, place)
+            check(ASK, workspace)
             process.send_signal(signal.SIGINT)
             assert process.wait() == 0, log.read_text(encoding="utf-8")
         finally:
             process.kill()
-    assert not healthy(place.port)
+    assert not healthy(workspace.port)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def background(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[None]]]:
-    """What the last two tests ask for begins with the first test: a server's start is half a minute of imports on one core."""
+    """Starts the work of the last two tests before the first test, because starting a server takes half a minute on one core."""
     work = {
-        test_a_server_that_stays_serves_a_run_and_ends_with_ctrl_c.__name__: served_run,
-        test_a_run_starts_its_own_server.__name__: partial(done, WITH_ITS_SERVER),
+        test_served_model_serves_a_run_and_ends_with_ctrl_c.__name__: run_on_served_model,
+        test_a_run_starts_its_own_server.__name__: partial(check, WITH_ITS_SERVER),
     }
     chosen = {item.name for item in request.session.items}
     with ThreadPoolExecutor(len(work)) as pool:
         yield {
-            name: pool.submit(task, Place(tmp_path_factory.mktemp("background"))) for name, task in work.items() if name in chosen
+            name: pool.submit(task, Workspace(tmp_path_factory.mktemp("background")))
+            for name, task in work.items()
+            if name in chosen
         }
 
 
@@ -364,5 +364,5 @@ def test_a_run_starts_its_own_server(background: dict[str, Future[None]]) -> Non
 
 
 @pytest.mark.vllm
-def test_a_server_that_stays_serves_a_run_and_ends_with_ctrl_c(background: dict[str, Future[None]]) -> None:
-    background["test_a_server_that_stays_serves_a_run_and_ends_with_ctrl_c"].result()
+def test_served_model_serves_a_run_and_ends_with_ctrl_c(background: dict[str, Future[None]]) -> None:
+    background["test_served_model_serves_a_run_and_ends_with_ctrl_c"].result()
