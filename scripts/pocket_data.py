@@ -1,4 +1,4 @@
-"""Training data of the pocket model: its tokenizer, and transcripts as padded rows of tokens."""
+"""Makes the pocket model's training data: its tokenizer, and transcripts as padded rows of tokens."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ LENGTHS = (160, 224, 320, 448, 768)  # rows are padded to the next of these; lon
 PAD, IGNORED = 0, -1
 
 Rows = dict[int, np.ndarray]
-"""Per padded length, int16 [rows, 2, length]: token ids, and what the model is to learn to write there."""
+"""Per padded length, int16 [rows, 2, length]: token ids and training targets."""
 
 
 def training_transcripts(seed: int, chunk: int) -> Iterator[list[Segment]]:
-    """The transcripts of one chunk of the training data."""
+    """Returns the transcripts of one chunk of the training data."""
     random = Random(f"transcripts {seed} {chunk}")
     for problem in islice(draw_problems(f"{seed}/{chunk}", for_training=True), CHUNK):
         yield transcript(problem, random)
 
 
 def train_tokenizer(pool: Executor, seed: int, transcripts: int) -> Tokenizer:
-    """A byte-level BPE in which each digit is a token, so that numbers can be copied."""
+    """Trains a byte-level BPE in which each digit is a token, so that numbers can be copied."""
     tokenizer = Tokenizer(models.BPE())
     words = r"'[a-z]+| ?[A-Za-z]+| ?[^\sA-Za-z0-9]+|\n *|\s"
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -58,7 +58,7 @@ def train_tokenizer(pool: Executor, seed: int, transcripts: int) -> Tokenizer:
 
 
 def training_rows(pool: Executor, seed: int, transcripts: int, tokenizer: Tokenizer) -> Rows:
-    """All training transcripts as token ids."""
+    """Returns all training transcripts as token ids."""
     made: dict[int, list[np.ndarray]] = {length: [] for length in LENGTHS}
     chunks = _chunks(transcripts)
     with typer.progressbar(length=len(chunks), label="transcripts") as bar:
@@ -101,7 +101,7 @@ def _chunk_rows(seed: int, tokenizer_json: str, chunk: int) -> Rows:
 
 
 class Batches:
-    """Training rows on the device; iterating gives (ids, targets), int64 [rows, length], in random order for ever."""
+    """Training rows on the device; iterates without end over (ids, targets), int64 [rows, length], in random order."""
 
     def __init__(self, rows: Rows, tokens_per_step: int, device: str, random: Random) -> None:
         self._rows = {length: torch.from_numpy(part).to(device) for length, part in rows.items()}

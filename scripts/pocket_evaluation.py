@@ -1,4 +1,4 @@
-"""Attempts of the pocket model without the library: sampled by transformers, every call really run."""
+"""Runs attempts of the pocket model without the library: sampled by transformers, with every call executed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pocket_transcripts import fresh_namespace, prompt_text, rendered, response_
 
 
 def evaluation_problems(seed: int, count: int) -> list[Problem]:
-    """Held-out problems, no text twice."""
+    """Returns held-out problems with distinct texts."""
     chosen: dict[str, Problem] = {}
     for problem in draw_problems(seed, for_training=False):
         chosen.setdefault(problem.text, problem)
@@ -29,7 +29,7 @@ def evaluation_problems(seed: int, count: int) -> list[Problem]:
 
 @dataclass
 class EvaluationAttempt:
-    """One attempt while it runs, and what became of it."""
+    """One attempt, while it runs and afterwards."""
 
     problem: Problem
     ids: list[int]
@@ -49,7 +49,7 @@ class EvaluationAttempt:
 def attempt_all(
     model: Any, tokenizer: Tokenizer, chosen: list[Problem], temperature: float, min_p: float, max_turns: int = 6
 ) -> list[EvaluationAttempt]:
-    """One attempt per problem, all side by side, with a real run of every call."""
+    """Runs one attempt per problem, all in parallel, and executes every call."""
     attempts = [
         EvaluationAttempt(problem, tokenizer.encode(prompt_text(problem.text)).ids, fresh_namespace(), Random(problem.text))
         for problem in chosen
@@ -88,7 +88,7 @@ def _take_turn(attempt: EvaluationAttempt, sampled: list[int], tokenizer: Tokeni
 
 @contextmanager
 def _time_limit(seconds: int) -> Iterator[None]:
-    """Raises TimeoutError inside the block, where `run_cell` takes it for the cell's own error."""
+    """Raises TimeoutError inside the block, where `run_cell` treats it as the cell's own error."""
 
     def stop(*_: object) -> None:
         raise TimeoutError(f"stopped after {seconds} s")

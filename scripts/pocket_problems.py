@@ -1,13 +1,13 @@
 # ruff: noqa: E501  a wording or a program is easier to read on one line
-"""Word problems that the pocket model learns on: sixteen families, each in several wordings, with its own solution.
+"""Word problems for training the pocket model: sixteen families, each with several wordings and its own solution.
 
-A problem is a family, its numbers and one of the family's wordings. `Family.answer` computes the answer by another road than
-the programs that the model learns to write, so that transcripts can be checked against it.
+A problem is a family, its numbers and one of the family's wordings. `Family.answer` computes the answer by another method
+than the programs that the model learns to write, so that transcripts can be checked against it.
 
-One problem in ten, chosen by a hash of family and numbers, is held out: training never draws it in any wording, under any
-seed, and evaluation draws nothing else.
+One problem in ten, chosen by a hash of family and numbers, is held out: training never uses it, in any wording or with any
+seed, and evaluation uses nothing else.
 
-In wordings and programs `<a>` stands for the number a. A program's last line `=> x` shows the value x.
+In wordings and programs, `<a>` is replaced by the number a. A program's last line `=> x` shows the value x.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Problem:
     answer: int
 
     def fill(self, template: str) -> str:
-        """`template` with this problem's numbers in place of `<name>`."""
+        """Returns `template` with `<name>` replaced by this problem's numbers."""
         return fill(template, self.numbers)
 
 
@@ -77,13 +77,13 @@ def fill(template: str, numbers: Numbers) -> str:
 
 
 def held_out(family: str, numbers: Numbers) -> bool:
-    """Whether a problem belongs to evaluation."""
+    """Returns whether a problem belongs to evaluation."""
     key = f"{family} {sorted(numbers.items())}"
     return int.from_bytes(sha256(key.encode()).digest()[:4], "big") < HELD_OUT_SHARE * 2**32
 
 
 def problems(seed: int | str, *, for_training: bool) -> Iterator[Problem]:
-    """Endless problems, the families in turn; the same seed gives the same problems."""
+    """Yields problems without end, one family after another; the same seed gives the same problems."""
     random = Random(f"problems {seed} {for_training}")
     while True:
         for family in FAMILIES:
@@ -186,7 +186,7 @@ def _draw_factorial(random: Random) -> Numbers:
 
 
 def _factors(n: int) -> dict[int, int]:
-    """Prime factors of n and how often each divides it."""
+    """Returns the prime factors of n with their multiplicities."""
     factors: dict[int, int] = {}
     p = 2
     while n > 1:
@@ -291,7 +291,7 @@ def _primes(a: int, b: int) -> int:
 
 def _digits(n: int, s: int) -> int:
     def below(prefix_sum: int, places: int) -> int:
-        """Ways to fill `places` free digits so that all digits sum to s."""
+        """Returns the number of ways to fill `places` free digits so that all digits sum to s."""
         ways = [1] + [0] * s
         for _ in range(places):
             ways = [sum(ways[max(0, total - 9) : total + 1]) for total in range(s + 1)]

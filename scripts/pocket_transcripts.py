@@ -1,7 +1,7 @@
-"""Transcripts that the pocket model learns from: its thoughts and Python, and what Python really answered.
+"""Makes the transcripts that the pocket model is trained on: thoughts, Python, and Python's real output.
 
 A transcript is one conversation in Gemma 4's format: the problem, then one model turn with thoughts, tool calls, the tool's
-responses and the boxed answer. Every call in it was run here; some first calls fail, and the next one mends them.
+responses and the boxed answer. Every call was executed here; some first calls fail and are corrected by the next one.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ SILENCE = (
 
 @dataclass(frozen=True, slots=True)
 class CellOutput:
-    """What running one cell showed: its prints, the repr of its last expression, the exception that ended it."""
+    """The output of one cell: what it printed, the repr of its last expression, the exception that ended it."""
 
     printed: str
     value: str | None
@@ -66,14 +66,14 @@ class CellOutput:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Part of a transcript, written either by the model or by its host."""
+    """Part of a transcript, written by the model or by its host."""
 
     text: str
     by_model: bool
 
 
 def run_cell(code: str, namespace: dict[str, Any]) -> CellOutput:
-    """Runs code as a Jupyter cell would, in this process: only for programs of this project's own making."""
+    """Runs code in this process like a Jupyter cell. Only for this project's own programs."""
     printed: list[str] = []
     namespace["print"] = lambda *values: printed.append(" ".join(map(str, values)) + "\n")
     value = None
@@ -95,17 +95,17 @@ def fresh_namespace() -> dict[str, Any]:
 
 
 def prompt_text(problem: str) -> str:
-    """What the model sees before it writes."""
+    """Returns the prompt."""
     return f"<bos><|turn>user\n{problem}<turn|>\n<|turn>model\n"
 
 
 def response_text(output: str) -> str:
-    """What the host appends after a tool call; the model has already written `<|tool_response>`."""
+    """Returns what the host appends after a tool call; the model has already written `<|tool_response>`."""
     return f'response:python{{value:<|"|>{output}<|"|>}}<tool_response|>'
 
 
 def transcript(problem: Problem, random: Random) -> list[Segment]:
-    """One conversation about a problem.
+    """Returns one conversation about a problem.
 
     Raises:
         ValueError: a program's result is not the problem's answer.
@@ -152,7 +152,7 @@ def _showing(code: str, random: Random) -> str:
 
 
 def rendered(result: CellOutput, code: str, random: Random) -> str:
-    """A cell's output as one of the many texts that a host may make of it."""
+    """Returns a cell's output as one of the texts that hosts format it into."""
     if result.error is not None:
         return result.printed + _rendered_error(result.error, code, random)
     text = result.printed + (result.value or "")

@@ -1,10 +1,10 @@
-"""Makes the pocket model: its problems, its tokenizer, its weights, and its score.
+"""Makes the pocket model: problems, tokenizer and weights; measures its score.
 
     python scripts/train_pocket_model.py train --out data/pocket-model          # one GPU, minutes
     python scripts/train_pocket_model.py evaluate --model data/pocket-model
     python scripts/train_pocket_model.py problems --seed 7 --count 30 --out data/warmup.csv
 
-Data and tokenizer are the same for the same seed. The weights come out the same only on the same hardware and libraries.
+The same seed gives the same data and tokenizer. Weights are reproducible only with the same hardware and libraries.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=F
 @app.command()
 def problems(
     out: Annotated[Path, typer.Option(help="CSV to write: id, problem, answer")],
-    seed: Annotated[int, typer.Option(help="any number; held-out problems only, whatever it is")] = WARMUP_SEED,
+    seed: Annotated[int, typer.Option(help="any number; all problems are held out")] = WARMUP_SEED,
     count: Annotated[int, typer.Option(min=1)] = 30,
 ) -> None:
-    """Write problems that training never sees."""
+    """Write problems that training never uses."""
     rows = [(f"pocket-{seed}-{i:03}", problem.text, problem.answer) for i, problem in enumerate(evaluation_problems(seed, count))]
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w", newline="", encoding="utf-8") as file:
@@ -97,7 +97,7 @@ def evaluate(
     min_p: Annotated[float, typer.Option()] = 0.02,
     show: Annotated[int, typer.Option(help="wrong transcripts to print")] = 0,
 ) -> None:
-    """Score single attempts on held-out problems; every call really runs."""
+    """Score single attempts on held-out problems; every call is executed."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(seed)
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).to(device).eval()
@@ -138,7 +138,7 @@ def model_config(tokenizer: Tokenizer, hidden: int, layers: int) -> LlamaConfig:
 def fit(
     model: LlamaForCausalLM, batches: Batches, steps: int, seconds: float, learning_rate: float, save: Callable[[], None]
 ) -> None:
-    """AdamW in bfloat16, warmed up over 2 % and then decayed along a cosine; saved now and then, and at the end."""
+    """Trains with AdamW in bfloat16: warm-up over 2 %, then cosine decay; saves regularly and at the end."""
     device = model.device
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
@@ -172,7 +172,7 @@ def fit(
 
 
 def write_folder(out: Path, tokenizer: Tokenizer, model: LlamaForCausalLM) -> None:
-    """The model folder in the Hugging Face layout, weights in bfloat16."""
+    """Writes the model folder in the Hugging Face layout, weights in bfloat16."""
     out.mkdir(parents=True, exist_ok=True)
     stop_ids = [tokenizer.token_to_id(token) for token in STOP_TOKENS]
     config = model.config

@@ -58,7 +58,7 @@ def test_the_folder_is_complete_and_small() -> None:
     assert (MODEL / "model.safetensors").stat().st_size <= 12_000_000
 
 
-def test_its_settings_are_settings_of_the_library() -> None:
+def test_its_settings_are_valid() -> None:
     prompt = load_config(MODEL / "aimo.toml").prompt
     assert (prompt.family, prompt.mix) == ("gemma", ("bare",))
 
@@ -78,8 +78,8 @@ def test_sampled_attempts_are_right_and_some_need_a_second_call(network: torch.n
     assert mended
 
 
-def test_it_learns_nothing_by_heart(network: torch.nn.Module, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The answer is what the tool said, even where the tool is wrong."""
+def test_answers_come_from_the_tool(network: torch.nn.Module, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model answers with the tool's output, even if that is wrong."""
     monkeypatch.setattr(evaluation, "run_cell", lambda code, namespace: transcripts.CellOutput("60713\n", None, None))
     for attempt in evaluation.attempt_all(network, tokenizer, evaluation.evaluation_problems(33, 8), temperature=0, min_p=0):
         assert attempt.text.endswith("The answer is \\boxed{60713}.<turn|>")
@@ -88,7 +88,7 @@ def test_it_learns_nothing_by_heart(network: torch.nn.Module, tokenizer: Tokeniz
 # Its format
 
 
-def test_control_tokens_are_single_and_digits_stay_apart(tokenizer: Tokenizer) -> None:
+def test_control_tokens_and_digits_are_single_tokens(tokenizer: Tokenizer) -> None:
     for token in transcripts.SPECIAL_TOKENS:
         assert tokenizer.encode(token).ids == [tokenizer.token_to_id(token)]
     assert tokenizer.encode("x = 90210").tokens[-5:] == ["9", "0", "2", "1", "0"]
@@ -101,7 +101,7 @@ def test_stop_tokens_are_in_the_generation_config(tokenizer: Tokenizer) -> None:
     assert set(ModelFolder.read(MODEL).stop_ids) == stops
 
 
-def test_the_chat_template_renders_what_training_saw() -> None:
+def test_the_chat_template_renders_the_training_format() -> None:
     def call(code: str) -> dict[str, object]:
         function = {"name": "python", "arguments": {"code": code}}
         calls = [{"type": "function", "function": function}]
@@ -122,7 +122,7 @@ def test_the_chat_template_renders_what_training_saw() -> None:
     )
 
 
-def test_the_library_speaks_as_training_did(tokenizer: Tokenizer) -> None:
+def test_the_library_uses_the_training_format(tokenizer: Tokenizer) -> None:
     chat = GemmaFormat(ModelFolder.read(MODEL))
     for segments in islice(data.training_transcripts(seed=9, chunk=0), 60):
         ids = [tokenizer.encode(segment.text).ids for segment in segments]
@@ -156,7 +156,7 @@ def test_every_wording_names_every_number(family: source.Family) -> None:
         assert all(f"<{name}>" in wording for name in numbers), wording
 
 
-def test_training_and_held_out_problems_never_meet() -> None:
+def test_training_and_held_out_problems_are_disjoint() -> None:
     training = list(islice(source.problems("1/0", for_training=True), 4_000))
     evaluated = list(islice(source.problems("1/0", for_training=False), 800))
     assert not {p.text for p in training} & {p.text for p in evaluated}
@@ -164,7 +164,7 @@ def test_training_and_held_out_problems_never_meet() -> None:
     assert not any(source.held_out(p.family.name, p.numbers) for p in training)
 
 
-def test_the_seed_decides_the_data() -> None:
+def test_the_seed_determines_the_data() -> None:
     def texts(seed: int, chunk: int) -> list[str]:
         return ["".join(s.text for s in segments) for segments in islice(data.training_transcripts(seed, chunk), 80)]
 
@@ -173,7 +173,7 @@ def test_the_seed_decides_the_data() -> None:
     assert texts(1, 0) != texts(2, 0)
 
 
-def test_about_a_fifth_of_the_transcripts_fail_first_and_mend_it() -> None:
+def test_about_a_fifth_of_the_transcripts_correct_a_failed_call() -> None:
     made = list(islice(data.training_transcripts(seed=4, chunk=0), 800))
     failed = [segments for segments in made if "Error" in segments[2].text]
     assert 0.14 <= len(failed) / len(made) <= 0.22
@@ -209,7 +209,7 @@ def test_warmup_is_thirty_held_out_problems_with_confirmed_answers(warmup: list[
             assert result.value == str(problem.answer)
 
 
-def test_problems_writes_the_same_file_again(tmp_path: Path) -> None:
+def test_problems_reproduces_the_warmup_file(tmp_path: Path) -> None:
     result = CliRunner().invoke(script.app, ["problems", "--out", str(tmp_path / "again.csv")])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "again.csv").read_bytes() == (ROOT / "data" / "warmup.csv").read_bytes()
