@@ -75,10 +75,10 @@ def main(
     outcome = Outcome(
         seed=seed, truth=truth, minutes=minutes, events=watch.events, samples=watch.samples, left=left, planned=tuple(planned)
     )
-    report.write(outcome, out / "report.html")
+    report.write_page(outcome, out / "report.html")
     print("\n".join(outcome.summary))
     print(f"page: {out / 'report.html'}")
-    raise typer.Exit(130 if watch.interrupted else 0 if not outcome.complaints else 1)
+    raise typer.Exit(130 if watch.interrupted else 0 if not outcome.deviations else 1)
 
 
 def _empty(out: Path) -> None:

@@ -1,8 +1,7 @@
-"""What came of an endurance run: judged, and shown on a page."""
+"""The verdict on an endurance run, and its page."""
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -10,25 +9,35 @@ from statistics import median
 from typing import Any
 
 import jinja2
-from matplotlib.figure import Figure
+from markupsafe import Markup
 
+from aimo_solver.lab.report.format import short_number, short_time, ticks, time_ticks
+from aimo_solver.lab.report.svg import WIDE, Chart, Scale, plot_css
 from endurance_faults import Fault
 
 LEAST_RIGHT = 0.98
 _PAGE = Path(__file__).with_name("endurance_report.html.jinja")
-# What the last fifth of the problems may have more than the second fifth: a part, and a number.
+_PLOTTED = {
+    "memory_mb": "Memory of the solver, MB",
+    "below_mb": "Memory of all processes below it, MB",
+    "descriptors": "File descriptors",
+    "processes": "Processes",
+    "threads": "Threads",
+    "files": "Temporary files",
+}
+# Growth allowed from the second to the last fifth of the problems: a share, and a number.
 _ALLOWED = {"memory_mb": (0.15, 20.0), "descriptors": (0.1, 8), "threads": (0.1, 4), "processes": (0.25, 4), "files": (0.25, 8)}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What the run held at one moment.
+    """Resources of the run at one moment.
 
     Attributes:
         asked: problems so far.
         memory_mb, descriptors, threads: of the solver's process.
-        below_mb, processes: of all processes below it; memory that they share counts once for each.
-        files: of the solver in the temporary folder; every vLLM that is killed leaves some of its own there.
+        below_mb, processes: of all its descendants; shared memory counts once for each.
+        files: the solver's in the temporary folder, without those that a killed vLLM leaves there.
     """
 
     t: float
@@ -43,12 +52,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Outcome:
-    """An endurance run that is over, or was ended.
+    """An endurance run that ended or was interrupted.
 
     Attributes:
         truth: answers by problem id.
         minutes: the run's time limit.
-        left: what outlived it.
+        left: processes and files that outlived it.
     """
 
     seed: int
@@ -73,7 +82,7 @@ class Outcome:
 
     @property
     def faults(self) -> list[dict[str, Any]]:
-        """The faults done, each with what it met and the seconds until the next answer."""
+        """The injected faults, each with its details and the seconds until the next answer."""
         rows = []
         for event in self.events:
             if event["kind"] != "fault":
@@ -82,7 +91,7 @@ class Outcome:
             over = next((other for other in later if other["kind"] == "over" and other["what"] == event["what"]), {})
             answer = next((other["t"] - event["t"] for other in later if other["kind"] == "answered"), None)
             asked = sum(other["kind"] == "asked" and other["t"] <= event["t"] for other in self.events)
-            rows.append({**event, "detail": over.get("detail", "went on to the end"), "answer_s": answer, "asked": asked})
+            rows.append({**event, "detail": over.get("detail", "lasted until the end"), "answer_s": answer, "asked": asked})
         return rows
 
     @cached_property
@@ -102,8 +111,8 @@ class Outcome:
         }
 
     @property
-    def complaints(self) -> list[str]:
-        """What is not as expected."""
+    def deviations(self) -> list[str]:
+        """What is not as expected, one line each."""
         found = []
         if len(self.answers) < len(self.truth):
             found.append(f"{len(self.truth) - len(self.answers)} problems without an answer")
@@ -111,7 +120,7 @@ class Outcome:
             found.append(f"only {self.right} of {len(self.truth)} right")
         done = [event["what"] for event in self.events if event["kind"] == "fault"]
         if len(done) < sum(len(fault.kinds) for fault in self.planned):
-            found.append(f"only {len(done)} faults were done")
+            found.append(f"only {len(done)} faults were injected")
         if self.seconds > 60 * self.minutes:
             found.append(f"it took {self.seconds:.0f} s of {60 * self.minutes:.0f}")
         for name, (part, number) in _ALLOWED.items():
@@ -130,23 +139,23 @@ class Outcome:
             f"in {self.seconds:.0f} s, {len(self.faults)} faults, seed {self.seed}"
         ]
         lines += [f"{name}: {self.growth[name][0]:g} early, {self.growth[name][1]:g} late" for name in _ALLOWED if self.growth]
-        return lines + [f"NOT AS EXPECTED: {complaint}" for complaint in self.complaints]
+        return lines + [f"NOT AS EXPECTED: {deviation}" for deviation in self.deviations]
 
 
-def write(outcome: Outcome, path: Path) -> None:
-    """Writes the page."""
-    said = [event for event in outcome.events if event["kind"] == "log" and _tells_of_a_fault(event["text"])]
+def write_page(outcome: Outcome, path: Path) -> None:
+    """Writes the report as one HTML page."""
+    page = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(_PAGE.read_text(encoding="utf-8"))
+    messages = [event for event in outcome.events if event["kind"] == "log" and _is_about_faults(event["text"])]
     wrong = [
         (problem, answer, outcome.answers.get(problem, "none"))
         for problem, answer in outcome.truth.items()
         if outcome.answers.get(problem) != answer
     ]
-    page = jinja2.Environment(autoescape=True).from_string(_PAGE.read_text(encoding="utf-8"))
+    html = page.render(outcome=outcome, messages=messages, wrong=wrong, css=Markup(plot_css()), charts=_charts(outcome))
+    path.write_text(html, encoding="utf-8")
 
-    path.write_text(page.render(outcome=outcome, said=said, wrong=wrong, plots=_plots(outcome)), encoding="utf-8")
 
-
-def _tells_of_a_fault(text: str) -> bool:
+def _is_about_faults(text: str) -> bool:
     return (
         text.startswith(("server_", "kernel", "boot", "the ", "run log", "problem "))
         and " votes of " not in text
@@ -154,28 +163,26 @@ def _tells_of_a_fault(text: str) -> bool:
     )
 
 
-def _plots(outcome: Outcome) -> str:
-    shown = {"memory_mb": "solver, MB", "below_mb": "processes below, MB", "descriptors": "descriptors", "processes": "processes"}
-    shown |= {"threads": "threads", "files": "temporary files"}
-    figure = Figure(figsize=(10, 11), layout="constrained")
-    axes = figure.subplots(len(shown) + 1, 1, sharex=True)
-    answered = [event["t"] for event in outcome.events if event["kind"] == "answered"]
-    right = [
-        event["t"]
-        for event in outcome.events
-        if event["kind"] == "answered" and outcome.truth.get(event["problem"]) == event["answer"]
-    ]
-    axes[0].step(answered, range(1, len(answered) + 1), label="answered")
-    axes[0].step(right, range(1, len(right) + 1), label="right")
-    axes[0].legend(loc="upper left")
-    for axis, (name, title) in zip(axes[1:], shown.items(), strict=True):
-        axis.plot([sample.t for sample in outcome.samples], [getattr(sample, name) for sample in outcome.samples], linewidth=0.8)
-        axis.set_ylabel(title)
-        axis.set_ylim(bottom=0)
-    for axis in axes:
-        for fault in outcome.faults:
-            axis.axvline(fault["t"], color="tab:red", linewidth=0.5)
-    axes[-1].set_xlabel("seconds; red lines are faults")
-    page = io.StringIO()
-    figure.savefig(page, format="svg")
-    return page.getvalue()[page.getvalue().index("<svg") :]
+def _charts(outcome: Outcome) -> list[Chart]:
+    answered = [event for event in outcome.events if event["kind"] == "answered"]
+    right = [event for event in answered if outcome.truth.get(event["problem"]) == event["answer"]]
+    chart, y = _empty_chart(outcome, "Problems answered, and answered right", len(answered))
+    for events, style in ((answered, "line mute"), (right, "line good")):
+        chart.steps([(event["t"], number) for number, event in enumerate(events, 1)], y, style)
+    charts = [chart]
+    for name, label in _PLOTTED.items():
+        points = [(sample.t, getattr(sample, name)) for sample in outcome.samples]
+        chart, y = _empty_chart(outcome, label, max((value for _, value in points), default=1.0))
+        chart.line(points, y, "line plain")
+        charts.append(chart)
+    return charts
+
+
+def _empty_chart(outcome: Outcome, label: str, high: float) -> tuple[Chart, Scale]:
+    """A chart over the run's time up to `high`, with its faults."""
+    chart = Chart(label, (WIDE, 130), (0, outcome.seconds))
+    chart.x_axis(time_ticks(outcome.seconds), short_time)
+    y = chart.y_axis(ticks(high, 4), high, short_number)
+    for fault in outcome.faults:
+        chart.vertical(fault["t"], y(high), chart.base, "fault", fault["what"])
+    return chart, y

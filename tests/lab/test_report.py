@@ -1,4 +1,4 @@
-"""The report tells what a run directory holds. About 25 s, most of it in Chromium where there is one."""
+"""The report of a run directory. About 25 s, most of it in Chromium if it is installed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -21,13 +20,12 @@ from rich.console import Console
 
 from aimo_solver.config import Config
 from aimo_solver.errors import RunDirectoryError
-from aimo_solver.lab.report.command import report
+from aimo_solver.lab.report.command import report_runs
 from aimo_solver.lab.report.compare import compare, paired_difference, sign_test
 from aimo_solver.lab.report.data import RunReport, Verdict, load_report
-from aimo_solver.lab.report.page import TEXT_LIMIT, render
-from aimo_solver.lab.report.svg import clock, duration, points, short, ticks
-from aimo_solver.lab.report.text import TrajectoryText, fit
-from aimo_solver.lab.report.timeline import Doing, busy, entropy_curve, segments
+from aimo_solver.lab.report.page import TEXT_LIMIT, render_page
+from aimo_solver.lab.report.text import PackedText, fit_texts
+from aimo_solver.lab.report.timeline import Activity, count_active, entropy_curve, split_segments
 from aimo_solver.log.reader import read_run
 from aimo_solver.log.trajectory import Step, TrajectoryRecord
 from aimo_solver.log.writer import ProblemResult, RunLog
@@ -167,15 +165,15 @@ def test_stretches_follow_each_other_without_overlap() -> None:
         Step(kind="tool", t=17.0, seconds=1.0, timed_out=True),
         Step(kind="turn", t=19.0, seconds=1.0, turn="final"),
     )
-    found = segments(TrajectoryRecord("a", 0, 10.0, steps, 20.0), zero=10.0)
-    assert [(part.doing, part.start, part.end) for part in found] == [
-        (Doing.WAITING, 0.0, 1.0),
-        (Doing.WAITING, 1.0, 2.0),
-        (Doing.THINKING, 2.0, 5.0),
-        (Doing.TOOL, 5.0, 7.0),
-        (Doing.FAILED, 7.0, 8.0),
-        (Doing.WAITING, 8.0, 9.0),
-        (Doing.THINKING, 9.0, 10.0),
+    found = split_segments(TrajectoryRecord("a", 0, 10.0, steps, 20.0), zero=10.0)
+    assert [(part.activity, part.start, part.end) for part in found] == [
+        (Activity.WAITING, 0.0, 1.0),
+        (Activity.WAITING, 1.0, 2.0),
+        (Activity.THINKING, 2.0, 5.0),
+        (Activity.TOOL, 5.0, 7.0),
+        (Activity.FAILED, 7.0, 8.0),
+        (Activity.WAITING, 8.0, 9.0),
+        (Activity.THINKING, 9.0, 10.0),
     ]
 
 
@@ -205,13 +203,13 @@ def test_stages_of_the_boot_are_paired_and_a_cut_one_lasts_to_the_end(tmp_path: 
         (1.0, 9.0, "cut"),
         (9.0, 12.0, "done"),
     ]
-    assert "it died" in render([one])
+    assert "it died" in render_page([one])
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 20)), max_size=30))
 @settings(deadline=None)
 def test_busy_counts_what_runs_at_each_second(spans: list[tuple[int, int]]) -> None:
-    steps = busy((start, start + length) for start, length in spans)
+    steps = count_active((start, start + length) for start, length in spans)
     for second in range(75):
         expected = sum(start <= second < start + length for start, length in spans)
         now = [count for t, count in steps if t <= second]
@@ -243,11 +241,11 @@ def test_a_run_cut_in_mid_air_is_reported(tmp_path: Path) -> None:
     assert one.problems[1].attempts[0].running
     assert one.problems[1].attempts[0].attempt.tokens == 3
     assert one.run.torn_lines == 1
-    assert "interrupted" in render([one])
+    assert "interrupted" in render_page([one])
 
 
 def test_a_run_without_problems_is_reported(tmp_path: Path) -> None:
-    assert "empty" in render([load_report(read_run(write_run(tmp_path / "empty", {})))])
+    assert "empty" in render_page([load_report(read_run(write_run(tmp_path / "empty", {})))])
 
 
 class _Tags(HTMLParser):
@@ -272,7 +270,7 @@ class _Tags(HTMLParser):
 
 
 def test_the_page_is_whole_and_stands_alone(run_report: RunReport) -> None:
-    page = render([run_report])
+    page = render_page([run_report])
     tags = _Tags()
     tags.feed(page)
     assert tags.open == []
@@ -285,7 +283,7 @@ def test_the_page_is_whole_and_stands_alone(run_report: RunReport) -> None:
 
 
 def test_every_word_of_a_trajectory_is_in_the_page(run_report: RunReport) -> None:
-    page = render([run_report])
+    page = render_page([run_report])
     packed = re.search(r'id="t-0-p-right">([^<]+)<', page)
     assert packed is not None
     steps = unpack(packed[1])
@@ -295,14 +293,14 @@ def test_every_word_of_a_trajectory_is_in_the_page(run_report: RunReport) -> Non
 
 
 def test_large_trajectories_lose_their_middle_and_small_ones_nothing() -> None:
-    def packed(chars: int, seed: int) -> TrajectoryText:
+    def packed(chars: int, seed: int) -> PackedText:
         text = "".join(chr(97 + (index * index * 7919 + seed) % 26) for index in range(chars))
         noise = base64.b64encode(os.urandom(chars)).decode()
         steps = [{"kind": "turn", "text": f"begin {text[:10]} {noise} the end"}]
-        return TrajectoryText(base64.b64encode(gzip.compress(json.dumps(steps).encode())).decode())
+        return PackedText(base64.b64encode(gzip.compress(json.dumps(steps).encode())).decode())
 
     texts = [packed(400, 1), None, packed(60_000, 2), packed(90_000, 3)]
-    fitted = fit(texts, 80_000)
+    fitted = fit_texts(texts, 80_000)
     assert fitted[:2] == texts[:2]
     assert sum(len(text.packed) for text in fitted if text) <= 80_000
     for text in fitted[2:]:
@@ -312,7 +310,7 @@ def test_large_trajectories_lose_their_middle_and_small_ones_nothing() -> None:
         assert left.startswith("begin")
         assert left.endswith("the end")
         assert "characters left out here" in left
-    assert fit(texts, 10_000_000) == texts
+    assert fit_texts(texts, 10_000_000) == texts
 
 
 @needs_records
@@ -320,7 +318,7 @@ def test_a_page_of_a_long_run_stays_under_its_limit(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("aimo_solver.lab.report.page.TEXT_LIMIT", 200_000)
     one = load_report(read_run(simulate(tmp_path / "run", problems=4, attempts=16, scale=0.2)))
     assert sum(len(attempt.text.packed) for attempt in one.attempts if attempt.text) > 400_000
-    page = render([one])
+    page = render_page([one])
     packed = sum(map(len, re.findall(r'<script type="text/plain"[^>]*>([^<]*)<', page)))
     assert packed <= 200_000
     # 50 problems of 16 attempts: the drawings grow with the attempts, the texts are limited.
@@ -342,7 +340,7 @@ def test_the_paired_difference_reads_as_one_would_by_hand(tmp_path: Path) -> Non
     assert comparison.p_value == 1.0
     assert {row.id for row in comparison.rows if row.differs} == {"q", "r"}
     assert "t" in {row.id for row in comparison.rows}
-    page = render([a, b], comparison)
+    page = render_page([a, b], comparison)
     tags = _Tags()
     tags.feed(page)
     assert len(tags.ids) == len(set(tags.ids))
@@ -365,14 +363,14 @@ def test_the_sign_test_is_the_binomial_one() -> None:
 def test_a_broken_page_path_is_one_line(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", {"p": (1, [1])})
     with pytest.raises(RunDirectoryError, match=r"cannot be written.*--out"):
-        report([run], Console(quiet=True), tmp_path / "nowhere" / "x.html")
+        report_runs([run], Console(quiet=True), tmp_path / "nowhere" / "x.html")
     with pytest.raises(RunDirectoryError, match="no such folder"):
-        report([tmp_path / "nothing"], Console(quiet=True))
+        report_runs([tmp_path / "nothing"], Console(quiet=True))
 
 
 def test_the_terminal_shows_score_and_reasons(tmp_path: Path) -> None:
     console = Console(record=True, width=160, quiet=False, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-    page = report([write_run(tmp_path / "run", ANSWERS)], console)
+    page = report_runs([write_run(tmp_path / "run", ANSWERS)], console)
     console.file.close()
     shown = console.export_text()
     assert page == tmp_path / "run" / "report.html"
@@ -381,30 +379,10 @@ def test_the_terminal_shows_score_and_reasons(tmp_path: Path) -> None:
     assert "5 NameError" in shown
 
 
-def test_numbers_read_as_people_say_them() -> None:
-    assert [duration(value) for value in (0, 0.04, 8.44, 75, 125, 119.7, 3600, 17_180)] == [
-        "0 s", "0.0 s", "8.4 s", "75 s", "2 min 05 s", "2 min", "1 h 00 min", "4 h 46 min",
-    ]  # fmt: skip
-    assert [short(value) for value in (0, 950, 9_999, 12_345, 3_100_000)] == ["0", "950", "9,999", "12.3k", "3.1M"]
-    assert [clock(value) for value in (0, 0.5, 45, 150, 4500, 7200)] == ["0s", "0.5s", "45s", "2m30", "1h15", "2h"]
-    assert [points(value) for value in (0.04, -0.125, 0, -1e-9)] == ["+4.0", "−12.5", "0.0", "0.0"]
-
-
-@given(st.floats(1e-3, 1e9))
-@settings(deadline=None)
-def test_ticks_are_few_even_and_inside(high: float) -> None:
-    marks = ticks(high)
-    assert 2 <= len(marks) <= 8
-    assert marks[0] == 0
-    assert marks[-1] <= high * 1.0001
-    steps = {round((b - a) / high, 6) for a, b in pairwise(marks)}
-    assert len(steps) == 1
-
-
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory, run_report: RunReport) -> Iterator[Page]:
     path = tmp_path_factory.mktemp("page") / "report #1.html"
-    path.write_text(render([run_report]), encoding="utf-8")
+    path.write_text(render_page([run_report]), encoding="utf-8")
     with Page(path) as open_page:
         yield open_page
 
@@ -472,7 +450,7 @@ def test_the_page_is_never_wider_than_the_screen(page: Page, width: int) -> None
 @needs_chromium
 def test_a_comparison_leads_into_both_runs(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, ANSWERS) for name in ("first", "second")]
-    path = report(runs, Console(quiet=True), tmp_path / "both.html")
+    path = report_runs(runs, Console(quiet=True), tmp_path / "both.html")
     with Page(path) as page:
         assert page.run("document.querySelector('#tab-1').hidden")
         page.run("document.querySelectorAll('#tab-c table.sortable tbody tr')[1].cells[2].querySelector('a').click()")
@@ -504,4 +482,4 @@ def test_a_killed_run_is_reported(tmp_path: Path) -> None:
     assert one.state == "interrupted"
     assert one.tool_errors == {"ZeroDivisionError": 1}
     assert one.problems[0].attempts[0].attempt.turns == 1
-    report([tmp_path / "run"], Console(quiet=True))
+    report_runs([tmp_path / "run"], Console(quiet=True))

@@ -12,8 +12,8 @@ import pytest
 from aimo_solver.config import config_from
 from aimo_solver.lab.calibration import wilson
 from aimo_solver.lab.report.data import RunReport, load_report
-from aimo_solver.lab.report.page import render
-from aimo_solver.lab.report.policy import Choice, Moment, choice
+from aimo_solver.lab.report.page import render_page
+from aimo_solver.lab.report.policy import Moment, PolicyReport, assess_policy
 from aimo_solver.log.reader import read_run
 from aimo_solver.log.writer import ProblemResult, RunLog
 from aimo_solver.policy.selection import Method
@@ -51,32 +51,32 @@ def one(tmp_path: Path) -> RunReport:
 
 
 @pytest.fixture
-def shown(one: RunReport) -> Choice:
-    return choice(one)
+def shown(one: RunReport) -> PolicyReport:
+    return assess_policy(one)
 
 
-def test_the_score_at_each_second_is_that_of_the_attempts_that_had_ended(shown: Choice) -> None:
+def test_the_score_at_each_second_is_that_of_the_attempts_that_had_ended(shown: PolicyReport) -> None:
     # 10 s: lost is right so far. 20 s: even is right; late has 5 and 9 level, lost has 6 and 8: the smaller answer wins.
     # 40 s: 8 has two votes against 6.
     by_time = {moment.seconds: (moment.right, moment.present) for moment in shown.moments}
     assert by_time == {0.0: (0, 0), 10.0: (1, 1), 20.0: (3, 3), 40.0: (2, 3)}
     assert shown.moments[0] == Moment(0.0, 0, 0)
-    assert (shown.ended, shown.known) == (2, 3)
+    assert (shown.right, shown.known) == (2, 3)
 
 
-def test_tokens_until_the_decision_are_counted_over_all_attempts(shown: Choice) -> None:
-    spent = {rule.name: (rule.tokens, rule.right) for rule in shown.spent}
-    assert spent == {
+def test_tokens_until_the_decision_are_counted_over_all_attempts(shown: PolicyReport) -> None:
+    rules = {rule.name: (rule.tokens, rule.right) for rule in shown.rules}
+    assert rules == {
         # After 10, 10 and 20 s, with 3, 4 and 2 attempts at ten tokens a second.
         "the first answer": ((300.0, 400.0, 400.0), 2),
         # After 30, 40 and 30 s, less what had ended before: 100 + 200 + 300, 100 + 200 + 400 + 400, 200 + 300.
         "this run's rule, equal": ((500.0, 600.0, 1100.0), 2),
         "all attempts": ((500.0, 600.0, 1200.0), 2),
     }
-    assert [rule.median for rule in shown.spent] == [400, 600, 600]
+    assert [rule.median for rule in shown.rules] == [400, 600, 600]
 
 
-def test_shares_of_the_vote_are_binned_with_their_counts(shown: Choice) -> None:
+def test_shares_of_the_vote_are_binned_with_their_counts(shown: PolicyReport) -> None:
     # When they are decided, late and lost have two of three votes, even has both of two.
     bins = {(part.low, part.high): (part.count, part.right) for part in shown.bins}
     assert bins == {(0.6, 0.8): (2, 1), (0.8, 1.0): (1, 1)}
@@ -85,22 +85,22 @@ def test_shares_of_the_vote_are_binned_with_their_counts(shown: Choice) -> None:
 
 
 def test_the_page_shows_counts_and_intervals(one: RunReport) -> None:
-    page = render([one])
+    page = render_page([one])
     assert re.search(r"<td>60–80</td>.*?>2</td>.*?>1</td>.*?50 % <span class=\"soft\">\(9 to 91 %\)", page)
     for label in ("Problems right against seconds", "Problems decided against tokens", "Part right against the winner"):
         assert f'role="img" aria-label="{label}' in page
 
 
-def test_second_looks_have_no_vote(tmp_path: Path, shown: Choice) -> None:
-    assert choice(reported(tmp_path / "looks", PROBLEMS, looks=True)) == shown
+def test_second_looks_have_no_vote(tmp_path: Path, shown: PolicyReport) -> None:
+    assert assess_policy(reported(tmp_path / "looks", PROBLEMS, looks=True)) == shown
 
 
 def test_without_truth_only_tokens_are_shown(tmp_path: Path) -> None:
     one = reported(tmp_path / "run", {name: (None, answer, attempts) for name, (_, answer, attempts) in PROBLEMS.items()})
-    shown = choice(one)
+    shown = assess_policy(one)
     assert (shown.known, shown.moments, shown.bins) == (0, (), ())
-    assert shown.spent[0].tokens == (300.0, 400.0, 400.0)
-    page = render([one])
+    assert shown.rules[0].tokens == (300.0, 400.0, 400.0)
+    page = render_page([one])
     assert "No truth is known" in page
     assert "Problems decided against tokens" in page
     assert "Problems right against seconds" not in page
@@ -109,18 +109,18 @@ def test_without_truth_only_tokens_are_shown(tmp_path: Path) -> None:
 
 def test_problems_without_truth_are_in_no_score(tmp_path: Path) -> None:
     mixed = reported(tmp_path / "run", PROBLEMS | {"unknown": (None, 3, [(3, 5.0), (3, 6.0)])})
-    shown = choice(mixed)
+    shown = assess_policy(mixed)
     assert (shown.known, max(moment.right for moment in shown.moments)) == (3, 3)
     assert sum(part.count for part in shown.bins) == 3
-    assert len(shown.spent[0].tokens) == 4
+    assert len(shown.rules[0].tokens) == 4
 
 
 def test_a_run_without_attempts_has_no_such_section(tmp_path: Path) -> None:
     one = reported(tmp_path / "run", {"p": (1, 0, [])})
-    assert choice(one).spent == ()
-    assert "Choosing the answer" not in render([one])
+    assert assess_policy(one).rules == ()
+    assert "Choosing the answer" not in render_page([one])
 
 
-def test_options_that_this_version_does_not_know_change_nothing(one: RunReport, shown: Choice) -> None:
+def test_options_that_this_version_does_not_know_change_nothing(one: RunReport, shown: PolicyReport) -> None:
     config = dict(one.run.config) | {"voting": {**one.run.config["voting"], "of_the_future": 3}}
-    assert choice(replace(one, run=replace(one.run, config=config))) == shown
+    assert assess_policy(replace(one, run=replace(one.run, config=config))) == shown

@@ -1,11 +1,9 @@
-"""Tables, values and figures of replays and simulations."""
+"""Tables and values of replays and simulations."""
 
 from __future__ import annotations
 
 import io
 import json
-from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
@@ -15,15 +13,12 @@ from aimo_solver.lab.calibration import wilson
 from aimo_solver.lab.records import Group, Use
 from aimo_solver.lab.replay import Replay, parse_policy, replay
 from aimo_solver.lab.scoreboard import (
-    budget_figure,
-    calibration_figure,
     replay_tables,
     replay_values,
     simulation_table,
     simulation_values,
-    tokens_figure,
 )
-from aimo_solver.lab.simulate import Simulation, parse_play, simulate, sweep
+from aimo_solver.lab.simulate import Simulation, parse_play, simulate
 from aimo_solver.results import Attempt, FinishReason
 
 
@@ -86,23 +81,6 @@ def test_tables_name_every_policy_and_run() -> None:
 def test_what_was_not_logged_is_said() -> None:
     assert "not logged" in text(*replay_tables(replayed(timed=False)))
     assert "not logged" not in text(*replay_tables(replayed()))
-
-
-def test_figures_draw_as_svg(tmp_path: Path) -> None:
-    result = replayed()
-    points = sweep(groups(), [parse_play(name, Config()) for name in ("default", "default@even")], [600, 1_200], competitions=5)
-    for number, figure in enumerate((tokens_figure(result), calibration_figure(result.scores[0]), budget_figure(points))):
-        figure.savefig(tmp_path / f"{number}.svg")
-        assert ElementTree.parse(tmp_path / f"{number}.svg").getroot().tag.endswith("svg")
-
-
-def test_figures_show_the_data() -> None:
-    result = replayed()
-    steps = tokens_figure(result).axes[0].lines
-    assert [line.get_label() for line in steps] == ["majority", "default/equal=2"]
-    assert sorted(steps[1].get_xdata()) == sorted(outcome.tokens for outcome in result.scores[1].outcomes)
-    counts = [int(note.get_text()) for note in calibration_figure(result.scores[0]).axes[0].texts]
-    assert sum(counts) == result.groups
 
 
 def test_wilson_interval_is_the_textbook_one() -> None:

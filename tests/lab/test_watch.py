@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from aimo_solver.errors import RunDirectoryError
-from aimo_solver.lab.report.watch import Follower, view, watch
+from aimo_solver.lab.report.watch import Follower, render_snapshot, watch
 
 WRITER = """
 import sys
@@ -56,16 +56,16 @@ def writer(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 def shown(follower: Follower) -> str:
     console = Console(file=io.StringIO(), width=140, record=True)
-    console.print(view(follower.look()))
+    console.print(render_snapshot(follower.snapshot()))
     return console.export_text()
 
 
 def test_each_attempt_shows_what_it_does(tmp_path: Path, writer: subprocess.Popen[str]) -> None:
-    snapshot = Follower(tmp_path / "run").look()
+    snapshot = Follower(tmp_path / "run").snapshot()
     assert snapshot.running
     assert snapshot.tokens == 1000 + 100 + 40 + 7
     (problem,) = snapshot.open
-    assert [(now.doing, now.attempt.tokens, now.attempt.tool_calls, now.attempt.tool_errors) for now in problem.attempts] == [
+    assert [(now.activity, now.attempt.tokens, now.attempt.tool_calls, now.attempt.tool_errors) for now in problem.attempts] == [
         ("thinking", 100, 1, 1),
         ("Python", 40, 0, 0),
         ("", 7, 0, 0),
@@ -111,13 +111,13 @@ def test_watching_ends_with_the_run(tmp_path: Path, writer: subprocess.Popen[str
 def test_the_rate_is_taken_over_the_last_moments(tmp_path: Path, writer: subprocess.Popen[str]) -> None:
     now = 1_000.0
     follower = Follower(tmp_path / "run", clock=lambda: now)
-    assert follower.look().tokens_per_s is None
+    assert follower.snapshot().tokens_per_s is None
     now += 10
-    assert follower.look().tokens_per_s == 0.0
+    assert follower.snapshot().tokens_per_s == 0.0
     with (tmp_path / "run" / "trajectories" / "second" / "0.jsonl").open("a") as file:
         file.write('{"kind":"sampled","t":1,"since":0,"tokens":[1,2,3,4,5,6,7,8,9,10],"text":"","entropies":[]}\n')
     now += 10
-    assert follower.look().tokens_per_s == 1.0  # 10 tokens in the 10 s since the look before
+    assert follower.snapshot().tokens_per_s == 1.0  # 10 tokens in the 10 s since the look before
 
 
 def test_no_run_is_one_line(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_a_long_run_has_every_fault_alone_pairs_of_them_and_calm_at_both_ends(se
 
 
 def outcome(count: int = 100, **changes: Any) -> Outcome:
-    """A run in which all is well."""
+    """A run that went as expected."""
     truth = {f"p{number}": number for number in range(count)}
     events: list[dict[str, Any]] = []
     for number, problem in enumerate(truth):
@@ -55,13 +55,13 @@ def outcome(count: int = 100, **changes: Any) -> Outcome:
     return replace(made, **changes)
 
 
-def test_a_run_in_which_all_is_well_gives_no_complaint() -> None:
-    assert outcome().complaints == []
+def test_a_run_without_problems_has_no_deviation() -> None:
+    assert outcome().deviations == []
     assert outcome().right == 100
 
 
 @pytest.mark.parametrize(
-    ("changes", "complaint"),
+    ("changes", "deviation"),
     [
         ({"truth": {f"p{number}": number for number in range(101)}}, "1 problems without an answer"),
         ({"truth": {f"p{number}": number + (number < 3) for number in range(100)}}, "only 97 of 100 right"),
@@ -74,16 +74,16 @@ def test_a_run_in_which_all_is_well_gives_no_complaint() -> None:
         ),
     ],
 )
-def test_what_is_not_as_expected_is_said(changes: dict[str, Any], complaint: str) -> None:
-    assert complaint in outcome(**changes).complaints
+def test_each_deviation_is_reported(changes: dict[str, Any], deviation: str) -> None:
+    assert deviation in outcome(**changes).deviations
 
 
-def test_two_wrong_of_a_hundred_are_as_expected() -> None:
-    assert outcome(truth={f"p{number}": number + (number < 2) for number in range(100)}).complaints == []
+def test_two_wrong_answers_of_a_hundred_are_no_deviation() -> None:
+    assert outcome(truth={f"p{number}": number + (number < 2) for number in range(100)}).deviations == []
 
 
 def test_the_page_shows_faults_wrong_answers_and_the_seed(tmp_path: Path) -> None:
-    endurance_report.write(outcome(truth={f"p{n}": n + (n == 99) for n in range(100)}), tmp_path / "report.html")
+    endurance_report.write_page(outcome(truth={f"p{n}": n + (n == 99) for n in range(100)}), tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     for text in ("make endurance SEED=7", "<svg", "kernels killed", "3 processes", "<td>p99</td>"):
         assert text in page

@@ -24,7 +24,7 @@ from aimo_solver.cli.progress import TerminalProgress, result_table
 from aimo_solver.clock import RunClock
 from aimo_solver.config import Config, load_config
 from aimo_solver.errors import ConfigError, RunDirectoryError
-from aimo_solver.lab.report.command import report
+from aimo_solver.lab.report.command import report_runs
 from aimo_solver.lab.report.watch import watch
 from aimo_solver.log.lock import is_running
 from aimo_solver.log.writer import Run, RunLog, describe_environment, read_run
@@ -119,7 +119,7 @@ def report_command(
     out: Annotated[Path | None, typer.Option(help="where the page goes; default report.html in the first directory")] = None,
 ) -> None:
     """What became of a run, here and as one HTML page with plots."""
-    report(directories, console, out)
+    report_runs(directories, console, out)
 
 
 @app.command("watch")

@@ -26,6 +26,7 @@ from aimo_solver.lab.bench.readahead import bench_prewarm, make_files
 from aimo_solver.lab.bench.table import BenchResult, shown
 from aimo_solver.lab.records import read_groups
 from aimo_solver.lab.replay import parse_policy, replay
+from aimo_solver.lab.report import policy_plots
 from aimo_solver.lab.simulate import parse_play, playable, simulate, sweep
 from aimo_solver.log.environment import describe_environment
 from aimo_solver.log.writer import RunLog
@@ -68,7 +69,6 @@ def replay_command(
     """Scores voters, stop rules and budgets on logged attempts, with confidence intervals, without a GPU."""
     config = load_config(*([config_file] if config_file else []), settings=settings or ())
     groups = read_groups(attempts)
-    figures = {}
     if simulate_:
         groups = playable(groups)
         plays = [parse_play(name, config) for name in policy or _PLAYS]
@@ -82,7 +82,7 @@ def replay_command(
             if plots is not None:
                 limits = [3_600.0 * hours for hours in _SWEEP_HOURS]
                 points = sweep(groups, plays, limits, competitions=min(competitions, 1_000), progress=show)
-                figures["budget"] = scoreboard.budget_figure(points)
+                policy_plots.save_sweep_chart(plots, points)
         values = scoreboard.simulation_values(played)
         tables: tuple[Table, ...] = (scoreboard.simulation_table(played),)
     else:
@@ -90,15 +90,11 @@ def replay_command(
         values = scoreboard.replay_values(scored)
         tables = scoreboard.replay_tables(scored, strata=strata)
         if plots is not None:
-            figures = {"tokens": scoreboard.tokens_figure(scored), "calibration": scoreboard.calibration_figure(scored.scores[0])}
+            policy_plots.save_replay_charts(plots, scored)
     if as_json:
         print(json.dumps(values))
     else:
         console.print(*tables)
-    if plots is not None:
-        plots.mkdir(parents=True, exist_ok=True)
-        for name, figure in figures.items():
-            figure.savefig(plots / f"{name}.svg")
 
 
 @bench.command("kernels")

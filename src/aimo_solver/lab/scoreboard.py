@@ -1,23 +1,16 @@
-"""Replays and simulations as terminal tables, plain values for JSON, and figures."""
+"""Replays and simulations as terminal tables and plain values for JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from aimo_solver.lab.calibration import calibration
 from aimo_solver.lab.replay import Replay, Score
-from aimo_solver.lab.simulate import Simulation, SweepPoint
+from aimo_solver.lab.simulate import Simulation
 from aimo_solver.lab.statistics import Interval
-
-_WIDTH_IN, _HEIGHT_IN = 6.4, 4.0
 
 
 def replay_tables(replay: Replay, *, strata: bool = False) -> tuple[Table, ...]:
@@ -139,68 +132,12 @@ def simulation_values(simulations: Sequence[Simulation]) -> dict[str, Any]:
     }
 
 
-def tokens_figure(replay: Replay) -> Figure:
-    """Part of the groups that are decided by a number of tokens, all attempts together, per policy."""
-    figure, axes = _figure("tokens until the decision (all attempts)", "part of the groups")
-    for score, colour in zip(replay.scores, _colours(len(replay.scores)), strict=True):
-        tokens = np.sort([outcome.tokens for outcome in score.outcomes if outcome.tokens])
-        axes.step(tokens, np.arange(1, len(tokens) + 1) / len(tokens), where="post", color=colour, label=score.policy.name)
-    axes.set_xscale("log")
-    axes.set_ylim(0, 1.02)
-    axes.legend(fontsize="x-small")
-    return figure
-
-
-def calibration_figure(score: Score, bins: int = 5) -> Figure:
-    """How often the answer is right, by its share of the vote; bars are 95 % Wilson intervals, figures counts of groups."""
-    figure, axes = _figure("the answer's share of the vote", "part that is right")
-    axes.plot([0, 1], [0, 1], color="0.7", linestyle="--", label="share = chance to be right")
-    for part in calibration(score.outcomes, bins):
-        x, y, (low, high) = part.share, part.accuracy, part.interval
-        axes.errorbar(x, y, yerr=[[max(0.0, y - low)], [max(0.0, high - y)]], fmt="o", color="C0", capsize=3)
-        axes.annotate(str(part.count), (x, y), textcoords="offset points", xytext=(6, -3), fontsize="small")
-    axes.set_xlim(0, 1.05)
-    axes.set_ylim(0, 1.05)
-    axes.set_title(score.policy.name, fontsize="medium")
-    axes.legend(fontsize="x-small", loc="lower right")
-    return figure
-
-
-def budget_figure(points: Sequence[SweepPoint]) -> Figure:
-    """Expected score against the time limit, per configuration; bands are 95 % intervals over problems."""
-    figure, axes = _figure("time limit, hours", f"expected score of {points[0].simulations[0].problems}")
-    hours = [point.time_limit_s / 3600 for point in points]
-    names = [one.name for one in points[0].simulations]
-    for number, (name, colour) in enumerate(zip(names, _colours(len(names)), strict=True)):
-        scores = [point.simulations[number].score for point in points]
-        axes.plot(hours, [score.mean for score in scores], marker=".", color=colour, label=name)
-        if number == 0:
-            axes.fill_between(hours, [s.low for s in scores], [s.high for s in scores], color=colour, alpha=0.12)
-    axes.legend(fontsize="x-small", loc="lower right")
-    return figure
-
-
 def _table(title: str, first: str, *others: str) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column(first, no_wrap=True)
     for name in others:
         table.add_column(name, justify="right")
     return table
-
-
-def _figure(x: str, y: str) -> tuple[Figure, Axes]:
-    # A Figure of its own, not pyplot's: nothing global, no display, nothing to close.
-    figure = Figure(figsize=(_WIDTH_IN, _HEIGHT_IN), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(color="0.92")
-    return figure, axes
-
-
-def _colours(count: int) -> list[Any]:
-    palette = colormaps["tab10" if count <= 10 else "tab20"]
-    return [palette(number % palette.N) for number in range(count)]
 
 
 def _interval_values(name: str, interval: Interval) -> dict[str, float]:

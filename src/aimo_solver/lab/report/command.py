@@ -1,4 +1,4 @@
-"""`aimo-solver report`: what became of a run, in the terminal and as one HTML page."""
+"""`aimo-solver report`: the results of a run in the terminal and as one HTML page."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from rich.text import Text
 from aimo_solver.errors import RunDirectoryError, UserError
 from aimo_solver.lab.report.compare import Comparison, compare
 from aimo_solver.lab.report.data import RunReport, Verdict, load_report
-from aimo_solver.lab.report.page import tiles, write_html
-from aimo_solver.lab.report.svg import duration, points, short
+from aimo_solver.lab.report.format import duration, percentage_points, short_number
+from aimo_solver.lab.report.page import tiles, write_page
 from aimo_solver.log.reader import read_run
 
 _STYLES = {
@@ -27,17 +27,18 @@ _STYLES = {
 }
 
 
-def report(directories: Sequence[Path], console: Console, out: Path | None = None) -> Path:
-    """Prints a summary of one run, or of two and their difference, and writes the page.
+def report_runs(directories: Sequence[Path], console: Console, out: Path | None = None) -> Path:
+    """Prints a summary of one run, or of two and their comparison, and writes the page.
 
     Args:
-        out: where the page goes; ``report.html`` in the first directory by default.
+        out: path of the page; ``report.html`` in the first directory by default.
 
     Returns:
-        Where the page is.
+        The path of the page.
 
     Raises:
-        RunDirectoryError: a directory holds no run that can be read, or the page cannot be written.
+        RunDirectoryError: a directory holds no readable run, or the page cannot be written.
+        UserError: there are no directories, or more than two.
     """
     if not 1 <= len(directories) <= 2:
         raise UserError(f"report takes one run directory, or two to compare; got {len(directories)}")
@@ -47,21 +48,20 @@ def report(directories: Sequence[Path], console: Console, out: Path | None = Non
         reports = [load_report(run) for run in runs]
         comparison = compare(*reports) if len(reports) == 2 else None
         try:
-            write_html(out, reports, comparison)
+            write_page(out, reports, comparison)
         except OSError as error:
             raise RunDirectoryError(
                 out.parent, f"the page cannot be written: {error.strerror}; choose a place with --out"
             ) from None
     for one in reports:
-        console.print(summary(one))
+        console.print(_summary(one))
     if comparison:
-        console.print(difference(comparison))
+        console.print(_difference(comparison))
     console.print(f"page: {out} ({out.stat().st_size / 1e6:.1f} MB)", highlight=False, soft_wrap=True)
     return out
 
 
-def summary(report: RunReport) -> RenderableType:
-    """The run in one screen: score, figures, the table of problems, what was lost and why."""
+def _summary(report: RunReport) -> RenderableType:
     began = report.run.started[:16].replace("T", " ")
     head = Text.assemble((report.name, "bold"), (f"  {report.state}, started {began} UTC", "dim"))
     if report.known:
@@ -83,11 +83,10 @@ def summary(report: RunReport) -> RenderableType:
     return Group(*parts, "")
 
 
-def difference(comparison: Comparison) -> RenderableType:
-    """The second run against the first."""
+def _difference(comparison: Comparison) -> RenderableType:
     if not comparison.pairs:
         return Text("the runs share no problem whose truth is known", "yellow")
-    shown = [points(value) for value in (comparison.difference, comparison.low, comparison.high)]
+    shown = [percentage_points(value) for value in (comparison.difference, comparison.low, comparison.high)]
     return Group(
         Text.assemble(
             ("second against first: ", "dim"),
@@ -119,7 +118,7 @@ def _problems(report: RunReport) -> Table:
             f"{problem.answers[0].votes if problem.answers else 0}/{len(attempts)}",
             str(sum(attempt.tool_calls for attempt in attempts)),
             str(sum(attempt.tool_errors for attempt in attempts)),
-            short(sum(attempt.tokens for attempt in attempts)),
+            short_number(sum(attempt.tokens for attempt in attempts)),
             duration(problem.seconds),
             Text("" if problem.verdict is Verdict.RIGHT else problem.why, "dim"),
         )

@@ -1,4 +1,4 @@
-"""What a report tells, worked out from a run directory. No drawing here.
+"""The content of a report, computed from a run directory.
 
 Seconds are counted from the run's start for problems, from the problem's start for attempts and votes.
 """
@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
 
-from aimo_solver.lab.report.text import TrajectoryText, trajectory_text
+from aimo_solver.lab.report.text import PackedText, pack_trajectory
 from aimo_solver.lab.report.timeline import (
-    Doing,
+    Activity,
+    BootStage,
     Segment,
-    Stage,
-    busy,
+    boot_stages,
+    count_active,
     entropy_curve,
     is_fault,
     is_notable,
-    segments,
-    stages,
+    split_segments,
     tool_error,
 )
 from aimo_solver.log.lock import is_running
@@ -31,14 +31,14 @@ from aimo_solver.results import Attempt, FinishReason
 
 
 class Verdict(StrEnum):
-    """How a problem came out."""
+    """The outcome of a problem."""
 
     RIGHT = "right"
-    OUTVOTED = "outvoted"  # the truth was among the answers, and lost
+    OUTVOTED = "outvoted"  # an attempt gave the truth, another answer won
     NOT_FOUND = "not found"  # no attempt gave the truth
-    NO_ANSWER = "no answer"  # no attempt gave anything
-    UNKNOWN = "unknown"  # nobody knows the truth
-    OPEN = "open"  # the run ended, or is, within it
+    NO_ANSWER = "no answer"  # no attempt gave an answer
+    UNKNOWN = "unknown"  # the truth is not known
+    OPEN = "open"  # not ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +46,11 @@ class AttemptReport:
     """One attempt.
 
     Attributes:
-        attempt: its record; one without a finish if it never ended (`running`).
+        attempt: its record; if it never ended (`running`), computed from its trajectory.
         segments: in order, without overlap.
-        entropy: (tokens sampled so far, mean entropy in nats of a stretch of tokens), at most `report_time.ENTROPY_BINS` of them.
-        tool_errors: how often each cause ended a call.
-        text: the trajectory to read; None if none was kept.
+        entropy: see `timeline.entropy_curve`.
+        tool_errors: failed calls by cause.
+        text: the packed trajectory; None if none was kept.
     """
 
     attempt: Attempt
@@ -58,7 +58,7 @@ class AttemptReport:
     segments: tuple[Segment, ...]
     entropy: tuple[tuple[int, float], ...]
     tool_errors: Counter[str]
-    text: TrajectoryText | None
+    text: PackedText | None
 
     @property
     def end(self) -> float:
@@ -72,7 +72,7 @@ class ProblemReport:
     Attributes:
         answers: the last ballot.
         right_votes: attempts that gave the truth.
-        events: what happened within it: faults, and what a second look chose.
+        events: faults, and the choice of a second look.
     """
 
     record: ProblemRecord
@@ -96,7 +96,7 @@ class ProblemReport:
 
 @dataclass(frozen=True, slots=True)
 class TimeShares:
-    """Where the slots' seconds went. `idle` is a slot without an attempt while its problem was being solved."""
+    """Seconds of all slots by use. A slot without an attempt, while its problem is being solved, is idle."""
 
     thinking: float
     tool: float
@@ -106,15 +106,15 @@ class TimeShares:
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """Everything a report shows of one run.
+    """A run.
 
     Attributes:
         state: "finished", "running" or "interrupted".
-        right, known: problems answered right, and those whose truth is known and that ended.
+        right, known: problems answered right, and all that ended and whose truth is known.
         oracle: those of `known` whose truth at least one attempt gave.
-        boot: stages that began before the first problem did, in the order of their beginning.
-        notable: events of the run that are more than bookkeeping, faults within problems among them.
-        streams, kernels: (second, how many are busy from then on).
+        boot: stages that began before the first problem, by start.
+        notable: events other than bookkeeping, faults within problems included.
+        streams, kernels: (second, number busy from then on).
     """
 
     run: Run
@@ -129,7 +129,7 @@ class RunReport:
     tool_calls: int
     tool_errors: Counter[str]
     shares: TimeShares
-    boot: tuple[Stage, ...]
+    boot: tuple[BootStage, ...]
     notable: tuple[Event, ...]
     streams: tuple[tuple[float, int], ...]
     kernels: tuple[tuple[float, int], ...]
@@ -144,11 +144,9 @@ class RunReport:
 
 
 def load_report(run: Run) -> RunReport:
-    """Reads the run's trajectories one after the other and works everything out."""
+    """Reads the trajectories of a run and computes its report."""
     problems = tuple(_problem(run, record) for record in run.problems)
     attempts = [attempt for problem in problems for attempt in problem.attempts]
-    starts = {problem.id: problem.record.t for problem in problems}
-    spans = [(starts[a.attempt.problem_id], segment) for a in attempts for segment in a.segments]
     ended = [problem for problem in problems if problem.record.result and problem.record.truth is not None]
     first = min((problem.record.t for problem in problems), default=run.last_t)
     state = "running" if is_running(run.directory) else "finished" if run.summary is not None else "interrupted"
@@ -165,17 +163,17 @@ def load_report(run: Run) -> RunReport:
         tool_calls=sum(attempt.attempt.tool_calls for attempt in attempts),
         tool_errors=sum((attempt.tool_errors for attempt in attempts), Counter()),
         shares=_shares(run, problems),
-        boot=tuple(stage for stage in stages(run.events, run.last_t) if stage.start < first),
+        boot=tuple(stage for stage in boot_stages(run.events, run.last_t) if stage.start < first),
         notable=tuple(
             event for event in run.events if is_notable(event) and ("problem_id" not in event.values or is_fault(event))
         ),
-        streams=busy((zero + s.start, zero + s.end) for zero, s in spans if s.doing is Doing.THINKING),
-        kernels=busy((zero + s.start, zero + s.end) for zero, s in spans if s.doing in (Doing.TOOL, Doing.FAILED)),
+        streams=_count_busy(problems, Activity.THINKING),
+        kernels=_count_busy(problems, Activity.TOOL, Activity.FAILED),
     )
 
 
 def attempt_so_far(trajectory: TrajectoryRecord, problem: ProblemRecord) -> Attempt:
-    """The record of an attempt that never ended, as far as its trajectory tells."""
+    """Builds the record of an attempt that never ended from its trajectory."""
     turns = [step for step in trajectory.steps if step.kind == "turn"]
     tools = [step for step in trajectory.steps if step.kind == "tool"]
     entropies = [value for step in turns for value in step.entropies]
@@ -217,15 +215,15 @@ def _attempt(run: Run, problem: ProblemRecord, index: int, attempt: Attempt | No
     trajectory = run.trajectory(problem.problem_id, index)
     if trajectory is None:
         assert attempt is not None
-        whole = Segment(Doing.THINKING, attempt.started_s, attempt.started_s + attempt.seconds)
+        whole = Segment(Activity.THINKING, attempt.started_s, attempt.started_s + attempt.seconds)
         return AttemptReport(attempt, False, (whole,), (), Counter(), None)
-    stretches = segments(trajectory, problem.t)
+    parts = split_segments(trajectory, problem.t)
     errors = Counter(cause for step in trajectory.steps if (cause := tool_error(step)))
     running = attempt is None
     if attempt is None:
         attempt = attempt_so_far(trajectory, problem)
-    text = trajectory_text(trajectory)
-    return AttemptReport(attempt, running, stretches, entropy_curve(trajectory.steps), errors, text)
+    text = pack_trajectory(trajectory)
+    return AttemptReport(attempt, running, parts, entropy_curve(trajectory.steps), errors, text)
 
 
 def _verdict(record: ProblemRecord, right_votes: int, answers: Sequence[CandidateRecord]) -> Verdict:
@@ -265,15 +263,25 @@ def _why(
             return f"{votes} of {len(attempts)} attempts agreed"
 
 
+def _count_busy(problems: Sequence[ProblemReport], *activities: Activity) -> tuple[tuple[float, int], ...]:
+    return count_active(
+        (problem.record.t + segment.start, problem.record.t + segment.end)
+        for problem in problems
+        for attempt in problem.attempts
+        for segment in attempt.segments
+        if segment.activity in activities
+    )
+
+
 def _shares(run: Run, problems: Sequence[ProblemReport]) -> TimeShares:
-    spent = dict.fromkeys(Doing, 0.0)
+    spent = dict.fromkeys(Activity, 0.0)
     idle = 0.0
     slots = int(run.config["solver"]["slots"])
     for problem in problems:
         for attempt in problem.attempts:
             for segment in attempt.segments:
-                spent[segment.doing] += segment.end - segment.start
-        running = busy((attempt.attempt.started_s, attempt.end) for attempt in problem.attempts)
+                spent[segment.activity] += segment.end - segment.start
+        running = count_active((attempt.attempt.started_s, attempt.end) for attempt in problem.attempts)
         edges = [(0.0, 0), *running, (problem.seconds, 0)]
         idle += sum(max(0, slots - count) * max(0.0, later - now) for (now, count), (later, _) in pairwise(edges))
-    return TimeShares(spent[Doing.THINKING], spent[Doing.TOOL] + spent[Doing.FAILED], spent[Doing.WAITING], idle)
+    return TimeShares(spent[Activity.THINKING], spent[Activity.TOOL] + spent[Activity.FAILED], spent[Activity.WAITING], idle)

@@ -1,4 +1,4 @@
-"""The report as one HTML file that opens from disk: no network, no other file."""
+"""The report as one HTML file, which needs neither a network nor other files."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from aimo_solver.config import Config
-from aimo_solver.lab.report import plots, policy
+from aimo_solver.lab.report import plots, policy_plots
 from aimo_solver.lab.report.compare import Comparison
-from aimo_solver.lab.report.data import AttemptReport, RunReport, Verdict
-from aimo_solver.lab.report.svg import clock, duration, plain, points, short
-from aimo_solver.lab.report.text import TrajectoryText, fit
+from aimo_solver.lab.report.data import RunReport, Verdict
+from aimo_solver.lab.report.format import duration, percent, percentage_points, plain_value, short_number, short_time
+from aimo_solver.lab.report.policy import assess_policy
+from aimo_solver.lab.report.text import PackedText, fit_texts
 from aimo_solver.lab.report.timeline import is_fault
 
 TEXT_LIMIT = 15_000_000  # characters of packed trajectories in one page; larger runs lose the middle of their longest texts
 
-_COLUMNS = (
+_LOST = (Verdict.OUTVOTED, Verdict.NOT_FOUND, Verdict.NO_ANSWER)
+_COLUMNS = (  # heading and class
     ("#", "num"),
     ("id", ""),
     ("result", ""),
@@ -37,15 +39,10 @@ _COLUMNS = (
     ("time", "num"),
     ("ended by", ""),
 )
-_FILTERS = (
-    ("all", "all"),
-    ("lost", "|".join((Verdict.OUTVOTED, Verdict.NOT_FOUND, Verdict.NO_ANSWER))),
-    ("outvoted", Verdict.OUTVOTED),
-    ("contested", "contested"),
-)
+_FILTERS = (("all", "all"), ("lost", "|".join(_LOST)), ("outvoted", Verdict.OUTVOTED), ("contested", "contested"))
 _ANSWER_LEGEND = Markup(
-    '<ul class="legend"><li><i class="v-good"></i>right</li><li><i class="v-bad"></i>wrong</li>'
-    '<li><i class="v-plain"></i>truth unknown</li><li><i class="v-mute"></i>no answer</li></ul>'
+    '<ul class="legend"><li><i class="good"></i>right</li><li><i class="bad"></i>wrong</li>'
+    '<li><i class="plain"></i>truth unknown</li><li><i class="mute"></i>no answer</li></ul>'
 )
 
 
@@ -58,89 +55,64 @@ class Tile:
     note: str
 
 
-@dataclass(frozen=True, slots=True)
-class Drawings:
-    """The plots of one problem."""
-
-    timeline: Markup
-    votes: Markup
-    entropy: Markup
-
-
 class _View:
-    """A run as the template wants it. `key` keeps the anchors of two runs on one page apart."""
+    """What the template of a run shows. Anchors begin with `key`, so that two runs fit on one page."""
 
-    def __init__(self, report: RunReport, key: str, texts: Sequence[TrajectoryText | None]) -> None:
+    def __init__(self, report: RunReport, key: str, texts: Sequence[PackedText | None]) -> None:
         self.report = report
         self.key = key
-        self.verdicts = [(str(name), plots.style_of(name), count) for name in Verdict if (count := report.verdicts[name])]
+        self.verdicts = [(str(name), plots.verdict_style(name), count) for name in Verdict if (count := report.verdicts[name])]
         self.tiles = tiles(report)
-        self.filters = _FILTERS
-        self.lost = [p for p in report.problems if p.verdict in (Verdict.OUTVOTED, Verdict.NOT_FOUND, Verdict.NO_ANSWER)]
-        self.lost.sort(key=lambda problem: list(Verdict).index(problem.verdict))
+        self.lost = [problem for verdict in _LOST for problem in report.problems if problem.verdict is verdict]
         self.shares = _shares(report)
-        self.gantt = plots.gantt(report, key)
-        self.budget = plots.budget(report, key)
-        self.tokens = plots.histogram(_groups(report, "tokens"), short, "Tokens per attempt")
-        self.seconds = plots.histogram(_groups(report, "seconds"), clock, "Seconds per attempt")
-        self.choice = policy.choice(report)
-        self.boot = plots.boot(report.boot) if report.boot else None
-        self.most_errors = max(report.tool_errors.values(), default=1)
-        self.endings = Counter(_ending(attempt) for attempt in report.attempts).most_common()
-        self.most_endings = self.endings[0][1] if self.endings else 1
-        self.drawings = [Drawings(plots.timeline(p), plots.votes(p), plots.entropy(p)) for p in report.problems]
-        given = iter(texts)
-        self.texts = {problem.id: [next(given) for _ in problem.attempts] for problem in report.problems}
+        self.policy = assess_policy(report)
+        self.run_chart = plots.run_chart(report, key)
+        self.budget_chart = plots.budget_chart(report, key)
+        self.tokens_chart = plots.histogram(_by_answer(report, "tokens"), short_number, "Tokens per attempt")
+        self.seconds_chart = plots.histogram(_by_answer(report, "seconds"), short_time, "Seconds per attempt")
+        self.boot_chart = plots.boot_chart(report.boot) if report.boot else None
+        self.endings = Counter(
+            "still running" if attempt.running else str(attempt.attempt.finish_reason) for attempt in report.attempts
+        ).most_common()
+        remaining = iter(texts)
+        self.texts = {problem.id: [next(remaining) for _ in problem.attempts] for problem in report.problems}
         self._defaults: dict[str, dict[str, Any]] = json.loads(json.dumps(Config().as_dict()))
 
     def changed(self, section: str, name: str, value: Any) -> bool:
-        """True for an option that is not at its default."""
+        """Whether an option differs from its default."""
         known = self._defaults.get(section, {})
         return name in known and value != known[name]
 
 
-def render(reports: Sequence[RunReport], comparison: Comparison | None = None) -> str:
-    """The page for one run, or for two and their comparison."""
-    environment = Environment(
-        loader=PackageLoader("aimo_solver.lab.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    loader = environment.loader
-    assert loader is not None
-    css, js = (Markup(loader.get_source(environment, name)[0]) for name in ("report.css", "report.js"))
+def render_page(reports: Sequence[RunReport], comparison: Comparison | None = None) -> str:
+    """The page of one run, or of two and their comparison."""
+    loader = PackageLoader("aimo_solver.lab.report", "templates")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    sources = {name: Markup(loader.get_source(environment, name)[0]) for name in ("plot.css", "report.css", "report.js")}
     limit = TEXT_LIMIT // len(reports)
     views = [
-        _View(report, f"{'ab'[number]}-" if comparison else "", fit([attempt.text for attempt in report.attempts], limit))
+        _View(report, f"{'ab'[number]}-" if comparison else "", fit_texts([attempt.text for attempt in report.attempts], limit))
         for number, report in enumerate(reports)
     ]
+    functions = (duration, percent, percentage_points, plain_value, short_number, short_time, is_fault)
+    environment.globals.update({function.__name__: function for function in functions})
     return environment.get_template("report.html.j2").render(
         title=" against ".join(report.name for report in reports),
-        compared=comparison is not None,
         comparison=comparison,
         views=views,
         columns=_COLUMNS,
+        filters=_FILTERS,
         answer_legend=_ANSWER_LEGEND,
-        css=css,
-        js=js,
+        css=sources["plot.css"] + sources["report.css"],
+        js=sources["report.js"],
         version=importlib.metadata.version("aimo-solver"),
-        duration=duration,
-        clock=clock,
-        points=points,
-        plain=plain,
-        short=short,
-        anchor=plots.anchor,
-        style_of=plots.style_of,
-        answer_style=plots.answer_style,
-        policy=policy,
-        is_fault=is_fault,
+        plots=plots,
+        policy_plots=policy_plots,
     )
 
 
-def write_html(path: Path, reports: Sequence[RunReport], comparison: Comparison | None = None) -> None:
-    path.write_text(render(reports, comparison), encoding="utf-8", newline="\n")
+def write_page(path: Path, reports: Sequence[RunReport], comparison: Comparison | None = None) -> None:
+    path.write_text(render_page(reports, comparison), encoding="utf-8", newline="\n")
 
 
 def tiles(report: RunReport) -> list[Tile]:
@@ -150,36 +122,35 @@ def tiles(report: RunReport) -> list[Tile]:
     failed = report.tool_errors.total()
     solving = sum(problem.seconds for problem in report.problems)
     shares, slots = report.shares, report.run.config["solver"]["slots"]
+    rate = f"{report.tokens / report.seconds:,.0f} per second" if report.seconds else ""
     return [
         Tile("Time", duration(report.seconds), f"of {duration(limit)}"),
         Tile("Per problem", duration(solving / problems if problems else 0), "mean, from start to answer"),
         Tile("Attempts", f"{attempts:,}", f"{attempts / problems:.1f} per problem" if problems else ""),
-        Tile("Tokens", short(report.tokens), f"{report.tokens / report.seconds:,.0f} per second" if report.seconds else ""),
+        Tile("Tokens", short_number(report.tokens), rate),
         Tile("Streams busy", f"{shares.thinking / solving:.1f}" if solving else "–", f"mean, of {slots} slots"),
         Tile("Tool calls", f"{report.tool_calls:,}", f"{failed / report.tool_calls:.1%} failed" if report.tool_calls else ""),
     ]
 
 
 def _shares(report: RunReport) -> list[tuple[str, str, float, float]]:
+    """Name, colour class, seconds and share of each use of the slots."""
     shares = report.shares
     rows = (
-        ("thinking", "d-thinking", shares.thinking),
-        ("Python", "d-tool", shares.tool),
-        ("waiting", "d-waiting", shares.waiting),
-        ("idle", "d-idle", shares.idle),
+        ("thinking", "thinking", shares.thinking),
+        ("Python", "tool", shares.tool),
+        ("waiting", "waiting", shares.waiting),
+        ("idle", "idle", shares.idle),
     )
     total = sum(seconds for _, _, seconds in rows) or 1.0
     return [(name, style, seconds, round(seconds / total, 4)) for name, style, seconds in rows]
 
 
-def _groups(report: RunReport, what: str) -> list[tuple[str, list[float]]]:
+def _by_answer(report: RunReport, field: str) -> list[tuple[str, list[float]]]:
+    """The values of a field of all attempts, by the colour class of their answers."""
     groups: dict[str, list[float]] = {"good": [], "bad": [], "plain": [], "mute": []}
     for problem in report.problems:
         for attempt in problem.attempts:
             style = plots.answer_style(attempt.attempt.answer, problem.record.truth)
-            groups[style].append(float(getattr(attempt.attempt, what)))
-    return [(f"v-{style}", values) for style, values in groups.items()]
-
-
-def _ending(attempt: AttemptReport) -> str:
-    return "still running" if attempt.running else str(attempt.attempt.finish_reason)
+            groups[style].append(float(getattr(attempt.attempt, field)))
+    return list(groups.items())

@@ -1,115 +1,166 @@
-"""Drawing SVG by hand: scales, axes, and numbers as people read them."""
+"""Charts as SVG. Colours and strokes are CSS classes of `templates/plot.css`, so a page's charts follow its light or dark theme.
+
+SVG is written directly: a page has three charts per problem, each with tooltips, and some with links into the page.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import resources
+from math import log
+from pathlib import Path
 
-from markupsafe import Markup, escape
+from markupsafe import escape
 
-Format = Callable[[float], str]
+from aimo_solver.lab.report.format import Format
 
+WIDE, HALF = 1000, 480  # pixels: a chart over the page's width, and one of two side by side
+_TOP = 12  # pixels above the inner part
 
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 8.4 s, 2 min 05 s, 3 h 12 min."""
-    if seconds < 10:
-        return f"{seconds:.1f} s" if seconds else "0 s"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02} s" if rest else f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60:02} min"
+Scale = Callable[[float], float]
+Points = Sequence[tuple[float, float]]
 
 
-def short(number: float) -> str:
-    """A number in few characters: 950, 12.4k, 3.1M."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(number) >= size:
-            scaled = number / (1e3 if unit == "k" else size)
-            return f"{scaled:.0f}{unit}" if scaled >= 100 else f"{scaled:.1f}".removesuffix(".0") + unit
-    return f"{number:,.0f}" if number == round(number) else f"{number:.2f}"
+def plot_css() -> str:
+    """The style sheet of charts; it defines the colours of a page too."""
+    return resources.files("aimo_solver.lab.report").joinpath("templates/plot.css").read_text(encoding="utf-8")
 
 
-def plain(value: object) -> str:
-    """A value of an event or option, numbers without noise digits."""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+class Chart:
+    """A chart with one x axis and any number of y scales. A template shows it as inline SVG.
 
+    Args:
+        label: its accessible name; the title of a file.
+        size: width and height in pixels, with `left`, `right` and `bottom` for what stands beside the inner part.
+        x: the values at both ends of the x axis.
+        log: whether the x axis is logarithmic.
+    """
 
-def points(share: float) -> str:
-    """A difference of shares in percentage points, with its sign: +4.0, −12.5, 0.0."""
-    rounded = round(100 * share, 1)
-    return f"{rounded:+.1f}".replace("-", "−") if rounded else "0.0"
-
-
-def ticks(high: float, most: int = 6, base: Sequence[float] = (1, 2, 5, 10)) -> list[float]:
-    """Round values from 0 up to `high`, at most about `most`."""
-    if high <= 0:
-        return [0.0]
-    scale = 10.0 ** math.floor(math.log10(high / most))
-    step = next(scale * factor for factor in (*base, 20) if high / (scale * factor) <= most)
-    return [step * index for index in range(int(high / step + 1e-9) + 1)]
-
-
-def time_ticks(high: float) -> list[float]:
-    steps = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200)
-    step = next((step for step in steps if high / step <= 8), 14400)
-    return [float(step * index) for index in range(int(high / step) + 1)] if high > 4 else ticks(high)
-
-
-def clock(seconds: float) -> str:
-    """Seconds on an axis: 45s, 2m30, 1h15."""
-    if seconds < 60:
-        return f"{seconds:g}s"
-    hours, minutes = divmod(round(seconds) // 60, 60)
-    rest = round(seconds) % 60
-    if hours:
-        return f"{hours}h{minutes:02}" if minutes else f"{hours}h"
-    return f"{minutes}m{rest:02}" if rest else f"{minutes}m"
-
-
-class Canvas:
-    """A drawing of fixed inner size; x runs over `0..right`, y is given in pixels."""
-
-    def __init__(self, width: int, height: int, right: float, *, left: int = 44, bottom: int = 22, pad: int = 12) -> None:
-        self.width, self.height, self.left, self.bottom = width, height, left, bottom
-        self.right = right or 1.0
-        self._span = width - left - pad
+    def __init__(
+        self,
+        label: str,
+        size: tuple[int, int],
+        x: tuple[float, float],
+        *,
+        left: int = 44,
+        right: int = 12,
+        bottom: int = 22,
+        log: bool = False,
+    ) -> None:
+        self.label = label
+        self.width, self.height = size
+        self.low, self.high = x if x[1] > x[0] else (x[0], x[0] + 1.0)
+        self.left, self.base = left, self.height - bottom
+        self._right = self.width - right
+        self._log = log
         self._parts: list[str] = []
 
     def x(self, value: float) -> float:
-        return round(self.left + self._span * min(max(value, 0.0), self.right) / self.right, 1)
+        """The pixel of a value; a value outside the axis is moved to its end."""
+        value = min(max(value, self.low), self.high)
+        share = log(value / self.low, self.high / self.low) if self._log else (value - self.low) / (self.high - self.low)
+        return round(self.left + (self._right - self.left) * share, 1)
 
-    def add(self, text: str) -> None:
-        self._parts.append(text)
+    def x_axis(self, marks: Iterable[float], form: Format, top: float = _TOP) -> None:
+        for mark in marks:
+            x = self.x(mark)
+            self._add("line", "grid", x1=x, x2=x, y1=top, y2=self.base)
+            self.text(x, self.base + 15, form(mark), "tick", "middle")
 
-    def text(self, x: float, y: float, text: str, style: str = "", anchor: str = "start") -> None:
-        self.add(f'<text x="{x:g}" y="{y:g}" class="{style}" text-anchor="{anchor}">{escape(text)}</text>')
+    def y_axis(self, marks: Iterable[float], high: float, form: Format, top: float = _TOP, base: float | None = None) -> Scale:
+        """Draws marks and grid lines, and returns the pixel of a value; 0 lies at `base`."""
+        zero = self.base if base is None else base
 
-    def rect(self, start: float, end: float, y: float, height: float, style: str, title: str = "", radius: float = 2) -> None:
-        x = self.x(start)
-        width = max(self.x(end) - x, 0.8)
-        inside = f"<title>{escape(title)}</title>" if title else ""
-        size = f'x="{x:g}" y="{y:g}" width="{width:.1f}" height="{height:g}"'
-        self.add(f'<rect {size} rx="{min(radius, width / 2):g}" class="{style}">{inside}</rect>')
-
-    def x_axis(self, values: Sequence[float], form: Format, top: float = 0) -> None:
-        base = self.height - self.bottom
-        for value in values:
-            x = self.x(value)
-            self.add(f'<line x1="{x:g}" x2="{x:g}" y1="{top:g}" y2="{base}" class="grid"/>')
-            self.text(x, base + 15, form(value), "tick", "middle")
-
-    def y_axis(self, values: Sequence[float], high: float, form: Format, top: float, base: float) -> Callable[[float], float]:
         def y(value: float) -> float:
-            return round(base - (base - top) * value / (high or 1), 1)
+            return round(zero - (zero - top) * value / (high or 1), 1)
 
-        for value in values:
-            self.add(f'<line x1="{self.left}" x2="{self.width - 12}" y1="{y(value):g}" y2="{y(value):g}" class="grid"/>')
-            self.text(self.left - 6, y(value) + 4, form(value), "tick", "end")
+        for mark in marks:
+            self._add("line", "grid", x1=self.left, x2=self._right, y1=y(mark), y2=y(mark))
+            self.text(self.left - 6, y(mark) + 4, form(mark), "tick", "end")
         return y
 
-    def svg(self, label: str, style: str = "wide") -> Markup:
-        """The drawing. Every text in it went through `escape`."""
-        head = f'viewBox="0 0 {self.width} {self.height}" class="plot {style}" role="img" aria-label="{escape(label)}"'
-        return Markup(f"<svg {head}>{''.join(self._parts)}</svg>")
+    def text(self, x: float, y: float, text: str, style: str = "", anchor: str = "start") -> None:
+        self._parts.append(f'<text x="{x:g}" y="{y:g}" class="{style}" text-anchor="{anchor}">{escape(text)}</text>')
+
+    def row_name(self, y: float, text: str) -> None:
+        """Text left of the inner part."""
+        self.text(self.left - 8, y, text, "row", "end")
+
+    def bar(self, start: float, end: float, y: float, height: float, style: str, title: str = "", radius: float = 2) -> None:
+        x = self.x(start)
+        width = max(self.x(end) - x, 0.8)
+        self._add("rect", f"mark {style}", title, x=x, y=y, width=round(width, 1), height=height, rx=min(radius, width / 2))
+
+    def bars(self, spans: Iterable[tuple[float, float]], y: float, height: float, style: str) -> None:
+        """Bars of one colour as one shape."""
+        path = ""
+        for start, end in spans:
+            width = max(self.x(end) - self.x(start), 0.7)
+            path += f"M{self.x(start):g},{y:g}h{width:.1f}v{height:g}h-{width:.1f}z"
+        if path:
+            self._add("path", f"mark {style}", d=path)
+
+    def line(self, points: Points, y: Scale, style: str, title: str = "") -> None:
+        self._add("polyline", style, title, points=" ".join(f"{self.x(at):g},{y(value):g}" for at, value in points))
+
+    def steps(self, points: Points, y: Scale, style: str) -> None:
+        """A line from 0 that keeps each value until the next point, and the last one until the end of the axis."""
+        path, last = f"M{self.x(self.low):g},{y(0):g}", 0.0
+        for at, value in points:
+            if value != last:
+                path += f"H{self.x(at):g}V{y(value):g}"
+                last = value
+        self._add("path", style, d=f"{path}H{self.x(self.high):g}")
+
+    def area(self, upper: Points, lower: Points, y: Scale, style: str) -> None:
+        """The area between two lines."""
+        edge = " ".join(f"{self.x(at):g},{y(value):g}" for at, value in (*upper, *reversed(lower)))
+        self._add("polygon", f"mark area {style}", points=edge)
+
+    def vertical(self, at: float, top: float, bottom: float, style: str, title: str = "") -> None:
+        """A line between two pixels."""
+        self._add("path", style, title, d=f"M{self.x(at):g},{top:g}V{bottom:g}")
+
+    def dot(self, at: float, y: float, radius: float, style: str) -> None:
+        self._add("circle", f"mark {style}", cx=self.x(at), cy=y, r=radius)
+
+    @contextmanager
+    def group(self, *, title: str = "", link: str = "") -> Iterator[None]:
+        """What is drawn within shares a tooltip, or a link to an anchor of the page."""
+        name = "a" if link else "g"
+        self._parts.append(f'<a href="#{escape(link)}">' if link else "<g>")
+        self._parts.append(f"<title>{escape(title)}</title>" if title else "")
+        yield
+        self._parts.append(f"</{name}>")
+
+    def __html__(self) -> str:
+        """The chart for a page with `plot_css`; every text in it is escaped."""
+        style = "plot wide" if self.width == WIDE else "plot"
+        head = f'viewBox="0 0 {self.width} {self.height}" class="{style}" role="img" aria-label="{escape(self.label)}"'
+        return f"<svg {head}>{''.join(self._parts)}</svg>"
+
+    def save(self, path: Path, legend: Sequence[tuple[str, str]] = ()) -> None:
+        """Writes an SVG file of its own, light: the label above the chart, the legend below, as (class, text).
+
+        Colours are written out, because most viewers of SVG files do not read CSS variables.
+        """
+        css = plot_css()
+        colours = dict(re.findall(r"--(\w+): light-dark\((#\w+)", css))
+        css = re.sub(r"var\(--(\w+)\)", lambda found: colours[found[1]], css[css.index("}") + 1 :])
+        entries = []
+        for number, (style, text) in enumerate(legend):
+            y = self.height + 10 + 18 * number
+            entries.append(f'<rect x="{self.left}" y="{y}" width="10" height="10" rx="3" class="mark {style}"/>')
+            entries.append(f'<text x="{self.left + 16}" y="{y + 9}">{escape(text)}</text>')
+        height = self.height + 46 + 18 * len(legend)
+        head = f'xmlns="http://www.w3.org/2000/svg" viewBox="0 -30 {self.width} {height}" width="{self.width}" height="{height}"'
+        title = f'<text x="{self.left}" y="-10" class="title">{escape(self.label)}</text>'
+        inside = "".join((title, *self._parts, *entries))
+        path.write_text(f'<svg {head} class="plot file"><style>{css}</style>{inside}</svg>\n', encoding="utf-8")
+
+    def _add(self, name: str, style: str, title: str = "", **attributes: float | str) -> None:
+        inside = f"<title>{escape(title)}</title>" if title else ""
+        values = " ".join(f'{key}="{value if isinstance(value, str) else f"{value:g}"}"' for key, value in attributes.items())
+        self._parts.append(f'<{name} {values} class="{style}">{inside}</{name}>')

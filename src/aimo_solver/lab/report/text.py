@@ -1,4 +1,4 @@
-"""Trajectories to read, packed small enough for one page: gzip in base64, unpacked by the browser when one is unfolded."""
+"""Trajectories as packed text: base64 of gzip of JSON, which the browser unpacks when a reader opens one."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from typing import Any
 from aimo_solver.log.trajectory import TrajectoryRecord
 
 _LEAST_CHARS = 120
-_LEAST_SHARE = 0.04  # texts shortened further say nothing; then steps go
+_LEAST_SHARE = 0.04  # steps are left out before texts become shorter
 
 
 @dataclass(frozen=True, slots=True)
-class TrajectoryText:
-    """The steps of one attempt as text. `packed` is base64 of gzip of JSON; `cut_to` is the part that is left."""
+class PackedText:
+    """The steps of one attempt; `cut_to` is the share of the packed characters that is left."""
 
     packed: str
     cut_to: float = 1.0
 
 
-def trajectory_text(trajectory: TrajectoryRecord) -> TrajectoryText:
-    """All of it."""
-    return TrajectoryText(_pack(_steps(trajectory)))
+def pack_trajectory(trajectory: TrajectoryRecord) -> PackedText:
+    return PackedText(_pack(_steps(trajectory)))
 
 
-def shortened(text: TrajectoryText, size: int) -> TrajectoryText:
-    """The same in at most about `size` characters: the middle of long texts is left out, then steps in the middle."""
+def shorten(text: PackedText, size: int) -> PackedText:
+    """Leaves out the middle of long texts, then steps in the middle, until about `size` packed characters are left."""
     whole = json.loads(gzip.decompress(base64.b64decode(text.packed)))
     steps, share, packed = whole, 1.0, text.packed
     while len(packed) > size:
@@ -39,11 +38,11 @@ def shortened(text: TrajectoryText, size: int) -> TrajectoryText:
         packed = _pack([_step_cut(step, share) for step in steps])
         if share < _LEAST_SHARE:
             break
-    return TrajectoryText(packed, len(packed) / len(text.packed))
+    return PackedText(packed, len(packed) / len(text.packed))
 
 
-def fit(texts: Sequence[TrajectoryText | None], limit: int) -> list[TrajectoryText | None]:
-    """Shortens the largest of them until all together take about `limit` characters at most; small ones stay whole."""
+def fit_texts(texts: Sequence[PackedText | None], limit: int) -> list[PackedText | None]:
+    """Shortens the largest texts until all together have about `limit` packed characters."""
     sizes = sorted(len(text.packed) for text in texts if text)
     if sum(sizes) <= limit:
         return list(texts)
@@ -53,7 +52,7 @@ def fit(texts: Sequence[TrajectoryText | None], limit: int) -> list[TrajectoryTe
         if size > cap:
             break
         left -= size
-    return [text if text is None or len(text.packed) <= cap else shortened(text, cap) for text in texts]
+    return [text if text is None or len(text.packed) <= cap else shorten(text, cap) for text in texts]
 
 
 def _steps(trajectory: TrajectoryRecord) -> list[dict[str, Any]]:
@@ -77,7 +76,7 @@ def _step_cut(step: dict[str, Any], share: float) -> dict[str, Any]:
 
 
 def _without_middle(steps: list[dict[str, Any]], of: int) -> list[dict[str, Any]]:
-    """Half of the steps, those at both ends, with a note between."""
+    """The first and the last quarter of the steps, with a note between."""
     quarter = max(1, len(steps) // 4)
     head, tail = steps[:quarter], steps[-quarter:]
     note = f"{of - len(head) - len(tail)} steps are left out here; the run directory has them"

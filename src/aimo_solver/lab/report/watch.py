@@ -1,4 +1,4 @@
-"""`aimo-solver watch`: a run that is going on, seen from another terminal. It only reads the run directory."""
+"""`aimo-solver watch`: a live view of a run in another process, from its run directory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from aimo_solver.lab.report.data import attempt_so_far
-from aimo_solver.lab.report.svg import duration, plain, short
+from aimo_solver.lab.report.format import duration, plain_value, short_number
 from aimo_solver.lab.report.timeline import is_fault, is_notable
 from aimo_solver.log.lock import is_running
 from aimo_solver.log.reader import Event, ProblemRecord, ProblemResult, Run, VoteRecord, read_run
@@ -26,20 +26,20 @@ EVERY_S = 1.0
 _RATE_WINDOW_S = 15.0
 _SHOWN_RESULTS = 8
 _SHOWN_EVENTS = 5
-_DOING = {"thinking": "cyan", "Python": "yellow", "ending": "dim"}
+_ACTIVITY_STYLES = {"thinking": "cyan", "Python": "yellow", "ending": "dim"}
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptNow:
-    """An attempt at a problem that is being solved. `doing` is "thinking", "Python", "ending", or "" if it has ended."""
+    """An attempt at an open problem. `activity` is "thinking", "Python", "ending", or "" if it has ended."""
 
     attempt: Attempt
-    doing: str
+    activity: str
 
 
 @dataclass(frozen=True, slots=True)
 class ProblemNow:
-    """A problem that is being solved; `ballot` is None before the first vote."""
+    """An open problem; `ballot` is None before the first vote."""
 
     record: ProblemRecord
     attempts: tuple[AttemptNow, ...]
@@ -52,7 +52,8 @@ class Snapshot:
 
     Attributes:
         t: seconds of the run.
-        tokens: sampled so far. tokens_per_s: over the last moments; None until there are two to compare.
+        tokens: sampled so far.
+        tokens_per_s: over the last seconds; None for the first snapshot.
         open: problems that are being solved.
     """
 
@@ -65,21 +66,20 @@ class Snapshot:
 
 
 class Follower:
-    """Looks at a run again and again."""
+    """Takes snapshots of a run; `clock` returns seconds since 1970."""
 
     def __init__(self, directory: Path, clock: Callable[[], float] = time.time) -> None:
-        """`clock` reads the seconds since 1970, in which the run's own start is written."""
         self._directory = directory
         self._clock = clock
         self._seen: deque[tuple[float, int]] = deque()
 
-    def look(self) -> Snapshot:
-        """The run now.
+    def snapshot(self) -> Snapshot:
+        """Reads the run.
 
         Raises:
             RunDirectoryError: there is no run.
         """
-        running = is_running(self._directory)  # asked first, so that the last lines of a run that ends now are still read
+        running = is_running(self._directory)  # asked first: a run that ends in between has written its last lines
         run = read_run(self._directory)
         now = self._clock()
         unsolved = tuple(_problem_now(run, problem) for problem in run.problems if problem.result is None)
@@ -97,19 +97,19 @@ class Follower:
 
 
 def watch(directory: Path, console: Console, *, every_s: float = EVERY_S) -> None:
-    """Shows the run until it ends. Where the output is no terminal, one line is printed for each problem that ends.
+    """Shows a run until it ends; without a terminal, prints one line for each problem that ends.
 
     Raises:
         RunDirectoryError: there is no run.
     """
     follower = Follower(directory)
-    snapshot = follower.look()
+    snapshot = follower.snapshot()
     if console.is_terminal:
-        with Live(view(snapshot), console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        with Live(render_snapshot(snapshot), console=console, auto_refresh=False, vertical_overflow="crop") as live:
             while snapshot.running:
                 time.sleep(every_s)
-                snapshot = follower.look()
-                live.update(view(snapshot), refresh=True)
+                snapshot = follower.snapshot()
+                live.update(render_snapshot(snapshot), refresh=True)
         return
     printed = 0
     while True:
@@ -120,12 +120,11 @@ def watch(directory: Path, console: Console, *, every_s: float = EVERY_S) -> Non
         if not snapshot.running:
             break
         time.sleep(every_s)
-        snapshot = follower.look()
+        snapshot = follower.snapshot()
     console.print(_head(snapshot), soft_wrap=True)
 
 
-def view(snapshot: Snapshot) -> RenderableType:
-    """The screen."""
+def render_snapshot(snapshot: Snapshot) -> RenderableType:
     parts: list[RenderableType] = [_head(snapshot), ""]
     ended = sorted(_ended(snapshot.run), key=lambda ended: ended[0])
     if len(ended) > _SHOWN_RESULTS:
@@ -145,13 +144,13 @@ def _problem_now(run: Run, problem: ProblemRecord) -> ProblemNow:
     for index in run.trajectory_indices(problem.problem_id):
         trajectory = None if index in records else run.trajectory(problem.problem_id, index)
         if trajectory is not None:
-            attempts.append(AttemptNow(attempt_so_far(trajectory, problem), _doing(trajectory)))
+            attempts.append(AttemptNow(attempt_so_far(trajectory, problem), _activity(trajectory)))
     ballots = [vote for vote in run.votes if vote.problem_id == problem.problem_id]
     attempts.sort(key=lambda now: now.attempt.index)
     return ProblemNow(problem, tuple(attempts), ballots[-1] if ballots else None)
 
 
-def _doing(trajectory: TrajectoryRecord) -> str:
+def _activity(trajectory: TrajectoryRecord) -> str:
     last = trajectory.steps[-1] if trajectory.steps else None
     if trajectory.ended is not None or (last is not None and last.turn == "final"):
         return "ending"
@@ -176,7 +175,7 @@ def _head(snapshot: Snapshot) -> Text:
     head.append(f"  {len(run.results)} {'problem' if len(run.results) == 1 else 'problems'}")
     if known:
         head.append(f", {sum(result.right is True for result in known)} of {len(known)} right")
-    head.append(f"  {short(snapshot.tokens)} tokens")
+    head.append(f"  {short_number(snapshot.tokens)} tokens")
     if snapshot.running and snapshot.tokens_per_s is not None:
         head.append(f", {snapshot.tokens_per_s:,.0f}/s")
     return head
@@ -185,7 +184,7 @@ def _head(snapshot: Snapshot) -> Text:
 def _result_line(result: ProblemResult) -> Text:
     mark, style = {True: ("✓", "green"), False: ("✗", "red"), None: ("•", "blue")}[result.right]
     truth = "" if result.truth is None or result.right else f"  truth {result.truth}"
-    detail = f"  {result.votes} of {result.attempts} votes, {short(result.tokens)} tokens, {duration(result.seconds)}"
+    detail = f"  {result.votes} of {result.attempts} votes, {short_number(result.tokens)} tokens, {duration(result.seconds)}"
     answer = f"{result.answer:>6}"
     return Text.assemble(
         (f"{mark} {result.problem_id:<12}", style), answer, (truth, "red"), (f"{detail}, {result.reason}", "dim")
@@ -204,15 +203,15 @@ def _problem(problem: ProblemNow, t: float) -> RenderableType:
         table.add_column(name, justify="left" if name == "" else "right")
     for now in problem.attempts:
         attempt = now.attempt
-        doing = Text(now.doing or str(attempt.finish_reason).replace("_", " "), _DOING.get(now.doing, "dim"))
+        activity = Text(now.activity or str(attempt.finish_reason).replace("_", " "), _ACTIVITY_STYLES.get(now.activity, "dim"))
         answer = "" if attempt.answer is None else str(attempt.answer)
         counts = (attempt.turns, attempt.tool_calls, attempt.tool_errors)
-        seconds = max(0.0, t - record.t - attempt.started_s) if now.doing else attempt.seconds
-        table.add_row(str(attempt.index), doing, answer, *map(str, counts), short(attempt.tokens), duration(seconds))
+        seconds = max(0.0, t - record.t - attempt.started_s) if now.activity else attempt.seconds
+        table.add_row(str(attempt.index), activity, answer, *map(str, counts), short_number(attempt.tokens), duration(seconds))
     return Group(head, table)
 
 
 def _event_line(event: Event) -> Text:
-    values = ", ".join(f"{name} {plain(value)}" for name, value in event.values.items())
+    values = ", ".join(f"{name} {plain_value(value)}" for name, value in event.values.items())
     line = f"{duration(event.t):>11}  {event.kind.replace('_', ' ')}  {values}".replace("\n", " ")
     return Text(line, "red" if is_fault(event) else "dim", no_wrap=True, overflow="ellipsis")
