@@ -41,7 +41,7 @@ HOSTILE = '</script><script>window.hacked = 1</script><img src=x onerror="window
 
 
 def write_run(directory: Path, answers: dict[str, tuple[int | None, list[int | None]]], *, end: bool = True) -> Path:
-    """A run with one attempt per given answer; problems are id -> (truth, answers), the first answer is the one given."""
+    """Writes a run with one attempt per given answer; problems are id -> (truth, answers), the first answer is the run's."""
     now = 0.0
     log = RunLog.create(directory, config=Config(), environment={"gpus": ["H100"]}, clock=lambda: now)
     log.event("stage_started", stage="server")
@@ -120,7 +120,7 @@ def unpack(text: str) -> list[dict[str, object]]:
     return steps
 
 
-def test_each_lost_problem_says_why(run_report: RunReport) -> None:
+def test_each_lost_problem_has_a_reason(run_report: RunReport) -> None:
     verdicts = {problem.id: problem.verdict for problem in run_report.problems}
     assert verdicts == {
         "right": Verdict.RIGHT,
@@ -158,7 +158,7 @@ def test_shares_of_a_run_with_parallel_attempts_add_up(tmp_path: Path) -> None:
     assert max(count for _, count in one.streams) <= 16
 
 
-def test_stretches_follow_each_other_without_overlap() -> None:
+def test_segments_follow_each_other_without_overlap() -> None:
     steps = (
         Step(kind="turn", t=11.0, seconds=4.0, waited_s=1.0, turn="tool_call"),
         Step(kind="tool", t=15.0, seconds=2.0),
@@ -177,7 +177,7 @@ def test_stretches_follow_each_other_without_overlap() -> None:
     ]
 
 
-def test_stages_of_the_boot_are_paired_and_a_cut_one_lasts_to_the_end(tmp_path: Path) -> None:
+def test_a_boot_stage_without_an_end_lasts_until_the_run_ends(tmp_path: Path) -> None:
     now = 0.0
     log = RunLog.create(tmp_path / "run", config=Config(), environment={}, clock=lambda: now)
     log.event("stage_started", stage="kernels")
@@ -208,7 +208,7 @@ def test_stages_of_the_boot_are_paired_and_a_cut_one_lasts_to_the_end(tmp_path: 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 20)), max_size=30))
 @settings(deadline=None)
-def test_busy_counts_what_runs_at_each_second(spans: list[tuple[int, int]]) -> None:
+def test_count_active_matches_a_direct_count(spans: list[tuple[int, int]]) -> None:
     steps = count_active((start, start + length) for start, length in spans)
     for second in range(75):
         expected = sum(start <= second < start + length for start, length in spans)
@@ -218,7 +218,7 @@ def test_busy_counts_what_runs_at_each_second(spans: list[tuple[int, int]]) -> N
 
 @given(st.lists(st.floats(0, 5), max_size=300), st.integers(1, 50))
 @settings(deadline=None)
-def test_the_entropy_curve_keeps_the_mean(values: list[float], bins: int) -> None:
+def test_the_entropy_curve_preserves_the_mean(values: list[float], bins: int) -> None:
     curve = entropy_curve([Step(kind="turn", t=0.0, entropies=tuple(values))], bins)
     assert len(curve) <= bins
     if values:
@@ -228,7 +228,7 @@ def test_the_entropy_curve_keeps_the_mean(values: list[float], bins: int) -> Non
         assert weighted / len(values) == pytest.approx(sum(values) / len(values), abs=1e-3)
 
 
-def test_a_run_cut_in_mid_air_is_reported(tmp_path: Path) -> None:
+def test_an_interrupted_run_is_reported(tmp_path: Path) -> None:
     directory = write_run(tmp_path / "run", {"done": (7, [7])}, end=False)
     with RunLog.resume(directory) as log:
         log.problem_started("open", "?", 7, 60.0)
@@ -249,7 +249,7 @@ def test_a_run_without_problems_is_reported(tmp_path: Path) -> None:
 
 
 class _Tags(HTMLParser):
-    """Counts tags, and checks that they are closed in order."""
+    """Counts tags and checks that they are closed in order."""
 
     VOID = frozenset({"meta", "link", "input", "br", "img"})
 
@@ -269,20 +269,20 @@ class _Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_whole_and_stands_alone(run_report: RunReport) -> None:
+def test_the_page_is_valid_and_self_contained(run_report: RunReport) -> None:
     page = render_page([run_report])
     tags = _Tags()
     tags.feed(page)
     assert tags.open == []
     assert len(tags.ids) == len(set(tags.ids))
-    assert tags.seen.get("img", 0) == 0  # texts of the run are no markup
+    assert tags.seen.get("img", 0) == 0  # texts of the run are escaped
     assert not re.findall(r'(?:src|href)="(?!#|data:)', page)
     assert "@import" not in page
     assert "url(" not in page
     assert "http" not in re.sub(r"http-equiv", "", page)
 
 
-def test_every_word_of_a_trajectory_is_in_the_page(run_report: RunReport) -> None:
+def test_the_page_contains_whole_trajectories(run_report: RunReport) -> None:
     page = render_page([run_report])
     packed = re.search(r'id="t-0-p-right">([^<]+)<', page)
     assert packed is not None
@@ -292,7 +292,7 @@ def test_every_word_of_a_trajectory_is_in_the_page(run_report: RunReport) -> Non
     assert (steps[2]["code"], steps[2]["output"]) == (f"print(1) # {HOSTILE}", "1")
 
 
-def test_large_trajectories_lose_their_middle_and_small_ones_nothing() -> None:
+def test_large_trajectories_are_shortened_in_the_middle_and_small_ones_kept() -> None:
     def packed(chars: int, seed: int) -> PackedText:
         text = "".join(chr(97 + (index * index * 7919 + seed) % 26) for index in range(chars))
         noise = base64.b64encode(os.urandom(chars)).decode()
@@ -314,19 +314,19 @@ def test_large_trajectories_lose_their_middle_and_small_ones_nothing() -> None:
 
 
 @needs_records
-def test_a_page_of_a_long_run_stays_under_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_of_a_long_run_stays_under_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aimo_solver.lab.report.page.TEXT_LIMIT", 200_000)
     one = load_report(read_run(simulate(tmp_path / "run", problems=4, attempts=16, scale=0.2)))
     assert sum(len(attempt.text.packed) for attempt in one.attempts if attempt.text) > 400_000
     page = render_page([one])
     packed = sum(map(len, re.findall(r'<script type="text/plain"[^>]*>([^<]*)<', page)))
     assert packed <= 200_000
-    # 50 problems of 16 attempts: the drawings grow with the attempts, the texts are limited.
-    drawings = len(page) - packed
-    assert drawings * 50 / 4 + TEXT_LIMIT < 20_000_000
+    # 50 problems of 16 attempts: charts grow with the attempts, texts are limited.
+    charts = len(page) - packed
+    assert charts * 50 / 4 + TEXT_LIMIT < 20_000_000
 
 
-def test_the_paired_difference_reads_as_one_would_by_hand(tmp_path: Path) -> None:
+def test_a_comparison_matches_values_computed_by_hand(tmp_path: Path) -> None:
     a = load_report(
         read_run(write_run(tmp_path / "a", {"p": (1, [1]), "q": (1, [2]), "r": (1, [1]), "s": (None, [1]), "t": (1, [2])}))
     )
@@ -360,7 +360,7 @@ def test_the_sign_test_is_the_binomial_one() -> None:
     assert sign_test(0, 0) == 1.0
 
 
-def test_a_broken_page_path_is_one_line(tmp_path: Path) -> None:
+def test_an_unwritable_page_path_is_a_one_line_error(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", {"p": (1, [1])})
     with pytest.raises(RunDirectoryError, match=r"cannot be written.*--out"):
         report_runs([run], Console(quiet=True), tmp_path / "nowhere" / "x.html")
@@ -425,7 +425,7 @@ def test_a_trajectory_unfolds_with_its_code_highlighted(page: Page) -> None:
 
 
 @needs_chromium
-def test_filters_leave_the_rows_that_fit(page: Page) -> None:
+def test_filters_show_matching_rows(page: Page) -> None:
     rows = "[...document.querySelectorAll('table.sortable tbody tr')]"
     shown = f"{rows}.filter(row => !row.hidden).map(row => row.cells[1].textContent.trim()).sort()"
     page.run("document.querySelector('[data-show=\"outvoted\"]').click()")
@@ -448,7 +448,7 @@ def test_the_page_is_never_wider_than_the_screen(page: Page, width: int) -> None
 
 
 @needs_chromium
-def test_a_comparison_leads_into_both_runs(tmp_path: Path) -> None:
+def test_a_comparison_links_into_both_runs(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, ANSWERS) for name in ("first", "second")]
     path = report_runs(runs, Console(quiet=True), tmp_path / "both.html")
     with Page(path) as page:

@@ -1,4 +1,4 @@
-"""The report's section on choosing the answer: its numbers against figures worked out by hand. About 3 s."""
+"""The policy section of a report, against values computed by hand. About 3 s."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from aimo_solver.log.writer import ProblemResult, RunLog
 from aimo_solver.policy.selection import Method
 from aimo_solver.results import Attempt, FinishReason
 
-# By problem: the truth, the answer taken, and (answer, second of its end) of each attempt; all begin at second 0, and sample
-# ten tokens a second. Every vote is by majority, two equal answers end a problem.
+# By problem: the truth, the chosen answer, and (answer, end in seconds) of each attempt. All attempts start at second 0 and
+# sample ten tokens a second. The voter is majority; two equal answers end a problem.
 PROBLEMS: dict[str, tuple[int | None, int, list[tuple[int | None, float]]]] = {
     "late": (5, 5, [(9, 10.0), (5, 20.0), (5, 30.0)]),
     "lost": (6, 8, [(6, 10.0), (8, 20.0), (8, 40.0), (None, 50.0)]),
@@ -55,7 +55,7 @@ def shown(one: RunReport) -> PolicyReport:
     return assess_policy(one)
 
 
-def test_the_score_at_each_second_is_that_of_the_attempts_that_had_ended(shown: PolicyReport) -> None:
+def test_the_score_at_a_second_counts_the_attempts_that_had_ended(shown: PolicyReport) -> None:
     # 10 s: lost is right so far. 20 s: even is right; late has 5 and 9 level, lost has 6 and 8: the smaller answer wins.
     # 40 s: 8 has two votes against 6.
     by_time = {moment.seconds: (moment.right, moment.present) for moment in shown.moments}
@@ -64,7 +64,7 @@ def test_the_score_at_each_second_is_that_of_the_attempts_that_had_ended(shown: 
     assert (shown.right, shown.known) == (2, 3)
 
 
-def test_tokens_until_the_decision_are_counted_over_all_attempts(shown: PolicyReport) -> None:
+def test_tokens_until_the_decision_include_all_attempts(shown: PolicyReport) -> None:
     rules = {rule.name: (rule.tokens, rule.right) for rule in shown.rules}
     assert rules == {
         # After 10, 10 and 20 s, with 3, 4 and 2 attempts at ten tokens a second.
@@ -76,7 +76,7 @@ def test_tokens_until_the_decision_are_counted_over_all_attempts(shown: PolicyRe
     assert [rule.median for rule in shown.rules] == [400, 600, 600]
 
 
-def test_shares_of_the_vote_are_binned_with_their_counts(shown: PolicyReport) -> None:
+def test_shares_of_the_vote_are_binned_with_counts(shown: PolicyReport) -> None:
     # When they are decided, late and lost have two of three votes, even has both of two.
     bins = {(part.low, part.high): (part.count, part.right) for part in shown.bins}
     assert bins == {(0.6, 0.8): (2, 1), (0.8, 1.0): (1, 1)}
@@ -107,7 +107,7 @@ def test_without_truth_only_tokens_are_shown(tmp_path: Path) -> None:
     assert "Part right against" not in page
 
 
-def test_problems_without_truth_are_in_no_score(tmp_path: Path) -> None:
+def test_problems_without_truth_do_not_count_for_the_score(tmp_path: Path) -> None:
     mixed = reported(tmp_path / "run", PROBLEMS | {"unknown": (None, 3, [(3, 5.0), (3, 6.0)])})
     shown = assess_policy(mixed)
     assert (shown.known, max(moment.right for moment in shown.moments)) == (3, 3)
@@ -115,12 +115,12 @@ def test_problems_without_truth_are_in_no_score(tmp_path: Path) -> None:
     assert len(shown.rules[0].tokens) == 4
 
 
-def test_a_run_without_attempts_has_no_such_section(tmp_path: Path) -> None:
+def test_a_run_without_attempts_has_no_policy_section(tmp_path: Path) -> None:
     one = reported(tmp_path / "run", {"p": (1, 0, [])})
     assert assess_policy(one).rules == ()
     assert "Choosing the answer" not in render_page([one])
 
 
-def test_options_that_this_version_does_not_know_change_nothing(one: RunReport, shown: PolicyReport) -> None:
+def test_unknown_options_are_ignored(one: RunReport, shown: PolicyReport) -> None:
     config = dict(one.run.config) | {"voting": {**one.run.config["voting"], "of_the_future": 3}}
     assert assess_policy(replace(one, run=replace(one.run, config=config))) == shown

@@ -1,4 +1,4 @@
-"""The live view shows a run that another process writes, and ends with it. About 5 s."""
+"""The live view of a run that another process writes. About 5 s."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def shown(follower: Follower) -> str:
     return console.export_text()
 
 
-def test_each_attempt_shows_what_it_does(tmp_path: Path, writer: subprocess.Popen[str]) -> None:
+def test_each_attempt_has_an_activity(tmp_path: Path, writer: subprocess.Popen[str]) -> None:
     snapshot = Follower(tmp_path / "run").snapshot()
     assert snapshot.running
     assert snapshot.tokens == 1000 + 100 + 40 + 7
@@ -74,7 +74,7 @@ def test_each_attempt_shows_what_it_does(tmp_path: Path, writer: subprocess.Pope
     assert problem.ballot.candidates[0].votes == 1
 
 
-def test_the_screen_names_score_votes_and_faults(tmp_path: Path, writer: subprocess.Popen[str]) -> None:
+def test_the_screen_shows_score_votes_and_faults(tmp_path: Path, writer: subprocess.Popen[str]) -> None:
     text = shown(Follower(tmp_path / "run"))
     assert "running" in text
     assert "1 problem, 1 of 1 right" in text
@@ -108,7 +108,7 @@ def test_watching_ends_with_the_run(tmp_path: Path, writer: subprocess.Popen[str
     assert watcher.returncode == 0
 
 
-def test_the_rate_is_taken_over_the_last_moments(tmp_path: Path, writer: subprocess.Popen[str]) -> None:
+def test_the_token_rate_covers_the_last_seconds(tmp_path: Path, writer: subprocess.Popen[str]) -> None:
     now = 1_000.0
     follower = Follower(tmp_path / "run", clock=lambda: now)
     assert follower.snapshot().tokens_per_s is None
@@ -117,9 +117,9 @@ def test_the_rate_is_taken_over_the_last_moments(tmp_path: Path, writer: subproc
     with (tmp_path / "run" / "trajectories" / "second" / "0.jsonl").open("a") as file:
         file.write('{"kind":"sampled","t":1,"since":0,"tokens":[1,2,3,4,5,6,7,8,9,10],"text":"","entropies":[]}\n')
     now += 10
-    assert follower.snapshot().tokens_per_s == 1.0  # 10 tokens in the 10 s since the look before
+    assert follower.snapshot().tokens_per_s == 1.0  # 10 tokens in the 10 s since the last snapshot
 
 
-def test_no_run_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match="holds no run"):
         watch(tmp_path, Console(quiet=True))

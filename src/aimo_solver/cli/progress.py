@@ -1,4 +1,4 @@
-"""The live view of a run in the terminal."""
+"""The progress of `evaluate` in the terminal."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from aimo_solver.lab.report.watch import result_line
 from aimo_solver.log.writer import ProblemResult
 from aimo_solver.policy.budget import Allotment
 from aimo_solver.problems import Problem
@@ -20,10 +21,7 @@ _STATES = {"waiting": ("·", "dim"), "thinking": ("▸", "cyan"), "tool": ("λ",
 
 
 class TerminalProgress:
-    """Shows problems under way with their attempts, and one line for each problem that is finished.
-
-    Where the output is no terminal, only the lines are written.
-    """
+    """Prints a line for each problem that ends; on a terminal, also shows open problems with their attempts."""
 
     def __init__(self, console: Console, problems: int) -> None:
         self._console = console
@@ -52,18 +50,7 @@ class TerminalProgress:
     def problem_finished(self, result: ProblemResult) -> None:
         self._open.pop(result.problem_id, None)
         self._results.append(result)
-        self._console.print(self._line(result), soft_wrap=True)
-
-    def _line(self, result: ProblemResult) -> Text:
-        mark, style = {True: ("✓", "green"), False: ("✗", "red"), None: ("•", "blue")}[result.right]
-        line = Text(f"{mark} ", style=style)
-        line.append(f"{len(self._results):>3}/{self._problems}  {result.problem_id:<10} {result.answer:>6}", style="default")
-        truth = "" if result.truth is None or result.right else f"  (truth {result.truth})"
-        line.append(truth, style="red")
-        votes = f"{result.votes} of {result.attempts} votes"
-        detail = f"  {votes}, {result.tool_calls} calls, {result.tokens} tokens, {result.seconds:.1f} s"
-        line.append(f"{detail}, {result.reason}", style="dim")
-        return line
+        self._console.print(result_line(result, f"{len(self._results):>3}/{self._problems}  "), soft_wrap=True)
 
     def _render(self) -> RenderableType:
         right = sum(result.right is True for result in self._results)

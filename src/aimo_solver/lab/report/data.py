@@ -149,11 +149,10 @@ def load_report(run: Run) -> RunReport:
     attempts = [attempt for problem in problems for attempt in problem.attempts]
     ended = [problem for problem in problems if problem.record.result and problem.record.truth is not None]
     first = min((problem.record.t for problem in problems), default=run.last_t)
-    state = "running" if is_running(run.directory) else "finished" if run.summary is not None else "interrupted"
     return RunReport(
         run=run,
         name=run.directory.resolve().name,
-        state=state,
+        state=run_state(run, is_running(run.directory)),
         seconds=run.last_t,
         problems=problems,
         right=sum(problem.verdict is Verdict.RIGHT for problem in ended),
@@ -170,6 +169,10 @@ def load_report(run: Run) -> RunReport:
         streams=_count_busy(problems, Activity.THINKING),
         kernels=_count_busy(problems, Activity.TOOL, Activity.FAILED),
     )
+
+
+def run_state(run: Run, running: bool) -> str:
+    return "running" if running else "finished" if run.summary is not None else "interrupted"
 
 
 def attempt_so_far(trajectory: TrajectoryRecord, problem: ProblemRecord) -> Attempt:

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from aimo_solver.lab.report.data import attempt_so_far
+from aimo_solver.lab.report.data import attempt_so_far, run_state
 from aimo_solver.lab.report.format import duration, plain_value, short_number
 from aimo_solver.lab.report.timeline import is_fault, is_notable
 from aimo_solver.log.lock import is_running
@@ -113,9 +113,9 @@ def watch(directory: Path, console: Console, *, every_s: float = EVERY_S) -> Non
         return
     printed = 0
     while True:
-        results = sorted(_ended(snapshot.run), key=lambda ended: ended[0])
-        for _, result in results[printed:]:
-            console.print(_result_line(result), soft_wrap=True)
+        results = _results(snapshot.run)
+        for result in results[printed:]:
+            console.print(result_line(result), soft_wrap=True)
         printed = len(results)
         if not snapshot.running:
             break
@@ -126,16 +126,26 @@ def watch(directory: Path, console: Console, *, every_s: float = EVERY_S) -> Non
 
 def render_snapshot(snapshot: Snapshot) -> RenderableType:
     parts: list[RenderableType] = [_head(snapshot), ""]
-    ended = sorted(_ended(snapshot.run), key=lambda ended: ended[0])
-    if len(ended) > _SHOWN_RESULTS:
-        parts.append(Text(f"… {len(ended) - _SHOWN_RESULTS} more before", "dim"))
-    parts += [_result_line(result) for _, result in ended[-_SHOWN_RESULTS:]]
+    results = _results(snapshot.run)
+    if len(results) > _SHOWN_RESULTS:
+        parts.append(Text(f"… {len(results) - _SHOWN_RESULTS} more before", "dim"))
+    parts += [result_line(result) for result in results[-_SHOWN_RESULTS:]]
     for problem in snapshot.open:
         parts += ["", _problem(problem, snapshot.t)]
     events = [event for event in snapshot.run.events if is_notable(event)][-_SHOWN_EVENTS:]
     if events:
         parts += ["", *(_event_line(event) for event in events)]
     return Group(*parts)
+
+
+def result_line(result: ProblemResult, position: str = "") -> Text:
+    """One line for a problem that ended, after its `position` in the run."""
+    mark, style = {True: ("✓", "green"), False: ("✗", "red"), None: ("•", "blue")}[result.right]
+    truth = "" if result.truth is None or result.right else f"  truth {result.truth}"
+    votes, tokens = f"{result.votes} of {result.attempts} votes", f"{short_number(result.tokens)} tokens"
+    detail = f"  {votes}, {result.tool_calls} calls, {tokens}, {duration(result.seconds)}, {result.reason}"
+    name = f"{mark} {position}{result.problem_id:<12}"
+    return Text.assemble((name, style), f"{result.answer:>6}", (truth, "red"), (detail, "dim"))
 
 
 def _problem_now(run: Run, problem: ProblemRecord) -> ProblemNow:
@@ -162,13 +172,15 @@ def _seconds(run: Run, now: float) -> float:
     return run.last_t if start is None else max(run.last_t, start.t + now - datetime.fromisoformat(start.wall).timestamp())
 
 
-def _ended(run: Run) -> list[tuple[float, ProblemResult]]:
-    return [(problem.ended or 0.0, problem.result) for problem in run.problems if problem.result is not None]
+def _results(run: Run) -> list[ProblemResult]:
+    """By end."""
+    problems = sorted(run.problems, key=lambda problem: problem.ended or 0.0)
+    return [problem.result for problem in problems if problem.result is not None]
 
 
 def _head(snapshot: Snapshot) -> Text:
     run = snapshot.run
-    state = "running" if snapshot.running else "finished" if run.summary is not None else "interrupted"
+    state = run_state(run, snapshot.running)
     known = [result for result in run.results if result.right is not None]
     style = {"running": "cyan", "finished": "green", "interrupted": "yellow"}[state]
     head = Text.assemble((run.directory.resolve().name, "bold"), "  ", (state, style), f"  {duration(snapshot.t)}")
@@ -179,16 +191,6 @@ def _head(snapshot: Snapshot) -> Text:
     if snapshot.running and snapshot.tokens_per_s is not None:
         head.append(f", {snapshot.tokens_per_s:,.0f}/s")
     return head
-
-
-def _result_line(result: ProblemResult) -> Text:
-    mark, style = {True: ("✓", "green"), False: ("✗", "red"), None: ("•", "blue")}[result.right]
-    truth = "" if result.truth is None or result.right else f"  truth {result.truth}"
-    detail = f"  {result.votes} of {result.attempts} votes, {short_number(result.tokens)} tokens, {duration(result.seconds)}"
-    answer = f"{result.answer:>6}"
-    return Text.assemble(
-        (f"{mark} {result.problem_id:<12}", style), answer, (truth, "red"), (f"{detail}, {result.reason}", "dim")
-    )
 
 
 def _problem(problem: ProblemNow, t: float) -> RenderableType:
