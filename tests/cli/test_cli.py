@@ -1,4 +1,4 @@
-"""`aimo-solver evaluate` as a user runs it: real processes, the real server, real interruptions."""
+"""`aimo-solver evaluate` in processes of its own, with a real server and real interruptions."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def lines(path: Path) -> list[dict[str, object]]:
 def until(condition: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "did not happen in time"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.05)
 
 
 @pytest.fixture
 def family() -> Iterator[Callable[[], list[psutil.Process]]]:
-    """All processes that descend from ours now or did when last asked, and still run."""
+    """Running processes that are descendants of the test, or were when last asked."""
     known: set[psutil.Process] = set()
     before = set(psutil.Process().children(recursive=True))
 
@@ -57,7 +57,7 @@ def family() -> Iterator[Callable[[], list[psutil.Process]]]:
 
 
 @pytest.mark.vllm
-def test_problems_side_by_side_on_an_endpoint(vllm: Served, tmp_path: Path) -> None:
+def test_problems_run_in_parallel_on_an_endpoint(vllm: Served, tmp_path: Path) -> None:
     done = evaluate(vllm, tmp_path / "run", "--limit", 8, "--problems-in-parallel", 4)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -78,7 +78,9 @@ def test_ids_choose_problems(vllm: Served, tmp_path: Path) -> None:
 
 
 @pytest.mark.vllm
-def test_a_killed_run_goes_on_where_it_stopped(vllm: Served, tmp_path: Path, family: Callable[[], list[psutil.Process]]) -> None:
+def test_a_killed_run_resumes_with_the_next_problem(
+    vllm: Served, tmp_path: Path, family: Callable[[], list[psutil.Process]]
+) -> None:
     out = tmp_path / "run"
     command = [*COMMAND, "evaluate", str(WARMUP), "--endpoint", vllm.url, "--out", str(out), "--limit", "12"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
@@ -97,7 +99,7 @@ def test_a_killed_run_goes_on_where_it_stopped(vllm: Served, tmp_path: Path, fam
 
 @pytest.mark.vllm
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_in_mid_run_keeps_what_is_finished(
+def test_an_interrupt_keeps_finished_problems(
     vllm: Served, tmp_path: Path, family: Callable[[], list[psutil.Process]], sent: signal.Signals
 ) -> None:
     out = tmp_path / "run"
@@ -112,7 +114,9 @@ def test_ctrl_c_in_mid_run_keeps_what_is_finished(
     assert not (out / "summary.json").exists()
 
 
-def test_ctrl_c_while_the_server_starts_leaves_nothing(tmp_path: Path, family: Callable[[], list[psutil.Process]]) -> None:
+def test_an_interrupt_while_the_server_starts_ends_all_processes(
+    tmp_path: Path, family: Callable[[], list[psutil.Process]]
+) -> None:
     out = tmp_path / "run"
     with subprocess.Popen([*COMMAND, "evaluate", str(WARMUP), "--out", str(out)], stdout=subprocess.DEVNULL) as process:
         until(lambda: "non-default args" in (out / "server.log").read_text() if (out / "server.log").exists() else False)
@@ -129,22 +133,22 @@ def problems(tmp_path: Path) -> Path:
     return path
 
 
-def refused(done: subprocess.CompletedProcess[str], says: str) -> None:
+def assert_refused(done: subprocess.CompletedProcess[str], message: str) -> None:
     assert done.returncode == 2, done.stdout + done.stderr
-    assert says in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    refused(run("evaluate", tmp_path / "absent.csv", "--out", tmp_path / "run"), "no such file")
+    assert_refused(run("evaluate", tmp_path / "absent.csv", "--out", tmp_path / "run"), "no such file")
     assert not (tmp_path / "run").exists()
 
 
 def test_an_unknown_option_in_the_toml_is_refused(tmp_path: Path, problems: Path) -> None:
     (tmp_path / "my.toml").write_text("[solver]\nslotz = 3\n")
     done = run("evaluate", problems, "--config", tmp_path / "my.toml", "--out", tmp_path / "run")
-    refused(done, "solver.slotz: unknown; known here: slots, max_attempts")
+    assert_refused(done, "solver.slotz: unknown; known here: slots, max_attempts")
     assert not (tmp_path / "run").exists()
 
 
@@ -152,29 +156,29 @@ def test_a_model_folder_without_a_tokenizer_is_refused(tmp_path: Path, problems:
     model = tmp_path / "model"
     model.mkdir()
     shutil.copy(MODEL / "config.json", model)
-    refused(run("evaluate", problems, "--model", model, "--out", tmp_path / "run"), "no tokenizer.json")
+    assert_refused(run("evaluate", problems, "--model", model, "--out", tmp_path / "run"), "no tokenizer.json")
     assert not (tmp_path / "run").exists()
 
 
-def test_an_endpoint_that_is_not_there_is_refused(tmp_path: Path, problems: Path) -> None:
+def test_an_unreachable_endpoint_is_refused(tmp_path: Path, problems: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
-    refused(run("evaluate", problems, "--endpoint", url, "--out", tmp_path / "run"), "does not answer")
+    assert_refused(run("evaluate", problems, "--endpoint", url, "--out", tmp_path / "run"), "does not answer")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_that_holds_something_else_is_not_overwritten(tmp_path: Path, problems: Path) -> None:
+def test_overwrite_deletes_only_run_directories(tmp_path: Path, problems: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("years of work")
-    refused(run("evaluate", problems, "--out", tmp_path / "run", "--overwrite"), "not a run directory")
+    assert_refused(run("evaluate", problems, "--out", tmp_path / "run", "--overwrite"), "not a run directory")
     assert (tmp_path / "run" / "thesis.tex").exists()
 
 
 def test_resuming_nothing_is_refused(tmp_path: Path, problems: Path) -> None:
-    refused(run("evaluate", problems, "--out", tmp_path / "absent", "--resume"), "run directory")
+    assert_refused(run("evaluate", problems, "--out", tmp_path / "absent", "--resume"), "run directory")
     assert not (tmp_path / "absent").exists()
 
 
-def test_a_server_that_dies_while_starting_shows_its_command_and_log(tmp_path: Path, problems: Path) -> None:
+def test_a_server_that_fails_to_start_shows_its_command_and_log(tmp_path: Path, problems: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(MODEL, model)
     (model / "model.safetensors").write_bytes(b"not a model")
@@ -185,7 +189,7 @@ def test_a_server_that_dies_while_starting_shows_its_command_and_log(tmp_path: P
     assert 'Traceback (most recent call last):\n  File "' + str(ROOT) not in done.stderr
 
 
-def test_commands_show_their_help() -> None:
+def test_help_lists_the_commands() -> None:
     done = run("--help")
     assert done.returncode == 0
     assert "evaluate" in done.stdout
@@ -198,12 +202,12 @@ def test_an_unknown_command_line_option_is_refused(problems: Path) -> None:
 
 
 @pytest.mark.vllm
-def test_a_resumed_run_keeps_its_clock_and_writes_down_what_it_goes_on_with(vllm: Served, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_clock_and_records_its_new_options(vllm: Served, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert evaluate(vllm, out, "--limit", 1, "--time-limit", 600).returncode == 0
     with (out / "events.jsonl").open("a") as events:
         events.write(json.dumps({"t": 590.0, "wall": "", "kind": "x"}) + "\n")
-    refused(
+    assert_refused(
         evaluate(vllm, out, "--limit", 2, "--resume"), "--time-limit: the run has used 590 of its 540 s, and 1 problems are open"
     )
     done = evaluate(vllm, out, "--limit", 2, "--resume", "--time-limit", 700, "--set", "solver.max_attempts=9")

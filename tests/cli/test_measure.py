@@ -1,4 +1,4 @@
-"""`aimo-solver replay`, `cache`, `bench`, `report`, `watch` and `serve` as a user runs them."""
+"""`aimo-solver replay`, `cache`, `bench`, `report`, `watch` and `serve` in processes of their own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aimo_solver.config import Config
 from aimo_solver.lab.records import CSV_COLUMNS
 from aimo_solver.log.writer import ProblemResult, RunLog
 from aimo_solver.server.compile_cache import read_stamp
-from tests.cli.test_cli import refused, run
+from tests.cli.test_cli import assert_refused, run
 from tests.conftest import MODEL
 
 # By problem: the truth, and the answers in order of finishing. Majority is right at a and c, two equal answers at a and b.
@@ -21,7 +21,7 @@ ATTEMPTS = {"a": (5, [5, 5, 5, 9]), "b": (6, [6, 6, 8, 8, 8]), "c": (7, [1, 1, 7
 
 @pytest.fixture
 def attempts(tmp_path: Path) -> Path:
-    """Attempt I of a problem takes 10 * (I + 1) seconds and 100 * (I + 1) tokens; all start at once."""
+    """Attempt I of a problem takes 10 * (I + 1) seconds and 100 * (I + 1) tokens; all start together."""
     rows = []
     for problem, (truth, answers) in ATTEMPTS.items():
         for index, answer in enumerate(answers):
@@ -54,7 +54,7 @@ def as_json(*arguments: object) -> dict[str, object]:
     return values
 
 
-def test_replay_scores_policies_as_one_would_by_hand(attempts: Path) -> None:
+def test_replay_scores_match_values_computed_by_hand(attempts: Path) -> None:
     values = as_json("replay", attempts, "--policy", "majority", "--policy", "majority/equal=2")
     assert values["oracle"] == 3
     assert values["policies"].keys() == {"majority", "majority/equal=2"}
@@ -74,7 +74,7 @@ def test_replay_prints_a_table(attempts: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["--simulate", "--competitions", "3", "--problems", "2"]])
-def test_replay_draws_its_figures(attempts: Path, tmp_path: Path, options: list[str]) -> None:
+def test_replay_writes_charts(attempts: Path, tmp_path: Path, options: list[str]) -> None:
     policies = ["default@even", "default@greedy"] if options else ["majority"]
     command = ["replay", attempts, *options, "--plots", tmp_path / "plots"]
     values = as_json(*command, *(part for name in policies for part in ("--policy", name)))
@@ -93,7 +93,7 @@ def test_a_simulated_score_lies_between_no_problem_and_all(attempts: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         (["--policy", "majorty"], "no such voter; known: default, majority"),
         (["--policy", "majority/equals=3"], "no such stop rule"),
@@ -101,16 +101,16 @@ def test_a_simulated_score_lies_between_no_problem_and_all(attempts: Path) -> No
         (["--set", "voting.voterr=x"], "voting.voterr"),
     ],
 )
-def test_a_wrong_policy_is_refused(attempts: Path, options: list[str], says: str) -> None:
-    refused(run("replay", attempts, *options), says)
+def test_a_wrong_policy_is_refused(attempts: Path, options: list[str], message: str) -> None:
+    assert_refused(run("replay", attempts, *options), message)
 
 
-def test_a_csv_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_csv_without_the_needed_columns_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    refused(run("replay", tmp_path / "other.csv"), "lacks the columns run, model")
+    assert_refused(run("replay", tmp_path / "other.csv"), "lacks the columns run, model")
 
 
-def test_cache_pack_keeps_what_was_compiled(tmp_path: Path) -> None:
+def test_cache_pack_records_where_it_was_compiled(tmp_path: Path) -> None:
     (tmp_path / "jit" / "vllm").mkdir(parents=True)
     (tmp_path / "jit" / "vllm" / "compiled").write_text("graph")
     archive = tmp_path / "x.aimocache"
@@ -124,10 +124,10 @@ def test_cache_pack_keeps_what_was_compiled(tmp_path: Path) -> None:
 
 
 def test_an_empty_cache_is_refused(tmp_path: Path) -> None:
-    refused(run("cache", "pack", "--model", MODEL, "--root", tmp_path / "jit"), "holds no compile cache")
+    assert_refused(run("cache", "pack", "--model", MODEL, "--root", tmp_path / "jit"), "holds no compile cache")
 
 
-def test_report_tells_the_score_and_writes_the_page(run_directory: Path, tmp_path: Path) -> None:
+def test_report_prints_the_score_and_writes_the_page(run_directory: Path, tmp_path: Path) -> None:
     done = run("report", run_directory, "--out", tmp_path / "page.html")
     assert done.returncode == 0, done.stderr
     assert "1 of 2 right" in done.stdout
@@ -142,11 +142,11 @@ def test_watch_shows_a_finished_run_and_ends(run_directory: Path) -> None:
 
 @pytest.mark.parametrize("command", ["report", "watch"])
 def test_a_folder_without_a_run_is_refused(tmp_path: Path, command: str) -> None:
-    refused(run(command, tmp_path), "no run.json")
+    assert_refused(run(command, tmp_path), "no run.json")
 
 
-def test_the_engine_benchmark_refuses_counts_that_are_none() -> None:
-    refused(run("bench", "engine", "--model", MODEL, "--streams", "1,many"), "write numbers like 1,8,16")
+def test_the_engine_benchmark_refuses_invalid_counts() -> None:
+    assert_refused(run("bench", "engine", "--model", MODEL, "--streams", "1,many"), "write numbers like 1,8,16")
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_the_engine_benchmark_refuses_counts_that_are_none() -> None:
         ("cache", ["build", "pack"]),
     ],
 )
-def test_help_names_what_there_is(command: str, names: list[str]) -> None:
+def test_help_names_options_and_subcommands(command: str, names: list[str]) -> None:
     done = run(command, "--help")
     assert done.returncode == 0
     assert [name for name in names if name not in done.stdout] == []

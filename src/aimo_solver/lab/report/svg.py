@@ -161,6 +161,6 @@ class Chart:
         path.write_text(f'<svg {head} class="plot file"><style>{css}</style>{inside}</svg>\n', encoding="utf-8")
 
     def _add(self, name: str, style: str, title: str = "", **attributes: float | str) -> None:
-        inside = f"<title>{escape(title)}</title>" if title else ""
         values = " ".join(f'{key}="{value if isinstance(value, str) else f"{value:g}"}"' for key, value in attributes.items())
-        self._parts.append(f'<{name} {values} class="{style}">{inside}</{name}>')
+        end = f"><title>{escape(title)}</title></{name}>" if title else "/>"
+        self._parts.append(f'<{name} {values} class="{style}"{end}')
