@@ -79,7 +79,7 @@ def _summary(report: RunReport) -> RenderableType:
         causes = ", ".join(f"{count} {name}" for name, count in report.tool_errors.most_common(6))
         parts.append(Text.assemble(("failed tool calls: ", "dim"), causes))
     if report.run.torn_lines:
-        parts.append(Text(f"{report.run.torn_lines} lines were cut off and left out", "yellow"))
+        parts.append(Text(f"{report.run.torn_lines} incomplete lines were left out", "yellow"))
     return Group(*parts, "")
 
 

@@ -1,7 +1,7 @@
 "use strict";
 const each = (selector, action, root = document) => root.querySelectorAll(selector).forEach(action);
 
-// Tables: a click on a heading sorts, numbers first from large to small.
+// Tables: a click on a heading sorts; numbers start with the largest.
 each("table.sortable", (table) => {
   const body = table.tBodies[0];
   const value = (row, column) => {
@@ -42,7 +42,7 @@ each(".filters[data-table]", (bar) => {
   search.addEventListener("input", show);
 });
 
-// Tabs of a comparison, and links that lead into a folded part of another tab.
+// Tabs of a comparison, and links into closed parts of other tabs.
 const openTab = (id) => {
   each(".tabs button", (tab) => tab.setAttribute("aria-selected", String(tab.dataset.tab === id)));
   each(".tab", (panel) => { panel.hidden = panel.id !== id; });
@@ -62,7 +62,7 @@ each("button.unfold", (button) => button.addEventListener("click", () => {
   const parts = [...button.closest(".problems").querySelectorAll("details.problem")];
   const open = parts.some((part) => !part.open);
   parts.forEach((part) => { part.open = open; });
-  button.textContent = open ? "fold all" : "unfold all";
+  button.textContent = open ? "collapse all" : "expand all";
 }));
 document.querySelector("button.theme").addEventListener("click", () => {
   const root = document.documentElement;
@@ -70,7 +70,7 @@ document.querySelector("button.theme").addEventListener("click", () => {
   root.dataset.theme = dark ? "light" : "dark";
 });
 
-// Trajectories: unpacked and built when one is unfolded.
+// Trajectories are unpacked when opened.
 const node = (name, style, text) => {
   const element = document.createElement(name);
   if (style) element.className = style;
@@ -94,7 +94,7 @@ const PYTHON = new RegExp([
   "(?<number>\\b(?:0[xXbBoO][\\da-fA-F_]+|\\d[\\d_]*(?:\\.\\d*)?(?:[eE][+-]?\\d+)?)\\b)",
   "(?<call>\\b[A-Za-z_]\\w*(?=\\())",
 ].join("|"), "g");
-// A text in a box; a long one is cut at the height of a screen until it is asked for.
+// A text in a box; a long one is shown in full on request.
 const box = (style, text, parts) => {
   const pre = node("pre", style);
   pre.append(...parts);
@@ -109,15 +109,15 @@ const output = (text) => box("output", text, [text || "(no output)"]);
 const prose = (text) =>
   box("prose", text, mark(text, /<\|[^<>\n]{0,40}?\|?>|<[a-z_]{0,20}\|>|<\/?(?:think|tool_call|tool_response)>|\\boxed\{[^}]*\}/g,
     (match) => (match[0].startsWith("\\") ? "boxed" : "token")));
-const folded = (title, content) => {
+const closed = (title, content) => {
   const part = node("details", "step inserted");
   part.append(node("summary", "", title), ...content);
   return part;
 };
 const tokens = (step) => `${step.n.toLocaleString("en")} tokens`;
 const drawStep = (step, turn) => {
-  if (step.kind === "prompt") return folded(`prompt · ${tokens(step)}`, prose(step.text));
-  if (step.kind === "inserted") return folded(`inserted: ${step.why.replace("_", " ")} · ${tokens(step)}`, prose(step.text));
+  if (step.kind === "prompt") return closed(`prompt · ${tokens(step)}`, prose(step.text));
+  if (step.kind === "inserted") return closed(`inserted: ${step.why.replace("_", " ")} · ${tokens(step)}`, prose(step.text));
   const part = node("div", `step ${step.kind}`);
   const head = node("p", "head");
   part.append(head);
