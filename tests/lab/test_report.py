@@ -409,7 +409,7 @@ def test_a_click_on_a_heading_sorts(page: Page) -> None:
 
 
 @needs_chromium
-def test_a_trajectory_unfolds_with_its_code_highlighted(page: Page) -> None:
+def test_an_opened_trajectory_has_its_code_highlighted(page: Page) -> None:
     page.run("document.querySelector('a[href=\"#p-outvoted\"]').click()")
     page.wait_for("document.getElementById('p-outvoted').open")
     attempt = "document.querySelectorAll('#p-outvoted details.attempt')[1]"

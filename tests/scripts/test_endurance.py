@@ -66,7 +66,7 @@ def test_a_run_without_problems_has_no_deviation() -> None:
         ({"truth": {f"p{number}": number for number in range(101)}}, "1 problems without an answer"),
         ({"truth": {f"p{number}": number + (number < 3) for number in range(100)}}, "only 97 of 100 right"),
         ({"left": ("process 12",)}, "left behind: process 12"),
-        ({"planned": (Fault(("disk full", "server killed"), 1, 0.0),)}, "only 1 faults were done"),
+        ({"planned": (Fault(("disk full", "server killed"), 1, 0.0),)}, "only 1 faults were injected"),
         ({"minutes": 3.0}, "it took 200 s of 180"),
         (
             {"samples": [Sample(2.0 * n, n, 100.0 + n, 900.0, 30 + n, 8, 12, 20) for n in range(100)]},
