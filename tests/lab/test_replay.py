@@ -86,7 +86,7 @@ def test_scores_count_right_lost_and_changed() -> None:
     ]
     result = names("majority", "majority/first", groups=groups)
     score, first = result.scores
-    assert (score.groups, score.right, score.lost, score.changed) == (4, 1, 1, 0)
+    assert (len(score.outcomes), score.right, score.lost, score.changed) == (4, 1, 1, 0)
     assert (result.oracle, result.groups, result.problems, result.left_out) == (2, 4, 4, 0)
     assert score.accuracy.mean == 0.25
     assert (first.right, first.changed, first.diff.mean) == (1, 0, 0.0)
@@ -184,7 +184,7 @@ def test_public_records_give_their_published_counts() -> None:
 def test_stopping_at_equal_answers_costs_nothing_against_24_attempts() -> None:
     groups = [one for one in read_groups([PUBLIC]) if one.run == "jxm/shiv-latest-hinted" and len(one.attempts) == 24]
     whole, *early = names("majority", *(f"majority/equal={k}" for k in (3, 4, 5)), groups=groups).scores
-    assert whole.groups == 30
+    assert len(whole.outcomes) == 30
     for score in early:
         assert score.right == whole.right
         assert score.mean_seconds < 0.65 * whole.mean_seconds

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from aimo_solver.config import config_from
-from aimo_solver.lab.calibration import wilson
 from aimo_solver.lab.report.data import RunReport, load_report
 from aimo_solver.lab.report.page import render_page
 from aimo_solver.lab.report.policy import Moment, PolicyReport, assess_policy
+from aimo_solver.lab.statistics import proportion
 from aimo_solver.log.reader import read_run
 from aimo_solver.log.writer import ProblemResult, RunLog
 from aimo_solver.policy.selection import Method
@@ -81,7 +81,7 @@ def test_shares_of_the_vote_are_binned_with_counts(shown: PolicyReport) -> None:
     bins = {(part.low, part.high): (part.count, part.right) for part in shown.bins}
     assert bins == {(0.6, 0.8): (2, 1), (0.8, 1.0): (1, 1)}
     assert shown.bins[0].share == pytest.approx(2 / 3)
-    assert shown.bins[0].interval == wilson(1, 2)
+    assert shown.bins[0].accuracy == proportion(1, 2)
 
 
 def test_the_page_shows_counts_and_intervals(one: RunReport) -> None:

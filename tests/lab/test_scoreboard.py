@@ -5,11 +5,9 @@ from __future__ import annotations
 import io
 import json
 
-import pytest
 from rich.console import Console
 
 from aimo_solver.config import Config
-from aimo_solver.lab.calibration import wilson
 from aimo_solver.lab.records import Group, Use
 from aimo_solver.lab.replay import Replay, parse_policy, replay
 from aimo_solver.lab.scoreboard import (
@@ -81,11 +79,3 @@ def test_tables_name_every_policy_and_run() -> None:
 def test_what_was_not_logged_is_said() -> None:
     assert "not logged" in text(*replay_tables(replayed(timed=False)))
     assert "not logged" not in text(*replay_tables(replayed()))
-
-
-def test_wilson_interval_is_the_textbook_one() -> None:
-    # Wilson 1927; 8 of 10 by any statistics package: 0.4902, 0.9433.
-    low, high = wilson(8, 10)
-    assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)
-    assert wilson(0, 5)[0] == pytest.approx(0)
-    assert wilson(5, 5)[1] == pytest.approx(1)

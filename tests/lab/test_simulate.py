@@ -80,8 +80,8 @@ def play_one(pool: Pool, config: Config, competition: int, run: int, plays: int,
     for number in range(PROBLEMS):
         draw = np.random.default_rng((seed, number))
         group = pool.groups[draw.integers(len(pool.groups), size=plays // RUNS)[competition]]
-        luck = draw.random((config.solver.max_attempts, plays))[:, RUNS * competition + run]
-        queue = [group.attempts[int(one * len(group.attempts))] for one in luck]
+        uniform = draw.random((config.solver.max_attempts, plays))[:, RUNS * competition + run]
+        queue = [group.attempts[int(one * len(group.attempts))] for one in uniform]
         given_ = allot(Clock(limit - used, PROBLEMS - number - 1), config.budget)
         allowed = min(config.solver.max_attempts, given_.max_attempts or math.inf)
         slots = min(config.solver.slots, given_.slots or math.inf, allowed)
@@ -122,7 +122,7 @@ def test_the_arrays_play_exactly_as_the_solvers_rules_do(groups: list[Group], co
     rate = Throughput().per_stream(config.solver.slots)
     played = Competitions(pool, config, competitions, PROBLEMS, STARTUP_S, rate, seed)
     for number in range(PROBLEMS):
-        played.problem(number)
+        played.play(number)
     for play in range(competitions * RUNS):
         right, used, spent = play_one(pool, config, play // RUNS, play % RUNS, competitions * RUNS, seed)
         assert played.right[play].tolist() == right

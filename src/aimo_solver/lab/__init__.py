@@ -1,6 +1,6 @@
-"""Learns from runs: replays, simulations, statistics. Never in the notebook.
+"""Replays, simulations and statistics of logged runs. Never in the notebook.
 
-May import: chat, policy, log.
+May import: policy, log.
 """
 
-__all__ = ["calibration", "competition", "records", "replay", "scoreboard", "simulate", "statistics"]
+__all__ = ["records", "replay", "scoreboard", "simulate", "statistics"]

@@ -1,4 +1,4 @@
-"""The arrays behind simulate.py: all competitions of one configuration, in step.
+"""Plays all competitions of one configuration in step, on arrays.
 
 N = competitions * RUNS plays; a play is one run over all problems.
 """
@@ -13,21 +13,21 @@ from numpy.typing import NDArray
 from aimo_solver.config import Config
 from aimo_solver.errors import ConfigError
 from aimo_solver.lab.records import Group
+from aimo_solver.lab.statistics import Floats
 from aimo_solver.policy.budget import Clock, allot
 from aimo_solver.policy.stopping import RULES, Tally, leads
 from aimo_solver.policy.voting import VOTERS, Ballot, ballot_of
 
-Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 RUNS = 2  # the private set is run twice
-_NONE = -1  # code of "no answer"
+_NO_ANSWER = -1  # code
 _BALLOT = ("votes", "clean", "sure", "tail_sure", "evidence")
 
 
 class Pool:
-    """Groups as arrays: one row per group, one column per attempt, padded."""
+    """Groups as padded arrays: one row per group, one column per attempt."""
 
     def __init__(self, groups: Sequence[Group], config: Config) -> None:
         self.groups = tuple(groups)
@@ -35,12 +35,12 @@ class Pool:
         shape = (len(groups), most)
         self.size = np.array([len(group.attempts) for group in groups])
         self.tokens = np.zeros(shape)
-        self.code = np.full(shape, _NONE)
+        self.code = np.full(shape, _NO_ANSWER)
         self.weights = {name: np.zeros(shape) for name in _BALLOT}
-        self.truth = np.full(len(groups), _NONE - 1)
+        self.truth = np.full(len(groups), _NO_ANSWER - 1)
         self.codes = 1
         for row, group in enumerate(groups):
-            # In ascending order, so that the first of equal scores is the smaller answer, as in voting.rank.
+            # In ascending order: argmax breaks ties in favour of the smaller answer, as voting.rank does.
             answers = sorted({attempt.answer for attempt in group.ended if attempt.answer is not None})
             self.codes = max(self.codes, len(answers))
             if group.truth in answers:
@@ -56,14 +56,13 @@ class Pool:
 
 
 class Competitions:
-    """All competitions of one configuration, problem after problem.
+    """All competitions of one configuration, played problem by problem.
 
     Attributes:
         right: whether the answer was right, (N, problems); play 2 i + r is run r of competition i.
-        drawn: the group that was each problem, (competitions, problems).
+        drawn: the group of each problem, (competitions, problems).
         used, tokens: seconds since process start and tokens sampled so far, (N,).
-        limit: seconds that no play may pass.
-        pool: where problems and attempts are drawn from.
+        limit: seconds that no play may exceed.
         undecided: problems that ran out of time, over all plays.
     """
 
@@ -85,15 +84,15 @@ class Competitions:
         most = config.solver.max_attempts
         self._leads = np.array([[leads(lead, second) for second in range(most + 1)] for lead in range(most + 1)])
 
-    def problem(self, number: int) -> None:
+    def play(self, number: int) -> None:
         """Plays problem `number` of all competitions."""
         draw = np.random.default_rng((self._seed, number))
         group = draw.integers(len(self.pool.groups), size=self._competitions)
         self.drawn[:, number] = group
         group = np.repeat(group, RUNS)
-        # Attempts are drawn column by column, so that a configuration with more of them sees the same first ones.
-        luck = draw.random((self._config.solver.max_attempts, self._plays)).T
-        attempt = (luck * self.pool.size[group, None]).astype(np.int64)
+        # Drawn attempt by attempt, so that a configuration with more of them sees the same first ones.
+        uniform = draw.random((self._config.solver.max_attempts, self._plays)).T
+        attempt = (uniform * self.pool.size[group, None]).astype(np.int64)
         left = self.limit - self.used
         given = [allot(Clock(seconds, self._problems - number - 1), self._config.budget) for seconds in left.tolist()]
         solver = self._config.solver
@@ -109,12 +108,12 @@ class Competitions:
 
 
 class _Problem:
-    """One problem of all plays.
+    """One problem in all plays.
 
     Attributes:
         now: seconds since the problem's start, (N,).
         spent: tokens, (N,).
-        timed_out: whether the time ran out before a decision and before the last attempt ended, (N,).
+        timed_out: whether time ran out before a decision and before the last attempt ended, (N,).
     """
 
     def __init__(self, pool: Pool, config: Config, group: Ints, attempt: Ints, rate: Floats, table: Floats) -> None:
@@ -131,9 +130,9 @@ class _Problem:
         self.timed_out = np.zeros(plays, dtype=bool)
 
     def run(self, seconds: Floats, slots: Ints, allowed: Ints, confidence: Floats) -> Ints:
-        """Plays until every play is decided, out of attempts or out of time; the codes of the answers."""
+        """Runs every play until it is decided, out of attempts or out of time; returns the codes of the answers."""
         column = np.arange(self._tokens.shape[1])
-        to_do = np.where(column < slots[:, None], self._tokens, np.inf)  # tokens left of what runs; inf: does not run
+        to_do = np.where(column < slots[:, None], self._tokens, np.inf)  # tokens left of running attempts; inf: not running
         started = slots.copy()
         alive = np.flatnonzero(seconds > 0)
         self.timed_out[seconds <= 0] = True
@@ -164,7 +163,7 @@ class _Problem:
     def _count(self, plays: Ints, attempt: Ints) -> None:
         self._finished[plays] += 1
         code = self._code[plays, attempt]
-        plays, attempt, code = plays[code != _NONE], attempt[code != _NONE], code[code != _NONE]
+        plays, attempt, code = plays[code != _NO_ANSWER], attempt[code != _NO_ANSWER], code[code != _NO_ANSWER]
         for name, ballots in self._ballots.items():
             ballots[plays, code] += self._weights[name][plays, attempt]
 
@@ -208,7 +207,7 @@ class _Problem:
         plays = np.arange(len(self.now))
         votes = self._ballots["votes"]
         winners = self._winners(self._scores(plays), votes)
-        winners[votes.sum(axis=1) == 0] = _NONE
+        winners[votes.sum(axis=1) == 0] = _NO_ANSWER
         return winners
 
     @staticmethod

@@ -1,7 +1,7 @@
-"""Logged attempts with known truth, read back for replay.
+"""Reads logged attempts at problems with known answers, grouped by run and problem.
 
-Two formats: the ``attempts.jsonl`` of a run directory, and a CSV with the columns of `CSV_COLUMNS` (an empty field was not
-logged). Either gives groups: the attempts of one run at one problem.
+Two formats: the ``attempts.jsonl`` of a run directory, and CSV with the columns `CSV_COLUMNS`, where an empty field was not
+logged.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ CSV_COLUMNS = (
     "run", "model", "problem_id", "correct_answer", "attempt", "answer", "entropy", "tokens", "seconds", "tool_calls",
     "tool_errors", "finish_order", "stopped_early",
 )  # fmt: skip
+_CUT = {FinishReason.CANCELLED, FinishReason.DEADLINE, FinishReason.ENGINE_ERROR}
 
 
 class Use(Flag):
-    """What the records of a run may be used for."""
+    """The comparisons that a run's records allow."""
 
     ACCURACY = auto()  # how often a rule is right
-    STOPPING = auto()  # how early a rule may stop, and what that saves
+    STOPPING = auto()  # how early a rule can stop, and what that saves
     NONE = 0
 
 
@@ -39,7 +40,7 @@ PUBLIC_RUNS: Mapping[str, Use] = {
     "jxm/shiv-latest-hinted": Use.STOPPING,  # the prompts held hints
     "jxm/v23-wrongonly": Use.NONE,  # only problems that the run's own vote got wrong
 }
-"""Runs in the public records, by the beginning of their id, that may not be used for everything."""
+"""Uses of the public runs that do not allow all of them, by prefix of the run's id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,10 +48,10 @@ class Group:
     """The attempts of one run at one problem.
 
     Attributes:
-        ended: attempts that ended by themselves or gave an answer, in order of finishing.
+        ended: attempts that finished or gave an answer, in order of finishing.
         cut: attempts that were cut off without an answer.
-        choices: what a second look chose where it was clear, by `selection.Method`; from the run's events.
-        timed: seconds are known; otherwise tokens stand for time, as if all attempts sampled at one speed.
+        timed: whether seconds are known; otherwise tokens replace them, as if all attempts sampled at one speed.
+        choices: clear choices of the second look, by `selection.Method`.
     """
 
     run: str
@@ -69,19 +70,19 @@ class Group:
 
     @property
     def truth_present(self) -> bool:
-        """Whether any attempt has the true answer, so that a perfect voter would be right."""
+        """Whether any attempt gave the true answer, so that a perfect voter would be right."""
         return any(attempt.answer == self.truth for attempt in self.ended)
 
     def end(self, attempt: Attempt) -> float:
-        """When an attempt ended, counted from the problem's start; seconds, or tokens if the group is not timed."""
+        """Returns when an attempt ended, from the problem's start: seconds, or tokens if the group is not timed."""
         return attempt.started_s + attempt.seconds if self.timed else float(attempt.tokens)
 
 
 def read_groups(paths: Sequence[Path]) -> tuple[Group, ...]:
-    """The groups of all files together. A folder stands for its ``attempts.jsonl``.
+    """Reads the groups of all files. A folder stands for its ``attempts.jsonl``.
 
     Raises:
-        RecordsError: a file or a record cannot be used, or nothing in them has a known truth.
+        RecordsError: a file or record cannot be read, or no problem has a known answer.
     """
     groups: list[Group] = []
     for path in paths:
@@ -91,24 +92,23 @@ def read_groups(paths: Sequence[Path]) -> tuple[Group, ...]:
         rows = _csv_rows(file) if file.suffix.lower() == ".csv" else _jsonl_rows(file)
         groups += _grouped(rows, _choices(file.with_name("events.jsonl")))
     if not groups:
-        raise RecordsError(paths[0], "holds no attempt at a problem whose true answer is known")
+        raise RecordsError(paths[0], "holds no attempt at a problem with a known answer")
     return tuple(groups)
 
 
 def group_of(
     attempts: Sequence[Attempt], *, run: str, truth: int, model: str = "", choices: Mapping[str, int] | None = None
 ) -> Group:
-    """The group that one run's attempts at one problem make; there must be at least one."""
-    cut = {FinishReason.CANCELLED, FinishReason.DEADLINE, FinishReason.ENGINE_ERROR}
-    lost = tuple(a for a in attempts if a.answer is None and a.finish_reason in cut)
-    ended = sorted((a for a in attempts if a not in lost), key=_finishing)
+    """Groups one run's attempts at one problem, at least one."""
+    cut = tuple(a for a in attempts if a.answer is None and a.finish_reason in _CUT)
+    ended = sorted((a for a in attempts if a not in cut), key=_finishing)
     return Group(
         run=run,
         model=model,
         problem_id=attempts[0].problem_id,
         truth=truth,
         ended=tuple(ended),
-        cut=lost,
+        cut=cut,
         timed=all(attempt.seconds > 0 for attempt in ended),
         use=next((use for start, use in PUBLIC_RUNS.items() if run.startswith(start)), Use.ACCURACY | Use.STOPPING),
         choices=choices or {},
@@ -138,7 +138,7 @@ def _finishing(attempt: Attempt) -> tuple[float, float, int, int]:
 
 
 def _choices(events: Path) -> dict[str, dict[str, int]]:
-    """Clear choices by problem and method. The event is named "selection" and holds `problem_id` and a `Choice`'s fields."""
+    """Reads clear choices by problem and method from the events "selection", which hold a problem's id and a `Choice`."""
     choices: dict[str, dict[str, int]] = {}
     for line in read_lines(events):
         if line is not None and line.get("kind") == "selection" and 2 * line["votes"] > len(line["picks"]):
@@ -164,7 +164,7 @@ def _csv_rows(path: Path) -> Iterator[_Row]:
 
 def _csv_row(row: Mapping[str, str]) -> _Row:
     if None in row or None in row.values():
-        raise ValueError("another number of fields than the header")
+        raise ValueError("the number of fields differs from the header's")
     answer = int(row["answer"]) if row["answer"] else None
     cut = row["stopped_early"] == "true"
     reason = FinishReason.ANSWERED if answer is not None else FinishReason.CANCELLED if cut else FinishReason.NO_ANSWER
@@ -187,7 +187,7 @@ def _jsonl_rows(path: Path) -> Iterator[_Row]:
     known = {item.name for item in fields(Attempt)}
     for number, line in enumerate(read_lines(path), start=1):
         if line is None or line.get("truth") is None or line.get("prompt") in set(Method):
-            continue  # a line that a kill cut short; a problem whose truth nobody knows; a second look, which has no vote
+            continue  # a torn line, a problem without a known answer, or a second look, which has no vote
         try:
             values: dict[str, Any] = {name: value for name, value in line.items() if name in known}
             attempt = Attempt(**values | {"finish_reason": FinishReason(line["finish_reason"])})

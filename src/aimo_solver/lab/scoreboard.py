@@ -88,7 +88,7 @@ def replay_values(replay: Replay) -> dict[str, Any]:
 
 def _score_values(score: Score) -> dict[str, Any]:
     return {
-        "groups": score.groups,
+        "groups": len(score.outcomes),
         "right": score.right,
         "lost": score.lost,
         "changed": score.changed,

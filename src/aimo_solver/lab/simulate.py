@@ -1,14 +1,13 @@
-"""Whole competitions played from logged attempts, thousands at a time.
+"""Simulates whole competitions from logged attempts, thousands at a time.
 
-Every competition draws its problems from the groups, and every problem its attempts from the group's, both with replacement.
-Attempts then run side by side in the slots, with backfill, at the speed of `Throughput`; the stop rule looks after each one
-that ends; the budget is asked before every problem with what is left. Voters, stop rules and budgets are the solver's own
-(the same functions, on arrays). Every competition is run twice on the same problems, as the private set is.
+Each competition draws its problems from the groups, and each problem its attempts from the group's, both with replacement.
+Attempts run side by side in the slots, with backfill, at the speed of `Throughput`; the stop rule is evaluated after each
+attempt, and the budget before each problem. Voters, stop rules and budgets are the solver's own functions, applied to arrays.
+Each competition runs twice on the same problems, as the private set does. Under the same seed all policies see the same
+problems and attempts, so differences between them are paired.
 
-All policies see the same problems and attempts for the same seed, so differences between them are paired.
-
-What it leaves out: prefill and waiting for Python except as far as `Throughput` was measured with them, answers that an
-attempt is asked for at its deadline (an attempt that is cut counts as no answer), and cancelling, which is instant.
+Not simulated: prefill and Python, except as part of the measured `Throughput`; answers requested at a deadline (an attempt
+that is cut has no answer); the time to cancel a request.
 """
 
 from __future__ import annotations
@@ -19,22 +18,19 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from aimo_solver.config import Config, config_from
 from aimo_solver.errors import ConfigError
 from aimo_solver.lab.competition import RUNS, Competitions, Pool
 from aimo_solver.lab.records import Group, Use
 from aimo_solver.lab.replay import parse_policy
-from aimo_solver.lab.statistics import Bootstrap, Interval
+from aimo_solver.lab.statistics import Bootstrap, Floats, Interval
 from aimo_solver.policy.budget import RULES as BUDGETS
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """Tokens per second of all streams together, by the number of streams; linear in between.
+    """Tokens per second of all streams together, by number of streams; interpolated linearly.
 
     The default has the shape measured on an H200 (221, 1,440, 2,700 and 4,500 tokens/s at 1, 8, 16 and 32 streams; vLLM 0.26,
     gpt-oss-120b), scaled to the 640 tokens/s at 8 streams that public runs logged on Kaggle's H100, tool calls included.
@@ -45,31 +41,31 @@ class Throughput:
 
     @classmethod
     def of(cls, tokens_per_s: float) -> Throughput:
-        """The default's shape with so many tokens per second at 8 streams."""
+        """Returns the default's shape scaled to `tokens_per_s` at 8 streams."""
         shape = cls()
-        at_8 = shape.tokens_per_s[shape.streams.index(8)]
-        return cls(shape.streams, tuple(tokens * tokens_per_s / at_8 for tokens in shape.tokens_per_s))
+        scale = tokens_per_s / shape.tokens_per_s[shape.streams.index(8)]
+        return cls(shape.streams, tuple(scale * tokens for tokens in shape.tokens_per_s))
 
     def per_stream(self, most: int) -> Floats:
-        """Tokens per second of one stream, by how many run, 0..most."""
+        """Returns the tokens per second of one stream while 0..most streams run."""
         count = np.arange(1, most + 1)
         return np.concatenate(([0.0], np.interp(count, self.streams, self.tokens_per_s) / count))
 
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """What one configuration makes of the competitions.
+    """The result of one configuration.
 
     Attributes:
-        score: right answers of one run; the interval is over the problems in the records, 95 % bootstrap.
-        spread: standard deviation of one run's score from competition to competition.
+        score: right answers of one run, with the bootstrap interval over the problems in the records.
+        spread: standard deviation of one run's score across competitions.
         two_run: expected two-run score (both right 1, one right 0.5).
         diff: score minus the first configuration's, paired.
-        seconds, tokens: spent by one run on average; the start-up is part of the seconds.
+        seconds, tokens: mean per run, start-up included.
         longest: seconds of the longest run.
         overruns: runs that took longer than the time limit minus the margin.
-        undecided: part of the problems that ran out of time.
-        score_of: right answers per problem of the pool, for pairing.
+        undecided: share of the problems that ran out of time.
+        score_of: expected right answers by group of the pool, for pairing.
     """
 
     name: str
@@ -89,20 +85,19 @@ class Simulation:
 
 @dataclass(frozen=True, slots=True)
 class SweepPoint:
-    """The configurations under one time limit, seconds."""
+    """All configurations under one time limit."""
 
     time_limit_s: float
     simulations: tuple[Simulation, ...]
 
 
 def playable(groups: Sequence[Group]) -> tuple[Group, ...]:
-    """The groups that competitions can be played from: fit for stopping, tokens known, of the model that most groups have.
+    """Returns the groups to simulate from: fit for stopping, tokens logged, of the most frequent model.
 
     Raises:
         ConfigError: there is none.
     """
-    fit = [group for group in groups if Use.STOPPING in group.use and all(attempt.tokens > 0 for attempt in group.ended)]
-    fit = [group for group in fit if group.ended]
+    fit = [g for g in groups if Use.STOPPING in g.use and g.ended and all(attempt.tokens > 0 for attempt in g.ended)]
     if not fit:
         raise ConfigError("simulate", "these records have no group that was not cut by its own stop rule, with tokens logged")
     models = [group.model for group in fit]
@@ -122,24 +117,24 @@ def simulate(
     seed: int = 0,
     progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[Simulation, ...]:
-    """Plays the competitions under each configuration; the first one is what the others are compared with.
+    """Plays the competitions under each configuration; all others are compared with the first.
 
     Args:
-        configs: names and configurations; used are voting, budget and solver.
+        configs: names and configurations, of which voting, budget and solver are used.
         startup_s: seconds from process start until the first problem.
         samples: bootstrap samples of the problems in `groups`.
-        progress: told the share that is done, 0..1.
+        progress: called with the share done, 0..1.
     """
     speed = speed or Throughput()
     draws = Bootstrap([group.problem_id for group in groups], samples, seed)
     done: list[Simulation] = []
     for number, (name, config) in enumerate(configs):
         rate = speed.per_stream(config.solver.slots)
-        play = Competitions(Pool(groups, config), config, competitions, problems, startup_s, rate, seed)
+        played = Competitions(Pool(groups, config), config, competitions, problems, startup_s, rate, seed)
         for problem in range(problems):
-            play.problem(problem)
+            played.play(problem)
             progress((number + (problem + 1) / problems) / len(configs))
-        result = _result(name, play, draws)
+        result = _result(name, played, draws)
         first = done[0].score_of if done else result.score_of
         diff = draws.mean(problems * (np.array(result.score_of) - np.array(first)))
         done.append(replace(result, diff=diff))
@@ -155,7 +150,7 @@ def sweep(
     seed: int = 0,
     progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[SweepPoint, ...]:
-    """The competitions again under other time limits."""
+    """Simulates the competitions under each of the time limits, seconds."""
     points: list[SweepPoint] = []
     for number, limit in enumerate(time_limits_s):
         limited = [(name, replace(config, budget=replace(config.budget, time_limit_s=limit))) for name, config in configs]
@@ -165,12 +160,12 @@ def sweep(
 
 
 def parse_play(name: str, config: Config) -> tuple[str, Config]:
-    """The configuration of a name: a policy's, then ``@BUDGET``, ``@SLOTS`` or ``@SLOTSxATTEMPTS`` in any order.
+    """Returns the configuration of a name: a policy, then ``@BUDGET``, ``@SLOTS`` or ``@SLOTSxATTEMPTS`` in any order.
 
     What the name leaves out is as configured: ``default@marginal``, ``majority/equal=6@greedy@16``, ``default@8x12``.
 
     Raises:
-        ConfigError: no such voter, stop rule or budget, or an impossible value.
+        ConfigError: there is no such voter, stop rule or budget, or a value is impossible.
     """
     policy, *rest = name.split("@")
     chosen = parse_policy(policy, config.voting, stop=config.voting.stop)
@@ -191,14 +186,14 @@ def parse_play(name: str, config: Config) -> tuple[str, Config]:
     return name, config
 
 
-def _result(name: str, play: Competitions, draws: Bootstrap) -> Simulation:
-    competitions, problems = play.drawn.shape
-    each = play.right.reshape(competitions, RUNS, problems).mean(axis=1)  # 1, 0.5 or 0: the two-run score
-    pool = len(play.pool.groups)
-    count = np.bincount(play.drawn.ravel(), minlength=pool)
-    sums = np.bincount(play.drawn.ravel(), weights=each.ravel(), minlength=pool)
-    score_of = np.where(count > 0, sums / np.maximum(count, 1), each.mean())  # too few competitions may never draw a group
-    scores = play.right.sum(axis=1)
+def _result(name: str, played: Competitions, draws: Bootstrap) -> Simulation:
+    competitions, problems = played.drawn.shape
+    each = played.right.reshape(competitions, RUNS, problems).mean(axis=1)  # 1, 0.5 or 0: the two-run score
+    pool = len(played.pool.groups)
+    count = np.bincount(played.drawn.ravel(), minlength=pool)
+    sums = np.bincount(played.drawn.ravel(), weights=each.ravel(), minlength=pool)
+    score_of = np.where(count > 0, sums / np.maximum(count, 1), each.mean())  # few competitions may draw none
+    scores = played.right.sum(axis=1)
     return Simulation(
         name=name,
         competitions=competitions,
@@ -207,10 +202,10 @@ def _result(name: str, play: Competitions, draws: Bootstrap) -> Simulation:
         spread=float(scores.std()),
         two_run=float(each.sum(axis=1).mean()),
         diff=Interval(0.0, 0.0, 0.0),
-        seconds=float(play.used.mean()),
-        longest=float(play.used.max()),
-        tokens=float(play.tokens.mean()),
-        overruns=int((play.used > play.limit + 1e-6).sum()),
-        undecided=play.undecided / play.right.size,
+        seconds=float(played.used.mean()),
+        longest=float(played.used.max()),
+        tokens=float(played.tokens.mean()),
+        overruns=int((played.used > played.limit + 1e-6).sum()),
+        undecided=played.undecided / played.right.size,
         score_of=tuple(score_of.tolist()),
     )

@@ -1,19 +1,23 @@
-"""Confidence intervals by resampling problems."""
+"""Confidence intervals and tests of the lab, computed by scipy.
+
+scipy loads `scipy.stats` on first use, so commands that need no statistics start without it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+import scipy
+from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean with its 95 % bootstrap interval over problems."""
+    """An estimate with its 95 % confidence interval."""
 
     mean: float
     low: float
@@ -21,28 +25,53 @@ class Interval:
 
 
 class Bootstrap:
-    """Resamples problems with replacement; the groups of a problem stay together, since they are not independent."""
+    """Percentile intervals from resampling problems; groups of one problem are dependent and resampled together.
 
-    def __init__(self, problem_of: Sequence[str], samples: int, seed: int) -> None:
-        names, self._index = np.unique(np.array(problem_of), return_inverse=True)
-        self.problems = len(names)
-        chances = np.full(self.problems, 1 / self.problems)
-        self._weights = np.random.default_rng(seed).multinomial(self.problems, chances, size=samples).astype(float)
+    Every interval of one instance uses the same resamples.
 
-    def mean(self, values: Sequence[float] | Floats) -> Interval:
-        """Mean over groups."""
-        array = np.asarray(values, dtype=float)
-        sums = np.bincount(self._index, weights=array, minlength=self.problems)
-        counts = np.bincount(self._index, minlength=self.problems)
-        return _interval(float(array.mean()), (self._weights @ sums) / (self._weights @ counts))
+    Args:
+        problem_of: the problem of each group.
+        samples: number of resamples.
+    """
 
-    def mean_over_problems(self, values: Sequence[float] | Floats) -> Interval:
-        """Mean over problems of the mean over their groups."""
-        sums = np.bincount(self._index, weights=np.asarray(values, dtype=float), minlength=self.problems)
-        means = sums / np.bincount(self._index, minlength=self.problems)
-        return _interval(float(means.mean()), self._weights @ means / self.problems)
+    def __init__(self, problem_of: Sequence[str] | Sequence[int], samples: int = 10_000, seed: int = 0) -> None:
+        self._index = np.unique(list(problem_of), return_inverse=True)[1]
+        self._groups = np.bincount(self._index).astype(float)
+        self._samples, self._seed = samples, seed
+
+    @property
+    def problems(self) -> int:
+        """Number of distinct problems."""
+        return len(self._groups)
+
+    def mean(self, values: ArrayLike) -> Interval:
+        """Returns the mean over groups."""
+        return self._interval(lambda sums, groups, axis=-1: sums.sum(axis) / groups.sum(axis), self._sums(values), self._groups)
+
+    def mean_over_problems(self, values: ArrayLike) -> Interval:
+        """Returns the mean over problems of the mean over their groups."""
+        return self._interval(np.mean, self._sums(values) / self._groups)
+
+    def _sums(self, values: ArrayLike) -> Floats:
+        return np.bincount(self._index, weights=np.asarray(values, dtype=float), minlength=self.problems)
+
+    def _interval(self, statistic: Callable[..., Floats], *data: Floats) -> Interval:
+        mean = float(statistic(*data))
+        if self.problems < 2:  # scipy refuses to resample a single observation
+            return Interval(mean, mean, mean)
+        resampled = scipy.stats.bootstrap(
+            data, statistic, paired=True, vectorized=True, n_resamples=self._samples, method="percentile",
+            rng=np.random.default_rng(self._seed),
+        )  # fmt: skip
+        return Interval(mean, *map(float, resampled.confidence_interval))
 
 
-def _interval(mean: float, resampled: Floats) -> Interval:
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return Interval(mean, float(low), float(high))
+def proportion(hits: int, count: int) -> Interval:
+    """Returns the part `hits` of `count` with its Wilson score interval."""
+    interval = scipy.stats.binomtest(hits, count).proportion_ci(method="wilson")
+    return Interval(hits / count, float(interval.low), float(interval.high))
+
+
+def sign_test(less: int, more: int) -> float:
+    """Returns the two-sided p-value of the exact sign test (McNemar's test, exact form); 1 without observations."""
+    return float(scipy.stats.binomtest(less, less + more).pvalue) if less + more else 1.0

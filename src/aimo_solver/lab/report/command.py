@@ -86,7 +86,8 @@ def _summary(report: RunReport) -> RenderableType:
 def _difference(comparison: Comparison) -> RenderableType:
     if not comparison.pairs:
         return Text("the runs share no problem whose truth is known", "yellow")
-    shown = [percentage_points(value) for value in (comparison.difference, comparison.low, comparison.high)]
+    difference = comparison.difference
+    shown = [percentage_points(value) for value in (difference.mean, difference.low, difference.high)]
     return Group(
         Text.assemble(
             ("second against first: ", "dim"),

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb
 from typing import Any
 
-import numpy as np
-
 from aimo_solver.lab.report.data import ProblemReport, RunReport, Verdict
-
-SAMPLES = 10_000
+from aimo_solver.lab.statistics import Bootstrap, Interval, sign_test
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +28,7 @@ class Comparison:
     """B against A, on the `pairs` problems that both ended and whose truth is known.
 
     Attributes:
-        difference: accuracy of B minus accuracy of A; low, high: its 95 % bootstrap interval over problems.
+        difference: accuracy of B minus accuracy of A; 95 % bootstrap interval over problems, zero without any.
         p_value: two-sided exact sign test over the problems on which the runs differ (McNemar's test, exact form).
         changed: options that were set differently: name, in A, in B.
     """
@@ -43,9 +38,7 @@ class Comparison:
     only_a: int
     only_b: int
     neither: int
-    difference: float
-    low: float
-    high: float
+    difference: Interval
     p_value: float
     changed: tuple[tuple[str, Any, Any], ...]
     rows: tuple[Row, ...]
@@ -53,9 +46,9 @@ class Comparison:
     @property
     def reading(self) -> str:
         """The interval in words."""
-        if self.low > 0:
+        if self.difference.low > 0:
             return "The interval lies above zero: B is better on these problems."
-        if self.high < 0:
+        if self.difference.high < 0:
             return "The interval lies below zero: A is better on these problems."
         return "The interval holds zero: these problems cannot tell the runs apart."
 
@@ -71,37 +64,18 @@ def compare(a: RunReport, b: RunReport) -> Comparison:
         rows.append(Row(problem_id, truths[0] if truths else None, sides))
     outcomes = [(one.verdict is Verdict.RIGHT, two.verdict is Verdict.RIGHT) for one, two in map(_known, rows) if one and two]
     only_a, only_b = outcomes.count((True, False)), outcomes.count((False, True))
-    difference, low, high = paired_difference([int(two) - int(one) for one, two in outcomes])
+    differences = [int(two) - int(one) for one, two in outcomes]
     return Comparison(
         pairs=len(outcomes),
         both=outcomes.count((True, True)),
         only_a=only_a,
         only_b=only_b,
         neither=outcomes.count((False, False)),
-        difference=difference,
-        low=low,
-        high=high,
+        difference=Bootstrap(range(len(outcomes))).mean(differences) if differences else Interval(0.0, 0.0, 0.0),
         p_value=sign_test(only_a, only_b),
         changed=_changed(a.run.config, b.run.config),
         rows=tuple(rows),
     )
-
-
-def paired_difference(differences: Sequence[int]) -> tuple[float, float, float]:
-    """Mean, and the ends of its 95 % bootstrap interval (percentiles of `SAMPLES` resamples, fixed seed)."""
-    if not differences:
-        return 0.0, 0.0, 0.0
-    values = np.asarray(differences, dtype=np.float64)
-    picks = np.random.default_rng(0).integers(len(values), size=(SAMPLES, len(values)))
-    low, high = np.percentile(values[picks].mean(axis=1), (2.5, 97.5))
-    return float(values.mean()), float(low), float(high)
-
-
-def sign_test(less: int, more: int) -> float:
-    """Two-sided p-value of so uneven a split if both sides were equally likely."""
-    number = less + more
-    tail = sum(comb(number, count) for count in range(min(less, more) + 1))
-    return min(1.0, 2.0 * tail / 2.0**number)
 
 
 def _known(row: Row) -> tuple[ProblemReport | None, ProblemReport | None]:

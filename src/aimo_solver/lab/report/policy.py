@@ -8,9 +8,8 @@ from statistics import median
 from typing import Any
 
 from aimo_solver.config import config_from
-from aimo_solver.lab.calibration import Bin, calibration
 from aimo_solver.lab.records import Group, group_of
-from aimo_solver.lab.replay import Outcome, Policy, parse_policy, play
+from aimo_solver.lab.replay import Bin, GroupOutcome, Policy, calibration, parse_policy, play
 from aimo_solver.lab.report.data import ProblemReport, RunReport, Verdict
 from aimo_solver.options import VotingConfig
 from aimo_solver.policy.selection import Method
@@ -83,7 +82,7 @@ def assess_policy(report: RunReport) -> PolicyReport:
     )
 
 
-def stop_rule(name: str, style: str, outcomes: Sequence[Outcome]) -> StopRule:
+def stop_rule(name: str, style: str, outcomes: Sequence[GroupOutcome]) -> StopRule:
     """Collects what a stop rule made of each problem."""
     tokens = sorted(outcome.tokens for outcome in outcomes if outcome.tokens)
     return StopRule(name, style, tuple(tokens), sum(outcome.right for outcome in outcomes))

@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from aimo_solver.lab.calibration import Bin, calibration
-from aimo_solver.lab.replay import Replay
+from aimo_solver.lab.replay import Bin, Replay, calibration
 from aimo_solver.lab.report.format import count_ticks, log_ticks, percent, short_number, short_time, ticks, time_ticks
 from aimo_solver.lab.report.policy import PolicyReport, StopRule, stop_rule
 from aimo_solver.lab.report.svg import HALF, Chart
@@ -53,11 +52,11 @@ def calibration_chart(bins: Sequence[Bin]) -> Chart:
     chart.line([(0, 0), (1, 1)], y, "guide")
     most = max([10, *(part.count for part in bins)])  # a single problem is a small dot in any run
     for part in bins:
-        low, high = part.interval
+        accuracy = part.accuracy
         radius = round(3 + 8 * math.sqrt(part.count / most), 1)
-        chart.vertical(part.share, y(low), y(high), "whisker")
-        chart.dot(part.share, y(part.accuracy), radius, "plain")
-        chart.text(chart.x(part.share) - radius - 4, y(part.accuracy) + 4, str(part.count), "answer", "end")
+        chart.vertical(part.share, y(accuracy.low), y(accuracy.high), "whisker")
+        chart.dot(part.share, y(accuracy.mean), radius, "plain")
+        chart.text(chart.x(part.share) - radius - 4, y(accuracy.mean) + 4, str(part.count), "answer", "end")
     return chart
 
 
