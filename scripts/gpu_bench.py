@@ -239,7 +239,8 @@ def boot_sequence(out: Path, tiny: bool) -> Any:
 @stage
 def engine(out: Path, tiny: bool) -> Any:
     """The agent loop against the bare engine."""
-    from aimo_solver.lab.bench.engine import Target, bench_engine
+    from aimo_solver.lab.bench.engine import bench_engine
+    from aimo_solver.lab.bench.loop import Target
     from aimo_solver.log.environment import describe_environment
     from aimo_solver.log.writer import RunLog
     from aimo_solver.server.launch import choose
@@ -307,7 +308,7 @@ def boot_files(out: Path, tiny: bool) -> Any:
 
     os.environ.update(jitcache.environment(jitcache.default_root()))
     fill = _boot(out, tiny, "boot-files-fill", _weights(tiny), None)
-    print(fill.markdown())
+    fill.show(_console())
     folder = WORK / "runs" / "boot-files"
     shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -375,11 +376,17 @@ def fault_memory(out: Path, tiny: bool) -> Any:
 # --- running ----------------------------------------------------------------------------------------------------------
 
 
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(width=200)  # a log file has no width of its own
+
+
 def run_one(name: str, out: Path, tiny: bool) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     result = STAGES[name](out, tiny)
-    if hasattr(result, "markdown"):
-        print(result.markdown())
+    if hasattr(result, "show"):
+        result.show(_console())
         result.save(out / f"{name}.json")
     elif result is not None:
         (out / f"{name}.json").write_text(json.dumps(result, indent=1))

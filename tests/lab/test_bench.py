@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tempfile
@@ -9,14 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from aimo_solver.chat.families import chat_format
 from aimo_solver.config import config_from
 from aimo_solver.errors import UserError
 from aimo_solver.lab.bench.boot import _stages
-from aimo_solver.lab.bench.engine import Target, bench_engine
+from aimo_solver.lab.bench.engine import bench_engine
+from aimo_solver.lab.bench.loop import Target
 from aimo_solver.lab.bench.readahead import bench_prewarm, evict, make_files
-from aimo_solver.lab.bench.table import BenchResult, shown
+from aimo_solver.lab.bench.table import BenchResult, format_value
 from aimo_solver.server.pagecache import resident_bytes
 from aimo_solver.server.readahead import prewarm
 from aimo_solver.server.warmup import warm_up
@@ -118,12 +121,25 @@ def test_a_result_holds_where_and_how_it_was_measured(tmp_path: Path) -> None:
 
 
 def test_a_table_is_markdown() -> None:
-    table = BenchResult(name="x", columns=("a", "b"), rows=((1_234, 0.12345),), notes=("careful",)).markdown()
-    assert table == "| a | b |\n| --- | --- |\n| 1,234 | 0.123 |\n\n- careful\n"
+    console = Console(file=io.StringIO(), width=80)
+    BenchResult(name="x", columns=("a", "b"), rows=((1_234, 0.12345),), notes=("careful",)).show(console)
+    lines = console.file.getvalue().split("\n")
+    assert [line for line in lines if line.strip()] == [
+        "| a     |     b |",
+        "|-------|-------|",
+        "| 1,234 | 0.123 |",
+        "- careful",
+    ]
+
+
+def test_cells_are_printed_literally() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    BenchResult(name="x", columns=("a",), rows=(("'['",), ("[b]",)), notes=("[i]",)).show(console)
+    assert [text for text in ("'['", "[b]", "[i]") if text not in console.file.getvalue()] == []
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(123.4, "123"), (12.34, "12.3"), (0.00123, "0.00123"), (7, "7"), (None, ""), ("x", "x")]
 )
-def test_figures_have_three_digits_that_say_something(value: float | str | None, text: str) -> None:
-    assert shown(value) == text
+def test_figures_have_three_significant_digits(value: float | str | None, text: str) -> None:
+    assert format_value(value) == text

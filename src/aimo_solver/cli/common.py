@@ -13,7 +13,7 @@ from rich.console import Console
 
 from aimo_solver.errors import AimoError, ServerStartError, UserError
 
-EMBEDDED_MODEL = Path(__file__).parents[2] / "data" / "pocket-model"
+EMBEDDED_MODEL = Path(__file__).parents[3] / "data" / "pocket-model"
 
 console = Console(width=None if sys.stdout.isatty() else 120)
 

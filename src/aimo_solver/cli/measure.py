@@ -19,11 +19,12 @@ from aimo_solver.config import Config, load_config
 from aimo_solver.errors import ConfigError
 from aimo_solver.lab import scoreboard
 from aimo_solver.lab.bench.boot import bench_boot
-from aimo_solver.lab.bench.engine import Target, bench_engine
-from aimo_solver.lab.bench.kernels import run as run_kernels
+from aimo_solver.lab.bench.engine import bench_engine
+from aimo_solver.lab.bench.kernels import bench_kernels
+from aimo_solver.lab.bench.loop import Target
 from aimo_solver.lab.bench.parse import SIZES, bench_parse, families_of, readers
 from aimo_solver.lab.bench.readahead import bench_prewarm, make_files
-from aimo_solver.lab.bench.table import BenchResult, shown
+from aimo_solver.lab.bench.table import BenchResult
 from aimo_solver.lab.records import read_groups
 from aimo_solver.lab.replay import parse_policy, replay
 from aimo_solver.lab.report import policy_plots
@@ -101,12 +102,13 @@ def replay_command(
 @guarded
 def bench_kernels_command(
     as_json: AsJson = False,
-    soak: Annotated[int | None, typer.Option(min=1, help="run so many leases of hard cases instead")] = None,
     kernels: Annotated[int, typer.Option(min=1, max=64, help="how many start and work side by side")] = 16,
     rounds: Annotated[int, typer.Option(min=1, help="times that starts and work are measured")] = 3,
 ) -> None:
-    """The kernel pool against plain jupyter_client."""
-    raise typer.Exit(run_kernels(soak, as_json, kernels=kernels, rounds=rounds))
+    """Compares the kernel pool with plain jupyter_client."""
+    with console.status("kernels") as status:
+        result = asyncio.run(bench_kernels(kernels, rounds, status.update))
+    _show(result, as_json)
 
 
 @bench.command("prewarm")
@@ -196,13 +198,8 @@ def bench_parse_command(
 def _show(result: BenchResult, as_json: bool) -> None:
     if as_json:
         print(json.dumps(result.as_dict()))
-        return
-    table = Table(title=result.name, title_justify="left", caption="\n".join(result.notes), caption_justify="left")
-    for number, column in enumerate(result.columns):
-        table.add_column(column, justify="right" if number else "left")
-    for row in result.rows:
-        table.add_row(*map(shown, row))
-    console.print(table)
+    else:
+        result.show(console)
 
 
 def _counts(text: str, option: str = "--streams") -> list[int]:

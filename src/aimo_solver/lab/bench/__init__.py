@@ -1,4 +1,6 @@
-"""Measures: kernels, engine, boot, read-ahead, readers, each beside an alternative in the same run. Never in the notebook.
+"""Benchmarks of kernels, engine, boot, read-ahead and parsers, each beside an alternative in the same run.
+
+Never in the notebook.
 
 May import: chat, policy, server, kernels, log, solve.
 """

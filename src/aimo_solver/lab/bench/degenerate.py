@@ -1,7 +1,7 @@
-"""Degenerate model output: one thing over and over, or nested without end, as language models write when they fail.
+"""Degenerate model output: endless repetition or nesting, as failing language models produce it.
 
-What reads model output runs on the event loop, so each of these has to be read in linear time. Used by the fuzz tests and
-by ``aimo-solver bench parse``.
+Model output is parsed on the event loop, so each of these must be parsed in linear time. Used by the fuzz tests and by
+``aimo-solver bench parse``.
 """
 
 # ruff: noqa: E501 (lists of words)
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Degenerate:
-    """A text of any length: `opening`, then `unit` again and again, `middle`, as many `closing`, and `ending`.
+    """A text of any length: `opening`, n times `unit`, `middle`, n times `closing`, `ending`.
 
-    Control tokens are spelled out. A lone surrogate in a unit stands for itself; no decoded text holds one.
+    Control tokens are spelled out. Lone surrogates never occur in decoded text, but must not break a reader.
 
     Attributes:
         name: unique in `DEGENERATE`.
@@ -30,15 +30,12 @@ class Degenerate:
     ending: str = ""
 
     def text(self, characters: int) -> str:
-        """At most `characters` long, but never without one unit."""
+        """Returns a text of at most `characters`, but with at least one unit."""
         count = self._count(characters)
         return f"{self.opening}{self.unit * count}{self.middle}{self.closing * count}{self.ending}"
 
     def tokens(self, characters: int, encode: Callable[[str], list[int]]) -> list[int]:
-        """Ids of `text`, at most `characters` of them too.
-
-        Each part is encoded alone and once, so that millions of tokens are made in no time.
-        """
+        """Returns at most `characters` token ids of `text`; each part is encoded once, which is fast for millions of tokens."""
         opening, unit, middle, closing, ending = map(encode, (self.opening, self.unit, self.middle, self.closing, self.ending))
         left = characters - len(opening) - len(middle) - len(ending)
         count = min(self._count(characters), max(1, left // max(1, len(unit) + len(closing))))
@@ -69,7 +66,7 @@ CONTROLS: dict[str, tuple[str, ...]] = {
         "```output\n", "~~~\n", "~~~python\n", "- ```python\n", "1. ```\n", "\n```", " ```",
     ),
 }  # fmt: skip
-"""The control tokens of every family, and the words it reads as such."""
+"""The control tokens of each family, and other text that it parses as markup."""
 
 CALLS = {
     "harmony": "<|channel|>analysis to=python code<|message|>1<|end|><|start|>assistant",
@@ -79,7 +76,7 @@ CALLS = {
     "fenced": "```python\n1\n```\n",
     "code tags": "<code>1</code>",
 }
-"""How each family writes a whole call."""
+"""A complete tool call in each family's syntax."""
 
 _CHARACTERS = (
     *"\n\t\r\0 a_09.,:;-+=*/\\'\"`~#@!^%$&|<>{}[]()é中😀፫²½٣ﷺ…",
@@ -103,7 +100,7 @@ _NESTED = (
     ("<parameter=code>", "", "</parameter>"), ("<|tool_call>", "", "<tool_call|>"), ("call:python{", "", "}"),
     ("<|channel>", "", "<channel|>"), ("```python\n", "", "```\n"), ("````python\n", "", "```\n"),
 )  # fmt: skip
-# Where a reader goes on to look for something that then does not come, or comes too often.
+# Beginnings after which a reader searches for something that is then missing or too frequent.
 _OPENINGS = {
     "harmony": ("<|channel|>analysis to=python code<|message|>", "<|channel|>final<|message|>", "<|channel|>", " to="),
     "gemma": ("<|tool_call>", "<|tool_call>call:python{", '<|tool_call>call:python{code:<|"|>', "call:python{", "<call>python"),
@@ -116,30 +113,7 @@ _OPENINGS = {
     "salvage": ('{"code": "', "{'code': '", '{"code": """', "{code=`", "```json\n", '```python\n{"code":', '{"code":', '["', "\\boxed{1,"),
     "answers": ("\\boxed{", "\\boxed{1", "\\boxed", "\\boxed{\\frac", "\\boxed{1}{", "\\boxed{1 \\text{", "\\boxed{(\\bmod", "\\boxed{\\pmod"),
 }  # fmt: skip
-_FILLS = (
-    "\n",
-    " ",
-    "\\",
-    '"',
-    "'",
-    "`",
-    "{",
-    "}",
-    "[",
-    "(",
-    ")",
-    "1",
-    "a",
-    ",",
-    "=",
-    "-",
-    "<",
-    '<|"|>',
-    "x,",
-    '"}',
-    "print(1)\n",
-    "😀",
-)
+_FILLS = ("\n", " ", *"\\\"'`{}[()1a,=-<", '<|"|>', "x,", '"}', "print(1)\n", "😀")
 _ENDINGS = ("<|return|>", "<turn|>", "<|im_end|>", "<|end|>", "<tool_call|>", "</tool_call>", '"}}', "}", "```\n", "</think>1")
 
 
@@ -162,9 +136,9 @@ def _after(openings: tuple[str, ...]) -> Iterator[Degenerate]:
 
 
 RUNS = tuple(_runs())
-"""One thing over and over, for every reader."""
+"""Repetition and nesting, for every reader."""
 
 AFTER = {reader: tuple(_after(openings)) for reader, openings in _OPENINGS.items()}
-"""By family, and by "salvage" and "answers": a beginning that makes the reader look for something, then one thing over and over."""
+"""By family, and for "salvage" and "answers": a beginning that starts a search, then repetition."""
 
 DEGENERATE = (*RUNS, *(one for every in AFTER.values() for one in every))

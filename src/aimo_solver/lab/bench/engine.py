@@ -1,8 +1,6 @@
-"""What the agent loop costs: the same server, the same token budget, with the loop around it and without.
+"""Measures the cost of the agent loop: the same server and token budget, with the loop (`bench.loop`) and without.
 
-The bare engine is one HTTP request per stream whose bytes are read and thrown away. The loop is the real one, with real
-kernels and a real run directory; only the model's turns are made up: each ends after a set number of tokens, in a tool
-call or in the answer, whatever the tokens are. So it measures the same on real weights and on random ones.
+The bare engine is one HTTP request per stream whose bytes are read and discarded.
 """
 
 from __future__ import annotations
@@ -19,11 +17,9 @@ from typing import Any
 
 import aiohttp
 
-from aimo_solver.lab.bench.loop import PROMPT_TOKENS, RESULT_TOKENS, EndlessEngine, Run, Target, new_prompt, run_loop
+from aimo_solver.lab.bench.loop import PROMPT_TOKENS, RESULT_TOKENS, EndlessEngine, Measurement, Target, new_prompt, run_loop
 from aimo_solver.lab.bench.table import BenchResult, Value
 from aimo_solver.server.client import CompletionRequest
-
-__all__ = ["Target", "bench_engine"]
 
 _ABORTS = 5
 _WARM_TOKENS = 32
@@ -32,12 +28,12 @@ _WARM_TOKENS = 32
 async def bench_engine(
     target: Target, *, streams: Sequence[int] = (1, 8, 16, 32), tokens: int = 2_000, turn_tokens: int = 500, rounds: int = 1
 ) -> BenchResult:
-    """Measures every number of streams with `tokens` sampled tokens per stream, medians over `rounds`."""
+    """Measures each number of streams with `tokens` sampled tokens per stream, medians over `rounds`."""
     rows: list[tuple[Value, ...]] = []
     details: dict[str, Any] = {}
     serial = itertools.count()
     for count in streams:
-        ways: dict[str, Callable[[int], Coroutine[Any, Any, Run]]] = {
+        ways: dict[str, Callable[[int], Coroutine[Any, Any, Measurement]]] = {
             "bare": partial(_bare, target, count, None, serial),
             "bare, logprobs 0": partial(_bare, target, count, 0, serial),
             "bare, logprobs 5": partial(_bare, target, count, 5, serial),
@@ -45,63 +41,42 @@ async def bench_engine(
             "bare, turns": partial(_bare_turns, target, count, turn_tokens, serial),
             "loop, tools": partial(run_loop, target, count, turn_tokens, serial),
         }
-        for measure in ways.values():  # whatever is still to be compiled for this number of streams
+        for measure in ways.values():  # compiles what this number of streams still needs
             await measure(_WARM_TOKENS)
-        runs: dict[str, list[Run]] = {name: [] for name in ways}
+        measured: dict[str, list[Measurement]] = {name: [] for name in ways}
         for _ in range(rounds):
             for name, measure in ways.items():
-                runs[name].append(await measure(tokens))
-        rates = {name: statistics.median(run.rate for run in done) for name, done in runs.items()}
-        for name, done in runs.items():
-            gaps = [gap for run in done for gap in run.gaps]
-            covered = [share for run in done for share in run.covered]
-            stalled = statistics.median(run.stalled for run in done)
-            row = (
-                count,
-                name,
-                rates[name],
-                rates[name] / rates["bare"],
-                stalled,
-                *_gap_figures(gaps),
-                min(covered, default=None),
-            )
-            rows.append(row)
+                measured[name].append(await measure(tokens))
+        bare = statistics.median(one.rate for one in measured["bare"])
+        rows += [(count, name, *_figures(own, bare)) for name, own in measured.items()]
+        for name, own in measured.items():
             details[f"{count} {name}"] = {
-                "rates": [run.rate for run in done],
-                "seconds": [run.seconds for run in done],
-                "stalled_s": [run.stalled for run in done],
+                "rates": [one.rate for one in own],
+                "seconds": [one.seconds for one in own],
+                "stalled_s": [one.stalled for one in own],
             }
     aborts = [await _abort_seconds(target, max(streams), serial) for _ in range(_ABORTS)]
-    details["abort_seconds"] = aborts
     return BenchResult(
         name="engine",
         columns=(
-            "streams",
-            "what",
-            "tokens/s",
-            "of bare",
-            "stalled s",
-            "tool to token ms, median",
-            "95 %",
-            "cached of whole blocks",
+            "streams", "what", "tokens/s", "of bare", "stalled s", "tool to token ms, median", "95 %", "cached of whole blocks",
         ),
         rows=tuple(rows),
         notes=(
-            f"{tokens} tokens per stream behind prompts of {PROMPT_TOKENS}, turns of {turn_tokens}; medians of {rounds} rounds",
+            f"{tokens} tokens per stream after prompts of {PROMPT_TOKENS}, turns of {turn_tokens}; medians of {rounds} rounds",
             f"the loop asks for logprobs {target.config.sampling.top_logprobs}",
             f"at most {1e3 * max(aborts):.0f} ms from cancelling {max(streams)} streams to no running request, {_ABORTS} tries",
         ),
-        details=details,
-    )
+        details=details | {"abort_seconds": aborts},
+    )  # fmt: skip
 
 
-def _gap_figures(gaps: Sequence[float]) -> tuple[float | None, float | None]:
-    if len(gaps) < 2:
-        return None, None
-    return 1e3 * statistics.median(gaps), 1e3 * statistics.quantiles(gaps, n=20)[-1]
-
-
-# --- the bare engine --------------------------------------------------------------------------------------------------
+def _figures(measured: Sequence[Measurement], bare: float) -> tuple[Value, ...]:
+    rate = statistics.median(one.rate for one in measured)
+    gaps = [1e3 * gap for one in measured for gap in one.gaps]
+    median, late = (statistics.median(gaps), statistics.quantiles(gaps, n=20)[-1]) if len(gaps) > 1 else (None, None)
+    covered = min((share for one in measured for share in one.covered), default=None)
+    return rate, rate / bare, statistics.median(one.stalled for one in measured), median, late, covered
 
 
 def _body(target: Target, prompt: Sequence[int], tokens: int, logprobs: int | None) -> dict[str, Any]:
@@ -119,25 +94,25 @@ def _body(target: Target, prompt: Sequence[int], tokens: int, logprobs: int | No
     return body if logprobs is None else body | {"logprobs": logprobs}
 
 
-async def _bare(target: Target, streams: int, logprobs: int | None, serial: Iterator[int], tokens: int) -> Run:
-    run = Run(tokens=streams * tokens)
+async def _bare(target: Target, streams: int, logprobs: int | None, serial: Iterator[int], tokens: int) -> Measurement:
+    measured = Measurement(tokens=streams * tokens)
 
     async def stream(session: aiohttp.ClientSession) -> None:
         body = _body(target, new_prompt(target, serial), tokens, logprobs)
         async with session.post(f"{target.base_url}/v1/completions", json=body) as response:
             response.raise_for_status()
             async for _ in response.content.iter_any():
-                run.heard()
+                measured.receive()
 
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session:
-        await run.time(stream(session) for _ in range(streams))
-    return run
+        await measured.time(stream(session) for _ in range(streams))
+    return measured
 
 
-async def _bare_turns(target: Target, streams: int, turn_tokens: int, serial: Iterator[int], tokens: int) -> Run:
-    """Turns one behind the other, as the loop has them, but with nothing between them."""
+async def _bare_turns(target: Target, streams: int, turn_tokens: int, serial: Iterator[int], tokens: int) -> Measurement:
+    """Measures the turns of the loop one after another, with nothing between them."""
     turn_tokens = min(turn_tokens, max(1, tokens // 2))
-    run = Run()
+    measured = Measurement()
 
     async def stream(session: aiohttp.ClientSession) -> None:
         conversation = new_prompt(target, serial)
@@ -148,18 +123,18 @@ async def _bare_turns(target: Target, streams: int, turn_tokens: int, serial: It
                 response.raise_for_status()
                 parts = [await response.content.readany()]
                 if turn > 0:
-                    run.gaps.append(time.perf_counter() - asked)
-                run.heard()
+                    measured.gaps.append(time.perf_counter() - asked)
+                measured.receive()
                 async for part in response.content.iter_any():
-                    run.heard()
+                    measured.receive()
                     parts.append(part)
             sampled = [token for message in _messages(b"".join(parts)) for token in message["choices"][0]["token_ids"]]
-            run.tokens += len(sampled)
+            measured.tokens += len(sampled)
             conversation += [*sampled, *sampled[:RESULT_TOKENS]]
 
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session:
-        await run.time(stream(session) for _ in range(streams))
-    return run
+        await measured.time(stream(session) for _ in range(streams))
+    return measured
 
 
 def _messages(data: bytes) -> Iterator[dict[str, Any]]:
@@ -169,11 +144,8 @@ def _messages(data: bytes) -> Iterator[dict[str, Any]]:
             yield json.loads(payload)
 
 
-# --- aborts -----------------------------------------------------------------------------------------------------------
-
-
 async def _abort_seconds(target: Target, streams: int, serial: Iterator[int]) -> float:
-    """From the cancelling of all streams to the server saying that nothing runs or waits."""
+    """Measures the time from cancelling all streams until the server reports no running or waiting request."""
     async with EndlessEngine(
         target.base_url, target.model, target.config.sampling, context_tokens=target.context_tokens
     ) as engine:

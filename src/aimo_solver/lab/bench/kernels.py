@@ -1,72 +1,35 @@
-"""Speed of the kernel pool beside plain jupyter_client in the same run.
-
-Figures count on a quiet machine only. What is compared takes turns, and medians are told.
-"""
+"""Measures the kernel pool beside plain jupyter_client in the same run. Figures are valid only on a quiet machine."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from jupyter_client import AsyncKernelManager, KernelManager
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
 from aimo_solver.kernels.pool import Kernel, KernelPool
-from aimo_solver.lab.bench.soak import soak, soak_table
+from aimo_solver.lab.bench.table import BenchResult
 
 _SPARES = 4
 _CALL = "2**10"
 _IMPORTS = "import collections, fractions, functools, itertools, math, mpmath, numpy, sympy"
 _WORK = "sum(i * i for i in range(100_000))"
-_HANG = "sum(range(10**13))"  # never looks for signals
+_HANG = "sum(range(10**13))"  # C code that never checks for signals
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KernelBench:
-    """Medians.
-
-    Attributes:
-        kernels: how many started, and then worked, side by side.
-        call_ms, plain_call_ms: a trivial call on a leased kernel, and by `execute_interactive` of a blocking client.
-        call_latency_ratio: of the two.
-        lease_ms: from asking for a lease to having a kernel, while kernels are warm.
-        start_s, plain_start_s: all kernels ready with everything imported; the pool, and as many bare concurrent starts.
-        start_ratio: of the two.
-        calls_per_s, plain_calls_per_s: over all kernels, all busy; the pool's, and bare kernels in the same loop.
-        throughput_ratio: of the two.
-        hang_wait_s: what the next lease waits while a kernel that hangs in C code is got rid of.
-    """
-
-    kernels: int
-    call_ms: float
-    plain_call_ms: float
-    call_latency_ratio: float
-    lease_ms: float
-    start_s: float
-    plain_start_s: float
-    start_ratio: float
-    calls_per_s: float
-    plain_calls_per_s: float
-    throughput_ratio: float
-    hang_wait_s: float
-
-
-async def bench(kernels: int = 16, rounds: int = 3, report: Callable[[str], None] = lambda _: None) -> KernelBench:
-    """Measures everything. Takes about a minute on two cores.
+async def bench_kernels(kernels: int = 16, rounds: int = 3, report: Callable[[str], None] = lambda _: None) -> BenchResult:
+    """Measures start, throughput, call latency and leases; about a minute on two cores.
 
     Args:
         kernels: how many start, and then work, side by side.
-        rounds: times that the starts and the work are measured.
+        rounds: how often start and throughput are measured, the pool and plain kernels in turn.
+        report: called with the name of each measurement.
     """
     starts: list[float] = []
     plain_starts: list[float] = []
@@ -78,7 +41,7 @@ async def bench(kernels: int = 16, rounds: int = 3, report: Callable[[str], None
         async with _plain_kernels(kernels) as clients:
             plain_starts.append(time.perf_counter() - began)
             plain_rates.append(await _rate([_plain_call(client) for client in clients]))
-        report(f"{kernels} kernels, the pool's, {number + 1} of {rounds}")
+        report(f"{kernels} kernels, pool, {number + 1} of {rounds}")
         began = time.perf_counter()
         async with KernelPool(size=kernels, spares=0) as pool:
             await pool.full()
@@ -94,21 +57,20 @@ async def bench(kernels: int = 16, rounds: int = 3, report: Callable[[str], None
         lease = await _lease_time(pool)
         report("hangs")
         hang = await _hang_wait(pool)
-    start, plain_start = statistics.median(starts), statistics.median(plain_starts)
-    rate, plain_rate = statistics.median(rates), statistics.median(plain_rates)
-    return KernelBench(
-        kernels=kernels,
-        call_ms=call * 1e3,
-        plain_call_ms=plain_call * 1e3,
-        call_latency_ratio=call / plain_call,
-        lease_ms=lease * 1e3,
-        start_s=start,
-        plain_start_s=plain_start,
-        start_ratio=start / plain_start,
-        calls_per_s=rate,
-        plain_calls_per_s=plain_rate,
-        throughput_ratio=rate / plain_rate,
-        hang_wait_s=hang,
+    compared = (
+        ("call, ms", 1e3 * call, 1e3 * plain_call),
+        (f"{kernels} kernels ready, s", statistics.median(starts), statistics.median(plain_starts)),
+        (f"calls per second, {kernels} busy kernels", statistics.median(rates), statistics.median(plain_rates)),
+    )
+    return BenchResult(
+        name="kernels",
+        columns=("", "pool", "plain jupyter_client", "ratio"),
+        rows=(
+            *((what, ours, plain, ours / plain) for what, ours, plain in compared),
+            ("lease of a warm kernel, ms", 1e3 * lease, None, None),
+            ("lease after a hang in C code, s", hang, None, None),
+        ),
+        notes=(f"medians of {rounds} rounds; ready: everything imported; the slowest of five leases after a hang",),
     )
 
 
@@ -212,38 +174,3 @@ async def _hang_wait(pool: KernelPool, hangs: int = 5) -> float:
         async with pool.lease():
             waits.append(time.perf_counter() - began)
     return max(waits)
-
-
-def table(result: KernelBench) -> Table:
-    """For the terminal."""
-    shown = Table("", "pool", "plain jupyter_client", "ratio", title="Kernel pool")
-    shown.add_row("call, ms", f"{result.call_ms:.2f}", f"{result.plain_call_ms:.2f}", f"{result.call_latency_ratio:.2f}")
-    shown.add_row(
-        f"{result.kernels} kernels ready, s", f"{result.start_s:.2f}", f"{result.plain_start_s:.2f}", f"{result.start_ratio:.2f}"
-    )
-    rates = f"{result.calls_per_s:.0f}", f"{result.plain_calls_per_s:.0f}", f"{result.throughput_ratio:.2f}"
-    shown.add_row(f"calls per second, {result.kernels} busy kernels", *rates)
-    shown.add_row("lease of a warm kernel, ms", f"{result.lease_ms:.3f}", "", "")
-    shown.add_row("lease after a hang in C code, s", f"{result.hang_wait_s:.4f}", "", "")
-    return shown
-
-
-def run(soak_leases: int | None = None, as_json: bool = False, *, kernels: int = 16, rounds: int = 3) -> int:
-    """What the command does; returns its exit code, 1 if a soak met surprises or is not flat."""
-    console = Console(stderr=True)
-    if soak_leases is None:
-        with console.status("kernels") as status:
-            result = asyncio.run(bench(kernels, rounds, status.update))
-        if as_json:
-            print(json.dumps(asdict(result)))
-        else:
-            Console().print(table(result))
-        return 0
-    with Progress(console=console) as progress:
-        task = progress.add_task("leases", total=soak_leases)
-        soaked = asyncio.run(soak(soak_leases, tick=lambda done: progress.update(task, completed=done)))
-    if as_json:
-        print(json.dumps(asdict(soaked)))
-    else:
-        Console().print(soak_table(soaked), *soaked.surprises, sep="\n")
-    return 0 if soaked.flat and not soaked.surprises else 1

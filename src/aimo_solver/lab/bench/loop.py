@@ -1,6 +1,6 @@
-"""The agent loop with made-up turns: each ends after a set number of tokens, in a tool call or in the answer.
+"""Runs the agent loop with synthetic turns: each ends after a fixed number of tokens, in a tool call or in the answer.
 
-Everything else is real: the engine's client, kernels, the run directory. So it measures the same on random weights.
+Everything else is real: the engine's client, kernels, the run directory. So random weights measure the same as trained ones.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PROMPT_TOKENS = 300
 RESULT_TOKENS = 60
 _CODE = "print(sum(k * k for k in range(1000)))"
 _HORIZON_S = 3_600.0
-_STALL_S = 0.1  # ten steps and more of any model that is served for speed
+_STALL_S = 0.1  # at least ten decoding steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +41,8 @@ class Target:
     """The server to measure.
 
     Attributes:
-        chat: its model's chat format, for the decoding of logs.
-        vocabulary: token ids below it are valid.
+        chat: its model's chat format, which decodes logs.
+        vocabulary: number of valid token ids.
         block_tokens: length of a block of its prefix cache.
     """
 
@@ -56,7 +56,7 @@ class Target:
 
     @classmethod
     def of(cls, session: Session, config: Config, preset: Preset) -> Self:
-        """The server of a session that was started with that preset."""
+        """Returns the server of a session started with that preset."""
         block = preset.flag("--block-size")
         return cls(
             base_url=session.engine.base_url,
@@ -70,20 +70,21 @@ class Target:
 
 
 @dataclass(slots=True)
-class Run:
-    """One measured run of some streams.
+class Measurement:
+    """The times of some streams that run side by side.
 
     Attributes:
         tokens, seconds: sampled by all streams together, from the first request to the last token.
-        stalled: the part of `seconds` in silences of 0.1 s and more, when no stream heard anything.
-        gaps: seconds from each tool's result to the next token.
-        covered: cached tokens over the tokens of all whole blocks that the server has seen, per turn behind the first.
+        stalled: seconds within pauses of at least 0.1 s in which no stream received anything.
+        received_at: when a stream last received something.
+        gaps: seconds from each tool result to the next token.
+        covered: cached prompt tokens over the tokens of all whole blocks computed before, per turn but the first.
     """
 
     tokens: int = 0
     seconds: float = 0.0
     stalled: float = 0.0
-    heard_at: float = 0.0
+    received_at: float = 0.0
     gaps: list[float] = field(default_factory=list)
     covered: list[float] = field(default_factory=list)
 
@@ -91,17 +92,17 @@ class Run:
     def rate(self) -> float:
         return self.tokens / self.seconds
 
-    def heard(self) -> None:
-        """Some stream got something."""
+    def receive(self) -> None:
+        """Records that a stream received something."""
         now = time.perf_counter()
-        silence = now - self.heard_at
-        if silence >= _STALL_S:
-            self.stalled += silence
-        self.heard_at = now
+        pause = now - self.received_at
+        if pause >= _STALL_S:
+            self.stalled += pause
+        self.received_at = now
 
     async def time(self, streams: Iterator[Coroutine[Any, Any, None]]) -> None:
-        """Runs the streams side by side."""
-        began = self.heard_at = time.perf_counter()
+        """Runs the streams side by side and measures them."""
+        began = self.received_at = time.perf_counter()
         async with asyncio.TaskGroup() as group:
             for stream in streams:
                 group.create_task(stream)
@@ -109,50 +110,50 @@ class Run:
 
 
 def new_prompt(target: Target, serial: Iterator[int]) -> list[int]:
-    """Tokens that no earlier prompt began with, so that nothing of them is cached."""
+    """Draws a prompt that shares no beginning with an earlier one, so that none of it is cached."""
     draw = random.Random(next(serial))
     return [draw.randrange(target.vocabulary) for _ in range(PROMPT_TOKENS)]
 
 
 class EndlessEngine(VllmEngine):
-    """Samples on behind the model's own end of turn."""
+    """Continues sampling after the model's end of turn."""
 
     def _body(self, request: CompletionRequest) -> dict[str, Any]:
         return super()._body(request) | {"ignore_eos": True}
 
 
-class _CutEngine(EndlessEngine):
-    """One attempt's engine: every turn has the same length and ends as if the model had ended it."""
+class _FixedTurnEngine(EndlessEngine):
+    """One attempt's engine: all turns have the same length and end as if the model had ended them."""
 
-    def __init__(self, target: Target, turn_tokens: int, run: Run, chat: _MadeUpTurns) -> None:
+    def __init__(self, target: Target, turn_tokens: int, measured: Measurement, chat: _SyntheticTurns) -> None:
         super().__init__(target.base_url, target.model, target.config.sampling, context_tokens=target.context_tokens)
         self._turn_tokens = turn_tokens
-        self._run = run
+        self._measured = measured
         self._chat = chat
         self._block = target.block_tokens
-        self._seen = 0  # tokens whose keys and values the server has computed
+        self._computed = 0  # tokens whose keys and values are in the server's cache
 
     async def stream(self, request: CompletionRequest) -> AsyncGenerator[Chunk, None]:
         request = dataclasses.replace(request, max_tokens=min(request.max_tokens, self._turn_tokens))
         sampled = 0
         async with aclosing(super().stream(request)) as chunks:
             async for chunk in chunks:
-                self._run.heard()
-                if sampled == 0 and chunk.token_ids and self._seen:
-                    self._run.gaps.append(time.perf_counter() - self._chat.result_at)
+                self._measured.receive()
+                if sampled == 0 and chunk.token_ids and self._computed:
+                    self._measured.gaps.append(time.perf_counter() - self._chat.result_at)
                 sampled += len(chunk.token_ids)
-                if chunk.cached_tokens is not None and self._seen >= self._block:
-                    self._run.covered.append(chunk.cached_tokens / (self._seen // self._block * self._block))
+                if chunk.cached_tokens is not None and self._computed >= self._block:
+                    self._measured.covered.append(chunk.cached_tokens / (self._computed // self._block * self._block))
                 yield chunk if chunk.finish is None else dataclasses.replace(chunk, finish="stop")
-        # The last token was sampled but not fed back, so the server has not computed it yet.
-        self._seen = len(request.tokens) + sampled - 1
-        self._run.tokens += sampled
+        # The last token was sampled but not fed back, so its keys and values are not computed yet.
+        self._computed = len(request.tokens) + sampled - 1
+        self._measured.tokens += sampled
 
 
-class _MadeUpTurns:
-    """One attempt's chat format: so many tool calls, then the answer. Logs are decoded as the model's own format does."""
+class _SyntheticTurns:
+    """One attempt's chat format: `turns - 1` tool calls, then the answer. Logs are decoded by the model's own format."""
 
-    name = "made-up"
+    name = "synthetic"
     stop_token_ids: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
 
@@ -186,9 +187,10 @@ class _MadeUpTurns:
         return self._real.decode(tokens)
 
 
-async def run_loop(target: Target, streams: int, turn_tokens: int | None, serial: Iterator[int], tokens: int) -> Run:
+async def run_loop(target: Target, streams: int, turn_tokens: int | None, serial: Iterator[int], tokens: int) -> Measurement:
+    """Measures `streams` attempts of `tokens` tokens, with a tool call after every `turn_tokens`, or in one turn if None."""
     turn_tokens = tokens if turn_tokens is None else min(turn_tokens, max(1, tokens // 2))
-    run = Run()
+    measured = Measurement()
     config = target.config
     turns = max(1, tokens // turn_tokens)
     limits = AttemptConfig(max_turns=turns + 1, answer_tokens=1, answer_s=1.0)
@@ -197,15 +199,15 @@ async def run_loop(target: Target, streams: int, turn_tokens: int | None, serial
         async with KernelPool.from_config(dataclasses.replace(config.kernels, size=streams)) as pool:
 
             async def attempt(index: int) -> None:
-                chat = _MadeUpTurns(target.chat, new_prompt(target, serial), turns)
-                async with _CutEngine(target, turn_tokens, run, chat) as engine:
+                chat = _SyntheticTurns(target.chat, new_prompt(target, serial), turns)
+                async with _FixedTurnEngine(target, turn_tokens, measured, chat) as engine:
                     tools = AttemptTools(
                         engine=engine, chat=chat, pool=pool, limits=limits, kernels=config.kernels, clock=time.monotonic
                     )
                     started = time.monotonic()
                     record = await AgentRun(
                         tools,
-                        Problem("bench", "made up"),
+                        Problem("bench", "synthetic"),
                         index,
                         PromptVariant("bench", "", "", True),
                         deadline=started + _HORIZON_S,
@@ -214,7 +216,7 @@ async def run_loop(target: Target, streams: int, turn_tokens: int | None, serial
                     ).run()
                 log.attempt_finished(record)
 
-            await pool.full()  # as when a problem comes: no kernel starts beside it
-            await run.time(attempt(index) for index in range(streams))
+            await pool.full()  # no kernel starts during the measurement
+            await measured.time(attempt(index) for index in range(streams))
         log.finish()
-    return run
+    return measured

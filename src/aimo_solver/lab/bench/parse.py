@@ -1,11 +1,12 @@
-"""CPU time of everything that reads model output, on degenerate output of growing length.
+"""Measures the CPU time of all code that parses model output, on degenerate output of growing length.
 
-All of it runs on the one event loop, so the limits are those of a stall that nobody notices: `LIMITS_MS`.
+That code runs on the event loop and stalls every other attempt, hence the limits in `LIMITS_MS`.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,13 +29,13 @@ SIZES = (10_000, 100_000, 1_000_000)
 """Characters of an input."""
 
 LIMITS_MS: Mapping[int, float] = {100_000: 50.0, 1_000_000: 1_000.0}
-"""CPU milliseconds that a reader may take, by characters of its input."""
+"""CPU milliseconds allowed to a reader, by characters of its input."""
 
 OUTPUT_CHARS = 8_000
-"""A tool's output is cut to `kernels.output_chars` before a chat format sees it; this is the default."""
+"""A tool's output is cut to `kernels.output_chars` before it is formatted; this is the default."""
 
-_SLOWEST = (16, 4)  # inputs of a reader that are measured at the second size, and at those behind it
-_HOPELESS_MS = 1_000.0  # what takes this long is not measured at the next size
+_SLOWEST = (16, 4)  # inputs of a reader measured at the second size, and at later ones
+_TOO_SLOW_MS = 1_000.0  # slower inputs are not measured at the next size
 _TEMPLATE = """\
 {%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor -%}
 {{- '<|im_start|>assistant\\n' }}"""
@@ -45,7 +46,7 @@ Encode = Callable[[str], list[int]]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One degenerate input: its ids for a family's reader, and its text."""
+    """One degenerate input: its token ids for a family's reader, and its text."""
 
     tokens: list[int]
     text: str
@@ -53,11 +54,11 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """One entry point that reads what a model wrote.
+    """One entry point that parses model output.
 
     Attributes:
-        family: a chat family, or the module for readers that all families share.
-        encode: text with control tokens -> ids, None where only the text is read.
+        family: a chat family, or the module of a reader that all families share.
+        encode: encodes text with control tokens; None if only the text is read.
     """
 
     family: str
@@ -66,12 +67,12 @@ class Reader:
     encode: Encode | None = None
 
     def sample(self, one: Degenerate, characters: int) -> Sample:
-        """An input of that length for this reader."""
+        """Returns the input at a length."""
         return Sample([] if self.encode is None else one.tokens(characters, self.encode), one.text(characters))
 
     @property
     def inputs(self) -> tuple[Degenerate, ...]:
-        """What it is measured on: every run, and the beginnings that mean something to it."""
+        """The inputs that are relevant to it."""
         shared = (*AFTER["salvage"], *AFTER["answers"])
         return (*RUNS, *AFTER.get(self.family, ()), *(shared if self.entry in ("parse", *_SHARED) else ()))
 
@@ -88,7 +89,7 @@ class _Row:
 
     @property
     def rank(self) -> tuple[bool, int, float]:
-        """Highest for the row that matters most: over a limit, then measured at most sizes, then slowest by character."""
+        """Sorts rows by relevance: over a limit, then measured at most sizes, then slowest per character."""
         size, time_ms = list(self.times_ms.items())[-1]
         return (self.over, 0 if self.over else len(self.times_ms), time_ms / size)
 
@@ -103,11 +104,11 @@ _SHARED: dict[str, tuple[str, Callable[[str], object]]] = {
 
 
 def readers(families: Mapping[str, tuple[ChatFormat, Encode]]) -> list[Reader]:
-    """Every entry point of the families, then those that all share."""
-    found: list[Reader] = []
-    for name, (chat, encode) in families.items():
-        found += [Reader(name, entry, read, encode) for entry, read in _entries(chat).items()]
-    return [*found, *(Reader(family, entry, _of_text(read)) for entry, (family, read) in _SHARED.items())]
+    """Returns the entry points of each family, then those that all share."""
+    own = [
+        Reader(name, entry, read, encode) for name, (chat, encode) in families.items() for entry, read in _entries(chat).items()
+    ]
+    return [*own, *(Reader(family, entry, _of_text(read)) for entry, (family, read) in _SHARED.items())]
 
 
 def _entries(chat: ChatFormat) -> dict[str, Callable[[Sample], object]]:
@@ -128,10 +129,10 @@ def _of_text(read: Callable[[str], object]) -> Callable[[Sample], object]:
 
 
 def families_of(model: Path, scratch: Path) -> dict[str, tuple[ChatFormat, Encode]]:
-    """Every family on one model's vocabulary, to which its control tokens are added; harmony has its own.
+    """Loads every family with one model's vocabulary plus its own control tokens; harmony uses its own vocabulary.
 
     Args:
-        scratch: an empty folder for the families' model folders.
+        scratch: an empty folder, for the families' model folders.
     """
     made: dict[str, tuple[ChatFormat, Encode]] = {}
     for family in FAMILIES:
@@ -166,35 +167,31 @@ def bench_parse(
     sizes: Sequence[int] = SIZES,
     *,
     every: bool = False,
-    progress: Callable[[float], None] | None = None,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> BenchResult:
-    """Measures readers on degenerate inputs.
-
-    At each size but the first, only the inputs of a reader are measured that were slowest at the size before.
+    """Measures readers on degenerate inputs; at each size only the slowest inputs of the size before.
 
     Args:
-        sizes: characters, rising.
-        every: a row for each input instead of one for the slowest of each reader.
-        progress: told the part that is done.
+        sizes: characters, ascending.
+        every: whether to show each input instead of the slowest of each reader.
+        progress: called with the share done, 0..1.
     """
     rows: list[_Row] = []
     for number, reader in enumerate(chosen):
         rows += _measured(reader, sizes)
-        if progress is not None:
-            progress((number + 1) / len(chosen))
-    shown = rows if every else _slowest_of_each(rows)
+        progress((number + 1) / len(chosen))
     over = [row for row in rows if row.over]
     return BenchResult(
-        name="reading degenerate output",
+        name="parse",
         columns=("family", "entry point", "input", *(f"{size:,} characters: ms" for size in sizes), "over"),
         rows=tuple(
             (row.reader.family, row.reader.entry, row.one.name, *(row.times_ms.get(size) for size in sizes), "over" * row.over)
-            for row in shown
+            for row in (rows if every else _slowest_of_each(rows))
         ),
         notes=(
-            f"{len(rows):,} inputs, {len(over)} over a limit ({_limits()}); CPU time, the least of three tries where over",
+            f"{len(rows):,} inputs, {len(over)} over a limit ({_limits()}); CPU time, minimum of three tries if over a limit",
             f"the slowest {_SLOWEST[0]} inputs of a reader are measured at the second size, {_SLOWEST[1]} of them at the next",
-            f"tool_results, output: of {OUTPUT_CHARS:,} characters at most, as the loop cuts it",
+            f"tool_results, output: at most {OUTPUT_CHARS:,} characters, as the loop cuts it",
         ),
         details={"over": [f"{row.reader.family} {row.reader.entry} {row.one.name}" for row in over]},
     )
@@ -206,7 +203,7 @@ def _measured(reader: Reader, sizes: Sequence[int]) -> list[_Row]:
         for row in measured:
             row.times_ms[size] = _time_ms(reader, row.one, size)
         slowest = sorted(measured, key=lambda row: row.times_ms[size], reverse=True)
-        measured = [row for row in slowest[: _SLOWEST[min(number, 1)]] if row.times_ms[size] < _HOPELESS_MS]
+        measured = [row for row in slowest[: _SLOWEST[min(number, 1)]] if row.times_ms[size] < _TOO_SLOW_MS]
     return rows
 
 
@@ -223,12 +220,8 @@ def _time_ms(reader: Reader, one: Degenerate, size: int) -> float:
 
 
 def _slowest_of_each(rows: Sequence[_Row]) -> list[_Row]:
-    slowest: dict[tuple[str, str], _Row] = {}
-    for row in rows:
-        key = (row.reader.family, row.reader.entry)
-        if key not in slowest or row.rank > slowest[key].rank:
-            slowest[key] = row
-    return list(slowest.values())
+    by_reader = itertools.groupby(rows, key=lambda row: (row.reader.family, row.reader.entry))
+    return [max(own, key=lambda row: row.rank) for _, own in by_reader]
 
 
 def _limits() -> str:

@@ -1,6 +1,6 @@
-"""How fast files come into memory: the prewarmer against `cat`, against `dd`, and against the disk itself.
+"""Measures how fast files are read into the page cache: read-ahead beside `cat`, `dd` and direct reads.
 
-The disk's own limit is taken as the best of several numbers of threads that read past the page cache (O_DIRECT).
+The disk's own limit is the best of several numbers of threads that bypass the page cache (O_DIRECT).
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _DIRECT_THREADS = (4, 8, 16, 32)
 
 
 def bench_prewarm(files: Sequence[Path], *, threads: int = 8, rounds: int = 1, limit_bytes: int | None = None) -> BenchResult:
-    """Reads the same files each way, evicted from memory before each reading, best of `rounds`.
+    """Reads the same files each way, evicted from the page cache before each, best of `rounds`.
 
     Raises:
-        UserError: there are no files, or they cannot be evicted (a tmpfs, or pages that are not written back).
+        UserError: there are no files, or they cannot be evicted (a tmpfs, or pages not yet written back).
     """
     total = sum(file.stat().st_size for file in files)
     if total == 0:
-        raise UserError("there is nothing to read; give files, or a folder to make some in")
+        raise UserError("there is nothing to read")
     ways: list[tuple[str, Callable[[], None]]] = [
         ("cat", lambda: _pipe(["cat", *map(str, files)])),
         ("dd, direct, one after another", lambda: _dd(files)),
@@ -64,7 +64,7 @@ def bench_prewarm(files: Sequence[Path], *, threads: int = 8, rounds: int = 1, l
 
 
 def make_files(folder: Path, gigabytes: float, count: int = 8) -> list[Path]:
-    """Files of random bytes, written in parallel and flushed to the disk."""
+    """Writes files of random bytes in parallel and flushes them to the disk."""
     folder.mkdir(parents=True, exist_ok=True)
     size = int(gigabytes * 1e9 / count)
 
@@ -85,7 +85,7 @@ def evict(files: Sequence[Path]) -> None:
     """Removes files from the page cache.
 
     Raises:
-        UserError: they are still there, so nothing cold can be measured.
+        UserError: they stay in the page cache.
     """
     for file in files:
         with file.open("rb") as opened:
@@ -110,7 +110,7 @@ def _prewarm(files: Sequence[Path], threads: int, limit_bytes: int | None) -> No
 
 
 def _pipe(command: Sequence[str]) -> None:
-    # Through a pipe: `cat` to /dev/null would be fair too, but a kernel may then skip the copying.
+    # Through a pipe: with /dev/null as its output, the kernel may skip the copy.
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         buffer = memoryview(bytearray(1 << 20))
@@ -126,7 +126,7 @@ def _dd(files: Sequence[Path]) -> None:
 
 
 def _direct_reader(files: Sequence[Path], threads: int) -> Callable[[], None]:
-    """Reads all files past the page cache, in blocks that `threads` readers take in turn."""
+    """Returns a function that reads all files with O_DIRECT, in blocks shared among `threads` threads."""
 
     def read() -> None:
         blocks = iter([(file, at) for file in files for at in range(0, file.stat().st_size, _BLOCK)])
@@ -134,7 +134,7 @@ def _direct_reader(files: Sequence[Path], threads: int) -> Callable[[], None]:
 
         def reader() -> None:
             descriptors: dict[Path, int] = {}
-            with mmap.mmap(-1, _BLOCK) as buffer:  # page-aligned, as O_DIRECT wants it
+            with mmap.mmap(-1, _BLOCK) as buffer:  # page-aligned, as O_DIRECT requires
                 while True:
                     with lock:
                         file, at = next(blocks, (None, 0))

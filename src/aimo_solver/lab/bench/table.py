@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from aimo_solver.log.environment import describe_environment
 from aimo_solver.server.machine import detect_machine
@@ -22,7 +27,7 @@ class BenchResult:
     Attributes:
         columns: names with units; every row has one value per column.
         notes: what a reader must know to trust the figures.
-        details: more that only the JSON file holds.
+        details: further figures, in JSON only.
     """
 
     name: str
@@ -32,7 +37,7 @@ class BenchResult:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, with where and how they were measured."""
+        """Returns plain values, with the machine, the versions and the command."""
         gpus = [
             {"name": gpu.name, "memory_gib": round(gpu.memory_bytes / 2**30, 1), "driver": gpu.driver}
             for gpu in detect_machine().gpus
@@ -51,22 +56,20 @@ class BenchResult:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.as_dict(), indent=1) + "\n", encoding="utf-8")
 
-    def markdown(self) -> str:
-        """The table, its notes below it."""
-        lines = [
-            _line(self.columns),
-            _line(["---"] * len(self.columns)),
-            *(_line([shown(value) for value in row]) for row in self.rows),
-        ]
-        return "\n".join([*lines, "", *(f"- {note}" for note in self.notes)]).rstrip() + "\n"
+    def show(self, console: Console) -> None:
+        """Prints the table and its notes as Markdown."""
+        table = Table(box=MARKDOWN)
+        for number, column in enumerate(self.columns):
+            table.add_column(Text(column), justify="right" if number else "left")
+        for row in self.rows:
+            table.add_row(*(Text(format_value(value)) for value in row))
+        console.print(table)
+        for note in self.notes:
+            console.print(f"- {note}", markup=False, highlight=False, soft_wrap=True)
 
 
-def shown(value: Value) -> str:
-    """A figure with three digits that say something."""
+def format_value(value: Value) -> str:
+    """Formats a figure with three significant digits or as an integer; empty for None."""
     if not isinstance(value, float):
         return "" if value is None else f"{value:,}" if isinstance(value, int) else value
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
