@@ -1,4 +1,4 @@
-"""Benchmarks measure what they say, at a scale that shows nothing but that. About 15 s with a server at hand."""
+"""Benchmarks at a minimal scale; about 15 s when the server of the session runs."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ def test_every_reader_reads_the_same_cold_files(files: list[Path]) -> None:
     assert result.details["resident_share"] > 0.9  # a kernel short of memory takes pages back
 
 
-def test_evicted_files_are_out_of_memory(files: list[Path]) -> None:
+def test_evicted_files_leave_the_page_cache(files: list[Path]) -> None:
     prewarm(files)
     evict(files)
     assert sum(map(resident_bytes, files)) == 0
 
 
-def test_nothing_to_read_is_said() -> None:
+def test_nothing_to_read_is_an_error() -> None:
     with pytest.raises(UserError, match="nothing to read"):
         bench_prewarm([])
 
 
-def test_random_files_have_the_size_asked_for(tmp_path: Path) -> None:
+def test_random_files_have_the_requested_size(tmp_path: Path) -> None:
     made = make_files(tmp_path, 0.003, count=3)
     assert [file.stat().st_size for file in made] == [1_000_000] * 3
     assert len({file.read_bytes() for file in made}) == 3
@@ -112,7 +112,7 @@ def test_stages_are_read_off_the_log() -> None:
     assert [(stage.name, stage.start, stage.end) for stage in stages] == [("kernels", 0.6, 2.0), ("server", 0.5, 9.0)]
 
 
-def test_a_result_holds_where_and_how_it_was_measured(tmp_path: Path) -> None:
+def test_a_result_includes_machine_and_command(tmp_path: Path) -> None:
     BenchResult(name="x", columns=("a", "b"), rows=((1, 2.0), ("y", None)), notes=("careful",)).save(tmp_path / "deep" / "x.json")
     saved = json.loads((tmp_path / "deep" / "x.json").read_text())
     assert saved["results"] == [{"a": 1, "b": 2.0}, {"a": "y", "b": None}]

@@ -1,4 +1,4 @@
-"""Logged attempts, read back."""
+"""Reading logged attempts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from aimo_solver.errors import RecordsError
 from aimo_solver.lab.records import CSV_COLUMNS, Use, read_groups
 from aimo_solver.results import Attempt, FinishReason
+from tests.lab.groups import make_attempt
 
 HEADER = ",".join(CSV_COLUMNS)
 ROWS = (
@@ -25,11 +26,6 @@ def csv_file(folder: Path, *rows: str, header: str = HEADER) -> Path:
     path = folder / "attempts.csv"
     path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
     return path
-
-
-def attempt(index: int, answer: int | None, **values: object) -> Attempt:
-    reason = FinishReason.ANSWERED if answer is not None else FinishReason.NO_ANSWER
-    return Attempt(**{"problem_id": "p", "index": index, "answer": answer, "finish_reason": reason} | values)
 
 
 def jsonl_file(folder: Path, *attempts: Attempt, truth: int | None = 7) -> Path:
@@ -51,11 +47,11 @@ def test_a_csv_gives_groups_in_order_of_finishing(tmp_path: Path) -> None:
     assert (second.ended[0].finish_reason, second.truth_present) == (FinishReason.NO_ANSWER, False)
 
 
-def test_a_run_of_ours_reads_as_it_was_written(tmp_path: Path) -> None:
+def test_a_run_directory_is_read_as_it_was_written(tmp_path: Path) -> None:
     written = [
-        attempt(0, 7, seconds=9.0, started_s=0.0, finish_order=2, tail_entropy=0.3, seen_in_tool=True, tokens=50),
-        attempt(1, 7, seconds=4.0, started_s=1.0, finish_order=1, tokens=40),
-        attempt(2, None, finish_reason=FinishReason.CANCELLED, seconds=9.0, tokens=44),
+        make_attempt(0, 7, seconds=9.0, started_s=0.0, finish_order=2, tail_entropy=0.3, seen_in_tool=True, tokens=50),
+        make_attempt(1, 7, seconds=4.0, started_s=1.0, finish_order=1, tokens=40),
+        make_attempt(2, None, finish_reason=FinishReason.CANCELLED, seconds=9.0, tokens=44),
     ]
     jsonl_file(tmp_path / "run", *written)
     (group,) = read_groups([tmp_path / "run"])
@@ -66,13 +62,13 @@ def test_a_run_of_ours_reads_as_it_was_written(tmp_path: Path) -> None:
     assert group.use == Use.ACCURACY | Use.STOPPING
 
 
-def test_a_torn_line_and_problems_without_truth_are_left_out(tmp_path: Path) -> None:
-    path = jsonl_file(tmp_path / "run", attempt(0, 7), attempt(1, 8))
+def test_torn_lines_and_problems_without_truth_are_left_out(tmp_path: Path) -> None:
+    path = jsonl_file(tmp_path / "run", make_attempt(0, 7), make_attempt(1, 8))
     path.write_text(path.read_text(encoding="utf-8") + '{"problem_id": "p", "ind', encoding="utf-8")
     (group,) = read_groups([path])
     assert len(group.attempts) == 2
     with pytest.raises(RecordsError, match="no attempt at a problem with a known answer"):
-        read_groups([jsonl_file(tmp_path / "other", attempt(0, 7), truth=None)])
+        read_groups([jsonl_file(tmp_path / "other", make_attempt(0, 7), truth=None)])
 
 
 @pytest.mark.parametrize(
@@ -84,7 +80,7 @@ def test_a_torn_line_and_problems_without_truth_are_left_out(tmp_path: Path) -> 
         ((), HEADER, "holds no attempt"),
     ],
 )
-def test_a_bad_csv_is_one_line_that_says_where(tmp_path: Path, rows: tuple[str, ...], header: str, message: str) -> None:
+def test_a_bad_csv_is_reported_with_its_place(tmp_path: Path, rows: tuple[str, ...], header: str, message: str) -> None:
     with pytest.raises(RecordsError, match=message) as caught:
         read_groups([csv_file(tmp_path, *rows, header=header)])
     assert "\n" not in str(caught.value)
@@ -97,40 +93,32 @@ def test_a_missing_file_and_a_folder_without_a_run_are_named(tmp_path: Path) -> 
             read_groups([path])
 
 
-def test_a_bad_record_of_ours_is_named(tmp_path: Path) -> None:
-    path = jsonl_file(tmp_path / "run", attempt(0, 7))
+def test_a_bad_record_is_named(tmp_path: Path) -> None:
+    path = jsonl_file(tmp_path / "run", make_attempt(0, 7))
     path.write_text(path.read_text(encoding="utf-8").replace("answered", "vanished"), encoding="utf-8")
     with pytest.raises(RecordsError, match="record 1: cannot be read: 'vanished'"):
         read_groups([path])
 
 
-def test_files_are_read_together(tmp_path: Path) -> None:
-    one = jsonl_file(tmp_path / "a", attempt(0, 7))
-    other = jsonl_file(tmp_path / "b", attempt(0, 8))
+def test_the_groups_of_several_files_are_joined(tmp_path: Path) -> None:
+    one = jsonl_file(tmp_path / "a", make_attempt(0, 7))
+    other = jsonl_file(tmp_path / "b", make_attempt(0, 8))
     assert [group.run for group in read_groups([one, other])] == ["a", "b"]
 
 
-def test_public_runs_are_kept_from_what_they_cannot_show(tmp_path: Path) -> None:
+def test_public_runs_are_excluded_from_uses_they_do_not_allow(tmp_path: Path) -> None:
     rows = [row.replace("r,", f"{run},", 1) for run in ("jxm/v22", "jxm/v23-wrongonly-pass1", "zz/x") for row in ROWS[:1]]
     cut, selected, whole = read_groups([csv_file(tmp_path, *rows)])
     assert (cut.use, selected.use, whole.use) == (Use.ACCURACY, Use.NONE, Use.ACCURACY | Use.STOPPING)
 
 
-def test_second_looks_are_read_from_the_events_and_have_no_vote(tmp_path: Path) -> None:
-    path = jsonl_file(
-        tmp_path / "run", attempt(0, 7), attempt(1, 8), attempt(2, 8, prompt="select"), attempt(3, 8, prompt="verify")
-    )
+def test_second_looks_are_read_from_events_and_have_no_vote(tmp_path: Path) -> None:
+    looks = [make_attempt(2, 8, prompt="select"), make_attempt(3, 8, prompt="verify")]
+    path = jsonl_file(tmp_path / "run", make_attempt(0, 7), make_attempt(1, 8), *looks)
+    event = {"t": 1, "kind": "selection", "problem_id": "p", "answer": 8}
     events = [
-        {"t": 1, "kind": "selection", "problem_id": "p", "method": "select", "answer": 8, "votes": 3, "picks": [8, 8, 7, 8]},
-        {
-            "t": 1,
-            "kind": "selection",
-            "problem_id": "p",
-            "method": "verify",
-            "answer": 8,
-            "votes": 2,
-            "picks": [8, 8, None, None],
-        },
+        event | {"method": "select", "votes": 3, "picks": [8, 8, 7, 8]},
+        event | {"method": "verify", "votes": 2, "picks": [8, 8, None, None]},
         {"t": 1, "kind": "run_started"},
     ]
     path.with_name("events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")

@@ -1,11 +1,11 @@
-"""Replay: policies on logged attempts."""
+"""Policies on logged attempts."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aimo_solver.config import Config
@@ -15,34 +15,17 @@ from aimo_solver.lab.replay import Replay, parse_policy, play, replay
 from aimo_solver.options import VotingConfig
 from aimo_solver.policy.stopping import RULES
 from aimo_solver.policy.voting import VOTERS
-from aimo_solver.results import Attempt, FinishReason
-from tests.conftest import ROOT
-
-untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is not a failure
+from aimo_solver.results import FinishReason
+from tests.lab.groups import PUBLIC, group, make_attempt, public, untimed
 
 VOTING = VotingConfig()
-PUBLIC = ROOT.parent / "shared" / "replay" / "attempts.csv"
-public = pytest.mark.skipif(not PUBLIC.exists(), reason="the public records are not here")
 
 
-def group(answers: list[int | None], *, truth: int = 1, problem: str = "p", run: str = "r", **values: object) -> Group:
-    """Attempt i ends after 10 (i + 1) seconds and 100 (i + 1) tokens."""
-    ended = tuple(
-        Attempt(
-            problem_id=problem, index=i, answer=a, tokens=100 * (i + 1), seconds=10.0 * (i + 1), finish_order=i + 1,
-            finish_reason=FinishReason.NO_ANSWER if a is None else FinishReason.ANSWERED,
-        )
-        for i, a in enumerate(answers)
-    )  # fmt: skip
-    base = {"model": "m", "ended": ended, "cut": (), "timed": True, "use": Use.ACCURACY | Use.STOPPING}
-    return Group(**base | {"run": run, "problem_id": problem, "truth": truth} | values)
+def replay_names(*policies: str, groups: list[Group], seed: int = 0) -> Replay:
+    return replay(groups, [parse_policy(name, VOTING) for name in policies], samples=500, seed=seed)
 
 
-def names(*policies: str, groups: list[Group], **values: object) -> Replay:
-    return replay(groups, [parse_policy(name, VOTING) for name in policies], samples=500, **values)
-
-
-def test_a_stop_saves_the_time_and_tokens_after_it() -> None:
+def test_stopping_saves_the_remaining_time_and_tokens() -> None:
     one = group([1, 2, 1, 1, 2])
     stopped = play(one, parse_policy("majority/equal=3", VOTING))
     assert (stopped.answer, stopped.seen, stopped.seconds) == (1, 4, 40.0)
@@ -51,14 +34,14 @@ def test_a_stop_saves_the_time_and_tokens_after_it() -> None:
     assert (whole.answer, whole.seen, whole.seconds, whole.tokens) == (1, 5, 50.0, 1500)
 
 
-def test_without_times_tokens_are_the_clock() -> None:
+def test_tokens_replace_missing_times() -> None:
     stopped = play(group([1, 1, 2], timed=False), parse_policy("majority/equal=2", VOTING))
     assert stopped.seconds is None
     assert stopped.tokens == 100 + 200 + 200
 
 
-def test_attempts_that_were_cut_have_no_vote_but_cost_time() -> None:
-    late = Attempt(problem_id="p", index=9, answer=None, finish_reason=FinishReason.DEADLINE, tokens=900, seconds=90.0)
+def test_cut_attempts_have_no_vote_but_cost_time() -> None:
+    late = make_attempt(9, None, finish_reason=FinishReason.DEADLINE, tokens=900, seconds=90.0)
     one = group([1, 2, 2], cut=(late,))
     whole = play(one, parse_policy("majority", VOTING))
     assert (whole.answer, whole.seen, whole.seconds, whole.tokens) == (2, 3, 90.0, 1500)
@@ -79,12 +62,12 @@ def test_stopping_never_costs_more_than_waiting(answers: list[int | None], stop:
 
 def test_scores_count_right_lost_and_changed() -> None:
     groups = [
-        group([1, 1, 2], problem="a"),  # right
-        group([2, 2, 1], problem="b"),  # lost
-        group([2, 2, 3], problem="c"),  # the truth is absent
-        group([None, None], problem="d"),
+        group([1, 1, 2], problem_id="a"),  # right
+        group([2, 2, 1], problem_id="b"),  # lost
+        group([2, 2, 3], problem_id="c"),  # the truth is absent
+        group([None, None], problem_id="d"),
     ]
-    result = names("majority", "majority/first", groups=groups)
+    result = replay_names("majority", "majority/first", groups=groups)
     score, first = result.scores
     assert (len(score.outcomes), score.right, score.lost, score.changed) == (4, 1, 1, 0)
     assert (result.oracle, result.groups, result.problems, result.left_out) == (2, 4, 4, 0)
@@ -93,8 +76,8 @@ def test_scores_count_right_lost_and_changed() -> None:
 
 
 def test_differences_are_paired_with_the_first_policy() -> None:
-    groups = [group([2, 1, 1], problem=str(number)) for number in range(8)] + [group([1, 2, 2], problem="x")]
-    base, first = names("majority", "majority/first", groups=groups).scores
+    groups = [group([2, 1, 1], problem_id=str(number)) for number in range(8)] + [group([1, 2, 2], problem_id="x")]
+    base, first = replay_names("majority", "majority/first", groups=groups).scores
     assert (base.diff.mean, base.diff.low, base.diff.high) == (0, 0, 0)
     assert first.diff.mean == pytest.approx((1 - 8) / 9)
     assert first.changed == 9
@@ -104,30 +87,34 @@ def test_differences_are_paired_with_the_first_policy() -> None:
 
 
 def test_every_problem_counts_once_in_the_two_run_score() -> None:
-    groups = [group([1], problem="a", run="r1"), group([2], problem="a", run="r2"), group([1], problem="b")]
-    (score,) = names("majority", groups=groups).scores
+    groups = [
+        group([1], problem_id="a", run="r1"),
+        group([2], problem_id="a", run="r2"),
+        group([1], problem_id="b"),
+    ]
+    (score,) = replay_names("majority", groups=groups).scores
     assert score.accuracy.mean == pytest.approx(2 / 3)
     assert score.two_run.mean == pytest.approx((0.5 + 1) / 2)
 
 
-def test_voters_and_stop_rules_are_scored_on_records_fit_for_them() -> None:
+def test_voters_and_stop_rules_are_scored_on_suitable_records() -> None:
     groups = [
-        group([1, 1], run="both", problem="a"),
-        group([1, 1], run="cut", problem="b", use=Use.ACCURACY),
-        group([1, 1], run="hinted", problem="c", use=Use.STOPPING),
-        group([1, 1], run="selected", problem="d", use=Use.NONE),
+        group([1, 1], run="both", problem_id="a"),
+        group([1, 1], run="cut", problem_id="b", use=Use.ACCURACY),
+        group([1, 1], run="hinted", problem_id="c", use=Use.STOPPING),
+        group([1, 1], run="selected", problem_id="d", use=Use.NONE),
     ]
-    runs = lambda *policies: [s.run for s in names(*policies, groups=groups).scores[0].strata]  # noqa: E731
+    runs = lambda *policies: [s.run for s in replay_names(*policies, groups=groups).scores[0].strata]  # noqa: E731
     assert runs("majority") == ["both", "cut"]
     assert runs("majority", "majority/equal=4") == ["both", "hinted"]
     with pytest.raises(ConfigError, match="no group"):
-        names("majority", groups=groups[3:])
+        replay_names("majority", groups=groups[3:])
 
 
 def test_the_same_seed_gives_the_same_intervals() -> None:
     # Unequal numbers of groups per problem make the resampled means fine-grained.
-    groups = [group([1 + number % 2], problem=str(number * number % 23), run=str(number)) for number in range(40)]
-    one, same, other = (names("majority", groups=groups, seed=seed).scores[0].accuracy for seed in (1, 1, 2))
+    groups = [group([1 + number % 2], problem_id=str(number * number % 23), run=str(number)) for number in range(40)]
+    one, same, other = (replay_names("majority", groups=groups, seed=seed).scores[0].accuracy for seed in (1, 1, 2))
     assert one == same
     assert one != other
 
@@ -140,10 +127,14 @@ def test_default_is_the_configured_voter() -> None:
     assert parse_policy("default", voting, stop="equal").voting == voting
 
 
-def test_a_second_look_has_the_last_word_where_it_was_clear() -> None:
-    chosen = group([2, 2, 1], problem="a", choices={"select": 1})
-    groups = [chosen, group([2, 2, 1], problem="b"), group([1, 1, 2], problem="c", choices={"verify": 2})]
-    default, select, verify = names("default", "select", "verify", groups=groups).scores
+def test_a_clear_second_look_overrides_the_vote() -> None:
+    chosen = group([2, 2, 1], problem_id="a", choices={"select": 1})
+    groups = [
+        chosen,
+        group([2, 2, 1], problem_id="b"),
+        group([1, 1, 2], problem_id="c", choices={"verify": 2}),
+    ]
+    default, select, verify = replay_names("default", "select", "verify", groups=groups).scores
     assert [outcome.answer for outcome in default.outcomes] == [2, 2, 1]
     assert [outcome.answer for outcome in select.outcomes] == [1, 2, 1]
     assert [outcome.answer for outcome in verify.outcomes] == [2, 2, 2]
@@ -161,17 +152,17 @@ def test_a_second_look_has_the_last_word_where_it_was_clear() -> None:
         ("majority/share=1.5", "voting.share"),
     ],
 )
-def test_a_policy_that_does_not_exist_is_one_line(name: str, message: str) -> None:
+def test_an_unknown_policy_is_reported_in_one_line(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         parse_policy(name, VOTING)
     assert "\n" not in str(caught.value)
 
 
 @public
-def test_public_records_give_their_published_counts() -> None:
+def test_public_records_give_the_published_counts() -> None:
     groups = read_groups([PUBLIC])
     unselected = [replace(one, use=Use.ACCURACY) for one in groups if one.use != Use.NONE]
-    result = names("majority", *VOTERS, groups=unselected)
+    result = replay_names("majority", *VOTERS, groups=unselected)
     # Their README: the truth is outvoted in 14 unselected groups, and a weighted vote changes few choices without a gain.
     assert (len(groups), result.groups, result.oracle) == (218, 191, 171)
     assert result.scores[0].lost == 14
@@ -183,7 +174,7 @@ def test_public_records_give_their_published_counts() -> None:
 @public
 def test_stopping_at_equal_answers_costs_nothing_against_24_attempts() -> None:
     groups = [one for one in read_groups([PUBLIC]) if one.run == "jxm/shiv-latest-hinted" and len(one.attempts) == 24]
-    whole, *early = names("majority", *(f"majority/equal={k}" for k in (3, 4, 5)), groups=groups).scores
+    whole, *early = replay_names("majority", *(f"majority/equal={k}" for k in (3, 4, 5)), groups=groups).scores
     assert len(whole.outcomes) == 30
     for score in early:
         assert score.right == whole.right
@@ -193,7 +184,7 @@ def test_stopping_at_equal_answers_costs_nothing_against_24_attempts() -> None:
 @public
 @pytest.mark.parametrize("policy", ["default", f"default/{VOTING.stop}"])
 def test_no_default_is_worse_than_majority_on_any_run(policy: str) -> None:
-    default = names("majority", policy, groups=list(read_groups([PUBLIC]))).scores[1]
+    default = replay_names("majority", policy, groups=list(read_groups([PUBLIC]))).scores[1]
     for stratum in default.strata:
         # Under "no difference" a net loss of two groups or more has a chance of 1/4 at most; one is noise.
         assert stratum.missed - stratum.gained <= 1, stratum

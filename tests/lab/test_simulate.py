@@ -1,4 +1,4 @@
-"""Simulated competitions: the arrays against the solver's own rules, one play at a time."""
+"""Simulated competitions, compared with the solver's own rules on one play at a time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aimo_solver.config import Config, config_from
@@ -19,34 +19,25 @@ from aimo_solver.policy.budget import RULES as BUDGETS
 from aimo_solver.policy.budget import Clock, allot
 from aimo_solver.policy.stopping import RULES, decided
 from aimo_solver.policy.voting import VOTERS, rank
-from aimo_solver.results import Attempt, FinishReason
-from tests.conftest import ROOT
+from aimo_solver.results import Attempt
+from tests.lab.groups import PUBLIC, make_attempt, make_group, public, untimed
 
-untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is not a failure
-
-PUBLIC = ROOT.parent / "shared" / "replay" / "attempts.csv"
-public = pytest.mark.skipif(not PUBLIC.exists(), reason="the public records are not here")
 PROBLEMS, STARTUP_S = 6, 100.0
 
 
-def make_group(number: int, answers: list[tuple[int | None, int, int, float]], truth: int = 1) -> Group:
-    attempts = [
-        Attempt(
-            problem_id=str(number), index=i, answer=answer, tokens=tokens, tool_errors=errors, entropy=entropy,
-            finish_reason=FinishReason.NO_ANSWER if answer is None else FinishReason.ANSWERED,
-        )
-        for i, (answer, tokens, errors, entropy) in enumerate(answers)
-    ]  # fmt: skip
-    return Group(
-        run="r", model="m", problem_id=str(number), truth=truth, ended=tuple(attempts), cut=(), timed=False,
-        use=Use.ACCURACY | Use.STOPPING,
-    )  # fmt: skip
+def group_of_tuples(number: int, attempts: list[tuple[int | None, int, int, float]], truth: int = 1) -> Group:
+    """Attempts as (answer, tokens, tool errors, entropy)."""
+    ended = [
+        make_attempt(i, answer, problem_id=str(number), tokens=tokens, tool_errors=errors, entropy=entropy)
+        for i, (answer, tokens, errors, entropy) in enumerate(attempts)
+    ]
+    return make_group(ended, problem_id=str(number), truth=truth, timed=False)
 
 
 # Ten errors weigh half a vote: equal scores with unequal votes are common.
 attempts = st.tuples(st.none() | st.integers(0, 3), st.integers(100, 60_000), st.sampled_from([0, 10]), st.floats(0.01, 2))
 pools = st.lists(st.lists(attempts, min_size=1, max_size=10), min_size=1, max_size=5).map(
-    lambda groups: [make_group(number, answers) for number, answers in enumerate(groups)]
+    lambda groups: [group_of_tuples(number, answers) for number, answers in enumerate(groups)]
 )
 
 
@@ -73,7 +64,7 @@ def configs(draw: st.DrawFn) -> Config:
 
 
 def play_one(pool: Pool, config: Config, competition: int, run: int, plays: int, seed: int) -> tuple[list[bool], float, float]:
-    """One play by the solver's own functions, one attempt at a time: right answers, seconds and tokens."""
+    """Plays one run with the solver's own functions, attempt by attempt; returns right answers, seconds and tokens."""
     rate = Throughput().per_stream(config.solver.slots)
     limit = config.budget.time_limit_s - config.budget.margin_s
     used, spent, right = STARTUP_S, 0.0, []
@@ -116,7 +107,7 @@ def play_one(pool: Pool, config: Config, competition: int, run: int, plays: int,
 
 @settings(untimed, max_examples=60)
 @given(pools, configs(), st.integers(0, 1_000))
-def test_the_arrays_play_exactly_as_the_solvers_rules_do(groups: list[Group], config: Config, seed: int) -> None:
+def test_the_arrays_play_exactly_like_the_solvers_rules(groups: list[Group], config: Config, seed: int) -> None:
     competitions = 3
     pool = Pool(groups, config)
     rate = Throughput().per_stream(config.solver.slots)
@@ -132,7 +123,7 @@ def test_the_arrays_play_exactly_as_the_solvers_rules_do(groups: list[Group], co
 
 @settings(untimed, max_examples=60)
 @given(pools, configs(), st.floats(0, 5_000))
-def test_no_play_ever_passes_its_limit(groups: list[Group], config: Config, startup_s: float) -> None:
+def test_no_play_exceeds_its_limit(groups: list[Group], config: Config, startup_s: float) -> None:
     (result,) = simulate(groups, [("x", config)], competitions=20, problems=PROBLEMS, startup_s=startup_s, samples=10)
     assert result.overruns == (
         0 if startup_s <= config.budget.time_limit_s else 20 * RUNS
@@ -142,7 +133,7 @@ def test_no_play_ever_passes_its_limit(groups: list[Group], config: Config, star
 
 
 def test_certain_attempts_give_a_certain_score() -> None:
-    groups = [make_group(0, [(1, 1_000, 0, 0.5)]), make_group(1, [(2, 1_000, 0, 0.5)], truth=2)]
+    groups = [group_of_tuples(0, [(1, 1_000, 0, 0.5)]), group_of_tuples(1, [(2, 1_000, 0, 0.5)], truth=2)]
     (result,) = simulate(groups, [("x", Config())], competitions=10, problems=5, samples=100)
     assert (result.score.mean, result.score.low, result.score.high, result.two_run, result.spread) == (5, 5, 5, 5, 0)
     # Four of eight equal streams of 1,000 tokens decide, all at once.
@@ -150,7 +141,7 @@ def test_certain_attempts_give_a_certain_score() -> None:
 
 
 def test_policies_see_the_same_problems_and_attempts() -> None:
-    groups = [make_group(n, [(n % 3, 500 * (n + 1), 0, 0.5), (1, 900, 0, 0.5), (None, 100, 0, 0.5)]) for n in range(6)]
+    groups = [group_of_tuples(n, [(n % 3, 500 * (n + 1), 0, 0.5), (1, 900, 0, 0.5), (None, 100, 0, 0.5)]) for n in range(6)]
     one, same, other = simulate(
         groups,
         [("a", Config()), ("b", Config()), ("c", parse_play("majority/first", Config())[1])],
@@ -161,8 +152,8 @@ def test_policies_see_the_same_problems_and_attempts() -> None:
     assert other.diff.mean == pytest.approx(10 * (np.mean(other.score_of) - np.mean(one.score_of)))
 
 
-def test_a_backfilled_slot_takes_the_next_attempt_at_once() -> None:
-    groups = [make_group(0, [(None, 800, 0, 0.5)])]
+def test_a_free_slot_takes_the_next_attempt_at_once() -> None:
+    groups = [group_of_tuples(0, [(None, 800, 0, 0.5)])]
     config = config_from({"solver": {"slots": 8, "max_attempts": 16}, "voting": {"stop": "never"}})
     (result,) = simulate(groups, [("x", config)], competitions=2, problems=1, startup_s=0, samples=10)
     assert result.seconds == pytest.approx(2 * 800 / 80)
@@ -179,19 +170,19 @@ def test_streams_share_the_measured_throughput() -> None:
 
 
 def test_less_time_never_scores_more() -> None:
-    groups = [make_group(n, [(n % 2, 20_000, 0, 0.5), (1, 90_000, 0, 0.5)]) for n in range(6)]
+    groups = [group_of_tuples(n, [(n % 2, 20_000, 0, 0.5), (1, 90_000, 0, 0.5)]) for n in range(6)]
     points = sweep(groups, [("x", Config())], [1_000, 4_000, 16_000], competitions=50)
     scores = [point.simulations[0].score.mean for point in points]
     assert scores == sorted(scores)
     assert scores[0] < scores[-1]
 
 
-def test_only_uncut_groups_of_the_most_common_model_are_played() -> None:
-    good = [make_group(n, [(1, 10, 0, 0.5)]) for n in range(3)]
+def test_only_uncut_groups_of_the_most_frequent_model_are_played() -> None:
+    good = [group_of_tuples(n, [(1, 10, 0, 0.5)]) for n in range(3)]
     others = [
         replace(good[0], use=Use.ACCURACY),
         replace(good[0], model="other"),
-        make_group(7, [(1, 0, 0, 0.5)]),
+        group_of_tuples(7, [(1, 0, 0, 0.5)]),
         replace(good[0], ended=()),
     ]
     assert playable([*others, *good]) == tuple(good)
@@ -215,7 +206,7 @@ def test_names_choose_voter_stop_rule_and_budget() -> None:
     with pytest.raises(ConfigError, match="a second look cannot be simulated"):
         parse_play("select", config)
     with pytest.raises(ConfigError, match="proximity cannot be simulated"):
-        simulate([make_group(0, [(1, 1, 0, 0.5)])], [parse_play("proximity", config)], competitions=1)
+        simulate([group_of_tuples(0, [(1, 1, 0, 0.5)])], [parse_play("proximity", config)], competitions=1)
 
 
 @public
