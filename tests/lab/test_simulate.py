@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from aimo_solver.config import Config, config_from
 from aimo_solver.errors import ConfigError
-from aimo_solver.lab.competition import RUNS, Competitions, Pool
+from aimo_solver.lab.competition import RUNS, Competitions
 from aimo_solver.lab.records import Group, Use, read_groups
 from aimo_solver.lab.simulate import Throughput, parse_play, playable, simulate, sweep
 from aimo_solver.policy.budget import RULES as BUDGETS
@@ -63,14 +63,16 @@ def configs(draw: st.DrawFn) -> Config:
     )
 
 
-def play_one(pool: Pool, config: Config, competition: int, run: int, plays: int, seed: int) -> tuple[list[bool], float, float]:
+def play_one(
+    groups: list[Group], config: Config, competition: int, run: int, plays: int, seed: int
+) -> tuple[list[bool], float, float]:
     """Plays one run with the solver's own functions, attempt by attempt; returns right answers, seconds and tokens."""
     rate = Throughput().per_stream(config.solver.slots)
     limit = config.budget.time_limit_s - config.budget.margin_s
     used, spent, right = STARTUP_S, 0.0, []
     for number in range(PROBLEMS):
         draw = np.random.default_rng((seed, number))
-        group = pool.groups[draw.integers(len(pool.groups), size=plays // RUNS)[competition]]
+        group = groups[draw.integers(len(groups), size=plays // RUNS)[competition]]
         uniform = draw.random((config.solver.max_attempts, plays))[:, RUNS * competition + run]
         queue = [group.attempts[int(one * len(group.attempts))] for one in uniform]
         given_ = allot(Clock(limit - used, PROBLEMS - number - 1), config.budget)
@@ -109,13 +111,12 @@ def play_one(pool: Pool, config: Config, competition: int, run: int, plays: int,
 @given(pools, configs(), st.integers(0, 1_000))
 def test_the_arrays_play_exactly_like_the_solvers_rules(groups: list[Group], config: Config, seed: int) -> None:
     competitions = 3
-    pool = Pool(groups, config)
     rate = Throughput().per_stream(config.solver.slots)
-    played = Competitions(pool, config, competitions, PROBLEMS, STARTUP_S, rate, seed)
+    played = Competitions(groups, config, competitions, PROBLEMS, STARTUP_S, rate, seed)
     for number in range(PROBLEMS):
         played.play(number)
     for play in range(competitions * RUNS):
-        right, used, spent = play_one(pool, config, play // RUNS, play % RUNS, competitions * RUNS, seed)
+        right, used, spent = play_one(groups, config, play // RUNS, play % RUNS, competitions * RUNS, seed)
         assert played.right[play].tolist() == right
         assert played.used[play] == pytest.approx(used)
         assert played.tokens[play] == pytest.approx(spent)

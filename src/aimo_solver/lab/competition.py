@@ -6,6 +6,7 @@ N = competitions * RUNS plays; a play is one run over all problems.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import astuple, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,20 +24,17 @@ Bools = NDArray[np.bool_]
 
 RUNS = 2  # the private set is run twice
 _NO_ANSWER = -1  # code
-_BALLOT = ("votes", "clean", "sure", "tail_sure", "evidence")
 
 
-class Pool:
+class _Pool:
     """Groups as padded arrays: one row per group, one column per attempt."""
 
     def __init__(self, groups: Sequence[Group], config: Config) -> None:
-        self.groups = tuple(groups)
-        most = max(len(group.attempts) for group in groups)
-        shape = (len(groups), most)
+        shape = (len(groups), max(len(group.attempts) for group in groups))
         self.size = np.array([len(group.attempts) for group in groups])
         self.tokens = np.zeros(shape)
         self.code = np.full(shape, _NO_ANSWER)
-        self.weights = {name: np.zeros(shape) for name in _BALLOT}
+        self.ballot = np.zeros((*shape, len(fields(Ballot))))
         self.truth = np.full(len(groups), _NO_ANSWER - 1)
         self.codes = 1
         for row, group in enumerate(groups):
@@ -47,12 +45,9 @@ class Pool:
                 self.truth[row] = answers.index(group.truth)
             for column, attempt in enumerate(group.attempts):
                 self.tokens[row, column] = max(1, attempt.tokens)
-                if attempt.answer is None:
-                    continue
-                self.code[row, column] = answers.index(attempt.answer)
-                ballot = ballot_of(attempt, config.voting)
-                for name in _BALLOT:
-                    self.weights[name][row, column] = getattr(ballot, name)
+                if attempt.answer is not None:
+                    self.code[row, column] = answers.index(attempt.answer)
+                    self.ballot[row, column] = astuple(ballot_of(attempt, config.voting))
 
 
 class Competitions:
@@ -62,46 +57,46 @@ class Competitions:
         right: whether the answer was right, (N, problems); play 2 i + r is run r of competition i.
         drawn: the group of each problem, (competitions, problems).
         used, tokens: seconds since process start and tokens sampled so far, (N,).
+        groups: number of groups.
         limit: seconds that no play may exceed.
         undecided: problems that ran out of time, over all plays.
     """
 
     def __init__(
-        self, pool: Pool, config: Config, competitions: int, problems: int, startup_s: float, rate: Floats, seed: int
+        self, groups: Sequence[Group], config: Config, competitions: int, problems: int, startup_s: float, rate: Floats, seed: int
     ) -> None:
         if config.voting.voter not in VOTERS:
             raise ConfigError("voting.voter", f"{config.voting.voter} cannot be simulated; known: {', '.join(VOTERS)}")
-        self.pool, self._config, self._problems, self._seed = pool, config, problems, seed
-        self._competitions = competitions
-        self._plays = competitions * RUNS
+        plays = competitions * RUNS
         self.limit = config.budget.time_limit_s - config.budget.margin_s
-        self.used = np.full(self._plays, float(startup_s))
-        self.tokens = np.zeros(self._plays)
-        self.right = np.zeros((self._plays, problems), dtype=bool)
+        self.groups = len(groups)
+        self.used = np.full(plays, float(startup_s))
+        self.tokens = np.zeros(plays)
+        self.right = np.zeros((plays, problems), dtype=bool)
         self.drawn = np.zeros((competitions, problems), dtype=np.int64)
         self.undecided = 0
-        self._rate = rate
+        self._pool, self._config, self._rate, self._seed = _Pool(groups, config), config, rate, seed
         most = config.solver.max_attempts
         self._leads = np.array([[leads(lead, second) for second in range(most + 1)] for lead in range(most + 1)])
 
     def play(self, number: int) -> None:
         """Plays problem `number` of all competitions."""
+        solver, pool = self._config.solver, self._pool
+        plays, problems = self.right.shape
         draw = np.random.default_rng((self._seed, number))
-        group = draw.integers(len(self.pool.groups), size=self._competitions)
-        self.drawn[:, number] = group
-        group = np.repeat(group, RUNS)
+        self.drawn[:, number] = draw.integers(len(pool.size), size=len(self.drawn))
+        group = np.repeat(self.drawn[:, number], RUNS)
         # Drawn attempt by attempt, so that a configuration with more of them sees the same first ones.
-        uniform = draw.random((self._config.solver.max_attempts, self._plays)).T
-        attempt = (uniform * self.pool.size[group, None]).astype(np.int64)
+        uniform = draw.random((solver.max_attempts, plays)).T
+        attempt = (uniform * pool.size[group, None]).astype(np.int64)
         left = self.limit - self.used
-        given = [allot(Clock(seconds, self._problems - number - 1), self._config.budget) for seconds in left.tolist()]
-        solver = self._config.solver
+        given = [allot(Clock(seconds, problems - number - 1), self._config.budget) for seconds in left.tolist()]
         allowed = np.array([min(solver.max_attempts, a.max_attempts or solver.max_attempts) for a in given])
         slots = np.minimum(allowed, [min(solver.slots, a.slots or solver.slots) for a in given])
         confidence = np.array([np.nan if a.confidence is None else a.confidence for a in given])
-        work = _Problem(self.pool, self._config, group, attempt, self._rate, self._leads)
+        work = _Problem(pool, self._config, group, attempt, self._rate, self._leads)
         answer = work.run(np.array([a.seconds for a in given]), slots, allowed, confidence)
-        self.right[:, number] = answer == self.pool.truth[group]
+        self.right[:, number] = answer == pool.truth[group]
         self.used += work.now
         self.tokens += work.spent
         self.undecided += int(work.timed_out.sum())
@@ -116,14 +111,14 @@ class _Problem:
         timed_out: whether time ran out before a decision and before the last attempt ended, (N,).
     """
 
-    def __init__(self, pool: Pool, config: Config, group: Ints, attempt: Ints, rate: Floats, table: Floats) -> None:
+    def __init__(self, pool: _Pool, config: Config, group: Ints, attempt: Ints, rate: Floats, table: Floats) -> None:
         self._voting, self._rate, self._table = config.voting, rate, table
         row = group[:, None]
         self._tokens = pool.tokens[row, attempt]
         self._code = pool.code[row, attempt]
-        self._weights = {name: pool.weights[name][row, attempt] for name in _BALLOT}
+        self._ballot = pool.ballot[row, attempt]
         plays = len(group)
-        self._ballots = {name: np.zeros((plays, pool.codes)) for name in _BALLOT}
+        self._ballots = np.zeros((plays, pool.codes, pool.ballot.shape[2]))  # sums by answer
         self._finished = np.zeros(plays, dtype=np.int64)
         self.now = np.zeros(plays)
         self.spent = np.zeros(plays)
@@ -158,27 +153,25 @@ class _Problem:
             started[filled] += 1
             out = self._finished[alive] == allowed[alive]
             alive = alive[~(out | self._decided(alive, allowed, confidence))]
-        return self._answers()
+        return self._leaders(np.arange(len(self.now)))[0]
 
     def _count(self, plays: Ints, attempt: Ints) -> None:
         self._finished[plays] += 1
         code = self._code[plays, attempt]
         plays, attempt, code = plays[code != _NO_ANSWER], attempt[code != _NO_ANSWER], code[code != _NO_ANSWER]
-        for name, ballots in self._ballots.items():
-            ballots[plays, code] += self._weights[name][plays, attempt]
+        self._ballots[plays, code] += self._ballot[plays, attempt]
 
     def _decided(self, plays: Ints, allowed: Ints, confidence: Floats) -> Bools:
-        votes = self._ballots["votes"][plays]
+        votes = self._ballots[plays, :, 0].astype(np.int64)
         top = np.sort(votes, axis=1)[:, ::-1]
-        lead = top[:, 0].astype(np.int64)
-        second = top[:, 1].astype(np.int64) if top.shape[1] > 1 else np.zeros_like(lead)
-        answered = votes.sum(axis=1).astype(np.int64)
+        lead, second = top[:, 0], top[:, 1] if top.shape[1] > 1 else np.zeros_like(top[:, 0])
+        answered = votes.sum(axis=1)
         tally = Tally(
             finished=self._finished[plays],
             answered=answered,
             lead=lead,
             second=second,
-            share=self._share(plays) if self._voting.stop == "share" else None,
+            share=self._leaders(plays)[1] if self._voting.stop == "share" else None,
             posterior=self._table[lead, second],
             to_come=allowed[plays] - self._finished[plays],
         )
@@ -189,29 +182,13 @@ class _Problem:
             stop = stop | (tally.finished - tally.answered >= self._voting.no_answers)
         return stop
 
-    def _scores(self, plays: Ints) -> Floats:
-        own = {name: ballots[plays] for name, ballots in self._ballots.items()}
-        total = {name: np.maximum(ballots.sum(axis=1, keepdims=True), 1e-300) for name, ballots in own.items()}
-        scores: Floats = np.round(VOTERS[self._voting.voter](Ballot(**own), Ballot(**total)), 9)
-        scores[own["votes"] == 0] = 0.0
-        return scores
-
-    def _share(self, plays: Ints) -> Floats:
-        scores = self._scores(plays)
-        leader = self._winners(scores, self._ballots["votes"][plays])
-        total = np.maximum(scores.sum(axis=1), 1e-300)
-        shares: Floats = np.round(scores[np.arange(len(plays)), leader] / total, 9)
-        return shares
-
-    def _answers(self) -> Ints:
-        plays = np.arange(len(self.now))
-        votes = self._ballots["votes"]
-        winners = self._winners(self._scores(plays), votes)
-        winners[votes.sum(axis=1) == 0] = _NO_ANSWER
-        return winners
-
-    @staticmethod
-    def _winners(scores: Floats, votes: Floats) -> Ints:
-        best = scores == scores.max(axis=1, keepdims=True)
-        winners: Ints = np.where(best, votes, -1.0).argmax(axis=1)
-        return winners
+    def _leaders(self, plays: Ints) -> tuple[Ints, Floats]:
+        """Returns the codes of the leading answers and their shares of all scores; ties are broken as in voting.rank."""
+        own = self._ballots[plays]
+        total = np.maximum(own.sum(axis=1, keepdims=True), 1e-300)
+        voter = VOTERS[self._voting.voter]
+        votes = own[:, :, 0]
+        scores = np.round(voter(Ballot(*np.moveaxis(own, 2, 0)), Ballot(*np.moveaxis(total, 2, 0))), 9) * (votes > 0)
+        leader = np.where(scores == scores.max(axis=1, keepdims=True), votes, -1.0).argmax(axis=1)
+        shares = np.round(scores[np.arange(len(plays)), leader] / np.maximum(scores.sum(axis=1), 1e-300), 9)
+        return np.where(votes.any(axis=1), leader, _NO_ANSWER), shares

@@ -21,7 +21,7 @@ import numpy as np
 
 from aimo_solver.config import Config, config_from
 from aimo_solver.errors import ConfigError
-from aimo_solver.lab.competition import RUNS, Competitions, Pool
+from aimo_solver.lab.competition import RUNS, Competitions
 from aimo_solver.lab.records import Group, Use
 from aimo_solver.lab.replay import parse_policy
 from aimo_solver.lab.statistics import Bootstrap, Floats, Interval
@@ -130,14 +130,11 @@ def simulate(
     done: list[Simulation] = []
     for number, (name, config) in enumerate(configs):
         rate = speed.per_stream(config.solver.slots)
-        played = Competitions(Pool(groups, config), config, competitions, problems, startup_s, rate, seed)
+        played = Competitions(groups, config, competitions, problems, startup_s, rate, seed)
         for problem in range(problems):
             played.play(problem)
             progress((number + (problem + 1) / problems) / len(configs))
-        result = _result(name, played, draws)
-        first = done[0].score_of if done else result.score_of
-        diff = draws.mean(problems * (np.array(result.score_of) - np.array(first)))
-        done.append(replace(result, diff=diff))
+        done.append(_result(name, played, draws, done[0].score_of if done else None))
     return tuple(done)
 
 
@@ -186,12 +183,11 @@ def parse_play(name: str, config: Config) -> tuple[str, Config]:
     return name, config
 
 
-def _result(name: str, played: Competitions, draws: Bootstrap) -> Simulation:
+def _result(name: str, played: Competitions, draws: Bootstrap, first: Sequence[float] | None) -> Simulation:
     competitions, problems = played.drawn.shape
     each = played.right.reshape(competitions, RUNS, problems).mean(axis=1)  # 1, 0.5 or 0: the two-run score
-    pool = len(played.pool.groups)
-    count = np.bincount(played.drawn.ravel(), minlength=pool)
-    sums = np.bincount(played.drawn.ravel(), weights=each.ravel(), minlength=pool)
+    count = np.bincount(played.drawn.ravel(), minlength=played.groups)
+    sums = np.bincount(played.drawn.ravel(), weights=each.ravel(), minlength=played.groups)
     score_of = np.where(count > 0, sums / np.maximum(count, 1), each.mean())  # few competitions may draw none
     scores = played.right.sum(axis=1)
     return Simulation(
@@ -201,7 +197,7 @@ def _result(name: str, played: Competitions, draws: Bootstrap) -> Simulation:
         score=replace(draws.mean(problems * score_of), mean=float(scores.mean())),
         spread=float(scores.std()),
         two_run=float(each.sum(axis=1).mean()),
-        diff=Interval(0.0, 0.0, 0.0),
+        diff=draws.mean(problems * (score_of - (score_of if first is None else first))),
         seconds=float(played.used.mean()),
         longest=float(played.used.max()),
         tokens=float(played.tokens.mean()),
