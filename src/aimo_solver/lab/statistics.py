@@ -53,7 +53,7 @@ class Bootstrap:
         return self._interval(np.mean, self._sums(values) / self._groups)
 
     def _sums(self, values: ArrayLike) -> Floats:
-        return np.bincount(self._index, weights=np.asarray(values, dtype=float), minlength=self.problems)
+        return np.bincount(self._index, weights=np.asarray(values, dtype=float)).astype(float)
 
     def _interval(self, statistic: Callable[..., Floats], *data: Floats) -> Interval:
         mean = float(statistic(*data))
