@@ -73,7 +73,7 @@ def machine(out: Path, tiny: bool) -> Any:
 
 
 def _config(tiny: bool, **server: Any) -> Any:
-    from aimo_solver.config import config_from
+    from aimo_solver.config import load_config
 
     values: dict[str, Any] = {"solver": {"slots": SLOTS, "max_attempts": SLOTS}, "server": server}
     values["sampling"] = {"top_logprobs": 0}
@@ -81,7 +81,7 @@ def _config(tiny: bool, **server: Any) -> Any:
         values["solver"] = {"slots": 2, "max_attempts": 2}
         values["kernels"] = {"size": 2}
         server.pop("load_format", None)
-    return config_from(values)
+    return load_config(values)
 
 
 def _shape(tiny: bool) -> Path:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aimo_solver.config import Config, config_from
+from aimo_solver.config import Config, load_config
 from aimo_solver.log.writer import ProblemResult, RunLog
 from aimo_solver.policy.voting import Candidate
 from aimo_solver.results import Attempt, FinishReason
@@ -194,7 +194,7 @@ def simulate(
     """Writes a run. `scale` shortens the texts; with `unfinished` the last problem is incomplete and there is no summary."""
     clock = HandClock()
     draw = random.Random(seed)
-    config = config or config_from({"solver": {"slots": SLOTS, "max_attempts": max(SLOTS, attempts)}})
+    config = config or load_config({"solver": {"slots": SLOTS, "max_attempts": max(SLOTS, attempts)}})
     log = RunLog.create(directory, config=config, environment={"python": "3.12.1", "gpus": ["H100"]}, clock=clock)
     simulation = Simulation(log, clock, draw, scale)
     simulation.boot()

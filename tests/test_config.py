@@ -1,4 +1,4 @@
-"""Configuration: layers, and how every kind of wrong option is refused."""
+"""Configuration: its layers, and the errors for wrong options."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from aimo_solver.chat.families import FAMILIES
 from aimo_solver.chat.prompts import VARIANTS
-from aimo_solver.config import Config, check_context, config_from, load_config
+from aimo_solver.config import Config, check_context, load_config
 from aimo_solver.errors import ConfigError
 from aimo_solver.kernels.pool import KernelPool
 from aimo_solver.options import PromptConfig, ServerConfig, SolverConfig, Variant
@@ -25,11 +25,23 @@ def test_defaults_are_the_documented_ones() -> None:
 
 
 def test_later_layers_win(tmp_path: Path) -> None:
-    first, second = tmp_path / "a.toml", tmp_path / "b.toml"
-    first.write_text("[solver]\nslots = 2\nmax_attempts = 3\n[kernels]\nsize = 5\n")
-    second.write_text("[solver]\nslots = 3\n")
-    config = load_config(first, second, settings=["kernels.size=7"])
-    assert (config.solver.slots, config.solver.max_attempts, config.kernels.size) == (3, 3, 7)
+    model, file = tmp_path / "model", tmp_path / "b.toml"
+    model.mkdir()
+    (model / "aimo.toml").write_text("[solver]\nslots = 2\nmax_attempts = 3\n[kernels]\nsize = 5\nspares = 6\n")
+    file.write_text("[solver]\nslots = 3\n")
+    config = load_config({"kernels": {"spares": 1, "timeout_s": 2.0}}, model, file, settings=["kernels.size=7"])
+    assert (config.solver.slots, config.solver.max_attempts) == (3, 3)
+    assert (config.kernels.size, config.kernels.spares, config.kernels.timeout_s) == (7, 6, 2.0)
+
+
+def test_a_layer_that_is_absent_changes_nothing(tmp_path: Path) -> None:
+    assert load_config(None, tmp_path) == Config()
+
+
+def test_the_mappings_passed_in_are_not_changed() -> None:
+    first: dict[str, dict[str, int]] = {"solver": {"slots": 2}}
+    load_config(first, {"solver": {"slots": 3}}, settings=["solver.slots=4"])
+    assert first == {"solver": {"slots": 2}}
 
 
 def test_a_bare_word_is_text_and_a_list_is_a_tuple() -> None:
@@ -40,7 +52,7 @@ def test_a_bare_word_is_text_and_a_list_is_a_tuple() -> None:
 
 def test_plain_values_come_back_whole() -> None:
     config = load_config(settings=["solver.max_attempts=32", "solver.slots=16"])
-    assert config_from(config.as_dict()) == config
+    assert load_config(config.as_dict()) == config
 
 
 @pytest.mark.parametrize(
@@ -72,7 +84,7 @@ def test_wrong_setting_is_refused_in_one_line(setting: str, says: str) -> None:
     [
         ("[solver]\nslotz = 1\n", "solver.slotz: unknown"),
         ("[solver\n", "cannot be read as TOML"),
-        ("slots = 1\n", "slots: is no option by itself"),
+        ("slots = 1\n", "slots: is not an option; options belong in sections"),
     ],
 )
 def test_wrong_toml_is_refused_in_one_line(tmp_path: Path, text: str, says: str) -> None:
@@ -81,6 +93,12 @@ def test_wrong_toml_is_refused_in_one_line(tmp_path: Path, text: str, says: str)
     with pytest.raises(ConfigError) as error:
         load_config(path)
     assert says in str(error.value)
+
+
+def test_a_model_folder_with_a_broken_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "aimo.toml").write_text("[solver\n")
+    with pytest.raises(ConfigError, match=r"aimo\.toml: cannot be read as TOML"):
+        load_config(tmp_path)
 
 
 def test_missing_toml_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""One run's options: `Config`, the rules that options have to agree on, and how it is read.
+"""The configuration of a run: `Config`, its one reader, and the rules between options.
 
-Defaults come first, then what the model's folder recommends (``aimo.toml``), then the user's TOML file, then single
+Defaults come first, then what the model folder recommends (``aimo.toml``), then the user's TOML file or settings, then single
 ``section.option=value`` settings.
 """
 
@@ -30,10 +30,12 @@ from aimo_solver.options import (
     VotingConfig,
 )
 
+_MODEL_OPTIONS = "aimo.toml"  # in a model folder: the options recommended for that model
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Config:
-    """One run."""
+    """All options of a run."""
 
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     attempt: AttemptConfig = field(default_factory=AttemptConfig)
@@ -52,27 +54,26 @@ class Config:
         return self
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for a JSON file."""
+        """Returns plain values for a JSON file."""
         return asdict(self)
 
 
-def load_config(*tomls: Path, settings: Sequence[str] = (), base: Mapping[str, Any] | None = None) -> Config:
-    """`base` (defaults if None), then the TOML files, then ``section.option=value`` settings; the last one wins.
+def load_config(*layers: Path | Mapping[str, Any] | None, settings: Sequence[str] = ()) -> Config:
+    """Reads a configuration: the defaults, then `layers` in turn, then `settings`. A later value replaces an earlier one.
+
+    Args:
+        layers: mappings of sections to options, TOML files, or model folders, whose ``aimo.toml`` counts if there is one.
+            None is skipped.
+        settings: single options as ``section.option=value``.
 
     Raises:
-        ConfigError: a file cannot be read, or an option is unknown or impossible.
+        ConfigError: a file cannot be read, or an option is unknown or invalid, or options contradict each other.
     """
-    values: dict[str, Any] = {section: dict(options) for section, options in (base or {}).items()}
-    for toml in tomls:
-        try:
-            layer = tomllib.loads(toml.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(str(toml), "no such file") from None
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(str(toml), f"cannot be read as TOML: {error}") from None
-        for section, options in layer.items():
-            if not isinstance(options, dict):
-                raise ConfigError(section, "is no option by itself; options stand in sections, for instance [solver]")
+    values: dict[str, Any] = {}
+    for layer in layers:
+        for section, options in _sections(layer).items():
+            if not isinstance(options, Mapping):
+                raise ConfigError(section, "is not an option; options belong in sections, for instance [solver]")
             values.setdefault(section, {}).update(options)
     for setting in settings:
         name, equals, text = setting.partition("=")
@@ -80,15 +81,26 @@ def load_config(*tomls: Path, settings: Sequence[str] = (), base: Mapping[str, A
         if not (equals and dot and section and option):
             raise ConfigError(setting, "write it as section.option=value, for instance solver.slots=16")
         values.setdefault(section, {})[option] = _toml_value(text.strip())
-    return config_from(values)
+    return _validated(values)
 
 
-def config_from(values: Mapping[str, Any]) -> Config:
-    """A `Config` from nested plain values.
+def _sections(layer: Path | Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if not isinstance(layer, Path):
+        return layer or {}
+    path = layer
+    try:
+        if layer.is_dir():
+            path = layer / _MODEL_OPTIONS
+            if not path.is_file():
+                return {}
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(str(path), "no such file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(str(path), f"cannot be read as TOML: {error}") from None
 
-    Raises:
-        ConfigError: with the dotted name of the first option that is wrong.
-    """
+
+def _validated(values: Mapping[str, Any]) -> Config:
     try:
         return TypeAdapter(Config).validate_python(values)
     except ValidationError as error:

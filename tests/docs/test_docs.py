@@ -15,7 +15,7 @@ import pytest
 import typer.main
 
 from aimo_solver.cli.main import app
-from aimo_solver.config import Config, config_from, load_config
+from aimo_solver.config import Config, load_config
 from aimo_solver.lab.replay import parse_policy
 from aimo_solver.lab.simulate import parse_play
 from tests.conftest import ROOT
@@ -150,7 +150,7 @@ def test_options_in_the_docs_exist(file: Path) -> None:
             if section in known and option not in ("py", "jsonl", "log") and f"{section}.{option}" not in PACKAGES:
                 assert option in known[section], code
     for toml in blocks(text, "toml"):
-        config_from(tomllib.loads(toml))
+        load_config(tomllib.loads(toml))
 
 
 def test_the_map_lists_each_package_with_its_public_modules_and_imports() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import nbformat
 import pytest
 
-from aimo_solver.config import Config, config_from
+from aimo_solver.config import Config, load_config
 from tests.conftest import ROOT
 
 SCRIPT = ROOT / "scripts" / "build_notebook.py"
@@ -203,7 +203,7 @@ def test_the_settings_come_first_and_say_what_the_defaults_are(cells: dict[str, 
     assert first_code == "settings"
     assert cells["settings"].startswith("MODEL = ")
     settings = run_settings(cells["settings"])
-    assert config_from(settings["SETTINGS"]) == Config()
+    assert load_config(settings["SETTINGS"]) == Config()
 
 
 def test_each_module_has_a_heading_and_one_line_about_it(builder: ModuleType) -> None:

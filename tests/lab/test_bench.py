@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from aimo_solver.chat.families import chat_format
-from aimo_solver.config import config_from
+from aimo_solver.config import load_config
 from aimo_solver.errors import UserError
 from aimo_solver.lab.bench.boot import _stages
 from aimo_solver.lab.bench.engine import bench_engine
@@ -69,7 +69,7 @@ def test_random_files_have_the_requested_size(tmp_path: Path) -> None:
 @pytest.mark.vllm
 @pytest.mark.kernels
 async def test_the_loop_is_measured_on_a_real_server(vllm: Served) -> None:
-    config = config_from({"solver": {"slots": 2}})
+    config = load_config({"solver": {"slots": 2}})
     async with vllm.engine() as engine:
         target = Target(
             base_url=engine.base_url,

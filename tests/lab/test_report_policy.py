@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aimo_solver.config import config_from
+from aimo_solver.config import load_config
 from aimo_solver.lab.report.data import RunReport, load_report
 from aimo_solver.lab.report.page import render_page
 from aimo_solver.lab.report.policy import Moment, PolicyReport, assess_policy
@@ -29,7 +29,7 @@ PROBLEMS: dict[str, tuple[int | None, int, list[tuple[int | None, float]]]] = {
 
 
 def reported(directory: Path, problems: dict[str, Any], *, looks: bool = False) -> RunReport:
-    config = config_from({"voting": {"voter": "majority", "stop": "equal", "equal": 2}})
+    config = load_config({"voting": {"voter": "majority", "stop": "equal", "equal": 2}})
     with RunLog.create(directory, config=config, environment={}, clock=lambda: 0.0) as log:
         for problem_id, (truth, answer, attempts) in problems.items():
             log.problem_started(problem_id, "?", truth, 900.0)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aimo_solver.config import Config, config_from
+from aimo_solver.config import Config, load_config
 from aimo_solver.errors import ConfigError
 from aimo_solver.lab.competition import RUNS, Competitions
 from aimo_solver.lab.records import Group, Use, read_groups
@@ -44,7 +44,7 @@ pools = st.lists(st.lists(attempts, min_size=1, max_size=10), min_size=1, max_si
 @st.composite
 def configs(draw: st.DrawFn) -> Config:
     slots = draw(st.integers(1, 8))
-    return config_from(
+    return load_config(
         {
             "solver": {"slots": slots, "max_attempts": slots + draw(st.integers(0, 4))},
             "voting": {
@@ -155,7 +155,7 @@ def test_policies_see_the_same_problems_and_attempts() -> None:
 
 def test_a_free_slot_takes_the_next_attempt_at_once() -> None:
     groups = [group_of_tuples(0, [(None, 800, 0, 0.5)])]
-    config = config_from({"solver": {"slots": 8, "max_attempts": 16}, "voting": {"stop": "never"}})
+    config = load_config({"solver": {"slots": 8, "max_attempts": 16}, "voting": {"stop": "never"}})
     (result,) = simulate(groups, [("x", config)], competitions=2, problems=1, startup_s=0, samples=10)
     assert result.seconds == pytest.approx(2 * 800 / 80)
     assert result.tokens == pytest.approx(16 * 800)
@@ -192,7 +192,7 @@ def test_only_uncut_groups_of_the_most_frequent_model_are_played() -> None:
 
 
 def test_names_choose_voter_stop_rule_and_budget() -> None:
-    config = config_from({"voting": {"stop": "margin", "margin": 2}})
+    config = load_config({"voting": {"stop": "margin", "margin": 2}})
     assert parse_play("default", config)[1] == config
     assert parse_play("default@even", config)[1].budget.rule == "even"
     chosen = parse_play("majority/equal=5@marginal", config)[1]
@@ -215,7 +215,7 @@ def test_names_choose_voter_stop_rule_and_budget() -> None:
 def test_public_records_never_overrun(budget: str) -> None:
     groups = playable(read_groups([PUBLIC]))
     for time_limit_s in (1_000.0, 18_000.0):
-        config = config_from({"budget": {"rule": budget, "time_limit_s": time_limit_s}})
+        config = load_config({"budget": {"rule": budget, "time_limit_s": time_limit_s}})
         (result,) = simulate(groups, [(budget, config)], competitions=200, samples=100)
         assert result.overruns == 0
         assert 0 < result.score.mean < 50

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aimo_solver.config import Config, config_from
+from aimo_solver.config import Config, load_config
 from aimo_solver.errors import RunDirectoryError
 from aimo_solver.log.jsonl import json_line, read_lines
 from aimo_solver.log.lock import is_running
@@ -235,11 +235,11 @@ def test_resume_goes_on_with_what_was_open(log: RunLog, clock: HandClock) -> Non
 
 def test_resume_with_another_configuration_writes_it_down(log: RunLog) -> None:
     log.close()
-    config = config_from({"solver": {"slots": 2, "max_attempts": 4}})
+    config = load_config({"solver": {"slots": 2, "max_attempts": 4}})
     resumed = RunLog.resume(log.directory, config=config)
     resumed.close()
     run = read_run(log.directory)
-    assert config_from(run.config) == config
+    assert load_config(run.config) == config
     assert resumed.config == config.as_dict()
     assert run.events[-1].values["changed"] == {"solver.slots": 2, "solver.max_attempts": 4}
     RunLog.resume(log.directory, config=config).close()

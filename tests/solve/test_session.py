@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from aimo_solver.config import Config, config_from
+from aimo_solver.config import Config, load_config
 from aimo_solver.log.writer import NullLog, ProblemResult
 from aimo_solver.options import ServerConfig
 from aimo_solver.server import compile_cache as jitcache
@@ -81,7 +81,7 @@ class Health(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_): pass
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Health).serve_forever()
 """
-CONFIG = config_from({"kernels": {"size": 1, "spares": 0}, "solver": {"slots": 1}, "server": {"jit_cache": "absent.aimocache"}})
+CONFIG = load_config({"kernels": {"size": 1, "spares": 0}, "solver": {"slots": 1}, "server": {"jit_cache": "absent.aimocache"}})
 STAGES = {"kernels", "weights", "compile cache", "first requests", "server", "wheels"}
 
 

@@ -67,7 +67,7 @@ def evaluate_command(
     problems_in_parallel: Annotated[
         int | None, typer.Option(min=1, help="problems solved side by side, same as --set solver.parallel=N")
     ] = None,
-    config_file: Annotated[Path | None, typer.Option("--config", help="TOML file with options")] = None,
+    config_file: Annotated[Path | None, typer.Option("--config", dir_okay=False, help="TOML file with options")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="one option, as section.option=value; repeatable")] = None,
 ) -> None:
     """Solves the problems of a CSV and scores the answers where the truth is known.
@@ -90,7 +90,7 @@ def evaluate_command(
     extra += [f"budget.time_limit_s={time_limit}"] if time_limit is not None else []
     extra += [f"solver.parallel={problems_in_parallel}"] if problems_in_parallel is not None else []
     earlier = read_run(out) if resume and out is not None else None
-    config = _config(folder, config_file, extra, resumed=earlier)
+    config = load_config(folder if earlier is None else earlier.config, config_file, settings=extra)
     out = out or Path("runs") / f"{csv.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     if overwrite and not resume:
         _delete_run(out)
@@ -135,12 +135,12 @@ def serve_command(
     model: Annotated[Path, typer.Option(help="model folder")] = EMBEDDED_MODEL,
     port: Annotated[int, typer.Option(min=1, max=65_535, help="where to listen, on the loopback interface")] = 8000,
     slots: Annotated[int, typer.Option(min=1, help="requests side by side that the server is tuned for")] = 8,
-    config_file: Annotated[Path | None, typer.Option("--config", help="TOML file with options")] = None,
+    config_file: Annotated[Path | None, typer.Option("--config", dir_okay=False, help="TOML file with options")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="one option, as section.option=value; repeatable")] = None,
 ) -> None:
     """Runs a vLLM server with the flags that `evaluate` would use, in this terminal until Ctrl-C; for --endpoint."""
     check_model(model)
-    config = _config(model, config_file, settings or (), resumed=None)
+    config = load_config(model, config_file, settings=settings or ())
     preset = choose(model, config.server, slots=slots, machine=detect_machine())
     built = command(preset, model, port, model.resolve().name, installed_flags())
     for flag in built.dropped:
@@ -177,13 +177,6 @@ async def _run(job: _Job, started: float) -> None:
             console.print(f"ready after {time.monotonic() - started:.0f} s", highlight=False)
             parallel = job.config.solver.parallel
             await evaluate(session.solver, job.problems, job.config.budget, clock, parallel=parallel, lost=lambda: session.lost)
-
-
-def _config(model: Path, file: Path | None, settings: Sequence[str], *, resumed: Run | None) -> Config:
-    base = None if resumed is None else resumed.config
-    tomls = [] if resumed is not None else [model / "aimo.toml"]
-    layers = [toml for toml in tomls if toml.is_file()] + ([file] if file is not None else [])
-    return load_config(*layers, settings=settings, base=base)
 
 
 def _check_time(earlier: Run, config: Config, todo: int) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from aimo_solver.cli.common import EMBEDDED_MODEL, console, guarded
-from aimo_solver.config import Config, load_config
+from aimo_solver.config import load_config
 from aimo_solver.errors import ConfigError
 from aimo_solver.lab import scoreboard
 from aimo_solver.lab.bench.boot import bench_boot
@@ -48,7 +47,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="one JSON object instead of
 Model = Annotated[Path, typer.Option(help="model folder")]
 Archive = Annotated[Path, typer.Option(help="where the packed cache goes")]
 CacheRoot = Annotated[Path | None, typer.Option("--root", help="folder of the cache")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file with options")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", dir_okay=False, help="TOML file with options")]
 
 
 @guarded
@@ -68,7 +67,7 @@ def replay_command(
     settings: Settings = None,
 ) -> None:
     """Scores voters, stop rules and budgets on logged attempts, with confidence intervals, without a GPU."""
-    config = load_config(*([config_file] if config_file else []), settings=settings or ())
+    config = load_config(config_file, settings=settings or ())
     groups = read_groups(attempts)
     if simulate_:
         groups = playable(groups)
@@ -142,7 +141,9 @@ def bench_engine_command(
     """The agent loop against the bare engine: same server, same prompts, same token budget."""
     counts = _counts(streams)
     most = max(counts)
-    config = _config(model, config_file, [f"solver.slots={most}", f"solver.max_attempts={most}", *(settings or ())])
+    check_model(model)
+    slots = {"solver": {"slots": most, "max_attempts": most}}
+    config = load_config(model, config_file, slots, settings=settings or ())
     preset = choose(model, config.server, slots=config.solver.streams, machine=detect_machine())
 
     async def measure(folder: Path) -> BenchResult:
@@ -166,7 +167,8 @@ def bench_boot_command(
     settings: Settings = None,
 ) -> None:
     """The stages of a boot one after another, and side by side as a run has them."""
-    config = _config(model, config_file, settings or ())
+    check_model(model)
+    config = load_config(model, config_file, settings=settings or ())
     with tempfile.TemporaryDirectory(prefix="bench-boot-") as scratch, console.status("the server starts again and again"):
         result = asyncio.run(bench_boot(model, config, Path(scratch), cold_files=cold_files))
     _show(result, as_json)
@@ -212,12 +214,6 @@ def _counts(text: str, option: str = "--streams") -> list[int]:
     return counts
 
 
-def _config(model: Path, file: Path | None, settings: Sequence[str]) -> Config:
-    check_model(model)
-    layers = [toml for toml in (model / "aimo.toml",) if toml.is_file()] + ([file] if file is not None else [])
-    return load_config(*layers, settings=settings)
-
-
 @cache.command("build")
 @guarded
 def cache_build_command(
@@ -229,7 +225,8 @@ def cache_build_command(
 ) -> None:
     """Starts the server twice on this GPU, runs first requests, and packs what was compiled."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    config = _config(model, config_file, settings or ())
+    check_model(model)
+    config = load_config(model, config_file, settings=settings or ())
     _pack(asyncio.run(jitcache.build(model, config, _root(root), archive.with_suffix(".server.log"))), archive)
 
 
@@ -243,7 +240,9 @@ def cache_pack_command(
     settings: Settings = None,
 ) -> None:
     """Packs what earlier server starts on this GPU compiled, with the same model and options."""
-    _pack(jitcache.stamp_here(model, _config(model, config_file, settings or ()), _root(root)), archive)
+    check_model(model)
+    config = load_config(model, config_file, settings=settings or ())
+    _pack(jitcache.stamp_here(model, config, _root(root)), archive)
 
 
 def _root(root: Path | None) -> Path:

@@ -6,14 +6,13 @@ import asyncio
 import logging
 import tempfile
 import time
-import tomllib
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aimo_solver.clock import RunClock, process_age_s
-from aimo_solver.config import Config, config_from
+from aimo_solver.config import Config, load_config
 from aimo_solver.errors import RunDirectoryError
 from aimo_solver.kaggle.gateway import in_rerun
 from aimo_solver.kaggle.narrator import Narrator
@@ -40,7 +39,7 @@ def notebook_run(model: str, settings: Mapping[str, Any], wheels: Installation, 
     Raises:
         ConfigError: `settings` has an option that is unknown or impossible, or options that do not agree.
     """
-    budget = config_from(settings).budget
+    budget = load_config(settings).budget
     started = time.monotonic() - (process_age_s() if in_rerun() else 0.0)
     sessions = _Sessions(model, settings, wheels, directory, started)
     return Run(sessions.bring_up, budget, RunClock.begin(budget, time.monotonic, started), sessions.finish)
@@ -117,10 +116,5 @@ def _places(directory: Path) -> Iterator[Path]:
 
 
 def _config(folder: Path, settings: Mapping[str, Any]) -> Config:
-    """What the model's folder recommends, with the notebook's settings on top."""
-    advice = folder / "aimo.toml"
-    values = tomllib.loads(advice.read_text(encoding="utf-8")) if advice.is_file() else {}
     cache = find_compile_cache()
-    if cache is not None:
-        values.setdefault("server", {}).setdefault("jit_cache", str(cache))
-    return config_from({section: {**values.get(section, {}), **settings.get(section, {})} for section in {**values, **settings}})
+    return load_config({"server": {"jit_cache": str(cache)}} if cache else None, folder, settings)

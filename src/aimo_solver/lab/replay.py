@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from aimo_solver.config import config_from
+from aimo_solver.config import load_config
 from aimo_solver.errors import ConfigError
 from aimo_solver.lab.records import Group, Use
 from aimo_solver.lab.statistics import Bootstrap, Interval, proportion
@@ -153,7 +153,7 @@ def parse_policy(name: str, voting: VotingConfig, *, stop: str = "never") -> Pol
     values: dict[str, Any] = asdict(voting) | {"voter": voter if voter in voters else voting.voter, "stop": rule}
     if equals:
         values[_VALUE_OF[rule]] = value
-    return Policy(name, config_from({"voting": values}).voting, Method(voter) if voter in set(Method) else None)
+    return Policy(name, load_config({"voting": values}).voting, Method(voter) if voter in set(Method) else None)
 
 
 def replay(groups: Sequence[Group], policies: Sequence[Policy], *, samples: int = 10_000, seed: int = 0) -> Replay:

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from aimo_solver.config import Config, config_from
+from aimo_solver.config import Config, load_config
 from aimo_solver.errors import ConfigError
 from aimo_solver.lab.competition import RUNS, Competitions
 from aimo_solver.lab.records import Group, Use
@@ -174,7 +174,7 @@ def parse_play(name: str, config: Config) -> tuple[str, Config]:
             config = replace(config, budget=replace(config.budget, rule=cast(Any, part)))
         elif (count := re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", part)) is not None:
             slots, attempts = int(count[1]), int(count[2] or count[1])
-            solver = config_from({"solver": asdict(config.solver) | {"slots": slots, "max_attempts": attempts}}).solver
+            solver = load_config({"solver": asdict(config.solver) | {"slots": slots, "max_attempts": attempts}}).solver
             config = replace(config, solver=solver)
         else:
             raise ConfigError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-from aimo_solver.config import config_from
+from aimo_solver.config import load_config
 from aimo_solver.lab.records import Group, group_of
 from aimo_solver.lab.replay import Bin, GroupOutcome, Policy, calibration, parse_policy, play
 from aimo_solver.lab.report.data import ProblemReport, RunReport, Verdict
@@ -91,7 +91,7 @@ def stop_rule(name: str, style: str, outcomes: Sequence[GroupOutcome]) -> StopRu
 def _voting(config: Mapping[str, Any]) -> VotingConfig:
     # A run of another version may have other options.
     own = {name: value for name, value in config.get("voting", {}).items() if name in VotingConfig.__dataclass_fields__}
-    return config_from({"voting": own}).voting
+    return load_config({"voting": own}).voting
 
 
 def _group(run: str, problem: ProblemReport) -> Group | None:
