@@ -13,7 +13,10 @@ from collections.abc import Callable
 from fractions import Fraction
 
 ANSWER_RANGE = range(100_000)
-"""What an AIMO answer can be."""
+"""The possible answers of an AIMO problem."""
+
+FALLBACK_ANSWER = ANSWER_RANGE[0]
+"""The answer given when there is no better one."""
 
 _LONGEST = 1_000  # characters inside a box
 _DEEPEST = 40  # nested brackets

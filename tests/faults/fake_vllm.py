@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 START, HEALTH, MODELS, COMPLETIONS = "start", "/health", "/v1/models", "/v1/completions"
-ANSWERS = 100_000
+MODULUS = 100_000
 _SQUARE = re.compile(r"square of (\d+)")
 _RESULT = re.compile(r'response:python\{value:<\|"\|>\s*(\d+)\s*<\|"\|>\}')
 
@@ -41,7 +41,7 @@ class Breaking:
 
 def problem(number: int) -> tuple[str, int]:
     """A problem that the model solves, and its answer."""
-    return f"What is the square of {number}?", number * number % ANSWERS
+    return f"What is the square of {number}?", number * number % MODULUS
 
 
 def installed(folder: Path, breaking: Breaking | None, times: int, model: Path) -> Path:
@@ -69,7 +69,7 @@ def reply(prompt: str) -> str:
     if prompt.endswith("\\boxed{"):
         return f"{known}}}$.<turn|>"
     if "<|tool_response>" not in prompt:
-        code = f"print({number[1]} ** 2 % {ANSWERS})"
+        code = f"print({number[1]} ** 2 % {MODULUS})"
         return (
             f'<|channel>thought\nA product.<channel|><|tool_call>call:python{{code:<|"|>{code}<|"|>}}<tool_call|><|tool_response>'
         )

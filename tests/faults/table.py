@@ -28,6 +28,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from aimo_solver.answers import ANSWER_RANGE
 from tests.faults import fake_vllm, injection
 from tests.faults.fake_vllm import COMPLETIONS, HEALTH, MODELS, START, Breaking
 from tests.faults.injection import FORKSERVER, KERNEL, THREAD, WRITE, ZMQ_BIND, Failing
@@ -278,7 +279,7 @@ def _solved(row: Row, times: str, folder: Path) -> Cell:
         injected=min(
             TIMES[times], injection.Tally(folder / "tally").value if breaking is None else _bytes(environment / "faults")
         ),
-        answered=sum(answer in range(fake_vllm.ANSWERS) for answer in answers.values()),
+        answered=sum(answer in ANSWER_RANGE for answer in answers.values()),
         right=sum(answer == truth for truth, answer in answers.items()),
         computed=_bytes(environment / "python"),
         seconds=round(seconds, 2),

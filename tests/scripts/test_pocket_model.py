@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from aimo_solver.answers import ANSWER_RANGE
 from aimo_solver.chat.gemma import GemmaFormat
 from aimo_solver.chat.model_folder import ModelFolder
 from aimo_solver.config import load_config
@@ -203,7 +204,7 @@ def test_warmup_is_thirty_held_out_problems_with_confirmed_answers(warmup: list[
     assert [(row["problem"], int(row["answer"])) for row in warmup] == [(p.text, p.answer) for p in problems]
     assert len({row["id"] for row in warmup}) == len({row["problem"] for row in warmup}) == 30
     for problem in problems:
-        assert problem.answer in range(100_000)
+        assert problem.answer in ANSWER_RANGE
         for program in problem.family.programs:
             result = transcripts.run_cell(problem.fill(program.code.replace("=> ", "")), transcripts.fresh_namespace())
             assert result.value == str(problem.answer)

@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 import aimo_solver.solve.solver as solver_module
+from aimo_solver.answers import FALLBACK_ANSWER
 from aimo_solver.chat.families import chat_format
 from aimo_solver.chat.model_folder import ModelFolder
 from aimo_solver.clock import RunClock
@@ -25,7 +26,7 @@ from aimo_solver.problems import Problem
 from aimo_solver.results import Attempt, FinishReason
 from aimo_solver.solve.attempt import AgentRun, AttemptTools
 from aimo_solver.solve.evaluate import evaluate
-from aimo_solver.solve.solver import FALLBACK_ANSWER, Observer, SilentObserver, Solver
+from aimo_solver.solve.solver import Observer, SilentObserver, Solver
 from tests.fakes import Play, ScriptedEngine
 from tests.tiny_tokenizers import gemma_folder
 

@@ -24,12 +24,11 @@ from typing import Any, Protocol
 
 import polars as pl
 
+from aimo_solver.answers import ANSWER_RANGE, FALLBACK_ANSWER
 from aimo_solver.errors import AimoError, PathNotFoundError
 from aimo_solver.kaggle.local_gateway import LocalInferenceServer
 from aimo_solver.paths import find_gateway_package
 
-FALLBACK_ANSWER = 0
-ANSWERS = range(100_000)
 _GLANCE_S = 0.5  # how often a waiting predict looks at an `ends_at` that may have moved
 
 log = logging.getLogger(__name__)
@@ -162,7 +161,7 @@ def _best(work: Work | None) -> int:
 
 def _is_answer(value: object) -> bool:
     try:
-        return operator.index(value) in ANSWERS  # type: ignore[arg-type]
+        return operator.index(value) in ANSWER_RANGE  # type: ignore[arg-type]
     except TypeError:
         return False
 

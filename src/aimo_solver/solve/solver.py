@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-from aimo_solver.answers import ANSWER_RANGE
+from aimo_solver.answers import FALLBACK_ANSWER
 from aimo_solver.chat.prompts import PromptVariant, prompt_variants
 from aimo_solver.config import Config
 from aimo_solver.log.writer import ProblemResult, RunLog
@@ -31,7 +31,6 @@ from aimo_solver.problems import Problem
 from aimo_solver.results import Attempt, FinishReason
 from aimo_solver.solve.attempt import AgentRun, AttemptTools
 
-FALLBACK_ANSWER = ANSWER_RANGE[0]  # what is answered when no attempt gave anything
 _LAST_VOTE_S = 0.5  # attempts end that long before their problem, so that their last answers still count
 _SERVER_LOSSES = 2  # so often may the server be lost during a problem before its attempts are ended
 _LOOK_S = 1.0  # how often that is looked at
