@@ -1,4 +1,4 @@
-"""predict and the local gateway, with a scripted solver on a scripted clock."""
+"""`predict` and the local gateway, with a scripted backend."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import pytest
 
 from aimo_solver.answers import ANSWER_RANGE, FALLBACK_ANSWER
 from aimo_solver.errors import BootError, LocalGatewayError, PathNotFoundError
-from aimo_solver.kaggle.gateway import Work, make_predict, make_server
+from aimo_solver.kaggle.gateway import PendingAnswer, make_predict, make_server
 from aimo_solver.kaggle.local_gateway import LocalInferenceServer
 from tests.conftest import ROOT
 from tests.lonely import possible
@@ -31,43 +31,43 @@ from tests.lonely import possible
 TESTS = ROOT / "tests"
 
 
-class Script:
-    """A solver whose work is what the test says."""
+class ScriptedBackend:
+    """Returns the given pending answers or raises the given errors in turn, the last one again and again."""
 
-    def __init__(self, *works: Work | BaseException) -> None:
-        self.works = list(works)
-        self.asked: list[tuple[str, str]] = []
+    def __init__(self, *results: PendingAnswer | BaseException) -> None:
+        self.results = list(results)
+        self.submitted: list[tuple[str, str]] = []
 
-    def begin(self, problem_id: str, text: str) -> Work:
-        self.asked.append((problem_id, text))
-        work = self.works.pop(0) if len(self.works) > 1 else self.works[0]
-        if isinstance(work, BaseException):
-            raise work
-        return work
-
-
-def done(answer: Any) -> Work:
-    work = Work(ends_at=time.monotonic() + 60)
-    work.answer.set_result(answer)
-    return work
+    def submit(self, problem_id: str, text: str) -> PendingAnswer:
+        self.submitted.append((problem_id, text))
+        result = self.results.pop(0) if len(self.results) > 1 else self.results[0]
+        if isinstance(result, BaseException):
+            raise result
+        return result
 
 
-def broken(error: BaseException, best: Callable[[], int | None] = lambda: None) -> Work:
-    work = Work(ends_at=time.monotonic() + 60, best=best)
-    work.answer.set_exception(error)
-    return work
+def done(answer: Any) -> PendingAnswer:
+    pending = PendingAnswer(deadline=time.monotonic() + 60)
+    pending.future.set_result(answer)
+    return pending
 
 
-def hanging(seconds: float, best: Callable[[], int | None]) -> Work:
-    return Work(ends_at=time.monotonic() + seconds, best=best)
+def broken(error: BaseException, best: Callable[[], int | None] = lambda: None) -> PendingAnswer:
+    pending = PendingAnswer(deadline=time.monotonic() + 60, best=best)
+    pending.future.set_exception(error)
+    return pending
+
+
+def hanging(seconds: float, best: Callable[[], int | None]) -> PendingAnswer:
+    return PendingAnswer(deadline=time.monotonic() + seconds, best=best)
 
 
 def row(value: Any, name: str = "problem") -> pl.Series:
     return pl.Series(name, [value])
 
 
-def ask(solving: Script, problem: Any = "What is 1+1?", id_: Any = "0a1b2c") -> tuple[str, int]:
-    frame = make_predict(solving)(row(id_, "id"), row(problem))
+def ask(backend: ScriptedBackend, problem: Any = "What is 1+1?", id_: Any = "0a1b2c") -> tuple[str, int]:
+    frame = make_predict(backend)(row(id_, "id"), row(problem))
     assert isinstance(frame, pl.DataFrame)
     assert frame.schema == {"id": pl.String, "answer": pl.Int64}
     assert frame.height == 1
@@ -75,24 +75,24 @@ def ask(solving: Script, problem: Any = "What is 1+1?", id_: Any = "0a1b2c") -> 
     return frame.row(0)  # type: ignore[return-value]
 
 
-def test_predict_is_what_kaggles_server_accepts() -> None:
-    predict = make_predict(Script(done(1)))
+def test_predict_is_a_plain_function_of_that_name() -> None:
+    predict = make_predict(ScriptedBackend(done(1)))
     assert type(predict) is FunctionType
     assert predict.__name__ == "predict"
 
 
-def test_the_solvers_answer_goes_out_under_the_sent_id() -> None:
-    solving = Script(done(336))
-    assert ask(solving) == ("0a1b2c", 336)
-    assert solving.asked == [("0a1b2c", "What is 1+1?")]
+def test_the_answer_is_returned_under_the_id_sent() -> None:
+    backend = ScriptedBackend(done(336))
+    assert ask(backend) == ("0a1b2c", 336)
+    assert backend.submitted == [("0a1b2c", "What is 1+1?")]
 
 
-def test_the_truth_in_a_third_column_is_not_looked_at() -> None:
+def test_the_true_answer_in_a_third_column_is_not_read() -> None:
     class Secret:
         def __getattribute__(self, name: str) -> Any:
-            raise AssertionError(f"the truth was asked for {name}")
+            raise AssertionError(f"the true answer was read: {name}")
 
-    frame = make_predict(Script(done(7)))(row("aa0001", "id"), row("x"), Secret())
+    frame = make_predict(ScriptedBackend(done(7)))(row("aa0001", "id"), row("x"), Secret())
     assert frame.rows() == [("aa0001", 7)]
 
 
@@ -111,124 +111,124 @@ def test_the_truth_in_a_third_column_is_not_looked_at() -> None:
     ids=["int", "float", "pandas", "str", "replaced", "surrogate", "1 MB", "list"],
 )
 def test_odd_problems_become_text(problem: Any, text: str) -> None:
-    solving = Script(done(1))
-    frame = make_predict(solving)(row("aa0001", "id"), problem)
+    backend = ScriptedBackend(done(1))
+    frame = make_predict(backend)(row("aa0001", "id"), problem)
     assert frame.rows() == [("aa0001", 1)]
-    assert solving.asked == [("aa0001", text)]
+    assert backend.submitted == [("aa0001", text)]
 
 
 @pytest.mark.parametrize("problem", [row(None), None, row("  \n"), pl.Series("problem", [], dtype=pl.String)])
-def test_a_problem_without_text_costs_no_time(problem: Any) -> None:
-    solving = Script(done(1))
-    assert make_predict(solving)(row("aa0001", "id"), problem).rows() == [("aa0001", FALLBACK_ANSWER)]
-    assert solving.asked == []
+def test_a_problem_without_text_gets_the_fallback_at_once(problem: Any) -> None:
+    backend = ScriptedBackend(done(1))
+    assert make_predict(backend)(row("aa0001", "id"), problem).rows() == [("aa0001", FALLBACK_ANSWER)]
+    assert backend.submitted == []
 
 
 @pytest.mark.parametrize("id_", [row(123, "id"), row(4.24e18, "id"), row(None, "id"), None, object()])
 def test_any_id_gets_an_answer(id_: Any) -> None:
-    frame = make_predict(Script(done(5)))(id_, row("x"))
+    frame = make_predict(ScriptedBackend(done(5)))(id_, row("x"))
     assert frame.schema == {"id": pl.String, "answer": pl.Int64}
     assert frame["answer"].to_list() == [5]
 
 
-def test_an_object_that_breaks_when_it_is_looked_at_gets_the_fallback() -> None:
+def test_an_object_whose_str_raises_gets_the_fallback() -> None:
     class Trap:
         def __str__(self) -> str:
             raise SystemExit("no text")
 
-    assert make_predict(Script(done(5)))(row("aa0001", "id"), Trap()).rows() == [("aa0001", FALLBACK_ANSWER)]
+    assert make_predict(ScriptedBackend(done(5)))(row("aa0001", "id"), Trap()).rows() == [("aa0001", FALLBACK_ANSWER)]
 
 
-def test_a_problem_that_comes_again_gets_the_same_answer_without_work() -> None:
-    solving = Script(done(11), done(22))
-    predict = make_predict(solving)
+def test_a_problem_asked_again_gets_the_same_answer_and_is_not_solved_again() -> None:
+    backend = ScriptedBackend(done(11), done(22))
+    predict = make_predict(backend)
     frames = [predict(row("aa0001", "id"), row("x")) for _ in range(3)]
     assert [frame["answer"][0] for frame in frames] == [11, 11, 11]
-    assert len(solving.asked) == 1
+    assert len(backend.submitted) == 1
 
 
-def test_a_fallback_is_given_again_as_well() -> None:
-    solving = Script(broken(ValueError("x")), done(22))
-    predict = make_predict(solving)
+def test_a_fallback_answer_is_kept_as_well() -> None:
+    backend = ScriptedBackend(broken(ValueError("x")), done(22))
+    predict = make_predict(backend)
     assert [predict(row("aa0001", "id"), row("x"))["answer"][0] for _ in range(2)] == [FALLBACK_ANSWER] * 2
 
 
-def test_two_problems_with_one_broken_id_are_both_solved() -> None:
-    predict = make_predict(Script(done(11), done(22)))
+def test_two_problems_with_the_same_broken_id_are_both_solved() -> None:
+    predict = make_predict(ScriptedBackend(done(11), done(22)))
     assert predict(row(None, "id"), row("x"))["answer"][0] == 11
     assert predict(row(None, "id"), row("y"))["answer"][0] == 22
 
 
 @pytest.mark.parametrize("answer", [-1, 100_000, 1.5, "12", None, [3], float("nan")])
-def test_what_is_no_answer_never_goes_out(answer: Any) -> None:
-    assert ask(Script(done(answer)))[1] == FALLBACK_ANSWER
+def test_values_that_are_not_answers_become_the_fallback(answer: Any) -> None:
+    assert ask(ScriptedBackend(done(answer)))[1] == FALLBACK_ANSWER
 
 
 @pytest.mark.parametrize("answer", [0, 99_999, np.int64(42), np.int32(42)])
-def test_integers_in_range_go_out(answer: Any) -> None:
-    assert ask(Script(done(answer)))[1] == int(answer)
+def test_integers_in_range_are_returned(answer: Any) -> None:
+    assert ask(ScriptedBackend(done(answer)))[1] == int(answer)
 
 
 FAULTS = [ValueError("a\nb"), SystemExit(1), KeyboardInterrupt(), GeneratorExit(), MemoryError(), RecursionError()]
 
 
 @pytest.mark.parametrize("error", FAULTS, ids=lambda error: type(error).__name__)
-def test_an_exception_in_the_solver_costs_one_answer_at_most(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
-    assert ask(Script(broken(error, best=lambda: 77)))[1] == 77
+def test_an_exception_in_the_solver_gives_the_best_answer_so_far(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
+    assert ask(ScriptedBackend(broken(error, best=lambda: 77)))[1] == 77
     assert "Traceback" in caplog.text
     assert type(error).__name__ in caplog.text
 
 
 @pytest.mark.parametrize("error", FAULTS, ids=lambda error: type(error).__name__)
-def test_an_exception_at_the_start_of_work_gives_the_fallback(error: BaseException) -> None:
-    assert ask(Script(error))[1] == FALLBACK_ANSWER
+def test_an_exception_in_submit_gives_the_fallback(error: BaseException) -> None:
+    assert ask(ScriptedBackend(error))[1] == FALLBACK_ANSWER
 
 
-def test_a_cancelled_problem_gives_its_best_answer() -> None:
-    work = Work(ends_at=time.monotonic() + 60, best=lambda: 9)
-    work.answer.cancel()
-    assert ask(Script(work))[1] == 9
+def test_a_cancelled_problem_gives_its_best_answer_so_far() -> None:
+    pending = PendingAnswer(deadline=time.monotonic() + 60, best=lambda: 9)
+    pending.future.cancel()
+    assert ask(ScriptedBackend(pending))[1] == 9
 
 
-def test_a_best_answer_that_cannot_be_told_gives_the_fallback() -> None:
+def test_an_exception_in_best_gives_the_fallback() -> None:
     def best() -> int:
         raise RuntimeError("voting is broken")
 
-    assert ask(Script(broken(ValueError(), best=best)))[1] == FALLBACK_ANSWER
+    assert ask(ScriptedBackend(broken(ValueError(), best=best)))[1] == FALLBACK_ANSWER
 
 
-def test_errors_of_our_own_are_logged_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    ask(Script(broken(BootError("no GPU was found"))))
+def test_our_own_errors_are_logged_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    ask(ScriptedBackend(broken(BootError("no GPU was found"))))
     assert "no GPU was found" in caplog.text
     assert "Traceback" not in caplog.text
 
 
-def test_a_solver_past_its_time_is_given_up_and_its_best_answer_goes_out() -> None:
-    work = hanging(0.05, best=lambda: 88)
-    assert ask(Script(work))[1] == 88
-    assert work.answer.cancelled()
+def test_a_solver_past_its_deadline_is_cancelled_and_its_best_answer_returned() -> None:
+    pending = hanging(0.05, best=lambda: 88)
+    assert ask(ScriptedBackend(pending))[1] == 88
+    assert pending.future.cancelled()
 
 
-def test_the_wait_follows_an_end_that_moves() -> None:
-    work = hanging(3600, best=lambda: 66)
-    threading.Timer(0.2, lambda: setattr(work, "ends_at", 0.0)).start()
-    assert ask(Script(work))[1] == 66
+def test_the_wait_follows_a_deadline_that_moves() -> None:
+    pending = hanging(3600, best=lambda: 66)
+    threading.Timer(0.2, lambda: setattr(pending, "deadline", 0.0)).start()
+    assert ask(ScriptedBackend(pending))[1] == 66
 
 
-def test_an_answer_that_comes_while_predict_waits_is_taken() -> None:
-    work = hanging(60, best=lambda: None)
-    threading.Timer(0.2, lambda: work.answer.set_result(31)).start()
-    assert ask(Script(work))[1] == 31
+def test_an_answer_that_arrives_during_the_wait_is_returned() -> None:
+    pending = hanging(60, best=lambda: None)
+    threading.Timer(0.2, lambda: pending.future.set_result(31)).start()
+    assert ask(ScriptedBackend(pending))[1] == 31
 
 
-# The local gateway: what the page of habits of Kaggle's gateway says of each returned value, row by row.
+# The local gateway: every kind of returned value is treated as by Kaggle's gateway.
 
 
 def pl_frame(id_: str, n: int) -> pl.DataFrame:
     return pl.DataFrame({"id": [id_], "answer": [5]})
 
 
-class Run:
+class LocalRun:
     """One local run over three problems in an empty folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -247,9 +247,9 @@ class Run:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalRun:
     monkeypatch.chdir(tmp_path)
-    return Run(tmp_path)
+    return LocalRun(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -269,8 +269,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         (lambda id_, n: pl.DataFrame({"answer": pl.Series([5], dtype=[pl.Int64, pl.Int32][n % 2])}), ["id", "answer"], pl.Int64),
     ],
 )
-def test_results_that_kaggle_writes_are_written(
-    run: Run, result: Callable[..., Any], columns: list[str], dtype: pl.DataType
+def test_results_that_kaggle_accepts_are_written(
+    run: LocalRun, result: Callable[..., Any], columns: list[str], dtype: pl.DataType
 ) -> None:
     written = run(result)
     assert written.columns == columns
@@ -309,19 +309,19 @@ def test_results_that_kaggle_writes_are_written(
         (lambda id_, n: sys.exit(), "GRPC_DEADLINE_EXCEEDED"),
     ],
 )
-def test_results_that_lose_a_submission_lose_it_here_too(run: Run, result: Callable[..., Any], kind: str) -> None:
+def test_results_that_lose_kaggles_submission_fail(run: LocalRun, result: Callable[..., Any], kind: str) -> None:
     with pytest.raises(LocalGatewayError) as caught:
         run(result)
     assert caught.value.kind == kind
     assert not (run.folder / "submission.parquet").exists()
 
 
-def test_a_single_named_series_passes_alone(run: Run) -> None:
+def test_a_named_series_passes_if_it_is_the_only_result(run: LocalRun) -> None:
     run.rows = run.rows[:1]
     assert run(lambda id_, n: pl.Series("answer", [5])).rows() == [("aa0001", 5)]
 
 
-def test_predict_with_two_parameters_fails_on_the_truth_column(run: Run) -> None:
+def test_predict_with_two_parameters_fails_on_the_truth_column(run: LocalRun) -> None:
     (run.folder / "reference.csv").write_text("id,problem,answer\naa0001,one,1\n")
 
     def predict(id_: pl.Series, problem: pl.Series) -> pl.DataFrame:
@@ -332,33 +332,35 @@ def test_predict_with_two_parameters_fails_on_the_truth_column(run: Run) -> None
     assert caught.value.kind == "SERVER_RAISED_EXCEPTION"
 
 
-def test_rows_come_one_by_one_off_the_main_thread_in_one_worker(run: Run) -> None:
+def test_rows_are_asked_in_one_worker_thread(run: LocalRun) -> None:
     threads = []
     run(lambda id_, n: (threads.append(threading.current_thread().name), pl_frame(id_, n))[1])
     assert set(threads) == {"ThreadPoolExecutor-0_0"}
 
 
-def test_every_run_has_an_order_of_its_own(run: Run) -> None:
+def test_the_order_differs_between_runs(run: LocalRun) -> None:
     run.rows = [(f"id{number}", "x") for number in range(12)]
     orders = {tuple(run(pl_frame)["id"]) for _ in range(4)}
     assert len(orders) > 1
     assert all(sorted(order) == sorted(orders.pop()) for order in list(orders))
 
 
-def test_ids_of_digits_lose_their_zeros_as_at_kaggle(run: Run) -> None:
+def test_ids_of_digits_lose_their_leading_zeros_as_on_kaggle(run: LocalRun) -> None:
     run.rows = [("000123", "one"), ("000456", "two")]
     assert sorted(run(lambda id_, n: pl.DataFrame({"answer": [5]}))["id"]) == [123, 456]
 
 
 @pytest.mark.parametrize(
-    "function", [None, lambda id_: 5, Script(done(1)).begin, print, Script], ids=["none", "lambda", "method", "builtin", "class"]
+    "function",
+    [None, lambda id_: 5, ScriptedBackend(done(1)).submit, print, ScriptedBackend],
+    ids=["none", "lambda", "method", "builtin", "class"],
 )
-def test_what_is_no_plain_function_is_refused(function: Any) -> None:
+def test_anything_but_a_plain_function_is_refused(function: Any) -> None:
     with pytest.raises(ValueError, match="function"):
         LocalInferenceServer(*([] if function is None else [function]))
 
 
-def test_another_name_than_predict_fails_at_the_first_call(run: Run) -> None:
+def test_an_endpoint_with_another_name_fails_at_the_first_call(run: LocalRun) -> None:
     def guess(id_: pl.Series, problem: pl.Series) -> pl.DataFrame:
         return pl_frame(id_.item(0), 0)
 
@@ -369,52 +371,52 @@ def test_another_name_than_predict_fails_at_the_first_call(run: Run) -> None:
     assert caught.value.kind == "SERVER_MISSING_ENDPOINT"
 
 
-def test_one_server_object_serves_one_run(run: Run) -> None:
+def test_a_server_object_serves_one_run_only(run: LocalRun) -> None:
     (run.folder / "test.csv").write_text("id,problem\naa0001,one\n")
-    server = LocalInferenceServer(make_predict(Script(done(1))))
+    server = LocalInferenceServer(make_predict(ScriptedBackend(done(1))))
     server.run_local_gateway(("test.csv",))
     with pytest.raises(ValueError, match="one local run"):
         server.run_local_gateway(("test.csv",))
 
 
 @pytest.mark.parametrize("data_paths", ["test.csv", ("missing.csv",)], ids=["bare string", "missing"])
-def test_problems_that_cannot_be_read_end_the_run(run: Run, data_paths: Any) -> None:
+def test_problems_that_cannot_be_read_are_an_error(run: LocalRun, data_paths: Any) -> None:
     with pytest.raises(LocalGatewayError) as caught:
-        LocalInferenceServer(make_predict(Script(done(1)))).run_local_gateway(data_paths)
+        LocalInferenceServer(make_predict(ScriptedBackend(done(1)))).run_local_gateway(data_paths)
     assert caught.value.kind == "GATEWAY_RAISED_EXCEPTION"
 
 
-def test_without_kaggle_the_local_gateway_takes_its_place(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_kaggles_package_the_local_gateway_is_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        server = make_server(make_predict(Script(done(1))), str(tmp_path / "nothing"))
+        server = make_server(make_predict(ScriptedBackend(done(1))), str(tmp_path / "nothing"))
     assert isinstance(server, LocalInferenceServer)
     assert "nothing" in caplog.text
 
 
-def test_a_rerun_without_the_package_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rerun_without_the_package_fails_with_the_folders_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
     with pytest.raises(PathNotFoundError, match="competitions/no-such"):
-        make_server(make_predict(Script(done(1))), "no-such")
+        make_server(make_predict(ScriptedBackend(done(1))), "no-such")
 
 
 STAND_IN = TESTS / "kaggle_stand_in"
 
 SERVER = """
 import os, sys
-from aimo_solver.kaggle.gateway import Work, in_rerun, make_predict, make_server
+from aimo_solver.kaggle.gateway import PendingAnswer, in_rerun, make_predict, make_server
 
-class Solving:
-    def begin(self, problem_id, text):
+class Backend:
+    def submit(self, problem_id, text):
         if text == "exit":
             raise SystemExit
-        print("asked", problem_id, flush=True)
-        work = Work(ends_at=float("inf"))
-        work.answer.set_result(len(text))
-        return work
+        print("submitted", problem_id, flush=True)
+        pending = PendingAnswer(deadline=float("inf"))
+        pending.future.set_result(len(text))
+        return pending
 
 assert in_rerun()
 assert not any("kaggle" in path for path in sys.path)
-server = make_server(make_predict(Solving()), sys.argv[1])
+server = make_server(make_predict(Backend()), sys.argv[1])
 assert sys.argv[1] in sys.path
 server.serve()
 raise AssertionError("serve() returned in a rerun")
@@ -436,7 +438,7 @@ sys.exit(code)
 
 @pytest.mark.skipif(not possible(), reason="no network namespaces here")
 def test_a_rerun_over_grpc_between_two_processes(tmp_path: Path) -> None:
-    """The message numbers, ports and checks of Kaggle's package; an empty, a doubled, a huge and a fatal problem."""
+    """The message numbers, ports and checks of Kaggle's package; an empty, a repeated, a huge and a fatal problem."""
     rows = [
         ("aa0001", "one"),
         ("bb0002", None),
@@ -460,20 +462,20 @@ def test_a_rerun_over_grpc_between_two_processes(tmp_path: Path) -> None:
     assert submission.schema == {"id": pl.String, "answer": pl.Int64}
     expected = [("aa0001", 3), ("bb0002", 0), ("cc0003", 5), ("cc0003", 5), ("dd0004", 50_000), ("ee0005", 0)]
     assert sorted(submission.rows()) == expected
-    assert sorted(finished.stdout.splitlines()) == ["asked aa0001", "asked cc0003", "asked dd0004"]
+    assert sorted(finished.stdout.splitlines()) == ["submitted aa0001", "submitted cc0003", "submitted dd0004"]
 
 
-def test_the_gateway_loads_nothing_heavy() -> None:
+def test_the_gateway_imports_nothing_heavy() -> None:
     heavy = ["torch", "vllm", "transformers", "openai_harmony", "jupyter_client", "sympy", "matplotlib", "typer", "rich"]
     program = f"import sys, aimo_solver.kaggle.gateway, aimo_solver.kaggle.run; print([m for m in {heavy} if m in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert loaded.strip() == "[]"
 
 
-def test_a_future_of_ones_own_may_be_shared() -> None:
-    """The work of two calls may hang on one future; giving one up must not break the other's answer."""
+def test_a_future_may_be_shared() -> None:
+    """Giving up one of two calls that share a future must not change the answer of the other."""
     shared: Future[int] = Future()
     shared.set_result(4)
-    works = [Work(time.monotonic() + 60, shared), Work(0.0, shared)]
-    predict = make_predict(Script(*works))
+    results = [PendingAnswer(time.monotonic() + 60, shared), PendingAnswer(0.0, shared)]
+    predict = make_predict(ScriptedBackend(*results))
     assert [predict(row(str(n), "id"), row("x"))["answer"][0] for n in range(2)] == [4, 4]

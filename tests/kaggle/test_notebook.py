@@ -1,6 +1,6 @@
-"""The built notebook itself, run top to bottom in an empty folder without a network, on real vLLM, kernels and gRPC.
+"""The built notebook, run top to bottom in an empty folder without a network, on real vLLM, kernels and gRPC.
 
-What a user would edit is edited: the settings cell. Kaggle's package is the stand-in, in the competition's folder.
+Only the settings cell is edited, as by a user. Kaggle's package is a stand-in in the competition's folder.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Place:
         return path
 
     def edit(self, old: str, new: str) -> None:
-        """Edits the notebook's text as a user would."""
+        """Replaces text in one of the notebook's own cells."""
         notebook = json.loads((self.folder / "notebook.ipynb").read_text())
         cells = [cell for cell in notebook["cells"] if old in "".join(cell["source"]) and not cell["id"].startswith("module-")]
         assert len(cells) == 1
@@ -80,7 +80,7 @@ class Place:
 
     def events(self) -> list[dict[str, Any]]:
         log = self.folder / "runs" / "run-1" / "events.jsonl"
-        # The last line may be on its way.
+        # The last line may be incomplete.
         lines = log.read_bytes().split(b"\n")[:-1] if log.exists() else []
         return [json.loads(line) for line in lines]
 
@@ -109,7 +109,7 @@ def right(submission: pl.DataFrame, truth: dict[str, int]) -> int:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Processes that outlive a run by more than a minute: its vLLM server, its kernels."""
+    """Processes of a run (vLLM server, kernels) that are alive a minute after it."""
     end = time.monotonic() + 60
     while (found := _processes_of(folder)) and time.monotonic() < end:
         time.sleep(0.5)
@@ -125,7 +125,7 @@ def _processes_of(folder: Path) -> list[str]:
     return found
 
 
-def test_a_rerun_in_two_processes_is_served_at_once_and_answered_after_the_boot(place: Place) -> None:
+def test_a_rerun_is_served_before_the_boot_and_answered_after_it(place: Place) -> None:
     problems = warmup(10)
     truth = {id_: answer for id_, _, answer in problems}
     csv = place.problems([(id_, text) for id_, text, _ in problems])
@@ -170,8 +170,8 @@ solver.rank, agent.AgentRun.run = rank, run
 run = notebook_run("""
 
 
-def test_every_fault_ends_with_a_full_submission(place: Place) -> None:
-    """The server killed and hung, kernels killed, faults in the vote and in attempts, odd problems, one problem twice."""
+def test_a_run_with_faults_ends_with_a_full_submission(place: Place) -> None:
+    """Server killed and stopped, kernels killed, exceptions in the vote and in attempts, odd problems, one problem twice."""
     problems = warmup(8)
     ids = ["p0", "p1", "p2", "p3", "twice", "vote", "leave", "exit"]
     truth = {id_: answer for id_, (_, _, answer) in zip(ids, problems, strict=True)}
@@ -183,7 +183,7 @@ def test_every_fault_ends_with_a_full_submission(place: Place) -> None:
     place.edit("\nrun = notebook_run(", INJECTED)
     with place.running("local") as process:
         faults = Faults(place, process)
-        # The first three problems that are nothing but problems, whichever these are: their order is never the same.
+        # The first three plain problems, in whatever order they come.
         faults.at_problem(1, lambda: faults.server().kill())
         faults.at_problem(2, lambda: faults.server().send_signal(signal.SIGSTOP))
         faults.at_problem(3, faults.kill_kernels)
@@ -192,7 +192,7 @@ def test_every_fault_ends_with_a_full_submission(place: Place) -> None:
     assert sorted(submission["id"]) == sorted(id_ for id_, _ in rows)
     assert submission.filter(id="none")["answer"].to_list() == [0]
     assert submission.filter(id="twice")["answer"].n_unique() == 1
-    # A vote that is broken by an exception costs nothing, for what attempts gave is counted beside it.
+    # An exception in the vote costs nothing, as the answers of attempts are counted separately.
     assert right(submission.filter(pl.col("id") != "big"), truth) >= 7
     kinds = [event["kind"] for event in place.events()]
     assert kinds.count("server_fault") == 2
@@ -200,13 +200,13 @@ def test_every_fault_ends_with_a_full_submission(place: Place) -> None:
     started = [event["problem_id"] for event in place.events() if event["kind"] == "problem_started"]
     assert sorted(started) == sorted({id_ for id_, _ in rows} - {"none"})
     output = place.output()
-    for message in ("injected into the vote", "problem twice came again", "problem none has no text"):
+    for message in ("injected into the vote", "problem twice was asked again", "problem none has no text"):
         assert message in output
     assert leftovers(place.folder) == []
 
 
 class Faults:
-    """Does harm to a notebook that runs, between the start of a problem and its end."""
+    """Injects faults into a running notebook, between the start of a problem and its end."""
 
     def __init__(self, place: Place, runner: subprocess.Popen[bytes]) -> None:
         self.killed_kernels = 0
@@ -214,7 +214,7 @@ class Faults:
         self._runner = runner
 
     def at_problem(self, number: int, harm: Callable[[], object]) -> None:
-        """When the `number`-th plain problem starts; it must not have ended when the harm is done."""
+        """Calls `harm` when the `number`-th plain problem has started, before it ends."""
         end = time.monotonic() + 400
         while time.monotonic() < end and self._runner.poll() is None:
             plain = [
@@ -231,17 +231,17 @@ class Faults:
         return psutil.Process(pid)
 
     def kill_kernels(self) -> None:
-        """All Python sessions, leased and spare: among the descendants of the process they are forked from, the leaves."""
+        """Kills all kernels, leased and spare: the leaves below the forkserver."""
         everyone = psutil.Process(self._runner.pid).children(recursive=True)
         parents: set[int] = set()
-        zygote: psutil.Process | None = None
-        for process in everyone:  # sessions come and go all the time
+        forkserver: psutil.Process | None = None
+        for process in everyone:  # kernels come and go all the time
             with contextlib.suppress(psutil.NoSuchProcess):
                 parents.add(process.ppid())
-                if zygote is None and "kernels.inside.forkserver" in " ".join(process.cmdline()):
-                    zygote = process
-        assert zygote is not None
-        family = zygote.children(recursive=True)
+                if forkserver is None and "kernels.inside.forkserver" in " ".join(process.cmdline()):
+                    forkserver = process
+        assert forkserver is not None
+        family = forkserver.children(recursive=True)
         for process in family:
             if process.pid not in parents:
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -249,8 +249,8 @@ class Faults:
                     self.killed_kernels += 1
 
 
-def test_a_server_that_never_comes_up_costs_the_answers_but_not_the_submission(place: Place) -> None:
-    """Where Kaggle's package is absent, so that the notebook's own gateway does the asking."""
+def test_a_server_that_never_starts_costs_the_answers_but_not_the_submission(place: Place) -> None:
+    """Kaggle's package is absent, so the notebook uses its own gateway."""
     (place.folder / "competition" / "kaggle_evaluation").unlink()
     problems = warmup(2)
     place.problems([(id_, text) for id_, text, _ in problems])
@@ -263,12 +263,12 @@ def test_a_server_that_never_comes_up_costs_the_answers_but_not_the_submission(p
     assert kinds.count("boot_failed") >= 1
     assert "problem_started" not in kinds
     output = place.output()
-    assert "the boot failed, and is repeated while there is time" in output
+    assert "the boot failed, and is repeated while time is left" in output
     assert "unrecognized arguments: --no-such-flag" in output
 
 
 def test_a_model_that_is_mounted_late_is_found(place: Place) -> None:
-    """The boot fails until its folder is there; the first problem waits, and all are solved."""
+    """The boot fails until the folder exists; the first problem waits, and all are solved."""
     problems = warmup(2)
     truth = {id_: answer for id_, _, answer in problems}
     place.problems([(id_, text) for id_, text, _ in problems])
@@ -280,5 +280,5 @@ def test_a_model_that_is_mounted_late_is_found(place: Place) -> None:
         late.symlink_to(MODEL)
         place.finish(process)
     assert right(place.submission(), truth) == 2
-    assert "the boot failed, and is repeated while there is time: model" in place.output()
+    assert "the boot failed, and is repeated while time is left: model" in place.output()
     assert leftovers(place.folder) == []

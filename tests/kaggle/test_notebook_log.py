@@ -1,4 +1,4 @@
-"""Where the notebook's log goes, and what a run does that can write none."""
+"""Where the notebook writes its log, also when nothing can be written."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def opened(directory: Path) -> RunLog:
     [((), "run-1"), (("run-2",), "run-3"), (("run-9", "run-10", "notes", "run-x"), "run-11")],
     ids=["none", "the first is deleted", "more than nine"],
 )
-def test_a_run_gets_the_number_after_the_largest(tmp_path: Path, there: tuple[str, ...], name: str) -> None:
+def test_a_run_gets_the_number_after_the_largest_one(tmp_path: Path, there: tuple[str, ...], name: str) -> None:
     for folder in there:
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "run.json").write_text("{}")
@@ -38,7 +38,7 @@ def test_a_run_gets_the_number_after_the_largest(tmp_path: Path, there: tuple[st
     assert read_run(log.directory).events[1].kind == "x"
 
 
-def test_a_number_that_somebody_else_takes_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_number_taken_by_another_run_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     create = RunLog.create.__func__  # type: ignore[attr-defined]
 
     def slow(cls: type[RunLog], directory: Path, **values: object) -> RunLog:
@@ -62,7 +62,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(params=["a file", "full", "read-only"])
 def unwritable(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A place where no run can be written."""
+    """A folder in which no run can be written."""
     place = tmp_path / "place"
     if request.param == "a file":
         place.write_text("in the way")
@@ -85,13 +85,13 @@ def unwritable(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def test_without_a_place_for_it_the_log_goes_to_a_temporary_folder(unwritable: Path, temporary: Path) -> None:
+def test_the_log_goes_to_a_temporary_folder_if_the_run_folder_cannot_be_written(unwritable: Path, temporary: Path) -> None:
     log = opened(unwritable)
     assert log.directory.parent == temporary
     assert read_run(log.directory).events[1].kind == "x"
 
 
-def test_without_any_place_nothing_is_written_and_nothing_raised(unwritable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_any_writable_folder_nothing_is_written_or_raised(unwritable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(unwritable / "temporary"))
     log = opened(unwritable)
     assert isinstance(log, NullLog)
@@ -99,12 +99,12 @@ def test_without_any_place_nothing_is_written_and_nothing_raised(unwritable: Pat
     assert log.config == Config().as_dict()
 
 
-def test_a_disk_that_is_full_from_the_first_second_costs_the_notebook_nothing_before_it_serves(unwritable: Path) -> None:
-    """The cells before the one that serves, with a package to install and no place to put it."""
+def test_the_cells_before_serving_run_on_a_full_disk(unwritable: Path) -> None:
+    """With a package to install and no folder to install it in."""
     code = (
         "import tempfile; tempfile.tempdir = {0!r}\n"
         "from pathlib import Path\n"
-        "from aimo_solver import wheels\n"
+        "from aimo_solver.server import wheels\n"
         "wheels.find_wheels = lambda root: (Path({0!r}),)\n"
         "found = wheels.install({{'no_such_module': 'nothing'}})\n"
         "assert found is wheels.NOTHING_TO_INSTALL\n"

@@ -1,4 +1,4 @@
-"""The run behind the gateway, with a scripted solver in place of kernels, server and model."""
+"""The run behind the gateway, with a scripted solver instead of kernels, server and model."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ from aimo_solver.clock import RunClock, process_age_s
 from aimo_solver.errors import ConfigError, ServerStartError
 from aimo_solver.kaggle.gateway import make_predict
 from aimo_solver.kaggle.local_gateway import LocalInferenceServer
-from aimo_solver.kaggle.narrator import Narrator
 from aimo_solver.kaggle.notebook import notebook_run
-from aimo_solver.kaggle.run import GRACE_S, BringUp, Run
+from aimo_solver.kaggle.run import GRACE_S, LoggingObserver, Run, SessionFactory
 from aimo_solver.log.writer import ProblemResult
 from aimo_solver.options import BudgetConfig
 from aimo_solver.policy.budget import RULES, Allotment
@@ -49,8 +48,8 @@ def result(problem: Problem, answer: int, seconds: float = 0.0) -> ProblemResult
     )
 
 
-class Script:
-    """A solver that does what `play` says."""
+class ScriptedSolver:
+    """A solver that answers with what `play` returns."""
 
     def __init__(self, play: Callable[[Problem, Allotment], int]) -> None:
         self.play = play
@@ -64,11 +63,16 @@ class Script:
 
 
 @dataclass
-class Up:
-    """A session with that solver."""
+class FakeSession:
+    """A session with a scripted solver."""
 
-    solver: Script
+    solver: ScriptedSolver
     lost: str | None = None
+
+
+def answering(answer: int) -> FakeSession:
+    """A session whose solver answers every problem with `answer`."""
+    return FakeSession(ScriptedSolver(lambda problem, allotment: answer))
 
 
 class Harness:
@@ -76,24 +80,24 @@ class Harness:
 
     def __init__(self) -> None:
         self.runs: list[Run] = []
-        self.brought_down = threading.Event()
+        self.closed = threading.Event()
 
-    def __call__(self, bring_up: BringUp, budget: BudgetConfig | None = None, *, limit_s: float = 100.0) -> Run:
+    def __call__(self, open_session: SessionFactory, budget: BudgetConfig | None = None, *, limit_s: float = 100.0) -> Run:
         budget = budget or BudgetConfig(time_limit_s=limit_s, margin_s=0.0, problems=2)
-        run = Run(bring_up, budget, RunClock.begin(budget, time.monotonic, time.monotonic()))
+        run = Run(open_session, budget, RunClock.begin(budget, time.monotonic, time.monotonic()))
         self.runs.append(run)
         run.start()
         return run
 
-    def with_solver(self, solver: Script, **limits: float) -> Run:
+    def with_solver(self, solver: ScriptedSolver, **limits: float) -> Run:
         @asynccontextmanager
-        async def bring_up(narrator: Narrator) -> AsyncIterator[Up]:
+        async def open_session(observer: LoggingObserver) -> AsyncIterator[FakeSession]:
             try:
-                yield Up(solver)
+                yield FakeSession(solver)
             finally:
-                self.brought_down.set()
+                self.closed.set()
 
-        return self(bring_up, **limits)
+        return self(open_session, **limits)
 
 
 @pytest.fixture
@@ -113,12 +117,12 @@ def test_the_first_problem_waits_for_the_boot(harness: Harness) -> None:
     ready = threading.Event()
 
     @asynccontextmanager
-    async def bring_up(narrator: Narrator) -> AsyncIterator[Up]:
+    async def open_session(observer: LoggingObserver) -> AsyncIterator[FakeSession]:
         await asyncio.sleep(0.3)
         ready.set()
-        yield Up(Script(lambda problem, allotment: 41))
+        yield answering(41)
 
-    run = harness(bring_up)
+    run = harness(open_session)
     assert not ready.is_set()
     assert ask(run) == 41
     assert ready.is_set()
@@ -136,27 +140,27 @@ FAILURES = [
 
 
 class Boots:
-    """A bring-up that plays one part after the other, the last one again and again."""
+    """Opens the given sessions or raises the given errors in turn, the last one again and again."""
 
-    def __init__(self, *parts: BaseException | Up) -> None:
-        self.parts = list(parts)
+    def __init__(self, *results: BaseException | FakeSession) -> None:
+        self.results = list(results)
         self.tries = 0
 
     @asynccontextmanager
-    async def __call__(self, narrator: Narrator) -> AsyncIterator[Up]:
+    async def __call__(self, observer: LoggingObserver) -> AsyncIterator[FakeSession]:
         self.tries += 1
-        part = self.parts.pop(0) if len(self.parts) > 1 else self.parts[0]
-        if isinstance(part, BaseException):
-            raise part
-        yield part
+        result = self.results.pop(0) if len(self.results) > 1 else self.results[0]
+        if isinstance(result, BaseException):
+            raise result
+        yield result
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pauses and patience that suit a test."""
+    """Short pauses and time limits."""
     monkeypatch.setattr("aimo_solver.kaggle.run.PAUSES_S", (0.0, 0.01, 0.02))
-    monkeypatch.setattr("aimo_solver.kaggle.run._LOOK_S", 0.01)
-    monkeypatch.setattr("aimo_solver.kaggle.run._LAST_WORDS_S", 0.2)
+    monkeypatch.setattr("aimo_solver.kaggle.run._POLL_S", 0.01)
+    monkeypatch.setattr("aimo_solver.kaggle.run._WIND_DOWN_S", 0.2)
     monkeypatch.setattr("aimo_solver.kaggle.run.TEARDOWN_S", 0.4)
 
 
@@ -164,21 +168,21 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("times", [1, 20])
 @pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
 def test_a_boot_that_failed_is_repeated_until_one_succeeds(harness: Harness, error: BaseException, times: int) -> None:
-    boots = Boots(*[error] * times, Up(Script(lambda problem, allotment: 41)))
+    boots = Boots(*[error] * times, answering(41))
     assert ask(harness(boots)) == 41
     assert boots.tries == times + 1
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_failure_is_told_in_full_once(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
-    boots = Boots(START_ERROR, TypeError("a defect"), START_ERROR, START_ERROR, Up(Script(lambda problem, allotment: 41)))
+def test_a_failure_is_logged_in_full_once(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
+    boots = Boots(START_ERROR, TypeError("a defect"), START_ERROR, START_ERROR, answering(41))
     assert ask(harness(boots)) == 41
     assert caplog.text.count("CUDA out of memory") == 1
     assert caplog.text.count("Traceback") == 1
-    assert "for the 4. time in a row: ServerStartError: the vLLM server ended" in caplog.text
+    assert "the boot failed, 4 times in a row now: ServerStartError: the vLLM server ended" in caplog.text
 
 
-def test_boots_that_fail_are_further_and_further_apart(harness: Harness) -> None:
+def test_pauses_grow_between_boots_that_fail(harness: Harness) -> None:
     boots = Boots(START_ERROR)
     harness(boots)
     time.sleep(2.0)
@@ -186,19 +190,19 @@ def test_boots_that_fail_are_further_and_further_apart(harness: Harness) -> None
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_problem_waits_as_long_as_it_may_take_and_those_behind_it_have_a_late_boot(
+def test_a_problem_waits_for_its_budget_and_a_late_boot_serves_the_next(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
     boots = Boots(START_ERROR)
     run = harness(boots, BudgetConfig(time_limit_s=100, margin_s=0.0, cap_s=0.3, least_s=0.3, problems=50))
     assert [ask(run, f"id{number}") for number in range(2)] == [FALLBACK_ANSWER] * 2
     assert "could wait; the last boot failed: ServerStartError: the vLLM server ended" in caplog.text
-    boots.parts = [Up(Script(lambda problem, allotment: 41))]
+    boots.results = [answering(41)]
     assert ask(run, "late") == 41
 
 
 @pytest.mark.usefixtures("quick")
-def test_no_boot_is_begun_when_the_clock_is_over(harness: Harness) -> None:
+def test_no_boot_starts_after_the_end_of_the_clock(harness: Harness) -> None:
     boots = Boots(START_ERROR)
     run = harness(boots, limit_s=0.2)
     time.sleep(0.4)
@@ -208,17 +212,17 @@ def test_no_boot_is_begun_when_the_clock_is_over(harness: Harness) -> None:
     assert boots.tries == tries
 
 
-class Losing(Script):
-    """Its session is lost in the middle of its first problem, which gets that many votes."""
+class Losing(ScriptedSolver):
+    """A solver whose session is lost during its first problem, which gets the given number of votes."""
 
     def __init__(self, answer: int, votes: int, hangs: bool = False) -> None:
         super().__init__(lambda problem, allotment: answer)
         self.votes = votes
         self.hangs = hangs
-        self.up = Up(self)
+        self.session = FakeSession(self)
 
     async def solve(self, problem: Problem, allotment: Allotment) -> ProblemResult:
-        self.up.lost = "no restarts are left"
+        self.session.lost = "no restarts are left"
         if self.hangs:
             await asyncio.Event().wait()
         return replace(await super().solve(problem, allotment), votes=self.votes)
@@ -227,14 +231,14 @@ class Losing(Script):
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("hangs", [False, True])
-def test_a_problem_whose_session_was_lost_is_solved_in_the_next(harness: Harness, hangs: bool, times: int) -> None:
+def test_a_problem_whose_session_is_lost_is_solved_in_the_next(harness: Harness, hangs: bool, times: int) -> None:
     given_s = []
 
     def play(problem: Problem, allotment: Allotment) -> int:
         given_s.append(allotment.seconds)
         return 41
 
-    boots = Boots(*[Losing(0, 0, hangs).up for _ in range(times)], START_ERROR, Up(Script(play)))
+    boots = Boots(*[Losing(0, 0, hangs).session for _ in range(times)], START_ERROR, FakeSession(ScriptedSolver(play)))
     run = harness(boots, BudgetConfig(time_limit_s=100, margin_s=0.0, cap_s=10, problems=1))
     assert ask(run) == 41
     assert boots.tries == times + 2
@@ -242,32 +246,32 @@ def test_a_problem_whose_session_was_lost_is_solved_in_the_next(harness: Harness
 
 
 @pytest.mark.usefixtures("quick")
-def test_what_a_lost_session_answered_stands_and_the_next_serves_the_next_problem(harness: Harness) -> None:
-    boots = Boots(Losing(33, 2).up, Up(Script(lambda problem, allotment: 41)))
+def test_the_answer_of_a_lost_session_is_kept_and_the_next_problem_gets_another_session(harness: Harness) -> None:
+    boots = Boots(Losing(33, 2).session, answering(41))
     run = harness(boots)
     assert [ask(run, "a"), ask(run, "b")] == [33, 41]
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_problem_that_loses_every_session_ends_with_its_seconds(harness: Harness) -> None:
-    boots = Boots(*[Losing(0, 0).up for _ in range(2_000)])
+def test_a_problem_that_loses_every_session_ends_with_its_budget(harness: Harness) -> None:
+    boots = Boots(*[Losing(0, 0).session for _ in range(2_000)])
     run = harness(boots, BudgetConfig(time_limit_s=100, margin_s=0.0, cap_s=0.5, least_s=0.5, problems=50))
     assert ask(run) == FALLBACK_ANSWER
-    boots.parts = [Up(Script(lambda problem, allotment: 41))]
+    boots.results = [answering(41)]
     assert ask(run, "next") == 41
 
 
-def test_a_boot_that_never_ends_is_over_when_the_clock_is(harness: Harness) -> None:
+def test_a_boot_that_never_ends_costs_no_more_than_the_clock(harness: Harness) -> None:
     @asynccontextmanager
-    async def bring_up(narrator: Narrator) -> AsyncIterator[Up]:
+    async def open_session(observer: LoggingObserver) -> AsyncIterator[FakeSession]:
         await asyncio.Event().wait()
         yield
 
-    assert ask(harness(bring_up, limit_s=0.5)) == FALLBACK_ANSWER
+    assert ask(harness(open_session, limit_s=0.5)) == FALLBACK_ANSWER
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()], ids=["SystemExit", "KeyboardInterrupt"])
-def test_an_attempt_that_ends_the_process_ends_only_its_problem(
+def test_an_exception_that_would_end_the_process_ends_only_its_problem(
     harness: Harness, error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     def play(problem: Problem, allotment: Allotment) -> int:
@@ -275,13 +279,13 @@ def test_an_attempt_that_ends_the_process_ends_only_its_problem(
             raise error
         return 7
 
-    run = harness.with_solver(Script(play))
+    run = harness.with_solver(ScriptedSolver(play))
     assert [ask(run, id_) for id_ in ("good", "bad", "better")] == [7, FALLBACK_ANSWER, 7]
     assert type(error).__name__ in caplog.text
 
 
-def test_a_background_task_that_ends_the_process_disturbs_nothing(harness: Harness) -> None:
-    class Careless(Script):
+def test_a_background_task_that_raises_systemexit_disturbs_nothing(harness: Harness) -> None:
+    class LeakySolver(ScriptedSolver):
         async def solve(self, problem: Problem, allotment: Allotment) -> ProblemResult:
             async def leave() -> None:
                 raise SystemExit
@@ -291,7 +295,7 @@ def test_a_background_task_that_ends_the_process_disturbs_nothing(harness: Harne
             task.exception()
             return result(problem, 12)
 
-    run = harness.with_solver(Careless(lambda problem, allotment: 0))
+    run = harness.with_solver(LeakySolver(lambda problem, allotment: 0))
     assert [ask(run, "a"), ask(run, "b")] == [12, 12]
 
 
@@ -300,27 +304,27 @@ def attempt(problem: Problem, answer: int, index: int) -> Attempt:
 
 
 @pytest.mark.parametrize(("leader", "expected"), [(FALLBACK_ANSWER, 33), (44, 44)], ids=["voting broke", "voting worked"])
-def test_a_defect_after_attempts_answered_keeps_their_answer(harness: Harness, leader: int, expected: int) -> None:
+def test_a_failure_of_the_vote_gives_the_most_frequent_answer(harness: Harness, leader: int, expected: int) -> None:
     @asynccontextmanager
-    async def bring_up(narrator: Narrator) -> AsyncIterator[Up]:
+    async def open_session(observer: LoggingObserver) -> AsyncIterator[FakeSession]:
         def play(problem: Problem, allotment: Allotment) -> int:
-            narrator.problem_started(problem, allotment)
+            observer.problem_started(problem, allotment)
             for index, answer in enumerate([44, 33, 33]):
-                narrator.attempt_finished(attempt(problem, answer, index))
+                observer.attempt_finished(attempt(problem, answer, index))
             raise ZeroDivisionError("in the vote")
 
-        script = Script(play)
+        script = ScriptedSolver(play)
         script.leader = leader
-        yield Up(script)
+        yield FakeSession(script)
 
-    assert ask(harness(bring_up)) == expected
+    assert ask(harness(open_session)) == expected
 
 
-def test_a_solver_that_forgets_the_time_is_left_behind(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_solver_that_overruns_its_budget_is_cancelled(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aimo_solver.kaggle.run.GRACE_S", 0.2)
     cancelled = threading.Event()
 
-    class Slow(Script):
+    class Slow(ScriptedSolver):
         async def solve(self, problem: Problem, allotment: Allotment) -> ProblemResult:
             try:
                 await asyncio.sleep(3_600)
@@ -332,16 +336,16 @@ def test_a_solver_that_forgets_the_time_is_left_behind(harness: Harness, monkeyp
     budget = BudgetConfig(time_limit_s=100, margin_s=0.0, cap_s=4.0, problems=50)
 
     @asynccontextmanager
-    async def bring_up(narrator: Narrator) -> AsyncIterator[Up]:
-        yield Up(Slow(lambda problem, allotment: 0))
+    async def open_session(observer: LoggingObserver) -> AsyncIterator[FakeSession]:
+        yield FakeSession(Slow(lambda problem, allotment: 0))
 
     started = time.monotonic()
-    assert ask(harness(bring_up, budget)) == FALLBACK_ANSWER
+    assert ask(harness(open_session, budget)) == FALLBACK_ANSWER
     assert time.monotonic() - started < 60
     assert cancelled.wait(10)
 
 
-def test_a_loop_that_is_blocked_does_not_keep_the_gateway(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_blocked_event_loop_does_not_block_predict(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aimo_solver.kaggle.run.GRACE_S", 0.2)
     release = threading.Event()
 
@@ -349,40 +353,40 @@ def test_a_loop_that_is_blocked_does_not_keep_the_gateway(harness: Harness, monk
         release.wait(60)
         return 5
 
-    run = harness.with_solver(Script(play), limit_s=2.2)
+    run = harness.with_solver(ScriptedSolver(play), limit_s=2.2)
     try:
         assert ask(run) == FALLBACK_ANSWER
     finally:
         release.set()
 
 
-def test_closing_ends_problems_under_way_and_takes_everything_down(harness: Harness) -> None:
-    class Slow(Script):
+def test_close_ends_problems_under_way_and_the_session(harness: Harness) -> None:
+    class Slow(ScriptedSolver):
         async def solve(self, problem: Problem, allotment: Allotment) -> ProblemResult:
             await asyncio.sleep(3_600)
             raise AssertionError
 
     run = harness.with_solver(Slow(lambda problem, allotment: 0))
-    work = run.begin("aa0001", "x")
+    pending = run.submit("aa0001", "x")
     threading.Timer(0.2, run.close).start()
     assert make_predict(run)("bb0002", "y")["answer"][0] == FALLBACK_ANSWER
     run.close()
-    assert work.answer.cancelled()
-    assert harness.brought_down.is_set()
+    assert pending.future.cancelled()
+    assert harness.closed.is_set()
 
 
-def test_closing_in_the_middle_of_the_boot_takes_it_down(harness: Harness) -> None:
+def test_close_during_the_boot_ends_it(harness: Harness) -> None:
     down = threading.Event()
 
     @asynccontextmanager
-    async def bring_up(narrator: Narrator) -> AsyncIterator[Up]:
+    async def open_session(observer: LoggingObserver) -> AsyncIterator[FakeSession]:
         try:
             await asyncio.sleep(3_600)
         finally:
             down.set()
         yield
 
-    run = harness(bring_up)
+    run = harness(open_session)
     time.sleep(0.1)
     run.close()
     assert down.is_set()
@@ -399,7 +403,7 @@ def exiting() -> None:
 
 @asynccontextmanager
 async def hanging(times: int) -> AsyncIterator[None]:
-    """Hangs at its end, also when it is cancelled, so many times."""
+    """Hangs at its end, until it has been cancelled so many times."""
     try:
         yield
     finally:
@@ -408,8 +412,8 @@ async def hanging(times: int) -> AsyncIterator[None]:
                 await asyncio.Event().wait()
 
 
-class Stubborn:
-    """Sessions whose teardown does that. The first is lost if `loses`."""
+class BadTeardown:
+    """Sessions whose teardown calls `harm`, or hangs that many times. The first is lost if `loses`."""
 
     def __init__(self, harm: Callable[[], None] | int, *, loses: bool = False) -> None:
         self.harm = harm
@@ -417,13 +421,13 @@ class Stubborn:
         self.tries = 0
 
     @asynccontextmanager
-    async def __call__(self, narrator: Narrator) -> AsyncIterator[Up]:
+    async def __call__(self, observer: LoggingObserver) -> AsyncIterator[FakeSession]:
         self.tries += 1
         harm = self.harm
         lost = self.loses and self.tries == 1
         async with hanging(harm) if isinstance(harm, int) else nullcontext():
             try:
-                yield Losing(0, 0).up if lost else Up(Script(lambda problem, allotment: 41))
+                yield Losing(0, 0).session if lost else answering(41)
             finally:
                 if not isinstance(harm, int):
                     harm()
@@ -436,8 +440,8 @@ HARMS = pytest.mark.parametrize(
 
 @pytest.mark.usefixtures("quick")
 @HARMS
-def test_closing_ends_whatever_the_teardown_does(harness: Harness, harm: Callable[[], None] | int) -> None:
-    run = harness(Stubborn(harm))
+def test_close_ends_even_if_the_teardown_fails_or_hangs(harness: Harness, harm: Callable[[], None] | int) -> None:
+    run = harness(BadTeardown(harm))
     assert ask(run) == 41
     run.close()
     assert not run._thread.is_alive()
@@ -445,16 +449,16 @@ def test_closing_ends_whatever_the_teardown_does(harness: Harness, harm: Callabl
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("harm", [raising, exiting, 1], ids=["raises", "exits", "hangs"])
-def test_a_lost_session_that_does_not_go_down_is_followed_by_the_next(harness: Harness, harm: Callable[[], None] | int) -> None:
-    stubborn = Stubborn(harm, loses=True)
-    assert ask(harness(stubborn)) == 41
-    assert stubborn.tries == 2
+def test_a_lost_session_whose_teardown_fails_is_followed_by_the_next(harness: Harness, harm: Callable[[], None] | int) -> None:
+    boots = BadTeardown(harm, loses=True)
+    assert ask(harness(boots)) == 41
+    assert boots.tries == 2
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_loop_that_is_blocked_for_good_is_left_behind(monkeypatch: pytest.MonkeyPatch, harness: Harness) -> None:
+def test_a_loop_that_stays_blocked_is_left_behind(monkeypatch: pytest.MonkeyPatch, harness: Harness) -> None:
     release = threading.Event()
-    run = harness(Stubborn(lambda: (release.wait(60), None)[1]))
+    run = harness(BadTeardown(lambda: (release.wait(60), None)[1]))
     assert ask(run) == 41
     try:
         run.close()
@@ -464,7 +468,7 @@ def test_a_loop_that_is_blocked_for_good_is_left_behind(monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("quick")
-def test_closing_between_two_boots_begins_no_other(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_between_two_boots_starts_no_other(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aimo_solver.kaggle.run.PAUSES_S", (60.0,))
     boots = Boots(START_ERROR)
     run = harness(boots)
@@ -476,10 +480,10 @@ def test_closing_between_two_boots_begins_no_other(harness: Harness, monkeypatch
 
 
 @pytest.mark.usefixtures("quick")
-def test_the_log_is_closed_once_behind_everything(harness: Harness) -> None:
+def test_on_close_is_called_once_at_the_end(harness: Harness) -> None:
     closed: list[bool] = []
     budget = BudgetConfig(time_limit_s=100, problems=2)
-    boots = Boots(START_ERROR, Up(Script(lambda problem, allotment: 41)))
+    boots = Boots(START_ERROR, answering(41))
     run = Run(boots, budget, RunClock.begin(budget, time.monotonic, time.monotonic()), lambda: closed.append(True))
     run.start()
     assert ask(run) == 41
@@ -489,7 +493,7 @@ def test_the_log_is_closed_once_behind_everything(harness: Harness) -> None:
     assert closed == [True]
 
 
-def test_twenty_five_seconds_before_the_end_as_many_problems_as_fit_get_a_slice_that_can_win(
+def test_shortly_before_the_end_as_many_problems_as_fit_get_seconds_enough_to_be_solved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -503,14 +507,14 @@ def test_twenty_five_seconds_before_the_end_as_many_problems_as_fit_get_a_slice_
         return 1
 
     @asynccontextmanager
-    async def bring_up(narrator: Narrator) -> AsyncIterator[Up]:
-        yield Up(Script(play))
+    async def open_session(observer: LoggingObserver) -> AsyncIterator[FakeSession]:
+        yield FakeSession(ScriptedSolver(play))
 
-    run = Run(bring_up, budget, RunClock.begin(budget, lambda: now[0], 0.0))
-    run._begun = 45
+    run = Run(open_session, budget, RunClock.begin(budget, lambda: now[0], 0.0))
+    run._submitted = 45
     run.start()
     try:
-        # Two more problems come than were expected: no time is left for these either, but an answer is.
+        # Two problems more than expected: there is no time for them, but an answer.
         (tmp_path / "test.csv").write_text("id,problem\n" + "".join(f"a{number},x\n" for number in range(7)))
         LocalInferenceServer(make_predict(run, lambda: now[0])).run_local_gateway(("test.csv",))
     finally:
@@ -535,15 +539,15 @@ budgets = st.builds(
 @given(
     budget=budgets,
     boot_s=st.floats(0, 25_000) | st.floats(0, 300),
-    wishes=st.lists(st.floats(0, 1.5), min_size=1, max_size=70),
+    shares=st.lists(st.floats(0, 1.5), min_size=1, max_size=70),
     pauses=st.lists(st.floats(0, 100) | st.sampled_from([0.0, 0.0, 5_000.0]), min_size=1, max_size=5),
     restart=st.tuples(st.integers(0, 70), st.floats(0, 900)),
 )
-def test_the_sum_of_all_budgets_never_passes_the_time_limit(
-    budget: BudgetConfig, boot_s: float, wishes: list[float], pauses: list[float], restart: tuple[int, float]
+def test_the_budgets_never_add_up_to_more_than_the_time_limit(
+    budget: BudgetConfig, boot_s: float, shares: list[float], pauses: list[float], restart: tuple[int, float]
 ) -> None:
-    """Late starts (`boot_s`), problems that take a share of their budget or overdraw it, restarts that eat time, and
-    clocks that jump between problems. Every problem is asked twice, and counts once."""
+    """Late starts (`boot_s`), problems that use a share of their budget or exceed it, restarts that take time, and clocks
+    that jump between problems. Every problem is asked twice and counts once."""
     now = [0.0]
     clock = RunClock.begin(budget, lambda: now[0], 0.0)
     ends = []
@@ -551,23 +555,23 @@ def test_the_sum_of_all_budgets_never_passes_the_time_limit(
     def play(problem: Problem, allotment: Allotment) -> int:
         ends.append(now[0] + allotment.seconds)
         number = int(problem.id)
-        wish = wishes[number] * allotment.seconds + (restart[1] if number == restart[0] else 0.0)
-        # Who overdraws is cut off by the gateway, GRACE_S after the budget.
-        used = min(wish, allotment.seconds + GRACE_S, clock.limit - now[0])
+        used = shares[number] * allotment.seconds + (restart[1] if number == restart[0] else 0.0)
+        # Predict stops waiting GRACE_S after the budget.
+        used = min(used, allotment.seconds + GRACE_S, clock.limit - now[0])
         now[0] += used
         return 1
 
     @asynccontextmanager
-    async def bring_up(narrator: Narrator) -> AsyncIterator[Up]:
+    async def open_session(observer: LoggingObserver) -> AsyncIterator[FakeSession]:
         now[0] += boot_s
-        yield Up(Script(play))
+        yield FakeSession(ScriptedSolver(play))
 
-    run = Run(bring_up, budget, clock)
+    run = Run(open_session, budget, clock)
     run.start()
     try:
         predict = make_predict(run, lambda: now[0])
         spent = 0.0
-        for number in range(len(wishes)):
+        for number in range(len(shares)):
             before = now[0]
             for _ in range(2):
                 assert predict(str(number), "x")["answer"][0] in ANSWER_RANGE
@@ -582,14 +586,14 @@ def test_the_sum_of_all_budgets_never_passes_the_time_limit(
         run.close()
 
 
-def test_the_process_age_does_not_follow_the_date(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_age_is_zero_where_the_start_time_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     age = process_age_s()
     assert 0 < age < 24 * 3_600
     monkeypatch.setattr(psutil.Process, "create_time", lambda self: 0.0)
     assert process_age_s() == 0.0
 
 
-def test_the_clock_starts_with_the_process_in_a_rerun_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_starts_with_the_process_only_in_a_rerun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aimo_solver.kaggle.notebook.process_age_s", lambda: 40.0)
     ends = {}
     for rerun in (False, True):
@@ -605,12 +609,12 @@ def test_a_wrong_setting_is_refused_before_anything_starts() -> None:
         notebook_run("m", {"solver": {"slotz": 8}}, NOTHING_TO_INSTALL)
 
 
-def test_a_missing_model_is_a_failed_boot_that_names_the_places(
+def test_a_missing_model_is_a_failed_boot_that_lists_the_folders_tried(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    hurried = {"budget": {"cap_s": 0.5, "least_s": 0.5}}
-    run = notebook_run("me/no-model/transformers/default", hurried, NOTHING_TO_INSTALL)
+    short = {"budget": {"cap_s": 0.5, "least_s": 0.5}}
+    run = notebook_run("me/no-model/transformers/default", short, NOTHING_TO_INSTALL)
     run.start()
     try:
         with caplog.at_level(logging.ERROR):

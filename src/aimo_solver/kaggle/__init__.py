@@ -1,8 +1,8 @@
-"""Serves Kaggle's gateway: `predict`, and the run behind it.
+"""Serves Kaggle's gateway: `predict`, and the run that solves the problems behind it.
 
-`gateway` answers in time whatever happens; `run` boots in the background and repeats what failed.
+`gateway` returns an answer in time, whatever fails; `run` boots in the background and repeats a boot that failed.
 
 May import: policy, server, log, solve.
 """
 
-__all__ = ["gateway", "local_gateway", "narrator", "notebook", "run"]
+__all__ = ["gateway", "local_gateway", "notebook", "run"]

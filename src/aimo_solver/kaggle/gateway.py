@@ -1,10 +1,10 @@
-"""predict() for Kaggle's gateway: the one function it calls, which answers in time whatever happens.
+"""`predict` for Kaggle's gateway.
 
-One exception, one missing answer or one answer of another shape loses a whole submission, and an exception that is no
-`Exception` (SystemExit) makes the gateway wait for hours. So `predict` catches everything, waits no longer than the
-clock allows, and builds its frame in one place. What it cannot do is save a process that is killed or out of memory.
+One exception, one missing answer or one answer of another shape loses a whole submission, and an exception that is not an
+`Exception` (SystemExit) makes the gateway wait for hours. So `predict` catches everything, waits no longer than the clock
+allows, and builds its frame in one place. Only a process that is killed or runs out of memory is beyond it.
 
-This module must stay quick to import: the gateway is served before anything heavy is loaded.
+This module must import quickly: the gateway is served before anything heavy is loaded.
 """
 
 from __future__ import annotations
@@ -29,36 +29,36 @@ from aimo_solver.errors import AimoError, PathNotFoundError
 from aimo_solver.kaggle.local_gateway import LocalInferenceServer
 from aimo_solver.paths import find_gateway_package
 
-_GLANCE_S = 0.5  # how often a waiting predict looks at an `ends_at` that may have moved
+_POLL_S = 0.5  # how often a waiting predict reads a deadline that may have moved
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
-class Work:
-    """One problem in the solver's hands, as the gateway sees it from its own thread.
+class PendingAnswer:
+    """The answer to a problem that is being solved.
 
     Attributes:
-        ends_at: when the gateway stops waiting, on its clock; the solver moves it once it knows the problem's budget.
-        answer: what the solver comes to.
-        best: tells the best answer so far, None if there is none.
+        deadline: when `predict` stops waiting, on its clock; moved once the problem's budget is fixed.
+        future: the final answer.
+        best: returns the best answer so far, None if there is none.
     """
 
-    ends_at: float
-    answer: Future[int] = field(default_factory=Future)
+    deadline: float
+    future: Future[int] = field(default_factory=Future)
     best: Callable[[], int | None] = lambda: None
 
 
-class Solving(Protocol):
-    """What the gateway needs of a solver."""
+class Backend(Protocol):
+    """What `predict` hands problems to."""
 
-    def begin(self, problem_id: str, text: str) -> Work:
-        """Starts on a problem and returns at once."""
+    def submit(self, problem_id: str, text: str) -> PendingAnswer:
+        """Starts to solve a problem and returns at once."""
         ...
 
 
-class Server(Protocol):
-    """What a notebook uses of Kaggle's inference server, and of the local one."""
+class InferenceServer(Protocol):
+    """What the notebook uses of Kaggle's inference server and of `LocalInferenceServer`."""
 
     def serve(self) -> None: ...
 
@@ -66,17 +66,18 @@ class Server(Protocol):
 
 
 def in_rerun() -> bool:
-    """Whether Kaggle's gateway is going to call. As in its package, it counts that the variable is there, even empty."""
+    """Whether this is a competition rerun. As in Kaggle's package, the variable only has to be set, even to nothing."""
     return os.environ.get("KAGGLE_IS_COMPETITION_RERUN") is not None
 
 
-def make_server(predict: Callable[..., pl.DataFrame], competition: str) -> Server:
-    """Kaggle's inference server, whose constructor takes the port; where its package is absent, ours for local runs.
+def make_server(predict: Callable[..., pl.DataFrame], competition: str) -> InferenceServer:
+    """Returns Kaggle's inference server, or a `LocalInferenceServer` where Kaggle's package is absent.
 
-    The competition's folder joins `sys.path` only if the package does not import without.
+    The constructor of Kaggle's server takes the port. The competition's folder joins `sys.path` only if the package cannot be
+    imported without it.
 
     Raises:
-        PathNotFoundError: in a rerun, without the package there is nobody to serve; lists every folder that was tried.
+        PathNotFoundError: the package is absent in a rerun; lists every folder that was tried.
     """
     try:
         if importlib.util.find_spec("kaggle_evaluation") is None:
@@ -85,76 +86,76 @@ def make_server(predict: Callable[..., pl.DataFrame], competition: str) -> Serve
     except (PathNotFoundError, ModuleNotFoundError) as error:
         if in_rerun():
             raise
-        log.info("no Kaggle here (%s); the local gateway takes its place", error)
+        log.info("using the local gateway, as Kaggle's package is absent (%s)", error)
         return LocalInferenceServer(predict)
-    server: Server = module.AIMO3InferenceServer(predict)
+    server: InferenceServer = module.AIMO3InferenceServer(predict)
     return server
 
 
-def make_predict(solving: Solving, clock: Callable[[], float] = time.monotonic) -> Callable[..., pl.DataFrame]:
-    """The function to hand to the inference server; Kaggle wants a plain one with the name `predict`."""
-    desk = _Desk(solving, clock)
+def make_predict(backend: Backend, clock: Callable[[], float] = time.monotonic) -> Callable[..., pl.DataFrame]:
+    """Returns the function for the inference server, which has to be a plain function named `predict`."""
+    endpoint = _Endpoint(backend, clock)
 
     def predict(id_: Any, problem: Any = None, *rest: Any) -> pl.DataFrame:
-        """One row with id and answer, always. `rest` may hold the truth (reference.csv), so nobody looks at it."""
-        problem_id, answer = desk.serve(id_, problem)
+        """Returns one row with id and answer, always. `rest` may hold the true answer (reference.csv) and is ignored."""
+        problem_id, answer = endpoint.answer(id_, problem)
         return pl.DataFrame({"id": [problem_id], "answer": [answer]}, schema={"id": pl.String, "answer": pl.Int64})
 
     return predict
 
 
-class _Desk:
-    """Takes problems in and gives answers out; nothing gets past it but an id and an integer in range."""
+class _Endpoint:
+    """Turns the arguments of `predict` into an id and an answer in range, once for each problem."""
 
-    def __init__(self, solving: Solving, clock: Callable[[], float]) -> None:
-        self._solving = solving
+    def __init__(self, backend: Backend, clock: Callable[[], float]) -> None:
+        self._backend = backend
         self._clock = clock
         self._answers: dict[tuple[str, str], int] = {}
 
-    def serve(self, id_: Any, problem: Any) -> tuple[str, int]:
-        problem_id, text, work = "", "", None
+    def answer(self, id_: Any, problem: Any) -> tuple[str, int]:
+        problem_id, text, pending = "", "", None
         try:
             problem_id = _text(id_)
             text = _text(problem)
-            key = (problem_id, text)  # the text as well: broken ids must not share one answer
+            key = (problem_id, text)  # the text as well: problems whose ids are broken must not share an answer
             if key in self._answers:
-                log.info("problem %s came again; its answer stays %d", problem_id, self._answers[key])
+                log.info("problem %s was asked again; its answer stays %d", problem_id, self._answers[key])
                 return problem_id, self._answers[key]
             if not text.strip():
                 log.warning("problem %s has no text (%s)", problem_id, type(problem).__name__)
                 answer = FALLBACK_ANSWER
             else:
-                work = self._solving.begin(problem_id, text)
-                answer = self._wait(problem_id, work)
+                pending = self._backend.submit(problem_id, text)
+                answer = self._wait(problem_id, pending)
             self._answers[key] = answer
-        except BaseException as error:  # noqa: BLE001 (SystemExit and its kin would leave the gateway waiting for hours)
-            # Kaggle shows no traceback anywhere, so it has to be in the log. Our own errors say all in their message.
+        except BaseException as error:  # noqa: BLE001 (SystemExit and the like would leave the gateway waiting for hours)
+            # Kaggle shows no traceback, so it has to be in the log; our own errors are complete without one.
             reason = error if isinstance(error, AimoError) else traceback.format_exc()
-            answer = self._answers[problem_id, text] = _best(work)
-            log.error("problem %s: %d goes out, because it failed: %s", problem_id, answer, reason)
+            answer = self._answers[problem_id, text] = _best(pending)
+            log.error("problem %s: answering %d after a failure: %s", problem_id, answer, reason)
         return problem_id, answer
 
-    def _wait(self, problem_id: str, work: Work) -> int:
-        while not work.answer.done():
-            left = work.ends_at - self._clock()
+    def _wait(self, problem_id: str, pending: PendingAnswer) -> int:
+        while not pending.future.done():
+            left = pending.deadline - self._clock()
             if left <= 0:
-                answer = _best(work)
-                log.error("problem %s: %d goes out, because the solver is past its time", problem_id, answer)
-                work.answer.cancel()
+                answer = _best(pending)
+                log.error("problem %s: answering %d, as the solver missed its deadline", problem_id, answer)
+                pending.future.cancel()
                 return answer
-            wait([work.answer], timeout=min(left, _GLANCE_S))
-        answer = work.answer.result()
+            wait([pending.future], timeout=min(left, _POLL_S))
+        answer = pending.future.result()
         if not _is_answer(answer):
-            log.error("problem %s: the solver gave %r, which is no answer", problem_id, answer)
-            return _best(work)
+            log.error("problem %s: the solver returned %r, which is not an answer", problem_id, answer)
+            return _best(pending)
         return operator.index(answer)
 
 
-def _best(work: Work | None) -> int:
+def _best(pending: PendingAnswer | None) -> int:
     try:
-        best = None if work is None else work.best()
-    except Exception:  # noqa: BLE001 (whatever broke the solver may have broken this as well)
-        log.error("no best answer could be told\n%s", traceback.format_exc())
+        best = None if pending is None else pending.best()
+    except Exception:  # noqa: BLE001 (the defect that broke the solver may have broken this as well)
+        log.error("the best answer so far cannot be read\n%s", traceback.format_exc())
         best = None
     return operator.index(best) if best is not None and _is_answer(best) else FALLBACK_ANSWER
 
@@ -167,10 +168,10 @@ def _is_answer(value: object) -> bool:
 
 
 def _text(value: Any) -> str:
-    """The text in what the gateway sends: a one-element Series (of polars or pandas), or a plain value."""
+    """Returns the text of a one-element Series (polars or pandas) or of a plain value."""
     if hasattr(value, "to_list"):
         items = value.to_list()
         value = items[0] if items else None
     if value is None:
         return ""
-    return str(value).encode("utf-8", "replace").decode("utf-8")  # a lone surrogate would break tables and tokenizers
+    return str(value).encode("utf-8", "replace").decode("utf-8")  # tables and tokenizers refuse lone surrogates

@@ -1,9 +1,9 @@
-"""A local run where Kaggle's package is absent, with the same habits, so that it finds the same mistakes.
+"""A stand-in for Kaggle's gateway where its package is absent. It makes the same checks, so it finds the same mistakes.
 
-Like Kaggle's gateway for AIMO3 it reads the CSV with polars, shuffles it with a fresh seed, hands each row's columns over
+Like Kaggle's gateway for AIMO3 it reads the CSV with polars, shuffles it with a fresh seed, passes each row's columns
 as positional one-element Series in a single worker thread, checks each result, and writes `submission.parquet` into the
-working directory only at the very end. Unlike it, no bytes go through gRPC, and an exception that makes Kaggle's gateway
-wait for hours (SystemExit and its kin) ends the run with an error here.
+working directory only at the very end. It differs in two points: nothing goes through gRPC, and an exception that makes
+Kaggle's gateway wait for hours (SystemExit and the like) ends the run with an error.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ import polars as pl
 from aimo_solver.errors import LocalGatewayError
 
 _SCALARS = (int, float, str)  # bool is an int
-_ENCODED = (*_SCALARS, list, tuple, dict, io.BytesIO)  # what the transport carries besides tables and arrays
+_ENCODED = (*_SCALARS, list, tuple, dict, io.BytesIO)  # what gRPC messages hold besides tables and arrays
 
 
 class LocalInferenceServer:
-    """Drop-in for Kaggle's `AIMO3InferenceServer` in a notebook that runs elsewhere."""
+    """Replaces Kaggle's `AIMO3InferenceServer` in a notebook that runs elsewhere."""
 
     def __init__(self, *functions: Callable[..., Any]) -> None:
-        """Takes the one endpoint, a plain function with the name `predict`.
+        """Takes the endpoint, a plain function named `predict`.
 
         Raises:
-            ValueError: no function, or something that is not a plain named function.
+            ValueError: no function was given, or not a plain named one.
         """
         if not functions:
             raise ValueError("an endpoint function is needed")
@@ -42,14 +42,14 @@ class LocalInferenceServer:
         self._used = False
 
     def serve(self) -> None:
-        """Nobody calls outside a rerun, so there is nothing to do."""
+        """Does nothing: outside a rerun there is no gateway that calls."""
 
     def run_local_gateway(self, data_paths: Sequence[str | Path]) -> None:
-        """Asks `predict` every row of the CSV `data_paths[0]` and writes `submission.parquet`.
+        """Calls `predict` with every row of the CSV `data_paths[0]` and writes `submission.parquet`.
 
         Raises:
-            LocalGatewayError: Kaggle's run would have ended without a submission; `kind` is Kaggle's name for it.
-            ValueError: a second run on the same object.
+            LocalGatewayError: Kaggle's run would have ended without a submission; `kind` is Kaggle's name for the reason.
+            ValueError: this object has served a run before.
         """
         if isinstance(data_paths, str):
             raise LocalGatewayError("GATEWAY_RAISED_EXCEPTION", f"data_paths is a bare string; write ({data_paths!r},)")
@@ -64,7 +64,7 @@ class LocalInferenceServer:
         try:
             results = [_ask(worker, predict, rows, number) for number in range(len(rows))]
         finally:
-            worker.shutdown(wait=False)  # Ctrl-C is not kept waiting for the problem at hand
+            worker.shutdown(wait=False)  # Ctrl-C does not wait for the current problem
         _submission(rows.get_column(rows.columns[0]), results).write_parquet("submission.parquet")
 
 
@@ -84,21 +84,21 @@ def _ask(worker: ThreadPoolExecutor, predict: Callable[..., Any], rows: pl.DataF
     if isinstance(failure, Exception):
         raise LocalGatewayError("SERVER_RAISED_EXCEPTION", f"{place}: {failure}") from failure
     if failure is not None:
-        raise LocalGatewayError("GRPC_DEADLINE_EXCEEDED", f"{place}: Kaggle never hears of {failure!r} and waits") from failure
+        raise LocalGatewayError("GRPC_DEADLINE_EXCEEDED", f"{place}: Kaggle waits for ever after {failure!r}") from failure
     result = future.result()
     _check(result, place)
     return result
 
 
 def _check(result: Any, place: str) -> None:
-    """The transport's and the gateway's checks of one result."""
+    """Makes the checks of the transport and of the gateway on one result."""
     if isinstance(result, int) and not -(2**63) <= result < 2**63:
         raise LocalGatewayError("SERVER_RAISED_EXCEPTION", f"{place}: {result} does not fit in 64 bits")
     frame, series = _tables()
     if isinstance(result, (*frame, *series)):
         if isinstance(result, (pl.DataFrame, pl.Series)):
             _check_columns(result.to_frame() if isinstance(result, pl.Series) else result, place)
-        count = len(result)  # type: ignore[arg-type]  # pandas is not known here
+        count = len(result)  # type: ignore[arg-type]  # pandas may not be installed
     elif isinstance(result, _SCALARS) or type(result).__name__ == "int64":
         count = 1
     elif result is None or isinstance(result, _ENCODED) or type(result).__module__ == "numpy":
@@ -116,14 +116,14 @@ def _check_columns(table: pl.DataFrame, place: str) -> None:
 
 
 def _submission(ids: pl.Series, results: list[Any]) -> pl.DataFrame:
-    """All results as one table with the sent ids, or the failure that Kaggle's concatenation ends with."""
+    """Concatenates the results under the ids sent, or fails as Kaggle's concatenation does."""
     frames, series = _tables()
     kinds = {type(result) for result in results}
-    # A polars Series cannot be concatenated the way Kaggle does it, so it passes only alone; a bare number lacks a column name.
-    lonely = len(results) == 1 and isinstance(results[0], pl.Series) and results[0].name
-    if len(kinds) != 1 or not (lonely or isinstance(results[0], (*frames, *series[1:]))):
+    # Kaggle's way of concatenating fails for a polars Series unless it is the only one, and for numbers, which have no name.
+    single = len(results) == 1 and isinstance(results[0], pl.Series) and results[0].name
+    if len(kinds) != 1 or not (single or isinstance(results[0], (*frames, *series[1:]))):
         names = ", ".join(sorted(kind.__name__ for kind in kinds)) or "nothing"
-        raise LocalGatewayError("GATEWAY_RAISED_EXCEPTION", f"results of type {names} cannot be put together")
+        raise LocalGatewayError("GATEWAY_RAISED_EXCEPTION", f"results of type {names} cannot be concatenated")
     tables = [_table(result) for result in results]
     columns = tables[0].columns
     for table in tables:
@@ -143,7 +143,7 @@ def _table(result: Any) -> pl.DataFrame:
 
 
 def _tables() -> tuple[tuple[type, ...], tuple[type, ...]]:
-    """The table and column types of polars, and of pandas if anybody has imported it."""
+    """Returns the table and column types of polars, and of pandas if it has been imported."""
     pandas = sys.modules.get("pandas")
     if pandas is None:
         return (pl.DataFrame,), (pl.Series,)

@@ -1,4 +1,4 @@
-"""The run of the notebook: its settings, its log, and a session on the attached model, again and again if need be."""
+"""The run of the notebook: its settings, its log, and sessions on the attached model."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from aimo_solver.clock import RunClock, process_age_s
 from aimo_solver.config import Config, load_config
 from aimo_solver.errors import RunDirectoryError
 from aimo_solver.kaggle.gateway import in_rerun
-from aimo_solver.kaggle.narrator import Narrator
-from aimo_solver.kaggle.run import Run
+from aimo_solver.kaggle.run import LoggingObserver, Run
 from aimo_solver.log.environment import describe_environment
 from aimo_solver.log.writer import NullLog, RunLog
 from aimo_solver.paths import find_compile_cache, find_model
@@ -25,28 +24,28 @@ from aimo_solver.server.wheels import Installation
 if TYPE_CHECKING:
     from aimo_solver.solve.session import Session
 
-_TRIED = 3  # numbers, since others may take one between the look at the folder and its use
+_NUMBERS_TRIED = 3  # another run may take a number after the folder was listed
 
 log = logging.getLogger(__name__)
 
 
 def notebook_run(model: str, settings: Mapping[str, Any], wheels: Installation, directory: Path = Path("runs")) -> Run:
-    """The run of the notebook; its log goes to a new folder in `directory`.
+    """Returns the run of the notebook, which writes its log to a new folder in `directory`.
 
-    In a rerun the clock counts from the start of this process, which exists for the run alone and whose seconds before
-    the first cell are on the session's bill. Elsewhere a kernel may have been idle for hours, so it counts from now.
+    In a rerun the clock counts from the start of this process, because the session's time limit includes the seconds before
+    the first cell. Elsewhere the process may have been idle for hours, so the clock counts from now.
 
     Raises:
-        ConfigError: `settings` has an option that is unknown or impossible, or options that do not agree.
+        ConfigError: `settings` has an option that is unknown or invalid, or options that contradict each other.
     """
     budget = load_config(settings).budget
     started = time.monotonic() - (process_age_s() if in_rerun() else 0.0)
     sessions = _Sessions(model, settings, wheels, directory, started)
-    return Run(sessions.bring_up, budget, RunClock.begin(budget, time.monotonic, started), sessions.finish)
+    return Run(sessions.open, budget, RunClock.begin(budget, time.monotonic, started), sessions.finish)
 
 
 class _Sessions:
-    """The notebook's sessions, and what lives longer than each: the log, and what was installed."""
+    """Opens the notebook's sessions, and keeps what outlives a session: the log and the installed wheels."""
 
     def __init__(self, model: str, settings: Mapping[str, Any], wheels: Installation, directory: Path, started: float) -> None:
         self._model = model
@@ -57,21 +56,25 @@ class _Sessions:
         self._log: RunLog | None = None
 
     @asynccontextmanager
-    async def bring_up(self, narrator: Narrator) -> AsyncIterator[Session]:
-        """A session; every step is taken anew, since what failed may have been a mount that came late."""
-        from aimo_solver.solve.session import local_session  # the libraries behind it load when the gateway is served
+    async def open(self, observer: LoggingObserver) -> AsyncIterator[Session]:
+        """Yields a session. Every step is repeated for each session, since it may have failed for a mount that came late."""
+        from aimo_solver.solve.session import local_session  # its dependencies are imported after the gateway is served
 
         folder = await asyncio.to_thread(find_model, self._model)
-        config = await asyncio.to_thread(_config, folder, self._settings)
+        config = await asyncio.to_thread(self._config, folder)
         if self._log is None:
             self._log = await asyncio.to_thread(open_log, self._directory, config, self._started)
         self._wheels = await asyncio.to_thread(self._wheels.renewed)
         try:
-            async with local_session(folder, config, self._log, narrator, self._wheels) as session:
+            async with local_session(folder, config, self._log, observer, self._wheels) as session:
                 yield session
         except Exception as error:
             self._log.event("boot_failed", error=f"{type(error).__name__}: {error}")
             raise
+
+    def _config(self, folder: Path) -> Config:
+        cache = find_compile_cache()
+        return load_config({"server": {"jit_cache": str(cache)}} if cache else None, folder, self._settings)
 
     def finish(self) -> None:
         """Ends the log."""
@@ -79,8 +82,8 @@ class _Sessions:
             self._log.finish()
 
 
-class _EchoingLog(RunLog):
-    """A run log whose events can be read in the notebook as well."""
+class _PrintedLog(RunLog):
+    """A run log whose events also appear in the notebook's output."""
 
     def event(self, kind: str, **values: Any) -> None:
         super().event(kind, **values)
@@ -89,32 +92,27 @@ class _EchoingLog(RunLog):
 
 
 def open_log(directory: Path, config: Config, started: float) -> RunLog:
-    """A log in a new folder in `directory`; in a temporary folder if that cannot be, and else one that writes nothing."""
+    """Opens a log in a new folder in `directory`, else in a temporary folder, else one that writes nothing."""
     environment = describe_environment()
-    for place in _places(directory):
+    for folder in _log_folders(directory):
         try:
-            return _EchoingLog.create(place, config=config, environment=environment, started=started)
+            return _PrintedLog.create(folder, config=config, environment=environment, started=started)
         except RunDirectoryError as error:
-            log.error("no log here: %s", error)
-    log.error("no log is kept of this run")
+            log.error("no log in this folder: %s", error)
+    log.error("this run keeps no log")
     return NullLog(config, started)
 
 
-def _places(directory: Path) -> Iterator[Path]:
-    """Where a log may go, the best first: the next free numbers, then a temporary folder."""
+def _log_folders(directory: Path) -> Iterator[Path]:
+    """Yields the folders to try: run-N with the next numbers in `directory`, then a temporary one."""
     try:
         names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
         numbers = [int(name[4:]) for name in names if name.startswith("run-") and name[4:].isdecimal()]
         largest = max(numbers, default=0)
-        yield from (directory / f"run-{largest + step}" for step in range(1, _TRIED + 1))
+        yield from (directory / f"run-{largest + step}" for step in range(1, _NUMBERS_TRIED + 1))
     except OSError as error:
-        log.error("%s cannot be looked into: %s", directory, error.strerror)
+        log.error("%s cannot be listed: %s", directory, error.strerror)
     try:
         yield Path(tempfile.mkdtemp(prefix="aimo-run-"))
     except OSError as error:
         log.error("no temporary folder: %s", error.strerror)
-
-
-def _config(folder: Path, settings: Mapping[str, Any]) -> Config:
-    cache = find_compile_cache()
-    return load_config({"server": {"jit_cache": str(cache)}} if cache else None, folder, settings)
