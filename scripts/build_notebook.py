@@ -1,4 +1,4 @@
-"""Builds notebook/aimo_solver.ipynb from src: every module the solver needs as one readable cell, nothing else.
+"""Builds notebook/aimo_solver.ipynb from src: one readable cell for each module that the solver needs.
 
     python scripts/build_notebook.py            build it
     python scripts/build_notebook.py --check    show what a build would change; exit code 1 if anything
@@ -14,7 +14,7 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ SOURCES = ROOT / "src" / "aimo_solver"
 TEMPLATE = ROOT / "notebook" / "template.md"
 NOTEBOOK = ROOT / "notebook" / "aimo_solver.ipynb"
 PACKAGE = "aimo_solver"
-# What the notebook's own cells import, and what runs in a process of its own and is imported by nobody.
+# The modules that the notebook's own cells import, and the one that is started as a process of its own.
 ENTRY_POINTS = ("kaggle.notebook", "kaggle.gateway", "paths", "server.wheels", "kernels.inside.forkserver")
-# Packages that may ship, from the top down; "" holds the modules that lie in none. What is missing here (lab, cli) never ships.
+# The packages that may ship, from the top down; "" stands for the modules at the top. Others (lab, cli) never ship.
 READING_ORDER = ("kaggle", "solve", "policy", "chat", "server", "kernels", "kernels.inside", "log", "")
 
 
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     present = options.out.read_bytes().decode("utf-8") if options.out.is_file() else ""
     if present == text:
-        print(f"{options.out} is what its sources say")
+        print(f"{options.out} is up to date")
         return 0
     sys.stdout.writelines(_readable_diff(present, text, str(options.out)))
     print(f"\n{options.out} is out of date; run: python scripts/build_notebook.py")
@@ -56,7 +56,7 @@ class NotebookError(Exception):
 
 
 def build(model: str | None = None, competition: str | None = None) -> str:
-    """The notebook as the text of its file. `model` and `competition` take the place of the template's settings."""
+    """Returns the notebook as text. `model` and `competition` replace the template's settings."""
     cells = []
     for name, text in _template():
         if name == "settings":
@@ -77,13 +77,13 @@ def build(model: str | None = None, competition: str | None = None) -> str:
 
 
 def shipped_modules(sources: Path, entry_points: Iterable[str] = ENTRY_POINTS) -> list[str]:
-    """The modules that the entry points need, by dotted name ("" is the package itself), in reading order.
+    """Returns the modules that the entry points need, by dotted name ("" is the package itself), in reading order.
 
-    Packages come from the top down as in `READING_ORDER`; in a package its ``__init__`` comes first and every other module
-    before those that it imports, alphabetical where that leaves a choice.
+    Packages come in `READING_ORDER`; in a package, its ``__init__`` comes first and every other module before those that it
+    imports, in alphabetical order where that leaves a choice.
 
     Raises:
-        NotebookError: a module is missing, stays out of the notebook, or is part of a circle.
+        NotebookError: a module is missing, must not ship, or is part of an import cycle.
     """
     imports: dict[str, set[str]] = {}
     waiting = [*entry_points]
@@ -92,43 +92,37 @@ def shipped_modules(sources: Path, entry_points: Iterable[str] = ENTRY_POINTS) -
         if name in imports:
             continue
         if name and package_of(name, sources) not in READING_ORDER:
-            raise NotebookError(f"{PACKAGE}.{name} never ships, and is imported by what does")
+            raise NotebookError(f"{PACKAGE}.{name} must not ship, but a module that ships imports it")
         imports[name] = imported_modules(sources, name)
         waiting += [*imports[name], *parents(name)]
-    order = list(reversed(_importers_last(imports)))
+    graph = {name: sorted(imports[name], reverse=True) for name in sorted(imports, reverse=True)}
+    try:
+        order = reversed(list(TopologicalSorter(graph).static_order()))
+    except CycleError as error:
+        raise NotebookError(f"modules import each other in a circle: {' -> '.join(error.args[1])}") from None
     return sorted(order, key=lambda name: (READING_ORDER.index(package_of(name, sources)), package_of(name, sources) != name))
 
 
 def package_of(name: str, sources: Path) -> str:
-    """The package that a module belongs to, "" for those that lie at the top."""
+    """Returns the package of a module, "" for modules at the top."""
     return name if _file(name, sources).name == "__init__.py" else name.rpartition(".")[0]
 
 
 def parents(name: str) -> Iterator[str]:
-    """The packages above a module, whose ``__init__`` runs before it."""
+    """Yields the packages above a module, whose ``__init__`` runs before it."""
     while name:
         name = name.rpartition(".")[0]
         yield name
 
 
-def imported_modules(sources: Path, name: str, *, loading: bool = False) -> set[str]:
-    """Modules of this package that a module imports anywhere in it, or, with `loading`, while it is imported itself.
+def imported_modules(sources: Path, name: str) -> set[str]:
+    """Returns the modules of this package that a module imports, at the top or inside a function.
 
     Raises:
-        NotebookError: the module is missing, or imports by a relative name or one that does not exist.
+        NotebookError: the module is missing, or has a relative import.
     """
     tree = ast.parse(_file(name, sources).read_text(encoding="utf-8"), name)
-    nodes = _while_loading(tree) if loading else ast.walk(tree)
-    return {module for node in nodes for module in _imported(node, sources)} - {name}
-
-
-def _importers_last(imports: Mapping[str, set[str]]) -> list[str]:
-    """The modules, each after those that it imports."""
-    sorter = TopologicalSorter({name: sorted(imports[name], reverse=True) for name in sorted(imports, reverse=True)})
-    try:
-        return list(sorter.static_order())
-    except CycleError as error:
-        raise NotebookError(f"modules import each other in a circle: {' -> '.join(error.args[1])}") from None
+    return {module for node in ast.walk(tree) for module in _imported(node, sources)} - {name}
 
 
 def _file(name: str, sources: Path) -> Path:
@@ -139,31 +133,17 @@ def _file(name: str, sources: Path) -> Path:
     return path
 
 
-def _while_loading(tree: ast.Module) -> Iterator[ast.AST]:
-    """The nodes that run when the module is imported: not function bodies, not what is for type checkers only."""
-    waiting: list[ast.AST] = list(tree.body)
-    while waiting:
-        node = waiting.pop()
-        yield node
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            continue
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            waiting += node.orelse
-            continue
-        waiting += ast.iter_child_nodes(node)
-
-
 def _imported(node: ast.AST, sources: Path) -> Iterator[str]:
     if isinstance(node, ast.Import):
         modules = [alias.name for alias in node.names]
     elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module is not None:
-        # `from package import name` means a module where there is one, else something in the package's __init__.
+        # `from package import name` imports a module if there is one of that name, else a name in the package's __init__.
         folder = sources.parent.joinpath(*node.module.split("."))
         inside = [alias.name for alias in node.names if folder.is_dir() and _is_module(folder / alias.name)]
         modules = [f"{node.module}.{name}" for name in inside]
         modules += [node.module] if len(inside) < len(node.names) else []
     elif isinstance(node, ast.ImportFrom):
-        raise NotebookError("relative imports are not followed; write them out")
+        raise NotebookError("relative imports are not followed; use absolute ones")
     else:
         return
     for module in modules:
@@ -177,7 +157,7 @@ def _is_module(path: Path) -> bool:
 
 
 def _template() -> Iterator[tuple[str | None, str]]:
-    """The notebook's own cells: name and text of a code cell, None and text of a markdown cell or of the mark MODULES."""
+    """Yields the notebook's own cells: name and text of a code cell; None and text of a Markdown cell or the line MODULES."""
     text = TEMPLATE.read_text(encoding="utf-8")
     for part in re.split(r"^(```python .*?^```$|MODULES$)", text, flags=re.MULTILINE | re.DOTALL):
         if part.startswith("```python "):
@@ -188,7 +168,7 @@ def _template() -> Iterator[tuple[str | None, str]]:
 
 
 def _set(source: str, name: str, value: str | None) -> str:
-    """The configuration cell with another value for `name`, its comment kept."""
+    """Returns the settings cell with another value for `name` and the same comment."""
     if value is None:
         return source
     lines = source.split("\n")
@@ -197,30 +177,26 @@ def _set(source: str, name: str, value: str | None) -> str:
             _, hash_, comment = line.partition("  # ")
             lines[number] = f"{name} = {json.dumps(value, ensure_ascii=False)}{hash_}{comment}"
             return "\n".join(lines)
-    raise NotebookError(f"the configuration cell has no {name}")
+    raise NotebookError(f"the settings cell has no {name}")
 
 
 def _library() -> Iterator[dict[str, Any]]:
-    """One line about each package, and a cell for each of its modules."""
+    """Yields a heading with one line about each package, followed by a cell for each of its modules."""
     package = None
     for name in shipped_modules(SOURCES):
         path = _file(name, SOURCES)
-        source = path.read_text(encoding="utf-8")
-        if package_of(name, SOURCES) != package:
+        source = path.read_text(encoding="utf-8").removesuffix("\n")
+        if package_of(name, SOURCES) != package:  # its __init__ comes first
             package = package_of(name, SOURCES)
-            title, about = (
-                package or PACKAGE,
-                ast.get_docstring(ast.parse(_file(package, SOURCES).read_text(encoding="utf-8"))) or "",
-            )
-            yield _markdown(f"about-{_slug(title)}", f"### {title}\n{about.partition(chr(10))[0]}")
-        place = path.relative_to(SOURCES.parent).as_posix()
-        cell = _code(f"module-{_slug(name or PACKAGE)}", f"%%writefile {place}\n{source.removesuffix(chr(10))}")
-        cell["metadata"]["_kg_hide-input"] = True  # folded on Kaggle; a click shows it
+            about = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+            yield _markdown(f"about-{_slug(package or PACKAGE)}", f"### {package or PACKAGE}\n{about}")
+        cell = _code(f"module-{_slug(name or PACKAGE)}", f"%%writefile {path.relative_to(SOURCES.parent).as_posix()}\n{source}")
+        cell["metadata"]["_kg_hide-input"] = True  # folded on Kaggle until clicked
         yield cell
 
 
 def _slug(text: str) -> str:
-    """A cell id from a heading."""
+    """Returns a cell id made from a heading."""
     return re.sub(r"[^a-z0-9]+", "-", text.partition("\n")[0].lower()).strip("-")[:40]
 
 
@@ -240,7 +216,7 @@ def _code(cell_id: str, text: str) -> dict[str, Any]:
 
 
 def _readable_diff(present: str, wanted: str, name: str) -> Iterator[str]:
-    """A unified diff of the cells' text, not of its JSON; of the JSON where the text is the same."""
+    """Returns a unified diff of the cells' text, or of the JSON if the text is the same."""
     try:
         old, new = _plain(present), _plain(wanted)
     except (ValueError, KeyError, TypeError):

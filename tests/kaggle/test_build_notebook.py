@@ -1,9 +1,7 @@
-"""The built notebook as a file. test_notebook.py runs it."""
+"""The notebook as a file. test_notebook.py runs it."""
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import itertools
 import json
 import os
@@ -13,13 +11,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import nbformat
 import pytest
 
 from aimo_solver.config import Config, load_config
+from tests.builder import build_notebook as builder
 from tests.conftest import ROOT
 
 SCRIPT = ROOT / "scripts" / "build_notebook.py"
@@ -27,42 +25,34 @@ NOTEBOOK = ROOT / "notebook" / "aimo_solver.ipynb"
 
 
 @pytest.fixture
-def builder() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("build_notebook", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def cells(builder: ModuleType) -> dict[str, str]:
+def cells() -> dict[str, str]:
     return {cell["id"]: "".join(cell["source"]) for cell in json.loads(builder.build())["cells"]}
 
 
 @pytest.fixture
-def package(tmp_path: Path) -> Callable[..., Path]:
-    def write(**modules: str) -> Path:
+def package(tmp_path: Path) -> Callable[[dict[str, str]], Path]:
+    def write(modules: dict[str, str]) -> Path:
         for name, text in ({"__init__": ""} | modules).items():
-            (tmp_path / f"{name}.py").write_text(text)
-        return tmp_path
+            path = tmp_path / "aimo_solver" / f"{name}.py"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+        return tmp_path / "aimo_solver"
 
     return write
 
 
-def test_the_notebook_in_the_repository_is_what_its_sources_say(builder: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_notebook_in_the_repository_is_what_its_sources_say(capsys: pytest.CaptureFixture[str]) -> None:
     assert builder.main(["--check"]) == 0, capsys.readouterr().out
 
 
-def test_an_edited_module_turns_the_check_red_with_a_diff_and_a_build_turns_it_green(
-    builder: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_check_fails_with_a_diff_after_an_edit_until_the_next_build(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(builder, "SOURCES", Path(shutil.copytree(builder.SOURCES, tmp_path / "src")))
+    monkeypatch.setattr(builder, "SOURCES", Path(shutil.copytree(builder.SOURCES, tmp_path / "aimo_solver")))
     out = str(tmp_path / "notebook.ipynb")
     assert builder.main(["--out", out]) == 0
     assert builder.main(["--check", "--out", out]) == 0
-    clock = tmp_path / "src" / "clock.py"
+    clock = tmp_path / "aimo_solver" / "clock.py"
     clock.write_text(clock.read_text().replace("max(0.0, self.end - self.now())", "self.end - self.now()"))
     capsys.readouterr()
     assert builder.main(["--check", "--out", out]) == 1
@@ -73,9 +63,7 @@ def test_an_edited_module_turns_the_check_red_with_a_diff_and_a_build_turns_it_g
     assert builder.main(["--check", "--out", out]) == 0
 
 
-def test_a_change_that_is_not_in_the_text_is_shown_too(
-    builder: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_check_shows_a_change_outside_the_text_of_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "notebook.ipynb"
     builder.main(["--out", str(out)])
     out.write_text(out.read_text().replace('"nbformat_minor": 5', '"nbformat_minor": 4'))
@@ -83,7 +71,7 @@ def test_a_change_that_is_not_in_the_text_is_shown_too(
     assert '+ "nbformat_minor": 5' in capsys.readouterr().out
 
 
-def test_a_missing_notebook_is_out_of_date(builder: ModuleType, tmp_path: Path) -> None:
+def test_a_missing_notebook_is_out_of_date(tmp_path: Path) -> None:
     assert builder.main(["--check", "--out", str(tmp_path / "none.ipynb")]) == 1
 
 
@@ -91,14 +79,14 @@ def interpreters() -> list[str]:
     found = [sys.executable]
     for version in ("3.11", "3.12", "3.13"):
         path = shutil.which(f"python{version}")
-        # A version manager's stand-in may be there for a version that is not.
+        # A version manager may have a shim for a version that is not installed.
         if path and subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0:
             found.append(path)
     return found
 
 
 @pytest.mark.parametrize("python", interpreters())
-def test_every_build_gives_the_same_bytes(builder: ModuleType, python: str, tmp_path: Path) -> None:
+def test_builds_are_reproducible(python: str, tmp_path: Path) -> None:
     for seed in ("1", "2"):
         out = tmp_path / f"{seed}.ipynb"
         subprocess.run(
@@ -107,60 +95,71 @@ def test_every_build_gives_the_same_bytes(builder: ModuleType, python: str, tmp_
         assert out.read_bytes() == builder.build().encode()
 
 
-def test_it_is_a_valid_notebook_without_outputs(builder: ModuleType) -> None:
+def test_it_is_a_valid_notebook_without_outputs() -> None:
     text = builder.build()
     notebook = nbformat.reads(text, as_version=4)
     nbformat.validate(notebook)
     ids = [cell.id for cell in notebook.cells]
     assert len(set(ids)) == len(ids)
     assert "\r" not in text
-    assert len(text) < 1_000_000  # what Kaggle takes as a notebook's source
+    assert len(text) < 1_000_000  # Kaggle's limit for the source of a notebook
     for cell in notebook.cells:
         if cell.cell_type == "code":
             assert cell.outputs == []
             assert cell.execution_count is None
 
 
-def test_every_module_is_there_verbatim(cells: dict[str, str]) -> None:
+def test_every_module_is_included_verbatim(cells: dict[str, str]) -> None:
     modules = 0
     for id_, text in cells.items():
         magic, _, source = text.partition("\n")
         if id_.startswith("module-"):
-            name = re.fullmatch(r"%%writefile aimo_solver/(\w+)\.py", magic)[1]  # type: ignore[index]
             # %%writefile ends the file with a line break of its own.
-            assert source + "\n" == (ROOT / f"src/aimo_solver/{name}.py").read_text(encoding="utf-8")
+            assert source + "\n" == (ROOT / "src" / magic.removeprefix("%%writefile ")).read_text(encoding="utf-8")
             modules += 1
-    assert modules > 30
+    assert modules == len(builder.shipped_modules(builder.SOURCES)) > 30
 
 
-def test_every_module_comes_after_those_it_imports(builder: ModuleType) -> None:
-    order = builder.module_order(builder.SOURCES)
-    for place, name in enumerate(order):
-        for node in ast.parse((builder.SOURCES / f"{name}.py").read_text()).body:
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("aimo_solver."):
-                assert (node.module or "").removeprefix("aimo_solver.") in order[:place]
-
-
-def test_only_the_solvers_path_goes_in(builder: ModuleType) -> None:
-    order = builder.module_order(builder.SOURCES)
-    outside = {"cli", "evaluate", "replay", "simulate", "progress", "competition", "scoreboard", "records"}
-    assert outside.isdisjoint(order)
-    assert not [name for name in order if name.startswith(("report", "bench"))]
-    for name in order:
-        text = (builder.SOURCES / f"{name}.py").read_text()
-        assert not re.search(r"^\s*(?:import|from) (?:typer|rich|matplotlib|vllm|torch|transformers)\b", text, re.MULTILINE), name
-
-
-def test_imports_inside_functions_and_for_type_checkers_are_needed_but_bring_no_order(
-    builder: ModuleType, package: Callable[..., Path]
+def test_folders_are_made_before_files_are_written(
+    cells: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert list(cells).index("folders") < next(place for place, id_ in enumerate(cells) if id_.startswith("module-"))
+    monkeypatch.chdir(tmp_path)
+    exec(cells["folders"])
+    for id_, text in cells.items():
+        if id_.startswith("module-"):
+            assert Path(text.partition("\n")[0].removeprefix("%%writefile ")).parent.is_dir()
+
+
+def test_packages_come_from_the_top_down_and_modules_before_those_they_import() -> None:
+    order = builder.shipped_modules(builder.SOURCES)
+    packages = [builder.package_of(name, builder.SOURCES) for name in order]
+    assert [package for package, _ in itertools.groupby(packages)] == list(builder.READING_ORDER)
+    for place, (name, package) in enumerate(zip(order, packages, strict=True)):
+        if place == packages.index(package):
+            assert name == package
+        else:
+            inside = {other for other in builder.imported_modules(builder.SOURCES, name) if other in order}
+            assert not {other for other in inside if packages[order.index(other)] == package} & set(order[:place]) - {package}
+
+
+def test_only_modules_that_the_solver_needs_are_included() -> None:
+    order = builder.shipped_modules(builder.SOURCES)
+    assert "solve.evaluate" not in order
+    assert not [name for name in order if name.startswith(("lab", "cli"))]
+    for name in order:
+        text = builder.SOURCES.joinpath(*name.split(".")).with_suffix(".py")
+        imports = text.read_text() if text.is_file() else ""
+        assert not re.search(r"^\s*(?:import|from) (?:typer|rich|matplotlib|vllm|torch|transformers)\b", imports, re.MULTILINE), (
+            name
+        )
+
+
+def test_imports_inside_functions_count(package: Callable[[dict[str, str]], Path]) -> None:
     sources = package(
-        a="def f():\n    from aimo_solver.b import x\n",
-        b="from typing import TYPE_CHECKING\nfrom aimo_solver import a\nif TYPE_CHECKING:\n    from aimo_solver.c import y\n",
-        c="import aimo_solver.b\n",
-        unused="",
+        {"c": "def f():\n    from aimo_solver.b import x\n", "b": "from aimo_solver import a\n", "a": "", "unused": ""}
     )
-    assert builder.module_order(sources, ["a"]) == ["__init__", "a", "b", "c"]
+    assert builder.shipped_modules(sources, ["c"]) == ["", "c", "b", "a"]
 
 
 @pytest.mark.parametrize(
@@ -169,17 +168,18 @@ def test_imports_inside_functions_and_for_type_checkers_are_needed_but_bring_no_
         ({"a": "import aimo_solver.b", "b": "from aimo_solver.c import x", "c": "from aimo_solver import a"}, "in a circle.*a.*"),
         ({"a": "from aimo_solver.gone import x"}, r"gone\.py .* does not exist"),
         ({"a": "from .b import x", "b": ""}, "relative"),
+        ({"a": "from aimo_solver.lab import x", "lab/__init__": "", "lab/x": ""}, r"lab\.x must not ship"),
     ],
-    ids=["cycle", "missing", "relative"],
+    ids=["cycle", "missing", "relative", "lab"],
 )
-def test_what_cannot_be_put_in_order_is_an_error(
-    builder: ModuleType, package: Callable[..., Path], modules: dict[str, str], message: str
+def test_modules_that_cannot_be_included_are_an_error(
+    package: Callable[[dict[str, str]], Path], modules: dict[str, str], message: str
 ) -> None:
     with pytest.raises(builder.NotebookError, match=message):
-        builder.module_order(package(**modules), ["a"])
+        builder.shipped_modules(package(modules), ["a"])
 
 
-def test_options_change_their_settings_and_nothing_else(builder: ModuleType, tmp_path: Path) -> None:
+def test_options_replace_their_settings_only(tmp_path: Path) -> None:
     out = tmp_path / "notebook.ipynb"
     assert builder.main(["--model", 'me/"my" model', "--competition", "my-competition", "--out", str(out)]) == 0
     before, after = builder.build().splitlines(), out.read_text().splitlines()
@@ -198,7 +198,7 @@ def run_settings(source: str) -> dict[str, Any]:
     return names
 
 
-def test_the_settings_come_first_and_say_what_the_defaults_are(cells: dict[str, str]) -> None:
+def test_the_settings_come_first_and_equal_the_defaults(cells: dict[str, str]) -> None:
     first_code = next(id_ for id_ in cells if not id_.startswith("about-"))
     assert first_code == "settings"
     assert cells["settings"].startswith("MODEL = ")
@@ -206,20 +206,19 @@ def test_the_settings_come_first_and_say_what_the_defaults_are(cells: dict[str, 
     assert load_config(settings["SETTINGS"]) == Config()
 
 
-def test_each_module_has_a_heading_and_one_line_about_it(builder: ModuleType) -> None:
-    notebook = json.loads(builder.build())["cells"]
-    for before, cell in itertools.pairwise(notebook):
-        if cell["id"].startswith("module-"):
-            heading, about = before["source"]
-            assert heading.startswith("### ")
-            assert about.strip()
+def test_each_package_has_a_heading_and_one_line_about_it(cells: dict[str, str]) -> None:
+    for package in builder.READING_ORDER:
+        name = package or builder.PACKAGE
+        heading, about = cells[f"about-{name.replace('.', '-').replace('_', '-')}"].splitlines()
+        assert heading == f"### {name}"
+        assert about.endswith(".")
 
 
 def metadata(*folders: str) -> dict[str, Any]:
     return json.loads(ROOT.joinpath("notebook", *folders, "kernel-metadata.json").read_text())  # type: ignore[no-any-return]
 
 
-def test_the_metadata_attaches_what_the_settings_name(cells: dict[str, str], builder: ModuleType) -> None:
+def test_the_metadata_attaches_the_sources_in_the_settings(cells: dict[str, str]) -> None:
     kernel, wheels = metadata(), metadata("wheels")
     settings = run_settings(cells["settings"])
     assert (ROOT / "notebook" / kernel["code_file"]) == NOTEBOOK

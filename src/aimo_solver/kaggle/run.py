@@ -60,10 +60,9 @@ class LoggingObserver:
         if attempt.answer is not None:
             self.answers[attempt.problem_id][attempt.answer] += 1
         answer = "no answer" if attempt.answer is None else attempt.answer
-        spent = f"{attempt.seconds:.0f} s, {attempt.tokens} tokens, {attempt.tool_calls} calls"
-        log.info(
-            "  attempt %d: %s (%s) after %s, %d failed", attempt.index, answer, attempt.finish_reason, spent, attempt.tool_errors
-        )
+        calls = f"{attempt.tool_calls} calls, {attempt.tool_errors} of them failed"
+        spent = f"{attempt.seconds:.0f} s, {attempt.tokens} tokens, {calls}"
+        log.info("  attempt %d: %s (%s) after %s", attempt.index, answer, attempt.finish_reason, spent)
 
     def problem_finished(self, result: ProblemResult) -> None:
         votes = f"{result.votes} votes of {result.attempts} attempts after {result.seconds:.0f} s ({result.reason})"
