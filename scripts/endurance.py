@@ -1,11 +1,11 @@
-"""Endurance: hundreds of problems by the notebook's own path, with faults at random moments from a seed.
+"""Endurance: hundreds of problems through the notebook's code, with faults at random moments from a seed.
 
     python scripts/endurance.py --seed 1                         # 500 problems, half an hour on two cores
     python scripts/endurance.py --seed 1 --problems 100 --minutes 8
 
-The pocket model on a real vLLM server and real kernels; logs and temporary files lie on a small disk of their own, which
-needs root. Expected: every problem answered, 98 % right, memory, descriptors, processes and temporary files flat, nothing left
-behind. OUT holds events.jsonl, samples.jsonl, run.log and report.html; an interrupt ends the run and writes the report.
+The pocket model runs on a real vLLM server with real kernels; logs and temporary files are on a small disk of their own,
+which needs root. Expected: every problem is answered, 98 % right; memory, descriptors, processes and temporary files do not
+grow; nothing is left behind. OUT gets events.jsonl, samples.jsonl, run.log and report.html, also after an interrupt.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from endurance_report import Outcome, Sample
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "data" / "pocket-model"
-_DISK_MB = 1_024  # the C++ headers that vLLM compiles for itself take some 100 MB
+_DISK_MB = 1_024  # C++ headers that vLLM precompiles take about 100 MB
 _SAMPLE_S = 2.0
-_END_S = 90.0  # a run that was told to end is waited for that long
-_GONE_S = 20.0  # what still lives so long after the run's end was left behind
+_END_S = 90.0  # for the run to end when it is asked to
+_GONE_S = 20.0  # for processes to end after the run; then they count as left behind
 
 
 def main(
@@ -52,11 +52,11 @@ def main(
     problems: Annotated[int, typer.Option(min=1)] = 500,
     minutes: Annotated[float, typer.Option(min=0.1, help="the run's time limit")] = 30.0,
     out: Annotated[Path, typer.Option(help="folder for the report; replaced if it is there")] = Path("runs/endurance"),
-    scale: Annotated[float, typer.Option(help="on how long faults last")] = 1.0,
-    stand_in: Annotated[bool, typer.Option(help="a stand-in for vLLM that knows squares: for a look at this script")] = False,
+    scale: Annotated[float, typer.Option(help="factor on the duration of faults")] = 1.0,
+    stand_in: Annotated[bool, typer.Option(help="a stand-in for vLLM that squares numbers, to try this script")] = False,
 ) -> None:
-    """Run problems under faults and write a report; the exit code is 1 if something was not as expected."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an end from outside is an orderly one, too
+    """Solves problems under faults and writes a report; the exit code is 1 if something was not as expected."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends the run in order, too
     seed = random.randrange(1 << 31) if seed is None else seed
     print(f"seed {seed}, {problems} problems, at most {minutes:g} minutes", flush=True)
     _empty(out)
@@ -111,7 +111,7 @@ def _settings(problems: int, minutes: float) -> dict[str, Any]:
             "stall_s": 45.0,  # the first request after a start may compile
             "extra_args": ["--middleware", f"{middleware.__name__}.{middleware.Refusing.__name__}"],
         },
-        # What one restart of the server takes, many times over, but not what 500 problems need.
+        # Many times what a restart of the server takes, but much less than all problems.
         "budget": {
             "time_limit_s": limit_s,
             "margin_s": 10.0,
@@ -123,11 +123,11 @@ def _settings(problems: int, minutes: float) -> dict[str, Any]:
 
 
 class Watch:
-    """One run: started, harmed by the plan, watched.
+    """Starts a run, injects the planned faults and records what happens.
 
     Attributes:
-        events: what the run told and what was done to it, with `t` in seconds from its start.
-        interrupted: somebody pressed Ctrl-C.
+        events: events of the run and faults, with `t` in seconds from its start.
+        interrupted: whether Ctrl-C ended it.
     """
 
     def __init__(self, out: Path, place: Path, disk: Path | None, seed: int, scale: float) -> None:
@@ -145,12 +145,13 @@ class Watch:
         self._changed = threading.Condition()
         self._asked = 0
         self._seen: dict[int, psutil.Process] = {}
-        self._shared: set[str] = set()  # what its processes had mapped of it
+        self._kernel_folders: set[str] = set()
+        self._shared: set[str] = set()  # files in /dev/shm that its processes have mapped
         self._began = time.monotonic()
         self._process: subprocess.Popen[str]
 
     def run(self, settings: dict[str, Any], planned: list[Fault], stand_in: bool) -> None:
-        """Returns when the run has ended."""
+        """Starts the run and returns when it has ended."""
         (self._out / "settings.json").write_text(json.dumps(settings))
         arguments = [self._out / "problems.csv", MODEL, self._out / "settings.json", self._runs]
         if stand_in:
@@ -170,7 +171,7 @@ class Watch:
                 cwd=self._out,
                 env=environment,
                 text=True,
-                start_new_session=True,  # a Ctrl-C is for us, and the run ends in order
+                start_new_session=True,  # Ctrl-C reaches this process only, which ends the run in order
             )
         self._began = time.monotonic()
         threads = [threading.Thread(target=work, daemon=True) for work in (self._listen, self._sample)]
@@ -192,7 +193,7 @@ class Watch:
             self._process.stdin.close()
             self._process.wait(_END_S)
         except (OSError, subprocess.TimeoutExpired):
-            self.note("the run did not end, and was killed")
+            self.note("the run did not end and was killed")
             self._process.kill()
             self._process.wait()
         with self._changed:
@@ -203,6 +204,8 @@ class Watch:
         with self._changed:
             self.events.append(event)
             self._asked += kind == "asked"
+            if kind == "kernels":
+                self._kernel_folders.add(values["directory"])
             with (self._out / "events.jsonl").open("a") as file:
                 file.write(json.dumps(event) + "\n")
             self._changed.notify_all()
@@ -231,14 +234,14 @@ class Watch:
     def _do(self, kind: str) -> None:
         self.note("fault", what=kind)
         victim = Victim(
-            psutil.Process(self._process.pid), self._disk, self._temporary, self._refusing, self._tell, self._random, self._scale
+            psutil.Process(self._process.pid), self._disk, self._temporary, self._refusing, self._send, self._random, self._scale
         )
         try:
             self.note("over", what=kind, detail=KINDS[kind](victim))
-        except (psutil.Error, OSError) as error:  # what was to be harmed has just ended, or is gone by another fault
+        except (psutil.Error, OSError) as error:  # the victim has just ended, perhaps by another fault
             self.note("over", what=kind, detail=f"{type(error).__name__}: {error}")
 
-    def _tell(self, kind: str, **values: Any) -> None:
+    def _send(self, kind: str, **values: Any) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"kind": kind, **values}) + "\n")
         self._process.stdin.flush()
@@ -278,11 +281,12 @@ class Watch:
         return environment
 
     def left_behind(self) -> tuple[str, ...]:
-        """Processes, temporary files and shared memory that outlived the run."""
+        """Returns processes, temporary files, folders of kernels and shared memory that remain after the run."""
         end = time.monotonic() + _GONE_S
         while True:
             left = [f"process {process.pid}" for process in self._seen.values() if _runs(process)]
             left += [path.name for path in self._temporary.iterdir() if path.name.startswith("aimo-")]
+            left += sorted(path for path in self._kernel_folders if os.path.exists(path))
             if not left or time.monotonic() > end:
                 break
             time.sleep(0.5)

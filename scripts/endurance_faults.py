@@ -1,4 +1,4 @@
-"""The faults of an endurance run: which ones, when, and how each is done to real processes and files."""
+"""The faults of an endurance run: their plan, and how each is injected into real processes and files."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from random import Random
 import psutil
 
 EVERY = 25  # problems per fault
-_CALM = 0.05  # part of the problems at either end in which nothing is done
+_CALM = 0.05  # share of the problems at either end without faults
 _LATEST_S = 2.0  # into a problem
-_SERVER, _KEEPER, _FORKSERVER = "api_server", "server/keeper.py", "kernels.inside.forkserver"  # what their command lines hold
+_SERVER, _KEEPER, _FORKSERVER = "api_server", "server/keeper.py", "kernels.inside.forkserver"  # in their command lines
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is done, and when.
+    """A planned fault.
 
     Attributes:
-        kinds: names in `KINDS`; more than one are done at once.
+        kinds: names in `KINDS`; several are injected at once.
         problem: while this one is being solved, counted from 0 in the order of asking.
         after_s: after that problem was asked.
     """
@@ -39,7 +39,7 @@ class Fault:
 
 
 def plan(seed: int, problems: int, kinds: tuple[str, ...]) -> list[Fault]:
-    """The faults of a run: every kind, then pairs of them and single ones by turns, one per `EVERY` problems, by the seed."""
+    """Returns the faults of a run by its seed, one per `EVERY` problems: each kind once, then pairs and single ones in turn."""
     random = Random(seed)
     count = max(1, problems // EVERY)
     chosen = [(kind,) for kind in random.sample(kinds, len(kinds))][:count]
@@ -53,22 +53,22 @@ def plan(seed: int, problems: int, kinds: tuple[str, ...]) -> list[Fault]:
 
 @dataclass(frozen=True)
 class Victim:
-    """A run that harm is done to.
+    """The run that faults are injected into.
 
     Attributes:
         solver: its process.
-        disk: a small file system that holds its logs and its temporary folder; None if there is none of its own.
+        disk: the small file system with its logs and its temporary folder; None if it could not be mounted.
         temporary: its temporary folder.
-        refusing: while this file is there, the server answers 503.
-        tell: sends the run's process a command.
-        scale: on how long faults last.
+        refusing: while this file exists, the server answers 503.
+        send: sends the run's process a command.
+        scale: factor on the duration of faults.
     """
 
     solver: psutil.Process
     disk: Path | None
     temporary: Path
     refusing: Path
-    tell: Callable[..., None]
+    send: Callable[..., None]
     random: Random
     scale: float = 1.0
 
@@ -83,7 +83,7 @@ class Victim:
 
 
 def server_killed(victim: Victim) -> str:
-    """Any process of the server: its keeper, its front end, or the engine behind it."""
+    """Kills any process of the server: its keeper, its front end, or the engine behind it."""
     server = victim.below(_KEEPER)
     if server is None:
         return "there was none"
@@ -97,7 +97,7 @@ def server_stopped(victim: Victim) -> str:
 
 
 def server_refuses(victim: Victim) -> str:
-    """20 s of 503 to every request."""
+    """Answers 503 to every request for 20 s."""
     victim.refusing.touch()
     try:
         time.sleep(20.0 * victim.scale)
@@ -126,7 +126,7 @@ def forkserver_stopped(victim: Victim) -> str:
 
 
 def disk_full(victim: Victim) -> str:
-    """For a minute."""
+    """Fills the disk for a minute."""
     assert victim.disk is not None
     filler = victim.disk / "filler"
     try:
@@ -135,23 +135,23 @@ def disk_full(victim: Victim) -> str:
                 pass
         time.sleep(60.0 * victim.scale)
     finally:
-        filler.unlink(missing_ok=True)  # two of them may overlap
+        filler.unlink(missing_ok=True)  # two of these may overlap
     return "no space left"
 
 
 def temporary_folder_gone(victim: Victim) -> str:
-    """With all that is in it, for 20 s."""
+    """Removes it with its content for 20 s."""
     shutil.rmtree(victim.temporary, ignore_errors=True)
     try:
         time.sleep(20.0 * victim.scale)
     finally:
-        victim.temporary.mkdir(exist_ok=True)  # somebody may have made it
+        victim.temporary.mkdir(exist_ok=True)  # the run may have made it
     return str(victim.temporary)
 
 
 def clock_jumps(victim: Victim) -> str:
-    """As after a machine has stood still, with the date set anew: 15 s further by the monotonic clock, a day by the date."""
-    victim.tell("jump", seconds=15.0 * victim.scale, date_s=86_400.0 * victim.random.choice([-1, 1]))
+    """Jumps as after a suspension: the monotonic clock by 15 s, the date by a day."""
+    victim.send("jump", seconds=15.0 * victim.scale, date_s=86_400.0 * victim.random.choice([-1, 1]))
     return f"{15.0 * victim.scale:.0f} s, and a day by the date"
 
 
@@ -170,7 +170,7 @@ KINDS: dict[str, Callable[[Victim], str]] = {
 
 @contextlib.contextmanager
 def small_disk(folder: Path, megabytes: int) -> Iterator[Path | None]:
-    """A file system of that size at `folder`; None where this user may mount none."""
+    """Mounts a file system of that size at `folder`; yields None if this user may not mount one."""
     folder.mkdir(parents=True, exist_ok=True)
     mounted = os.geteuid() == 0 and os.system(f"mount -t tmpfs -o size={megabytes}m tmpfs '{folder}' 2>/dev/null") == 0
     try:

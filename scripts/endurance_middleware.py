@@ -1,4 +1,4 @@
-"""Loaded into vLLM by ``--middleware endurance_middleware.Refusing``: answers 503 while a file is there."""
+"""Loaded into vLLM by ``--middleware endurance_middleware.Refusing``: answers 503 while a file exists."""
 
 from __future__ import annotations
 

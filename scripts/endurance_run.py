@@ -1,9 +1,9 @@
-"""The run that an endurance run watches: the notebook's own, behind the local gateway, in a process of its own.
+"""The notebook's run behind the local gateway, in a process that scripts/endurance.py starts and watches.
 
     python endurance_run.py PROBLEMS.csv MODEL SETTINGS.json RUNS [WHEELS]
 
-It writes an event per line of JSON to standard output and takes commands, one per line of JSON, from standard input. Its
-end is the end of the commands, or of the problems.
+Writes events to standard output and reads commands from standard input, one JSON object per line. It ends after the last
+problem, or when standard input is closed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import polars as pl
 
 
 class Clocks:
-    """Time as this process sees it."""
+    """Replaces the clocks of this process by clocks that can jump."""
 
     def __init__(self) -> None:
         self._offset_s = self._date_s = 0.0
@@ -36,60 +36,66 @@ class Clocks:
         self._date_s += date_s
 
 
-class _Telling(logging.Handler):
+class _EventHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        tell("log", level=record.levelname, text=record.getMessage())
+        write_event("log", level=record.levelname, text=record.getMessage())
 
 
-def tell(kind: str, **values: Any) -> None:
+def write_event(kind: str, **values: Any) -> None:
     sys.stdout.write(json.dumps({"kind": kind, **values}) + "\n")
     sys.stdout.flush()
 
 
-def telling(predict: Callable[..., pl.DataFrame]) -> Callable[..., pl.DataFrame]:
-    """`predict`, with what comes and goes told. Kaggle wants a plain function of that name."""
-    really = predict
+def with_events(answer_problem: Callable[..., pl.DataFrame]) -> Callable[..., pl.DataFrame]:
+    """Returns a plain function named `predict` that writes an event before and after each call."""
 
     def predict(id_: Any, problem: Any = None, *rest: Any) -> pl.DataFrame:
-        tell("asked", problem=id_.to_list()[0])
-        answer = really(id_, problem)
-        tell("answered", problem=answer["id"][0], answer=answer["answer"][0])
+        write_event("asked", problem=id_.to_list()[0])
+        answer = answer_problem(id_, problem)
+        write_event("answered", problem=answer["id"][0], answer=answer["answer"][0])
         return answer
 
     return predict
 
 
-def obey(clocks: Clocks) -> None:
+def report_kernel_folders(event: str, arguments: tuple[Any, ...]) -> None:
+    """Audit hook that reports where kernels are kept: elsewhere while the temporary folder is full."""
+    if event == "os.mkdir" and "/aimo-kernels-" in str(arguments[0]):
+        write_event("kernels", directory=str(arguments[0]))
+
+
+def follow_commands(clocks: Clocks) -> None:
     for line in sys.stdin:
         command = json.loads(line)
         assert command.pop("kind") == "jump"
         clocks.jump(**command)
-    os.kill(os.getpid(), signal.SIGINT)  # the watcher has gone, or wants an end
+    os.kill(os.getpid(), signal.SIGINT)  # standard input was closed
 
 
 def main(problems: str, model: str, settings: str, runs: str, wheels: str = "") -> None:
-    clocks = Clocks()  # before anything takes a clock
+    clocks = Clocks()  # before any module binds a clock
+    sys.addaudithook(report_kernel_folders)
 
     from aimo_solver.kaggle.gateway import make_predict
     from aimo_solver.kaggle.local_gateway import LocalInferenceServer
     from aimo_solver.kaggle.notebook import notebook_run
     from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation
 
-    threading.Thread(target=obey, args=(clocks,), daemon=True).start()
+    threading.Thread(target=follow_commands, args=(clocks,), daemon=True).start()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("aimo_solver").setLevel(logging.INFO)
-    logging.getLogger("aimo_solver").addHandler(_Telling())
+    logging.getLogger("aimo_solver").addHandler(_EventHandler())
     installation = Installation(Path(wheels)) if wheels else NOTHING_TO_INSTALL
     run = notebook_run(model, json.loads(Path(settings).read_text()), installation, Path(runs))
     run.start()
     try:
-        LocalInferenceServer(telling(make_predict(run))).run_local_gateway((problems,))
-        tell("submitted")
+        LocalInferenceServer(with_events(make_predict(run))).run_local_gateway((problems,))
+        write_event("submitted")
     except KeyboardInterrupt:
-        tell("interrupted")
+        write_event("interrupted")
     finally:
         run.close()
-    tell("closed")
+    write_event("closed")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Runs the fault table and prints it: every call that can fail, failed once, ten times and for ever, in a whole run.
+"""Runs the fault table and prints it: every call that can fail, failing once, ten times and for ever in a whole run.
 
 python scripts/fault_table.py                                # all of it, about two minutes on two cores
-python scripts/fault_table.py --times once kernel fork       # the rows whose names hold all these words
+python scripts/fault_table.py --times once kernel fork       # the rows whose names contain all these words
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from tests.faults.table import PROBLEMS, ROWS, TIMES, Cell
 
 
 def main(
-    words: Annotated[list[str] | None, typer.Argument(help="only rows whose names hold all of them")] = None,
+    words: Annotated[list[str] | None, typer.Argument(help="only rows whose names contain all of them")] = None,
     times: Annotated[list[str] | None, typer.Option(help=f"only these: {', '.join(TIMES)}")] = None,
     markdown: Annotated[bool, typer.Option(help="print the table as Markdown")] = False,
     out: Annotated[Path | None, typer.Option(help="file for one JSON record per cell, with the end of the run's log")] = None,
 ) -> None:
-    """Run the fault table."""
+    """Runs the fault table; the exit code is 1 if a cell is not as expected."""
     names = [name for name in ROWS if all(word in name for word in words or ())]
     wanted = [count for count in TIMES if count in (times or TIMES)]
     began = time.monotonic()
@@ -44,13 +44,13 @@ def main(
         if out is not None:
             with out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(cell)) + "\n")
-    _show([["call", *wanted], *([name, *(_told(done[name, count]) for count in wanted)] for name in names)], markdown)
+    _show([["call", *wanted], *([name, *(_as_text(done[name, count]) for count in wanted)] for name in names)], markdown)
     faults = sum(bool(cell.fault) for cell in done.values())
     print(f"{len(done)} runs of {PROBLEMS} problems in {time.monotonic() - began:.0f} s; {faults} not as expected")
     raise typer.Exit(1 if faults else 0)
 
 
-def _told(cell: Cell) -> str:
+def _as_text(cell: Cell) -> str:
     text = f"{cell.answered} {cell.right} {cell.seconds:.1f}"
     return f"{text} FAILED" if cell.fault else text
 

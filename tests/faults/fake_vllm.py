@@ -1,8 +1,8 @@
-"""A small HTTP server in place of vLLM's, started by the real supervisor, that fails where a script says so.
+"""A small HTTP server instead of vLLM's, started by the real supervisor, that fails as scripted.
 
-It is the `python` of an installation of wheels (`installed`), so it gets vLLM's own command line. Its model knows the
-squares of numbers: it computes one in Python, and answers what Python printed; without Python it answers from memory. It
-heeds `--max-model-len` as vLLM does, with vLLM's own words.
+It is the `python` of an installation of wheels (`installed`), so it gets vLLM's command line. Its model squares numbers: it
+computes the square in Python and answers with the output; without Python it answers directly. It enforces `--max-model-len`
+as vLLM does, with vLLM's error message.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _RESULT = re.compile(r'response:python\{value:<\|"\|>\s*(\d+)\s*<\|"\|>\}')
 
 @dataclass(frozen=True)
 class Breaking:
-    """A request that the server fails.
+    """A request at which the server fails.
 
     Attributes:
         place: `START`, or a request's path.
@@ -40,12 +40,12 @@ class Breaking:
 
 
 def problem(number: int) -> tuple[str, int]:
-    """A problem that the model solves, and its answer."""
+    """Returns a problem that the model solves, and its answer."""
     return f"What is the square of {number}?", number * number % MODULUS
 
 
 def installed(folder: Path, breaking: Breaking | None, times: int, model: Path) -> Path:
-    """An environment whose Python is this server. `folder`/faults counts what it broke, `folder`/python what Python computed."""
+    """Makes an environment whose Python is this server; `folder`/faults counts failures, `folder`/python results from Python."""
     packages = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder)}))
     (packages / "vllm" / "engine").mkdir(parents=True)
     (packages / "vllm" / "__init__.py").touch()
@@ -61,7 +61,7 @@ def installed(folder: Path, breaking: Breaking | None, times: int, model: Path) 
 
 
 def reply(prompt: str) -> str:
-    """What the model writes after `prompt`, in the pocket model's format."""
+    """Returns the model's output after `prompt`, in the pocket model's format."""
     number = _SQUARE.search(prompt)
     if number is None:
         return "I only know squares.<turn|>"
@@ -96,13 +96,13 @@ class _Handler(BaseHTTPRequestHandler):
             return
         prompt, wanted, context = request["prompt"], request["max_tokens"], self.server.context
         if len(prompt) + wanted > context:
-            told = (
+            message = (
                 f"This model's maximum context length is {context} tokens. However, you requested {wanted} output tokens and "
                 f"your prompt contains at least {context - wanted + 1} input tokens, for a total of at least {context + 1} "
                 "tokens."
             )
             self._send(
-                400, json.dumps({"error": {"message": told, "type": "BadRequestError", "param": "input_tokens", "code": 400}})
+                400, json.dumps({"error": {"message": message, "type": "BadRequestError", "param": "input_tokens", "code": 400}})
             )
             return
         text = self.server.tokenizer.decode(prompt, skip_special_tokens=False)
@@ -215,13 +215,13 @@ class _Server(ThreadingHTTPServer):
         self._faults, self._computed = folder / "faults", folder / "python"
         if self.breaks(START):
             self.start_broken(self.how)
-        from tokenizers import Tokenizer  # takes a while, which a start that fails need not wait for
+        from tokenizers import Tokenizer  # a slow import, not needed by a start that fails
 
         self.tokenizer = Tokenizer.from_file(str(Path(self.model, "tokenizer.json")))
         super().__init__(("127.0.0.1", int(arguments[arguments.index("--port") + 1])), _Handler)
 
     def breaks(self, place: str) -> bool:
-        """Whether it is this request's turn; counts it."""
+        """Whether this request is to fail; counts it."""
         if place != self._place:
             return False
         return _up(self._faults) <= self._times
@@ -246,11 +246,11 @@ class _Server(ThreadingHTTPServer):
                 raise ValueError(how)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has gone is no error."""
+        """Ignores clients that have disconnected."""
 
 
 def _up(path: Path) -> int:
-    with path.open("ab") as file:  # one byte each: exact even if several threads come at once
+    with path.open("ab") as file:  # one byte each, so that threads need no lock
         file.write(b".")
         return file.tell()
 

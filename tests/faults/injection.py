@@ -1,12 +1,12 @@
 """Makes calls to the operating system fail, inside the process that makes them.
 
-Python raises an audit event just before such a call (https://docs.python.org/3/library/audit_events.html), and whatever
-a hook raises comes out of the call. So nothing of the code under test is replaced, and a call that is added to it later
-fails as well. Three things have no event: writing to an open file, for which files are opened as a subclass whose `write`
-fails, and the start of a thread and `zmq.Socket.bind`, which are wrapped.
+Python raises an audit event before such a call (https://docs.python.org/3/library/audit_events.html), and an exception
+raised by a hook comes out of the call. So no code under test is replaced, and calls added later fail as well. Three calls
+have no event: writing to an open file, for which files are opened as a subclass whose `write` fails, and the start of a
+thread and `zmq.Socket.bind`, which are wrapped.
 
-A fault reaches the forkserver of the kernels, and with it the kernels, by a line in front of the program it is started with.
-This module needs the standard library alone, so that it imports there.
+The forkserver of the kernels, and with it the kernels, get a fault by a line in front of the code they are started with.
+This module imports only the standard library, so that it can be imported there.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 
 SOLVER, FORKSERVER, KERNEL = "solver", "forkserver", "kernel"
 WRITE, THREAD, ZMQ_BIND = "write", "thread", "zmq.bind"
-FORKSERVER_MARK = "zygote"  # in the program text by which the forkserver is started
+FORKSERVER_MARK = "kernels.inside.forkserver"  # in the code with which the forkserver is started
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Failing:
     Attributes:
         call: the audit event's name, `WRITE`, `THREAD` or `ZMQ_BIND`.
         error: the name of an errno; "RuntimeError" is what a thread that cannot be started raises.
-        holding: text that the call's arguments must hold.
-        process: `SOLVER`, `FORKSERVER`, or `KERNEL` for all that the forkserver has forked. In the solver the main thread
-            is spared: it is the notebook's, and without an event loop there is no run.
+        holding: text that the call's arguments must contain.
+        process: `SOLVER`, `FORKSERVER`, or `KERNEL` for all processes forked by the forkserver. In the solver, calls of the
+            main thread succeed: it is the notebook's, and without an event loop there is no run.
     """
 
     call: str
@@ -58,7 +58,7 @@ class Failing:
 
 
 class Tally:
-    """A number that processes share through a file, and go on sharing after a fork."""
+    """A number shared by processes through a file, also after a fork."""
 
     def __init__(self, path: Path | str) -> None:
         with open(path, "ab") as file:
@@ -97,10 +97,10 @@ class _Injector:
         elif self._failing.call == ZMQ_BIND:
             self._bind_sockets_that_fail()
         else:
-            sys.addaudithook(self._hear)
+            sys.addaudithook(self._on_event)
 
     def fail(self) -> None:
-        """Raises the error if it is this process's turn."""
+        """Raises the error if this process is meant and calls are left to fail."""
         if (self._failing.process == KERNEL) == (os.getpid() == self._home):
             return
         if self._failing.process == SOLVER and threading.current_thread() is threading.main_thread():
@@ -108,14 +108,14 @@ class _Injector:
         if self._tally.value < self._times and self._tally.up() <= self._times:
             raise self._failing.exception()
 
-    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+    def _on_event(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event != self._failing.call or getattr(self._busy, "now", False):
             return
-        self._busy.now = True  # telling the arguments may open files itself
+        self._busy.now = True  # formatting the arguments may open files
         try:
             if event == "open" and isinstance(arguments[0], int):
                 return
-            matches = self._failing.holding in _told(event, arguments)
+            matches = self._failing.holding in _as_text(event, arguments)
         finally:
             self._busy.now = False
         if matches:
@@ -164,14 +164,32 @@ class _Injector:
         zmq.Socket.bind = bind  # type: ignore[method-assign,assignment]
 
 
-def _told(event: str, arguments: tuple[Any, ...]) -> str:
+def _as_text(event: str, arguments: tuple[Any, ...]) -> str:
     if event == "socket.__new__":
         return str(socket.AddressFamily(arguments[1]).name)
     return " ".join(map(str, arguments))
 
 
+class Created:
+    """Records the files and directories that this process creates from now on."""
+
+    def __init__(self) -> None:
+        self._paths: set[str] = set()
+        sys.addaudithook(self._on_event)
+
+    def remaining(self, *places: str) -> list[str]:
+        """Returns the recorded paths below `places` that exist."""
+        below = tuple(f"{place}/" for place in places)
+        return sorted(path for path in list(self._paths) if path.startswith(below) and os.path.lexists(path))
+
+    def _on_event(self, event: str, arguments: tuple[Any, ...]) -> None:
+        opens = event == "open" and not isinstance(arguments[0], int) and arguments[2] & os.O_CREAT
+        if event == "os.mkdir" or opens:
+            self._paths.add(os.path.abspath(os.fsdecode(arguments[0])))
+
+
 def arm(failing: Failing, times: int, tally: Path) -> None:
-    """From now on the first `times` matching calls fail; `tally` counts them."""
+    """Makes the next `times` matching calls fail; `tally` counts them."""
     if failing.process == SOLVER:
         _Injector(failing, times, Tally(tally)).arm()
     else:
@@ -179,12 +197,12 @@ def arm(failing: Failing, times: int, tally: Path) -> None:
 
 
 def _arm_forkserver(failing: Failing, times: int, tally: Path) -> None:
-    told = json.dumps([asdict(failing), times, str(tally)])
-    before_forkserver(f"injection.arm_here({told!r})")
+    order = json.dumps([asdict(failing), times, str(tally)])
+    before_forkserver(f"injection.arm_here({order!r})")
 
 
 def before_forkserver(statement: str) -> None:
-    """Has the forkserver run a statement first, with this module at hand."""
+    """Makes the forkserver run a statement first, with this module imported."""
     prefix = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import injection; del sys.path[0]; {statement}\n"
     really: Callable[..., None] = subprocess.Popen.__init__
 
@@ -196,14 +214,14 @@ def before_forkserver(statement: str) -> None:
     subprocess.Popen.__init__ = start  # type: ignore[method-assign,assignment]
 
 
-def arm_here(told: str) -> None:
+def arm_here(order: str) -> None:
     """`arm`, inside the forkserver."""
-    failing, times, tally = json.loads(told)
+    failing, times, tally = json.loads(order)
     _Injector(Failing(**failing), times, Tally(tally)).arm()
 
 
 def leave_out_sympy() -> None:
-    """Puts an empty module in sympy's place: its import is half of the forkserver's start, and no problem here needs it."""
+    """Replaces sympy by an empty module: its import is half of the forkserver's start, and no problem here needs it."""
     for name in ("sympy", "sympy.core", "sympy.core.random", "mpmath"):
         sys.modules[name] = types.ModuleType(name)
     sys.modules["sympy.core.random"].seed = lambda _: None  # type: ignore[attr-defined]

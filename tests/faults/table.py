@@ -1,21 +1,17 @@
-"""Every call that can fail, failed once, ten times and for ever, in a whole run as the notebook makes it.
-
-    python -m tests.faults.table            all of it, one JSON record per cell
+"""The fault table: every call that can fail, failing once, ten times and for ever in a whole run of the notebook.
 
 A cell is a process of its own: the notebook's run (`notebook.notebook_run`), real kernels, a real server process under the
-real supervisor (`fake_vllm`), and three problems asked one after the other by the gateway's `predict`. What is expected:
-the run ends in time with an answer for every problem, and with right answers wherever the rest of the system can give
-them; afterwards no process and no temporary file is left.
+real supervisor (`fake_vllm`), and three problems asked one after the other through `predict`. Expected: the run ends in time
+with an answer to every problem, and with right answers wherever the rest of the system can give them; it leaves no process
+and no temporary file behind. `scripts/fault_table.py` prints the table.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import multiprocessing
 import os
-import sys
 import tempfile
 import time
 import traceback
@@ -38,8 +34,9 @@ PROBLEMS = 3
 TIMES = {"once": 1, "ten times": 10, "for ever": 1 << 60}
 _LIMIT_S = 180.0
 _HOPELESS_S = 16.0  # the limit of a run that can answer nothing, and uses its whole limit
-_LATE_S = 10.0  # past its limit a run is late; so much later it hangs, and is killed
-_SIDE_BY_SIDE = 12  # most of a run is waiting
+_LATE_S = 10.0  # so long after its limit a run is late; twice as long after it, it is killed
+_SIDE_BY_SIDE = 12  # runs mostly wait
+_PLACES = ("/tmp", "/var/tmp", "/dev/shm")  # where kernels are kept while the temporary folder is full
 _PRELOAD = [
     "aimo_solver.solve.session",
     "aimo_solver.kaggle.notebook",
@@ -50,7 +47,7 @@ _PRELOAD = [
 
 
 class Loss(Enum):
-    """What a run goes without while a call fails for ever; everything else is expected of it."""
+    """What a run may lack while a call fails for ever; everything else is expected."""
 
     NOTHING = "nothing"
     PYTHON = "Python"
@@ -62,8 +59,7 @@ class Row:
     """A call that fails.
 
     Attributes:
-        name: for the table.
-        deadly: each failure costs the server. A problem is given up that lost it twice, so ten failures cost problems.
+        deadly: each failure ends the server. A problem that lost it twice is given up, so ten failures cost answers.
     """
 
     name: str
@@ -100,6 +96,7 @@ _SOLVER = (
     Row("run directory: rename", Failing("os.rename", "ENOSPC", RUN)),
     Row("kernels: spawn of the forkserver", Failing("subprocess.Popen", "EAGAIN", injection.FORKSERVER_MARK), Loss.PYTHON),
     Row("kernels: mkdtemp", Failing("os.mkdir", "ENOSPC", POOL), Loss.PYTHON),
+    Row("kernels: mkdtemp in the temporary folder", Failing("os.mkdir", "ENOSPC", f"/t/{POOL}")),
     Row("Unix socket to the kernels or the server", Failing("socket.__new__", "EMFILE", "AF_UNIX"), Loss.ANSWERS),
     Row("kernels: open", Failing("open", "EMFILE", POOL), Loss.PYTHON),
     Row("kernels: rmdir", Failing("os.rmdir", "EIO", POOL)),
@@ -135,15 +132,15 @@ ROWS = {row.name: row for row in (*_SOLVER, *_KERNELS, *_SERVER)}
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What came of one run.
+    """The outcome of one run.
 
     Attributes:
-        injected: calls that failed.
-        answered, right: problems.
-        computed: turns in which the model had a result of Python's.
+        injected: number of calls that failed.
+        answered, right: numbers of problems.
+        computed: turns in which the model got a result from Python.
         seconds: from the start of the run to its end.
-        left: processes and temporary files that outlived it.
-        fault: why it is not as expected, "" if it is.
+        left: processes and temporary files that remain after it.
+        fault: why the outcome is not as expected, "" if it is.
         log: the end of the notebook's output.
     """
 
@@ -160,11 +157,11 @@ class Cell:
 
 
 def cells(names: Iterable[str] = ROWS, times: Iterable[str] = TIMES) -> Iterator[Cell]:
-    """Runs the cells, some side by side; yields each as it ends."""
+    """Runs cells side by side; yields each when it ends."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
     wanted = [(name, count) for name in names for count in times]
-    # Those that wait for their whole limit spread among those that work, and none of them last.
+    # Runs that use their whole limit are spread among the others, so that none of them is last.
     hopeless = [cell for cell in wanted if ROWS[cell[0]].hopeless(cell[1])]
     working = [cell for cell in wanted if cell not in hopeless]
     wanted = [cell for pair in zip_longest(hopeless, working) for cell in pair if cell is not None]
@@ -208,13 +205,13 @@ def _judged(cell: Cell) -> Cell:
     row = ROWS[cell.row]
     problems = [cell.fault] if cell.fault else []
     if cell.injected < min(TIMES[cell.times], 1):
-        problems.append("nothing failed, so nothing is shown")
+        problems.append("no call failed, so nothing was tested")
     if cell.answered < PROBLEMS:
         problems.append(f"{cell.answered} of {PROBLEMS} answered")
     if cell.right < row.least_right(cell.times):
         problems.append(f"{cell.right} of {PROBLEMS} right")
     if row.expects_python(cell.times) and not cell.computed:
-        problems.append("no result of Python's")
+        problems.append("no result from Python")
     limit_s = row.limit_s(cell.times)
     if cell.seconds > limit_s + _LATE_S:
         problems.append(f"took {cell.seconds:.0f} s of {limit_s:.0f}")
@@ -224,7 +221,7 @@ def _judged(cell: Cell) -> Cell:
 
 
 def _run(name: str, times: str, folder: Path, results: Connection) -> None:
-    """One cell, in a process of its own."""
+    """Runs one cell, in a process of its own."""
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder / "t")
     Path(tempfile.tempdir).mkdir()
     os.chdir(folder)
@@ -244,7 +241,7 @@ def _run(name: str, times: str, folder: Path, results: Connection) -> None:
 def _solved(row: Row, times: str, folder: Path) -> Cell:
     import psutil
 
-    from aimo_solver.kaggle import run as boot
+    from aimo_solver.kaggle import run as run_module
     from aimo_solver.kaggle.gateway import make_predict
     from aimo_solver.kaggle.notebook import notebook_run
     from aimo_solver.server.wheels import Installation
@@ -253,9 +250,10 @@ def _solved(row: Row, times: str, folder: Path) -> Cell:
     environment = folder / "wheels"
     environment.mkdir()
     fake_vllm.installed(environment, breaking, TIMES[times], MODEL)
+    created = injection.Created()
     began = time.monotonic()
     run = notebook_run(str(MODEL), _settings(row.limit_s(times)), Installation(environment), folder / "runs")
-    boot.PAUSES_S = tuple(pause / 20 for pause in boot.PAUSES_S)  # ten boots in seconds
+    run_module.PAUSES_S = tuple(pause / 20 for pause in run_module.PAUSES_S)  # ten boots in seconds
     injection.before_forkserver("injection.leave_out_sympy()")
     if isinstance(row.fault, Failing):
         injection.arm(row.fault, TIMES[times], folder / "tally")
@@ -267,7 +265,7 @@ def _solved(row: Row, times: str, folder: Path) -> Cell:
             text, answer = fake_vllm.problem(1_001 + number)
             answers[answer] = predict(f"p{number}", text)["answer"][0]
         while row.expects_python(times) and not _bytes(environment / "python") and time.monotonic() - began < _LIMIT_S / 3:
-            # This model answers in no time; one that thinks leaves the kernels more.
+            # This model answers at once; a real one leaves the kernels more time.
             time.sleep(0.5)
             predict(f"at {time.monotonic()}", fake_vllm.problem(7)[0])
     finally:
@@ -283,7 +281,7 @@ def _solved(row: Row, times: str, folder: Path) -> Cell:
         right=sum(answer == truth for truth, answer in answers.items()),
         computed=_bytes(environment / "python"),
         seconds=round(seconds, 2),
-        left=tuple(_left_behind(psutil.Process(), Path(tempfile.gettempdir()))),
+        left=tuple(_left_behind(psutil.Process(), folder, created)),
     )
 
 
@@ -302,7 +300,8 @@ def _bytes(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _left_behind(process: Any, temporary: Path) -> list[str]:
+def _left_behind(process: Any, folder: Path, created: injection.Created) -> list[str]:
+    """Returns processes below `process`, files in the temporary folder, and what was created elsewhere, after up to 5 s."""
     import psutil
 
     end = time.monotonic() + 5.0
@@ -314,13 +313,8 @@ def _left_behind(process: Any, temporary: Path) -> list[str]:
                     living.append(" ".join(child.cmdline())[:80])
             except psutil.NoSuchProcess:
                 continue
-        files = [path.name for path in temporary.iterdir() if not path.name.startswith("aimo-run-")]  # a log is to stay
+        files = [path.name for path in (folder / "t").iterdir() if not path.name.startswith("aimo-run-")]  # logs stay
+        files += [path for path in created.remaining(*_PLACES) if folder not in (Path(path), *Path(path).parents)]
         if not (living or files) or time.monotonic() > end:
             return living + files
         time.sleep(0.1)
-
-
-if __name__ == "__main__":
-    for cell in cells():
-        json.dump(dataclasses.asdict(cell), sys.stdout)
-        print(flush=True)

@@ -1,7 +1,4 @@
-"""Every call that can fail, in a whole run: it ends in time, with every answer that the rest of the system can give.
-
-The cells of `tests/faults/table.py`; `scripts/fault_table.py` runs all of them; here are those that fail once and for ever.
-"""
+"""The cells of the fault table in which a call fails once and for ever; `scripts/fault_table.py` runs all of them."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ def cells() -> dict[tuple[str, str], Cell]:
 
 @pytest.mark.parametrize("times", TIMES)
 @pytest.mark.parametrize("row", table.ROWS)
-def test_a_run_in_which_a_call_fails(cells: dict[tuple[str, str], Cell], row: str, times: str) -> None:
+def test_a_run_survives_a_call_that_fails(cells: dict[tuple[str, str], Cell], row: str, times: str) -> None:
     cell = cells[row, times]
     assert not cell.fault, f"{cell.fault}\n{cell.log}"
 
@@ -41,6 +38,32 @@ def test_the_script_prints_the_rows_that_are_asked_for(tmp_path: Path) -> None:
     cells = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
     assert {cell["row"] for cell in cells} == {name for name in table.ROWS if "health" in name}
     assert f"{len(cells)} runs" in run.stdout
+
+
+LEAVING = """
+import sys, tempfile
+from pathlib import Path
+
+import psutil
+
+from tests.faults import injection, table
+
+folder = Path(sys.argv[1])
+(folder / "t").mkdir()
+created = injection.Created()
+(folder / "log").touch()
+left = [Path(tempfile.mkdtemp(dir=place)) for place in ("/dev/shm", "/var/tmp")]
+try:
+    assert table._left_behind(psutil.Process(), folder, created) == list(map(str, left))
+finally:
+    for path in left:
+        path.rmdir()
+assert table._left_behind(psutil.Process(), folder, created) == []
+"""
+
+
+def test_files_left_outside_the_temporary_folder_are_found(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", LEAVING, tmp_path], cwd=ROOT, check=True)
 
 
 async def test_no_guard_is_given_up_for_a_shortage_that_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The parts of an endurance run, and a small one on a stand-in for the server; `make endurance` is the large one."""
+"""The parts of an endurance run, and a small run with a stand-in for the server; `make endurance` is the large one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-sys.path.insert(0, str(ROOT / "scripts"))  # where scripts find each other
+sys.path.insert(0, str(ROOT / "scripts"))  # the scripts import each other
 
 import endurance_faults
 import endurance_report
@@ -24,13 +24,13 @@ from endurance_report import Outcome, Sample
 SCRIPT = ROOT / "scripts" / "endurance.py"
 
 
-def test_a_seed_gives_the_same_faults_again_and_another_seed_others() -> None:
+def test_faults_follow_from_the_seed() -> None:
     plans = [endurance_faults.plan(seed, 500, tuple(KINDS)) for seed in (1, 1, 2)]
     assert plans[0] == plans[1] != plans[2]
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_long_run_has_every_fault_alone_pairs_of_them_and_calm_at_both_ends(seed: int) -> None:
+def test_a_long_run_has_every_fault_alone_some_pairs_and_none_at_either_end(seed: int) -> None:
     faults = endurance_faults.plan(seed, 500, tuple(KINDS))
     assert len(faults) == 500 // EVERY
     assert {fault.kinds for fault in faults} >= {(kind,) for kind in KINDS}
@@ -94,7 +94,7 @@ def small_run(out: Path, *arguments: str) -> list[str | Path]:
 
 
 @pytest.mark.kernels
-def test_a_small_run_is_answered_and_leaves_a_page(tmp_path: Path) -> None:
+def test_a_small_run_is_answered_and_reported(tmp_path: Path) -> None:
     run = subprocess.run(
         small_run(tmp_path, "--problems", "40", "--minutes", "2", "--seed", "125"), capture_output=True, text=True
     )
@@ -107,7 +107,7 @@ def test_a_small_run_is_answered_and_leaves_a_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.kernels
-def test_an_interrupted_run_keeps_what_it_has_and_ends_in_order(tmp_path: Path) -> None:
+def test_an_interrupted_run_ends_in_order_with_a_report(tmp_path: Path) -> None:
     command = small_run(tmp_path, "--problems", "5000", "--minutes", "5", "--seed", "4")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
