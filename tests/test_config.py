@@ -44,13 +44,13 @@ def test_the_mappings_passed_in_are_not_changed() -> None:
     assert first == {"solver": {"slots": 2}}
 
 
-def test_a_bare_word_is_text_and_a_list_is_a_tuple() -> None:
+def test_a_bare_word_is_a_string_and_a_list_becomes_a_tuple() -> None:
     config = load_config(settings=["voting.voter=majority", 'prompt.mix=["tool", "reasoning"]'])
     assert config.voting.voter == "majority"
     assert config.prompt.mix == ("tool", "reasoning")
 
 
-def test_plain_values_come_back_whole() -> None:
+def test_plain_values_load_to_the_same_configuration() -> None:
     config = load_config(settings=["solver.max_attempts=32", "solver.slots=16"])
     assert load_config(config.as_dict()) == config
 
@@ -72,7 +72,7 @@ def test_plain_values_come_back_whole() -> None:
         ("solver.slots", "write it as section.option=value"),
     ],
 )
-def test_wrong_setting_is_refused_in_one_line(setting: str, says: str) -> None:
+def test_a_wrong_setting_is_refused_in_one_line(setting: str, says: str) -> None:
     with pytest.raises(ConfigError) as error:
         load_config(settings=[setting])
     assert says in str(error.value)
@@ -87,7 +87,7 @@ def test_wrong_setting_is_refused_in_one_line(setting: str, says: str) -> None:
         ("slots = 1\n", "slots: is not an option; options belong in sections"),
     ],
 )
-def test_wrong_toml_is_refused_in_one_line(tmp_path: Path, text: str, says: str) -> None:
+def test_a_wrong_toml_file_is_refused(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "x.toml"
     path.write_text(text)
     with pytest.raises(ConfigError) as error:
@@ -101,7 +101,7 @@ def test_a_model_folder_with_a_broken_file_is_refused(tmp_path: Path) -> None:
         load_config(tmp_path)
 
 
-def test_missing_toml_is_refused(tmp_path: Path) -> None:
+def test_a_missing_toml_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         load_config(tmp_path / "absent.toml")
 
@@ -129,7 +129,7 @@ DISAGREEMENTS = [
 
 
 @pytest.mark.parametrize(("settings", "says"), DISAGREEMENTS, ids=lambda part: part[0] if part[0].count("=") else "")
-def test_options_that_do_not_agree_are_refused_with_both_names(settings: tuple[str, ...], says: tuple[str, ...]) -> None:
+def test_contradicting_options_are_refused_with_both_names(settings: tuple[str, ...], says: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError) as error:
         load_config(settings=settings)
     for word in says:
@@ -147,30 +147,30 @@ def test_options_that_do_not_agree_are_refused_with_both_names(settings: tuple[s
         ("budget.time_limit_s=5",),
     ],
 )
-def test_options_that_agree_pass(settings: tuple[str, ...]) -> None:
+def test_consistent_options_pass(settings: tuple[str, ...]) -> None:
     load_config(settings=settings)
 
 
-def test_a_configuration_made_by_hand_has_to_agree_too() -> None:
+def test_a_configuration_made_in_code_is_checked_too() -> None:
     with pytest.raises(ConfigError, match=r"solver\.max_attempts"):
         Config(solver=SolverConfig(slots=9))
 
 
-def test_names_that_an_option_takes_are_those_that_there_are() -> None:
+def test_the_names_an_option_takes_are_those_defined() -> None:
     hints = {kind: get_type_hints(kind, include_extras=True) for kind in (PromptConfig, ServerConfig)}
     assert list(get_args(Variant)) == [variant.name for variant in VARIANTS]
     assert set(get_args(hints[PromptConfig]["family"])) == {"auto", *FAMILIES}
     assert set(get_args(hints[ServerConfig]["preset"])) == {"auto", *PRESETS}
 
 
-def test_a_context_that_holds_little_more_than_an_answer_is_refused() -> None:
+def test_a_context_that_is_too_short_for_the_final_answer_is_refused() -> None:
     check_context(Config(), 4_096)
     with pytest.raises(ConfigError, match=r"attempt\.answer_tokens: keeps 512 of the context's 1000 tokens"):
         check_context(Config(), 1_000)
 
 
 @pytest.mark.parametrize(("settings", "streams"), [((), 8), (("solver.parallel=3", "solver.slots=4"), 12)])
-def test_kernels_follow_from_the_attempts_side_by_side(settings: tuple[str, ...], streams: int) -> None:
+def test_the_number_of_kernels_follows_from_the_attempts_side_by_side(settings: tuple[str, ...], streams: int) -> None:
     config = load_config(settings=settings)
     assert config.solver.streams == streams
     assert KernelPool.from_config(config.kernels, leases=config.solver.streams).size == streams

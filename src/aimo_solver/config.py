@@ -129,10 +129,10 @@ def _options(sections: Sequence[str]) -> list[str]:
 
 
 def check_context(config: Config, context_tokens: int) -> None:
-    """Checks the options that depend on the model's context length, which is known once the model is.
+    """Checks the options that depend on the context length, which may follow from the model.
 
     Raises:
-        ConfigError: the context holds little more than an answer.
+        ConfigError: the context holds little more than the final answer.
     """
     keep = config.attempt.answer_tokens
     if 2 * keep > context_tokens:
@@ -152,7 +152,7 @@ _OPTION_OF = {
     "--data-parallel-size": "server.data_parallel",
     "--speculative-config": "server.speculative",
 }
-"""vLLM's flags that have an option, which more than the server's command line follows."""
+"""vLLM flags that must be set by option, because more than the command line depends on them."""
 
 
 def _disagreements(config: Config) -> Iterator[tuple[str, str]]:
@@ -164,7 +164,7 @@ def _disagreements(config: Config) -> Iterator[tuple[str, str]]:
         yield (
             "kernels.size",
             f"{size} kernels are fewer than the {solver.streams} attempts side by side "
-            "(solver.slots times solver.parallel); leave kernels.size out, and it follows",
+            "(solver.slots times solver.parallel); leave kernels.size out to derive it",
         )
     if size + kernels.spares > MOST_KERNELS:
         yield (
@@ -173,8 +173,8 @@ def _disagreements(config: Config) -> Iterator[tuple[str, str]]:
             f"{MOST_KERNELS}; lower one of them",
         )
     if kernels.pool_memory_mb is not None and kernels.memory_mb > kernels.pool_memory_mb:
-        all_mb = kernels.pool_memory_mb
-        yield "kernels.memory_mb", f"one kernel's {kernels.memory_mb} MB is more than all have (kernels.pool_memory_mb, {all_mb})"
+        pool_mb = kernels.pool_memory_mb
+        yield "kernels.memory_mb", f"{kernels.memory_mb} MB per kernel are more than kernels.pool_memory_mb ({pool_mb}) for all"
     if server.context_tokens is not None:
         check_context(config, server.context_tokens)
     if server.speculative != "none" and config.sampling.min_p > 0:
@@ -182,7 +182,7 @@ def _disagreements(config: Config) -> Iterator[tuple[str, str]]:
     if (server.draft_model is not None) != (server.speculative in ("eagle", "draft")):
         yield (
             "server.draft_model",
-            f"{server.draft_model} does not go with server.speculative={server.speculative}; eagle and draft need a model, "
+            f"{server.draft_model} does not fit server.speculative={server.speculative}; eagle and draft need a model, "
             "the others take none",
         )
     if {selection.select, selection.verify} != {"off"} and selection.least_s > budget.cap_s:
@@ -197,8 +197,8 @@ def _disagreements(config: Config) -> Iterator[tuple[str, str]]:
         )
     for equal, of in config.voting.consistency:
         if equal > of:
-            yield "voting.consistency", f"{equal} equal answers of {of} cannot be; write (k, n) with k up to n"
+            yield "voting.consistency", f"{equal} equal answers of {of} are impossible; write (k, n) with k up to n"
     for argument in server.extra_args:
         flag = argument.partition("=")[0]
         if flag in _OPTION_OF:
-            yield "server.extra_args", f"{flag} has an option of its own; set {_OPTION_OF[flag]} instead"
+            yield "server.extra_args", f"{flag} has its own option; set {_OPTION_OF[flag]} instead"

@@ -1,4 +1,4 @@
-"""The options of a run, in sections. Units are in the names; unknown names and impossible values are errors."""
+"""The options of a run, in sections. Names end with units; unknown names and invalid values are errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 STRICT = ConfigDict(extra="forbid")
 
 MOST_KERNELS = 128
-"""Of one pool, spares included; `kernels.limits` keeps as many user ids again for kernels that are ending."""
+"""In one pool, including spares; `kernels.limits` reserves as many user ids again for kernels that are ending."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -23,15 +23,15 @@ Variant = Literal[
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SamplingConfig:
-    """How tokens are drawn. 1.0 and 0.02 are what the strongest public runs of gpt-oss-120b used.
+    """How tokens are sampled. The best public runs of gpt-oss-120b used temperature 1.0 and min_p 0.02.
 
     Attributes:
-        min_p: tokens less likely than this share of the likeliest one are never drawn.
-        top_logprobs: candidates per token from which entropy is measured; 0 takes -log p of the drawn token instead,
-            which has the same mean and costs half as much (docs/benchmarks.md), but another median: voters that look
-            at the tail (`tail-entropy`, `vote-share`, `lexicographic`) want 5.
-        seed: of the local server; None draws a new one each run. The same seed gives the same answers only as far as
-            the same requests meet in the same batches.
+        min_p: tokens less likely than this share of the most likely one are never sampled.
+        top_logprobs: candidates per token used to estimate entropy; 0 uses -log p of the sampled token, which has the same
+            mean at half the cost (docs/benchmarks.md) but another median: use 5 with voters that look at the tail
+            (`tail-entropy`, `vote-share`, `lexicographic`).
+        seed: of the local server; None means a new one for each run. The same seed gives the same answers only if the same
+            requests are batched together.
     """
 
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
@@ -46,9 +46,9 @@ class AttemptConfig:
     """Limits of one attempt.
 
     Attributes:
-        max_turns: model turns, the tool calls between them included.
+        max_turns: model turns, with tool calls between them.
         max_tokens: sampled tokens over all turns; None means as many as the context holds.
-        answer_tokens, answer_s: what is kept back to ask for the answer near a limit.
+        answer_tokens, answer_s: tokens and seconds reserved for asking for the answer near a limit.
     """
 
     max_turns: Count = 128
@@ -63,9 +63,9 @@ class SolverConfig:
 
     Attributes:
         slots: attempts that run side by side.
-        max_attempts: attempts in all; more than `slots` means that a slot that frees up takes the next attempt while
-            the problem is undecided.
-        parallel: problems that are solved side by side; Kaggle's gateway brings one at a time.
+        max_attempts: attempts in total; if more than `slots`, a slot that becomes free takes the next attempt while the
+            problem is undecided.
+        parallel: problems solved side by side; Kaggle's gateway asks one at a time.
     """
 
     slots: Count = 8
@@ -74,7 +74,7 @@ class SolverConfig:
 
     @property
     def streams(self) -> int:
-        """Attempts side by side over all problems: what the server and the kernels are made for."""
+        """Attempts side by side over all problems; the server and the kernel pool are sized for it."""
         return self.slots * self.parallel
 
 
@@ -83,14 +83,14 @@ class KernelConfig:
     """The Python sessions of the model's code.
 
     Attributes:
-        size: sessions side by side at most; None means one for each attempt that runs.
-        spares: kernels kept warm beyond that.
-        timeout_s: a call's limit; 12 s instead of 6 s brought nothing in public runs.
-        output_chars: longest output the model sees; more is cut in the middle with a note. It is tokenised on the event loop,
-            20 to 180 ms for 100,000 characters, hence the limit.
-        memory_mb: address space a kernel may grow by.
-        pool_memory_mb: what all kernels together may hold; None means half of the machine's memory.
-        preload: modules imported before kernels are forked, besides numpy, sympy, mpmath; missing ones are passed over.
+        size: sessions side by side at most; None means one for each running attempt.
+        spares: additional kernels kept warm.
+        timeout_s: limit of a call; 12 s instead of 6 s gained nothing in public runs.
+        output_chars: longest output shown to the model; longer output is cut in the middle with a note. The upper bound exists
+            because output is tokenised on the event loop: 20 to 180 ms for 100,000 characters.
+        memory_mb: growth of a kernel's address space at most.
+        pool_memory_mb: memory of all kernels together at most; None means half of the machine's memory.
+        preload: modules imported before kernels are forked, besides numpy, sympy and mpmath; missing ones are skipped.
     """
 
     size: Count | None = None
@@ -104,20 +104,20 @@ class KernelConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class VotingConfig:
-    """How an answer is chosen, and when enough is known.
+    """How an answer is chosen, and when a problem ends early.
 
     Attributes:
-        voter: the rule that ranks answers; voting.py explains them.
+        voter: the rule that ranks answers, see policy/voting.py.
         error_penalty: `error-weighted` counts a vote as 1 / (1 + error_penalty * tool_errors).
-        proximity: `proximity` puts answers into one cluster that differ by at most this part of the larger one.
-        refine: how `proximity` picks the answer of a cluster.
-        stop: the rule that ends a problem early; stopping.py explains them and the five options that follow.
-        equal: votes for one answer, for `equal`.
-        margin: votes more than any other answer has, for `margin`.
-        share: part of all scores, once there are `share_after` answers, for `share`.
-        consistency: pairs (k, n), k equal of the first n answers, for `consistency`.
-        confidence: for `posterior`.
-        no_answers: attempts without an answer that end a problem under any rule; None never does.
+        proximity: `proximity` clusters answers that differ by at most this share of the larger one.
+        refine: how `proximity` chooses the answer of a cluster.
+        stop: the rule that ends a problem early, see policy/stopping.py.
+        equal: for `equal`, votes for one answer.
+        margin: for `margin`, lead in votes over every other answer.
+        share: for `share`, share of all scores once there are `share_after` answers.
+        consistency: for `consistency`, pairs (k, n): k equal answers among the first n.
+        confidence: for `posterior`, probability that the leader is the likelier of the first two answers.
+        no_answers: attempts without an answer that end a problem under any rule; None means no limit.
     """
 
     voter: Literal["majority", "error-weighted", "entropy", "tail-entropy", "vote-share", "lexicographic", "proximity"] = (
@@ -138,15 +138,15 @@ class VotingConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SelectionConfig:
-    """A second look at problems whose vote has no clear winner; selection.py explains the two ways.
+    """A second look at problems whose vote has no clear winner, see policy/selection.py.
 
     Attributes:
-        select, verify: "off", "log" (asked and logged, the vote decides) or "use" (a clear choice decides).
-        clear_share: from this part of all scores on, the vote's leader is clear.
+        select, verify: "off", "log" (asked and logged, but the vote decides) or "use" (a clear choice decides).
+        clear_share: the vote is clear if its leader has at least this share of all scores.
         candidates: how many are shown.
-        asks: attempts per way, half of them in reversed order.
+        asks: attempts per method, half of them with the candidates in reversed order.
         summary_chars: longest summary of a candidate.
-        least_s: no second look with less time left.
+        least_s: there is no second look with less time left.
     """
 
     select: Literal["off", "log", "use"] = "off"
@@ -160,18 +160,18 @@ class SelectionConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class BudgetConfig:
-    """How the clock is spent.
+    """How time is allotted to problems.
 
     Attributes:
-        rule: how a problem's seconds follow from what is left; budget.py explains them.
+        rule: how a problem's seconds follow from the time left, see policy/budget.py.
         time_limit_s: from process start to the end of everything; 5 h on Kaggle.
-        margin_s: part of time_limit_s that is never given to a problem.
-        reserve_s: kept back for each later problem.
+        margin_s: part of time_limit_s that no problem gets.
+        reserve_s: reserved for each later problem.
         cap_s: most seconds for one problem.
-        least_s: a problem gets at least that, or all that is left, so that when time is short some problems can be won
-            instead of none; budget.py gives the reason for 10.
-        saturation_s: seconds after which a problem's chance has reached 63 % of what it can become, for `marginal`.
-        problems: how many problems are expected when nobody says.
+        least_s: a problem gets at least this, or all the time left, so that some problems are solved instead of none when time
+            is short; policy/budget.py gives the reason for 10.
+        saturation_s: for `marginal`, seconds after which a problem's chance has reached 63 % of its maximum.
+        problems: expected number of problems where it is not known.
     """
 
     rule: Literal["greedy", "clamp", "even", "tiers", "marginal"] = "greedy"
@@ -186,12 +186,12 @@ class BudgetConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PromptConfig:
-    """What the model is told.
+    """The prompts.
 
     Attributes:
-        family: chat format by name; "auto" reads it off the model.
-        mix: prompt variants in turn over the attempts, by the names in prompts.py; a name may stand several times.
-        reasoning_effort: for models that are told one (gpt-oss).
+        family: name of the chat format; "auto" derives it from the model.
+        mix: names of prompt variants (chat/prompts.py), taken in turn by the attempts; a name may be repeated.
+        reasoning_effort: for models that have such a setting (gpt-oss).
     """
 
     family: Literal["auto", "harmony", "gemma", "hermes", "fenced"] = "auto"
@@ -204,18 +204,18 @@ class ServerConfig:
     """The local vLLM server. None leaves an option to the preset.
 
     Attributes:
-        preset: flags by name (`server.launch`); "auto" chooses by the model and the machine.
+        preset: name of a set of flags (`server.flags`); "auto" chooses by the model and the machine.
         context_tokens: longest prompt and answer together.
-        memory_share: part of the GPU's memory that vLLM takes.
-        kv_cache_dtype, attention_backend, moe_backend, quantization, load_format: by vLLM's names.
-        tensor_parallel, data_parallel: GPUs that share one copy of the model, and copies.
+        memory_share: share of the GPU's memory that vLLM takes.
+        kv_cache_dtype, attention_backend, moe_backend, quantization, load_format: vLLM's names.
+        tensor_parallel, data_parallel: GPUs per copy of the model, and number of copies.
         speculative: how tokens are drafted; "eagle" and "draft" need `draft_model`.
         speculative_tokens: tokens drafted per step.
         jit_cache: a packed compile cache (`aimo-solver cache pack`) that is put in place before the start.
         start_timeout_s: longest wait for the server to become ready.
-        stall_s: seconds without a token while requests run after which the server counts as hung.
-        restarts: how often a server that failed is started again; given back after every problem that ended well.
-        extra_args: appended to the command line as they are.
+        stall_s: the server counts as hung after so many seconds without a token while requests run.
+        restarts: how often a failed server is started again; counted anew after every problem that ended well.
+        extra_args: appended to the command line unchanged.
     """
 
     preset: Literal["auto", "gpt-oss-120b", "gemma-4-31b", "qwen3", "generic", "cpu"] = "auto"
