@@ -106,7 +106,7 @@ def test_a_missing_toml_file_is_refused(tmp_path: Path) -> None:
         load_config(tmp_path / "absent.toml")
 
 
-DISAGREEMENTS = [
+CONTRADICTIONS = [
     (("solver.slots=9",), ("solver.slots", "solver.max_attempts (8)")),
     (("solver.slots=32", "solver.max_attempts=32", "kernels.size=16"), ("kernels.size", "32 attempts", "solver.slots")),
     (("kernels.size=16", "solver.parallel=4"), ("kernels.size", "32 attempts", "solver.parallel")),
@@ -128,7 +128,7 @@ DISAGREEMENTS = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "says"), DISAGREEMENTS, ids=lambda part: part[0] if part[0].count("=") else "")
+@pytest.mark.parametrize(("settings", "says"), CONTRADICTIONS, ids=lambda part: part[0] if part[0].count("=") else "")
 def test_contradicting_options_are_refused_with_both_names(settings: tuple[str, ...], says: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError) as error:
         load_config(settings=settings)

@@ -48,8 +48,8 @@ class Config:
     server: ServerConfig = field(default_factory=ServerConfig)
 
     @model_validator(mode="after")
-    def _options_agree(self) -> Config:
-        for option, problem in _disagreements(self):
+    def _refuse_contradictions(self) -> Config:
+        for option, problem in _contradictions(self):
             raise ConfigError(option, problem)
         return self
 
@@ -155,23 +155,17 @@ _OPTION_OF = {
 """vLLM flags that must be set by option, because more than the command line depends on them."""
 
 
-def _disagreements(config: Config) -> Iterator[tuple[str, str]]:
+def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
+    """Yields an option and what is wrong with it."""
     solver, kernels, server, selection, budget = config.solver, config.kernels, config.server, config.selection, config.budget
     if solver.slots > solver.max_attempts:
         yield "solver.slots", f"{solver.slots} is more than solver.max_attempts ({solver.max_attempts}); lower it, or raise that"
-    size = kernels.size or solver.streams
+    size, streams = kernels.size or solver.streams, f"{solver.streams} attempts side by side (solver.slots times solver.parallel)"
     if size < solver.streams:
-        yield (
-            "kernels.size",
-            f"{size} kernels are fewer than the {solver.streams} attempts side by side "
-            "(solver.slots times solver.parallel); leave kernels.size out to derive it",
-        )
+        yield "kernels.size", f"{size} kernels are too few for {streams}; leave kernels.size out to derive it"
     if size + kernels.spares > MOST_KERNELS:
-        yield (
-            "kernels.spares",
-            f"{kernels.spares} spares and {size} kernels (kernels.size, or solver.slots times solver.parallel) are more than "
-            f"{MOST_KERNELS}; lower one of them",
-        )
+        kernels_of = "kernels.size, by default solver.slots times solver.parallel"
+        yield "kernels.spares", f"{kernels.spares} spares and {size} kernels ({kernels_of}) are more than {MOST_KERNELS}"
     if kernels.pool_memory_mb is not None and kernels.memory_mb > kernels.pool_memory_mb:
         pool_mb = kernels.pool_memory_mb
         yield "kernels.memory_mb", f"{kernels.memory_mb} MB per kernel are more than kernels.pool_memory_mb ({pool_mb}) for all"
@@ -180,21 +174,12 @@ def _disagreements(config: Config) -> Iterator[tuple[str, str]]:
     if server.speculative != "none" and config.sampling.min_p > 0:
         yield "sampling.min_p", f"vLLM refuses it with server.speculative={server.speculative}; set sampling.min_p=0"
     if (server.draft_model is not None) != (server.speculative in ("eagle", "draft")):
-        yield (
-            "server.draft_model",
-            f"{server.draft_model} does not fit server.speculative={server.speculative}; eagle and draft need a model, "
-            "the others take none",
-        )
+        problem = f"{server.draft_model} does not fit server.speculative={server.speculative}"
+        yield "server.draft_model", f"{problem}; eagle and draft need a model, the others take none"
     if {selection.select, selection.verify} != {"off"} and selection.least_s > budget.cap_s:
-        yield (
-            "selection.least_s",
-            f"{selection.least_s:g} s is more than any problem gets (budget.cap_s, {budget.cap_s:g}); lower it",
-        )
+        yield "selection.least_s", f"{selection.least_s:g} s are more than any problem gets (budget.cap_s, {budget.cap_s:g})"
     if budget.rule == "clamp" and budget.reserve_s > budget.cap_s:
-        yield (
-            "budget.reserve_s",
-            f"{budget.reserve_s:g} s for each is more than budget.cap_s ({budget.cap_s:g}); raise budget.cap_s",
-        )
+        yield "budget.reserve_s", f"{budget.reserve_s:g} s are more than budget.cap_s ({budget.cap_s:g}); raise that"
     for equal, of in config.voting.consistency:
         if equal > of:
             yield "voting.consistency", f"{equal} equal answers of {of} are impossible; write (k, n) with k up to n"
