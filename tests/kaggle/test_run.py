@@ -89,7 +89,7 @@ class Harness:
         run.start()
         return run
 
-    def with_solver(self, solver: ScriptedSolver, **limits: float) -> Run:
+    def with_solver(self, solver: ScriptedSolver, budget: BudgetConfig | None = None, *, limit_s: float = 100.0) -> Run:
         @asynccontextmanager
         async def open_session(observer: LoggingObserver) -> AsyncIterator[FakeSession]:
             try:
@@ -97,7 +97,7 @@ class Harness:
             finally:
                 self.closed.set()
 
-        return self(open_session, **limits)
+        return self(open_session, budget, limit_s=limit_s)
 
 
 @pytest.fixture
@@ -334,13 +334,8 @@ def test_a_solver_that_overruns_its_budget_is_cancelled(harness: Harness, monkey
             raise AssertionError
 
     budget = BudgetConfig(time_limit_s=100, margin_s=0.0, cap_s=4.0, problems=50)
-
-    @asynccontextmanager
-    async def open_session(observer: LoggingObserver) -> AsyncIterator[FakeSession]:
-        yield FakeSession(Slow(lambda problem, allotment: 0))
-
     started = time.monotonic()
-    assert ask(harness(open_session, budget)) == FALLBACK_ANSWER
+    assert ask(harness.with_solver(Slow(lambda problem, allotment: 0), budget)) == FALLBACK_ANSWER
     assert time.monotonic() - started < 60
     assert cancelled.wait(10)
 
