@@ -1,4 +1,4 @@
-"""Measures boot, decode, prewarm and supervision on a machine with a GPU, stage by stage.
+"""Measures boot, decode, read-ahead and supervision on a machine with a GPU, stage by stage.
 
     python gpu_bench.py OUT STAGE...        runs the stages in order, each in a process of its own
     python gpu_bench.py --list
@@ -103,10 +103,10 @@ def _boot(out: Path, tiny: bool, name: str, model: Path, caches: Path | None, **
     """One boot as a run does it; the seconds count from this process's start."""
     from aimo_solver.lab.bench import boot as bench_boot
     from aimo_solver.lab.bench.table import BenchResult
-    from aimo_solver.server import compile_cache as jitcache
+    from aimo_solver.server import compile_cache
 
     if caches is not None:
-        os.environ.update(jitcache.environment(caches))
+        os.environ.update(compile_cache.cache_environment(caches))
     run = WORK / "runs" / name
     shutil.rmtree(run, ignore_errors=True)
     stages = asyncio.run(bench_boot.side_by_side(model, _config(tiny, **server), run, began=BEGAN))
@@ -154,29 +154,26 @@ def boot_cold(out: Path, tiny: bool) -> Any:
 
 
 def _pack(tiny: bool) -> None:
-    from aimo_solver.server import compile_cache as jitcache
-    from aimo_solver.server.launch import choose
-    from aimo_solver.server.machine import detect_machine, package_folder
+    from aimo_solver.server.cache_build import pack_cache
+    from aimo_solver.server.compile_cache import default_root, make_stamp
+    from aimo_solver.server.launch import plan_launch
 
-    root = jitcache.default_root()
-    here = detect_machine()
-    model = _shape(tiny)
-    preset = choose(model, _config(tiny, load_format="dummy").server, slots=2 if tiny else SLOTS, machine=here)
-    made = jitcache.stamp(here, root, model, preset.arguments, package_folder("vllm") or Path())
+    root = default_root()
+    stamp = make_stamp(plan_launch(_shape(tiny), _config(tiny, load_format="dummy")), root)
     if tiny:
         (root / "x").mkdir(parents=True, exist_ok=True)
         (root / "x" / "y").write_text("nothing is compiled on a CPU")
     began = time.monotonic()
-    size = jitcache.pack(made, _archive())
+    size = pack_cache(stamp, _archive())
     print(f"packed {size / 1e6:.1f} MB in {time.monotonic() - began:.1f} s")
 
 
 @stage
 def boot_second(out: Path, tiny: bool) -> Any:
     """Behind boot-cold: its compile caches are in place."""
-    from aimo_solver.server import compile_cache as jitcache
+    from aimo_solver.server import compile_cache
 
-    return _boot(out, tiny, "boot-second", _shape(tiny), jitcache.default_root(), load_format="dummy")
+    return _boot(out, tiny, "boot-second", _shape(tiny), compile_cache.default_root(), load_format="dummy")
 
 
 @stage
@@ -185,7 +182,7 @@ def boot_shipped(out: Path, tiny: bool) -> Any:
     from aimo_solver.server.compile_cache import default_root
 
     shutil.rmtree(default_root(), ignore_errors=True)
-    return _boot(out, tiny, "boot-shipped", _shape(tiny), None, load_format="dummy", jit_cache=str(_archive()))
+    return _boot(out, tiny, "boot-shipped", _shape(tiny), None, load_format="dummy", compile_cache=str(_archive()))
 
 
 @stage
@@ -207,17 +204,18 @@ def evict(out: Path, tiny: bool) -> Any:
 @stage
 def boot_spawn(out: Path, tiny: bool) -> Any:
     """As boot-shipped, but the engine's process imports everything a second time."""
-    from aimo_solver.server.launch import Variable, choose
+    from aimo_solver.server.flags import Variable
+    from aimo_solver.server.launch import LaunchPlan, plan_launch
     from aimo_solver.solve import session
 
-    def altered(*args: Any, **options: Any) -> Any:
-        preset = choose(*args, **options)
+    def plan_spawned(*args: Any) -> LaunchPlan:
+        plan = plan_launch(*args)
         method = Variable("VLLM_WORKER_MULTIPROC_METHOD", "spawn", "to compare")
-        kept = tuple(variable for variable in preset.variables if variable.name != method.name)
-        return dataclasses.replace(preset, variables=(*kept, method))
+        kept = tuple(variable for variable in plan.variables if variable.name != method.name)
+        return dataclasses.replace(plan, variables=(*kept, method))
 
-    session.choose = altered  # type: ignore[attr-defined]
-    return _boot(out, tiny, "boot-spawn", _shape(tiny), None, load_format="dummy", jit_cache=str(_archive()))
+    session.plan_launch = plan_spawned  # type: ignore[attr-defined]
+    return _boot(out, tiny, "boot-spawn", _shape(tiny), None, load_format="dummy", compile_cache=str(_archive()))
 
 
 @stage
@@ -229,7 +227,7 @@ def boot_sequence(out: Path, tiny: bool) -> Any:
     shutil.rmtree(default_root(), ignore_errors=True)
     folder = WORK / "runs" / "boot-sequence"
     shutil.rmtree(folder, ignore_errors=True)
-    config = _config(tiny, load_format="dummy", jit_cache=str(_archive()))
+    config = _config(tiny, load_format="dummy", compile_cache=str(_archive()))
     return asyncio.run(bench_boot(_shape(tiny), config, folder))
 
 
@@ -243,20 +241,17 @@ def engine(out: Path, tiny: bool) -> Any:
     from aimo_solver.lab.bench.loop import Target
     from aimo_solver.log.environment import describe_environment
     from aimo_solver.log.writer import RunLog
-    from aimo_solver.server.launch import choose
-    from aimo_solver.server.machine import detect_machine
     from aimo_solver.solve.session import local_session
 
     model = _shape(tiny)
-    config = _config(tiny, load_format="dummy", jit_cache=str(_archive()) if _archive().exists() else None)
+    config = _config(tiny, load_format="dummy", compile_cache=str(_archive()) if _archive().exists() else None)
     run = WORK / "runs" / "engine"
     shutil.rmtree(run, ignore_errors=True)
-    preset = choose(model, config.server, slots=config.solver.slots, machine=detect_machine())
 
     async def measure() -> Any:
         log = RunLog.create(run, config=config, environment=describe_environment(), started=BEGAN)
-        async with local_session(model, config, log, run) as session:
-            target = Target.of(session, config, preset)
+        async with local_session(model, config, log) as session:
+            target = Target.of(session)
             if tiny:
                 return await bench_engine(target, streams=(1, 2), tokens=100, turn_tokens=50)
             return await bench_engine(target, streams=(SLOTS, SLOTS // 2), tokens=1_200, turn_tokens=400, rounds=2)
@@ -287,16 +282,16 @@ def files(out: Path, tiny: bool) -> Any:
 
 
 @stage
-def prewarm(out: Path, tiny: bool) -> Any:
-    """The prewarmer against other readers, on half of the files, and the warm second call on all of them."""
+def readahead(out: Path, tiny: bool) -> Any:
+    """Read-ahead against other readers, on half of the files, and the warm second call on all of them."""
     from aimo_solver.lab.bench.boot import weights
-    from aimo_solver.lab.bench.readahead import bench_prewarm
-    from aimo_solver.server.readahead import prewarm as read
+    from aimo_solver.lab.bench.readahead import bench_read_ahead
+    from aimo_solver.server.readahead import read_ahead
 
     every = weights(_weights(tiny))
-    result = bench_prewarm(every[: max(1, len(every) // 2)], limit_bytes=100 << 30)
+    result = bench_read_ahead(every[: max(1, len(every) // 2)], limit_bytes=100 << 30)
     for number in ("the rest", "warm", "warm"):
-        print(number, read(every, limit_bytes=100 << 30))
+        print(number, read_ahead(every, limit_bytes=100 << 30))
     return result
 
 
@@ -304,9 +299,9 @@ def prewarm(out: Path, tiny: bool) -> Any:
 def boot_files(out: Path, tiny: bool) -> Any:
     """Cold files: reading and starting one after another, and side by side. A first boot fills the compile caches."""
     from aimo_solver.lab.bench.boot import bench_boot
-    from aimo_solver.server import compile_cache as jitcache
+    from aimo_solver.server import compile_cache
 
-    os.environ.update(jitcache.environment(jitcache.default_root()))
+    os.environ.update(compile_cache.cache_environment(compile_cache.default_root()))
     fill = _boot(out, tiny, "boot-files-fill", _weights(tiny), None)
     fill.show(_console())
     folder = WORK / "runs" / "boot-files"

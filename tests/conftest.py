@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-from aimo_solver.config import Config
-from aimo_solver.options import ServerConfig
+from aimo_solver.config import Config, load_config
 from aimo_solver.server.client import VllmEngine
-from aimo_solver.server.launch import choose, command
-from aimo_solver.server.machine import detect_machine, installed_flags
-from aimo_solver.server.process import Server, ServerCommand, free_port
+from aimo_solver.server.launch import plan_launch
+from aimo_solver.server.process import ServerProcess
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "data" / "pocket-model"
@@ -53,12 +51,10 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     if running:
         yield Served(running, "pocket", MODEL, 4_096)
         return
-    preset = choose(MODEL, ServerConfig(), slots=16, machine=detect_machine())
-    port = free_port()
-    built = command(preset, MODEL, port, "pocket", installed_flags())
-    served = Served(f"http://127.0.0.1:{port}", "pocket", MODEL, preset.context_tokens)
+    plan = replace(plan_launch(MODEL, load_config({"sampling": {"seed": 0}}), slots=16), served_name="pocket")
+    served = Served(plan.url, plan.served_name, MODEL, plan.context_tokens)
     with asyncio.Runner() as runner:
-        server = Server(ServerCommand(built.args, built.env), tmp_path_factory.mktemp("vllm") / "server.log")
+        server = ServerProcess(plan.command, tmp_path_factory.mktemp("vllm") / "server.log")
 
         async def start() -> None:
             engine = served.engine()

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 from aimo_solver.errors import EngineError, EngineUnavailable, LeaseTimeoutError
 from aimo_solver.kernels.pool import ExecutionResult
-from aimo_solver.server.client import Chunk, CompletionRequest
+from aimo_solver.server.client import CompletionRequest
+from aimo_solver.server.completions import Chunk
 
 _Result = TypeVar("_Result")
 

@@ -41,13 +41,13 @@ def test_the_newest_version_counts_as_a_number(tmp_path: Path) -> None:
     assert find_model("me/m/transformers/base/9", tmp_path).name == "9"
 
 
-def test_the_checkpoint_beside_the_model_is_not_taken_for_it(tmp_path: Path) -> None:
+def test_a_checkpoint_in_a_subfolder_is_not_taken_for_the_model(tmp_path: Path) -> None:
     put(tmp_path / "models/me/m/transformers/base/1/original/config.json")
     config = put(tmp_path / "models/me/m/transformers/base/1/config.json")
     assert find_model("me/m/transformers/base", tmp_path) == config.parent
 
 
-def test_a_folder_of_this_machine_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_name_can_be_a_folder_of_this_machine(tmp_path: Path) -> None:
     config = put(tmp_path / "somewhere" / "config.json")
     assert find_model(str(config.parent), tmp_path / "nothing") == config.parent
 
@@ -75,7 +75,7 @@ def test_a_missing_gateway_package_names_both_layouts(tmp_path: Path) -> None:
     assert tmp_path / "competitions" / SLUG / "kaggle_evaluation" in caught.value.tried
 
 
-def test_a_named_problem_file_goes_before_all_others(tmp_path: Path) -> None:
+def test_a_named_problem_file_is_preferred(tmp_path: Path) -> None:
     put(tmp_path / SLUG / "test.csv")
     mine = put(tmp_path / "mine.csv")
     assert find_problems(str(mine), SLUG, tmp_path) == mine
@@ -83,14 +83,14 @@ def test_a_named_problem_file_goes_before_all_others(tmp_path: Path) -> None:
         find_problems("not_there.csv", SLUG, tmp_path)
 
 
-def test_without_kaggle_the_projects_own_problems_are_found_from_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_kaggle_the_warm_up_set_is_found_from_a_subfolder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     csv = put(tmp_path / "data/warmup.csv")
     (tmp_path / "notebook").mkdir()
     monkeypatch.chdir(tmp_path / "notebook")
     assert find_problems("", SLUG, tmp_path / "no-kaggle") == csv
 
 
-def test_wheels_are_found_wherever_they_are_mounted(tmp_path: Path) -> None:
+def test_wheels_are_found_in_every_mount(tmp_path: Path) -> None:
     places = ["aimo-wheels", "notebooks/me/aimo-wheels", "datasets/me/more/deep/er", "models/o/m/other/default/1"]
     wheels = [put(tmp_path / place / "a-1.0-py3-none-any.whl") for place in places]
     put(tmp_path / SLUG / "test.csv")

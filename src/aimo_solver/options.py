@@ -211,7 +211,7 @@ class ServerConfig:
         tensor_parallel, data_parallel: GPUs per copy of the model, and number of copies.
         speculative: how tokens are drafted; "eagle" and "draft" need `draft_model`.
         speculative_tokens: tokens drafted per step.
-        jit_cache: a packed compile cache (`aimo-solver cache pack`) that is put in place before the start.
+        compile_cache: a packed compile cache (`aimo-solver cache pack`) that is put in place before the start.
         start_timeout_s: longest wait for the server to become ready.
         stall_s: the server counts as hung after so many seconds without a token while requests run.
         restarts: how often a failed server is started again; counted anew after every problem that ended well.
@@ -231,7 +231,7 @@ class ServerConfig:
     speculative: Literal["none", "ngram", "eagle", "draft"] = "none"
     draft_model: str | None = None
     speculative_tokens: Count = 3
-    jit_cache: str | None = None
+    compile_cache: str | None = None
     start_timeout_s: Positive = 900.0
     stall_s: Positive = 60.0
     restarts: Annotated[int, Field(ge=0)] = 3

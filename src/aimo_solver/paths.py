@@ -1,13 +1,13 @@
-"""Where Kaggle mounts models, wheels and the competition.
+"""Finds what Kaggle mounts: models, wheels, a compile cache and the competition.
 
-Two layouts exist, and which one a session gets is Kaggle's choice:
+Kaggle mounts them in one of two layouts:
 
     older   /kaggle/input/SLUG                                      newer   /kaggle/input/competitions/SLUG
             /kaggle/input/SLUG                                              /kaggle/input/datasets/OWNER/SLUG
             /kaggle/input/SLUG                                              /kaggle/input/notebooks/OWNER/SLUG
             /kaggle/input/MODEL/FRAMEWORK/VARIATION/VERSION                 /kaggle/input/models/OWNER/MODEL/FRAMEWORK/...
 
-A name that is a folder of this machine is taken as it is, so the same notebook runs anywhere.
+A name can also be a folder of this machine, so the same notebook runs anywhere.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _DEPTH = 6  # of models/OWNER/MODEL/FRAMEWORK/VARIATION/VERSION, the deepest mou
 
 
 def find_model(name: str, root: Path = KAGGLE_INPUT) -> Path:
-    """The folder with the `config.json` of a model.
+    """Returns the folder with a model's `config.json`.
 
     Args:
-        name: a folder, or Kaggle's handle of a model (``owner/model/framework/variation`` with or without a version; the
-            newest one mounted is taken without) or of a dataset (``owner/slug``).
+        name: a folder, or Kaggle's handle of a model (``owner/model/framework/variation`` with or without a version, by
+            default the newest one mounted) or of a dataset (``owner/slug``).
 
     Raises:
         PathNotFoundError: with every folder that was tried.
@@ -41,7 +41,7 @@ def find_model(name: str, root: Path = KAGGLE_INPUT) -> Path:
 
 
 def find_gateway_package(competition: str, root: Path = KAGGLE_INPUT) -> Path:
-    """The competition's folder, which holds the package `kaggle_evaluation`; `competition` is a slug or a folder.
+    """Returns the competition's folder, which holds the package `kaggle_evaluation`; `competition` is a slug or a folder.
 
     Raises:
         PathNotFoundError: with every folder that was tried.
@@ -54,17 +54,17 @@ def find_gateway_package(competition: str, root: Path = KAGGLE_INPUT) -> Path:
 
 
 def find_wheels(root: Path = KAGGLE_INPUT) -> tuple[Path, ...]:
-    """Every folder below `root` that holds wheels, whichever notebook or dataset brought them."""
+    """Returns every folder below `root` that holds wheels, of any notebook or dataset."""
     return tuple(folder for folder in _folders(root, depth=_DEPTH) if any(folder.glob("*.whl")))
 
 
 def find_compile_cache(root: Path = KAGGLE_INPUT) -> Path | None:
-    """The packed compile cache (`aimo-solver cache pack`) below `root`, None if none is attached."""
+    """Returns the packed compile cache (`aimo-solver cache pack`) below `root`, None if none is attached."""
     return next((file for folder in _folders(root, depth=_DEPTH) for file in sorted(folder.glob("*.aimocache"))), None)
 
 
 def find_problems(name: str, competition: str, root: Path = KAGGLE_INPUT) -> Path:
-    """The CSV for a local run: the one named, else the competition's `test.csv`, else the warm-up set of this project.
+    """Returns the CSV for a local run: the one named, else the competition's `test.csv`, else this project's warm-up set.
 
     Raises:
         PathNotFoundError: with every file that was tried.
@@ -83,7 +83,7 @@ def find_problems(name: str, competition: str, root: Path = KAGGLE_INPUT) -> Pat
 def _places(name: str, root: Path, *kinds: str) -> list[Path]:
     parts = [part for part in name.split("/") if part]
     handles = [name.strip("/")]
-    if len(parts) > 2:  # Kaggle mounts the framework in lower case, whatever the handle says
+    if len(parts) > 2:  # Kaggle mounts the framework in lower case
         handles.append("/".join([*parts[:2], parts[2].lower(), *parts[3:]]))
     places = [Path(name)]
     for handle in handles:
@@ -93,7 +93,7 @@ def _places(name: str, root: Path, *kinds: str) -> list[Path]:
 
 
 def _folders(top: Path, *, depth: int) -> Iterator[Path]:
-    """`top` and the folders below it, level by level; of sisters the newest version first."""
+    """Yields `top` and the folders below it, level by level, the newest version first."""
     level = [top] if top.is_dir() else []
     for _ in range(depth + 1):
         yield from level
@@ -104,7 +104,7 @@ def _newest_first(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             folders = [entry for entry in entries if entry.is_dir()]
-    except OSError:  # a mount without permission is no reason to stop looking elsewhere
+    except OSError:  # a mount without permission; the others are still searched
         return []
     versions = sorted((entry for entry in folders if entry.name.isdecimal()), key=lambda entry: -int(entry.name))
     return versions + sorted((entry for entry in folders if not entry.name.isdecimal()), key=lambda entry: entry.name)

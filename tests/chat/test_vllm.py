@@ -24,8 +24,9 @@ from aimo_solver.log.writer import NullLog
 from aimo_solver.options import AttemptConfig, KernelConfig, SamplingConfig
 from aimo_solver.problems import Problem
 from aimo_solver.results import Attempt, FinishReason
-from aimo_solver.server.client import Chunk, CompletionRequest, VllmEngine
-from aimo_solver.server.process import Server, ServerCommand, free_port
+from aimo_solver.server.client import CompletionRequest, VllmEngine
+from aimo_solver.server.completions import Chunk
+from aimo_solver.server.process import ServerCommand, ServerProcess, free_port
 from aimo_solver.solve.attempt import AgentRun, AttemptTools
 from tests.chat_families import NAMES, Family, family
 from tests.conftest import ROOT
@@ -96,7 +97,7 @@ async def url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
         },
     )  # fmt: skip
     engine = VllmEngine(f"http://127.0.0.1:{port}", "tiny", SamplingConfig(), context_tokens=CONTEXT)
-    server = Server(command, folder / "server.log")
+    server = ServerProcess(command, folder / "server.log")
     try:
         await server.start(engine.healthy, 300)
         yield engine.base_url

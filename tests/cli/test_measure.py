@@ -153,7 +153,7 @@ def test_the_engine_benchmark_refuses_invalid_counts() -> None:
     ("command", "names"),
     [
         ("serve", ["--model", "--port", "--slots"]),
-        ("bench", ["kernels", "prewarm", "engine", "boot"]),
+        ("bench", ["kernels", "readahead", "engine", "boot"]),
         ("cache", ["build", "pack"]),
     ],
 )

@@ -17,15 +17,18 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from aimo_solver.cli.main import app
 from aimo_solver.lab.bench import boot as bench_boot
+from aimo_solver.server import launch
+from aimo_solver.server.launch import LaunchPlan, plan_launch
 from aimo_solver.server.process import ServerCommand, free_port
 from aimo_solver.solve import session
 from tests.conftest import MODEL, ROOT, Served
@@ -117,7 +120,7 @@ CASES = (
     Case("aimo-solver replay DIR/attempts.jsonl", "majority"),
     Case("aimo-solver bench kernels", "plain jupyter_client", more="--kernels 2 --rounds 1"),
     Case("aimo-solver bench parse", "over a limit", more="--family fenced --sizes 100,1000"),
-    Case("aimo-solver bench prewarm --folder /disk/scratch --gigabytes 30", "warm", more="--gigabytes 0.05"),
+    Case("aimo-solver bench readahead --folder /disk/scratch --gigabytes 30", "warm", more="--gigabytes 0.05"),
     Case(
         "aimo-solver cache pack --model MODEL --archive gpt-oss.aimocache",
         "gpt-oss.aimocache",
@@ -289,10 +292,13 @@ def test_command(case: Case, tmp_path: Path, request: pytest.FixtureRequest) -> 
 @pytest.mark.parametrize("command", list(BENCH_SERVERS))
 def test_benchmark_that_starts_servers(command: str, vllm: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Uses the session's server instead of starting servers, which takes a minute and a half for three."""
+
+    def planned(*args: Any) -> LaunchPlan:
+        return replace(plan_launch(*args), port=int(vllm.url.rpartition(":")[2]), served_name=vllm.name)
+
     for module in (session, bench_boot):
-        monkeypatch.setattr(module, "free_port", lambda: int(vllm.url.rpartition(":")[2]))
-        monkeypatch.setattr(module, "SERVED_NAME", vllm.name)
-        monkeypatch.setattr(module, "ServerCommand", lambda args, env: ServerCommand(("sleep", "infinity"), {}))
+        monkeypatch.setattr(module, "plan_launch", planned)
+    monkeypatch.setattr(launch, "ServerCommand", lambda args, env: ServerCommand(("sleep", "infinity"), {}))
     more, prints = BENCH_SERVERS[command]
     result = CliRunner(env={"COLUMNS": "160"}).invoke(app, Workspace(tmp_path).words(f"{command} {more}")[1:])
     assert result.exit_code == 0, result.output
@@ -300,10 +306,10 @@ def test_benchmark_that_starts_servers(command: str, vllm: Served, tmp_path: Pat
 
 
 def test_gpu_script_runs_without_a_gpu(tmp_path: Path) -> None:
-    command = "python scripts/gpu_bench.py OUT files prewarm"
+    command = "python scripts/gpu_bench.py OUT files readahead"
     result = Workspace(tmp_path).run(Case(command, "", more="--tiny"))
     assert result.returncode == 0, result.stdout + result.stderr
-    assert (tmp_path / "OUT" / "prewarm.json").exists()
+    assert (tmp_path / "OUT" / "readahead.json").exists()
 
 
 def healthy(port: int) -> bool:

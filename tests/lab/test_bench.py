@@ -18,10 +18,10 @@ from aimo_solver.errors import UserError
 from aimo_solver.lab.bench.boot import _stages
 from aimo_solver.lab.bench.engine import bench_engine
 from aimo_solver.lab.bench.loop import Target
-from aimo_solver.lab.bench.readahead import bench_prewarm, evict, make_files
+from aimo_solver.lab.bench.readahead import bench_read_ahead, evict, make_files
 from aimo_solver.lab.bench.table import BenchResult, format_value
 from aimo_solver.server.pagecache import resident_bytes
-from aimo_solver.server.readahead import prewarm
+from aimo_solver.server.readahead import read_ahead
 from aimo_solver.server.warmup import warm_up
 from tests.conftest import Served
 
@@ -43,21 +43,21 @@ def files() -> Iterator[list[Path]]:
 
 
 def test_every_reader_reads_the_same_cold_files(files: list[Path]) -> None:
-    result = bench_prewarm(files)
+    result = bench_read_ahead(files)
     assert {row[2] for row in result.rows} == {8 * MB / 1e9}
     assert [row[1] for row in result.rows] == ["cold"] * (len(result.rows) - 1) + ["warm"]
     assert result.details["resident_share"] > 0.9  # a kernel short of memory takes pages back
 
 
 def test_evicted_files_leave_the_page_cache(files: list[Path]) -> None:
-    prewarm(files)
+    read_ahead(files)
     evict(files)
     assert sum(map(resident_bytes, files)) == 0
 
 
 def test_nothing_to_read_is_an_error() -> None:
     with pytest.raises(UserError, match="nothing to read"):
-        bench_prewarm([])
+        bench_read_ahead([])
 
 
 def test_random_files_have_the_requested_size(tmp_path: Path) -> None:

@@ -1,12 +1,10 @@
-"""The token-stream client, against real vLLM, and against servers that break off."""
+"""The client, on real vLLM and on servers whose streams break off."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import math
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -16,12 +14,12 @@ from aimo_solver.chat.families import chat_format
 from aimo_solver.config import Config, load_config
 from aimo_solver.errors import ContextExceeded, EndpointError, EngineRejected, EngineUnavailable
 from aimo_solver.options import SamplingConfig
-from aimo_solver.server.client import Chunk, CompletionRequest, VllmEngine
-from aimo_solver.server.completions import entropy, refusal
-from aimo_solver.server.endpoint import find_model
+from aimo_solver.server.client import CompletionRequest, VllmEngine
+from aimo_solver.server.completions import Chunk, entropy, refusal
 from aimo_solver.server.process import free_port
+from aimo_solver.solve.endpoint import Endpoint, find_served_model
 from tests.conftest import Served
-from tests.http_vllm import HttpVllm, event, sends
+from tests.http_vllm import Handler, HttpVllm, event, sends
 
 
 async def sample(engine: VllmEngine, request: CompletionRequest) -> list[Chunk]:
@@ -34,7 +32,7 @@ def tokens_of(chunks: list[Chunk]) -> list[int]:
 
 
 class EndlessEngine(VllmEngine):
-    """Samples up to the token limit, whatever the model wants."""
+    """Samples up to the token limit, past the model's end of turn."""
 
     def _body(self, request: CompletionRequest) -> dict[str, Any]:
         return super()._body(request) | {"ignore_eos": True}
@@ -73,7 +71,7 @@ async def test_every_token_has_its_entropy(vllm: Served, candidates: int) -> Non
 
 
 @pytest.mark.vllm
-async def test_a_prompt_that_goes_on_is_found_in_the_cache(vllm: Served) -> None:
+async def test_the_previous_turn_is_found_in_the_prefix_cache(vllm: Served) -> None:
     long = prompt(vllm, "Consider the numbers " + ", ".join(map(str, range(100, 160))) + ". What is their sum?")
     async with vllm.engine() as engine:
         first = await sample(engine, CompletionRequest(tokens=long, max_tokens=40))
@@ -109,92 +107,62 @@ async def test_a_prompt_that_does_not_fit_is_rejected(vllm: Served) -> None:
 
 @pytest.mark.vllm
 async def test_the_served_model_is_found(vllm: Served) -> None:
-    assert (await find_model(vllm.url)).name == "pocket"
+    assert (await find_served_model(Endpoint(vllm.url))).name == "pocket"
     with pytest.raises(EndpointError, match="does not serve other; it serves pocket"):
-        await find_model(vllm.url, "other")
+        await find_served_model(Endpoint(vllm.url, "other"))
 
 
-async def test_nothing_listening_is_said_in_one_line() -> None:
+async def test_a_port_without_a_server_is_reported_in_one_line() -> None:
     with pytest.raises(EndpointError, match="does not answer") as error:
-        await find_model(f"http://127.0.0.1:{free_port()}")
+        await find_served_model(Endpoint(f"http://127.0.0.1:{free_port()}"))
     assert "\n" not in str(error.value)
 
 
-@asynccontextmanager
-async def server(handler: object, models: object = None) -> AsyncIterator[VllmEngine]:
-    """A healthy server whose completions page is `handler` and whose list of models is `models`, as JSON or text."""
-
-    async def healthy(request: web.Request) -> web.Response:
-        return web.Response()
-
-    async def listed(request: web.Request) -> web.Response:
-        return web.Response(text=models if isinstance(models, str) else json.dumps(models))
-
-    application = web.Application()
-    application.router.add_post("/v1/completions", handler)  # type: ignore[arg-type]
-    application.router.add_get("/health", healthy)
-    application.router.add_get("/v1/models", listed)
-    runner = web.AppRunner(application)
-    await runner.setup()
-    port = free_port()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    try:
-        async with VllmEngine(f"http://127.0.0.1:{port}", "m", SamplingConfig(), context_tokens=100) as engine:
-            yield engine
-    finally:
-        await runner.cleanup()
+BEGINNING = 'data: {"choices":[{"token_ids":[7,8],"finish_reason":null}]}\n\n'
 
 
-async def unused(request: web.Request) -> web.Response:
-    raise AssertionError("nobody asked for a completion")
+def answers(text: str) -> Handler:
+    """Returns a handler whose response is complete."""
+
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(text=text)
+
+    return handler
 
 
-async def test_what_came_before_a_break_is_kept() -> None:
-    async def breaks(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse()
-        await response.prepare(request)
-        await response.write(b'data: {"choices":[{"token_ids":[7,8],"finish_reason":null}]}\n\ndata: {"choi')
-        assert request.transport is not None
-        request.transport.close()
-        return response
-
+async def test_chunks_before_a_break_are_kept() -> None:
+    http = HttpVllm()
+    http.for_good = sends(BEGINNING + 'data: {"choi')
     seen: list[int] = []
 
     async def collect(engine: VllmEngine) -> None:
         async for chunk in engine.stream(CompletionRequest(tokens=[1], max_tokens=5)):
             seen.extend(chunk.token_ids)
 
-    async with server(breaks) as engine:
+    async with http.engine() as engine:
         with pytest.raises(EngineUnavailable):
             await collect(engine)
     assert seen == [7, 8]
 
 
-async def test_a_stream_without_an_end_is_a_break() -> None:
-    async def ends_early(request: web.Request) -> web.Response:
-        return web.Response(text='data: {"choices":[{"token_ids":[7],"finish_reason":null}]}\n\ndata: [DONE]\n\n')
-
-    async with server(ends_early) as engine:
-        with pytest.raises(EngineUnavailable, match="without a finish reason"):
+@pytest.mark.parametrize(
+    ("rest", "problem"),
+    [("data: [DONE]\n\n", "without a finish reason"), ('data: {"error":{"message":"engine dead"}}\n\n', "engine dead")],
+)
+async def test_a_stream_without_an_end_or_with_an_error_is_a_break(rest: str, problem: str) -> None:
+    http = HttpVllm()
+    http.for_good = answers(BEGINNING + rest)
+    async with http.engine() as engine:
+        with pytest.raises(EngineUnavailable, match=problem):
             await sample(engine, CompletionRequest(tokens=[1], max_tokens=5))
 
 
 @pytest.mark.parametrize(("status", "kind"), [(500, EngineUnavailable), (503, EngineUnavailable), (404, EngineRejected)])
-async def test_refusals_say_whether_to_try_again(status: int, kind: type[Exception]) -> None:
-    async def refuses(request: web.Request) -> web.Response:
-        return web.Response(status=status, text="no")
-
-    async with server(refuses) as engine:
+async def test_the_status_of_a_refusal_decides_whether_to_try_again(status: int, kind: type[Exception]) -> None:
+    http = HttpVllm()
+    http.for_good = status
+    async with http.engine() as engine:
         with pytest.raises(kind, match=str(status)):
-            await sample(engine, CompletionRequest(tokens=[1], max_tokens=5))
-
-
-async def test_an_error_within_the_stream_is_a_break() -> None:
-    async def fails(request: web.Request) -> web.Response:
-        return web.Response(text='data: {"error":{"message":"engine dead"}}\n\n')
-
-    async with server(fails) as engine:
-        with pytest.raises(EngineUnavailable, match="engine dead"):
             await sample(engine, CompletionRequest(tokens=[1], max_tokens=5))
 
 
@@ -220,35 +188,35 @@ CHUNK = {"choices": [{"text": "a", "token_ids": [7], "finish_reason": "stop"}]}
     ids=range(12),
 )
 async def test_a_stream_that_cannot_be_read_is_a_break(text: str) -> None:
-    server = HttpVllm()
-    server.for_good = sends(text)
-    async with server.engine() as engine:
+    http = HttpVllm()
+    http.for_good = sends(text)
+    async with http.engine() as engine:
         with pytest.raises(EngineUnavailable) as error:
             await sample(engine, CompletionRequest(tokens=[1], max_tokens=5))
     assert len(str(error.value)) < 1_000
 
 
 async def test_a_stream_shorter_than_its_length_is_a_break() -> None:
-    server = HttpVllm()
-    server.for_good = sends(event(CHUNK), headers={"Content-Length": "5000"})
-    async with server.engine() as engine:
+    http = HttpVllm()
+    http.for_good = sends(event(CHUNK), headers={"Content-Length": "5000"})
+    async with http.engine() as engine:
         with pytest.raises(EngineUnavailable):
             await sample(engine, CompletionRequest(tokens=[1], max_tokens=5))
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 async def test_comments_that_keep_a_stream_open_are_not_messages(newline: str) -> None:
-    server = HttpVllm()
+    http = HttpVllm()
     text = f": keep-alive\n\n{event(CHUNK)}event: end\ndata: [DONE]\n\n"
-    server.for_good = sends(text.replace("\n", newline))
-    async with server.engine() as engine:
+    http.for_good = sends(text.replace("\n", newline))
+    async with http.engine() as engine:
         assert tokens_of(await sample(engine, CompletionRequest(tokens=[1], max_tokens=5))) == [7]
 
 
-async def test_a_server_that_sends_no_token_ids_is_told_in_one_line() -> None:
-    server = HttpVllm()
-    server.token_ids = False
-    async with server.engine() as engine:
+async def test_a_server_without_token_ids_is_reported_in_one_line() -> None:
+    http = HttpVllm()
+    http.token_ids = False
+    async with http.engine() as engine:
         with pytest.raises(EndpointError, match="without token ids") as told:
             await engine.probe()
         with pytest.raises(EngineRejected, match="without token ids"):
@@ -256,7 +224,7 @@ async def test_a_server_that_sends_no_token_ids_is_told_in_one_line() -> None:
     assert "\n" not in str(told.value)
 
 
-async def test_a_probe_of_a_good_server_says_nothing() -> None:
+async def test_a_probe_of_a_working_server_passes() -> None:
     async with HttpVllm().engine() as engine:
         await engine.probe()
         assert (engine.tokens_streamed, engine.running, engine.failures) == (1, 0, 0)
@@ -271,7 +239,7 @@ async def test_a_probe_of_a_good_server_says_nothing() -> None:
         ("'max_tokens' or 'max_completion_tokens' is too large: 64988.", None),
     ],
 )
-def test_a_refusal_for_its_length_tells_the_context(words: str, context: int | None) -> None:
+def test_the_context_is_read_from_a_refusal_for_length(words: str, context: int | None) -> None:
     error = refusal(400, words)
     assert isinstance(error, ContextExceeded)
     assert error.context_tokens == context
@@ -282,13 +250,12 @@ def test_entropy_of_an_even_choice() -> None:
     assert entropy(even) == pytest.approx(math.log(4))
 
 
-def test_default_configuration_asks_for_the_cheapest_log_probabilities() -> None:
+def test_the_default_log_probabilities_are_the_cheapest() -> None:
     assert Config().sampling.top_logprobs == 0
 
 
-async def test_the_context_of_a_replaced_server_is_known_before_its_first_request() -> None:
-    async with server(unused, models={"data": [{"id": "m", "max_model_len": 49_152}]}) as engine:
-        engine.context_tokens = 65_536
+async def test_the_context_of_a_restarted_server_is_read_before_its_first_request() -> None:
+    async with HttpVllm(context_tokens=49_152).engine() as engine:
         await engine.wait_ready()
         assert engine.context_tokens == 49_152
 
@@ -296,9 +263,11 @@ async def test_the_context_of_a_replaced_server_is_known_before_its_first_reques
 @pytest.mark.parametrize(
     "models", ["", "[]", '{"data": 1}', '{"data": [3]}', '{"data": [{"id": "m", "max_model_len": "x"}]}', "[" * 99_999]
 )
-async def test_a_list_of_models_that_cannot_be_read_leaves_the_context_as_it_was(models: str) -> None:
-    async with server(unused, models=models) as engine:
+async def test_a_list_of_models_that_cannot_be_read_leaves_the_context_unchanged(models: str) -> None:
+    http = HttpVllm()
+    http.models = models
+    async with http.engine(context_tokens=100) as engine:
         await engine.wait_ready()
         assert engine.context_tokens == 100
         with pytest.raises(EndpointError, match="does not list models"):
-            await find_model(engine.base_url)
+            await engine.served_models()

@@ -1,4 +1,4 @@
-"""Presets: the flags a server starts with, and what the installed vLLM makes of them."""
+"""Launch plans: the presets and their fallbacks, and whether the installed vLLM accepts their command lines."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from aimo_solver.config import load_config
 from aimo_solver.errors import ModelError
-from aimo_solver.options import ServerConfig
-from aimo_solver.server import launch as presets
+from aimo_solver.server import launch
+from aimo_solver.server.flags import PRESETS
+from aimo_solver.server.launch import LaunchPlan, check_model, plan_launch
 from aimo_solver.server.machine import Gpu, Machine, detect_machine, installed_flags, parse_gpus
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", 81_559 << 20, (9, 0), "580.1")
@@ -20,7 +23,7 @@ L4 = Gpu("NVIDIA L4", 23_034 << 20, (8, 9), "580.1")
 CPU_ONLY = Machine((), 4)
 ONE_H100 = Machine((H100,), 16)
 
-# What a server of the real thing says of every option it has, and whether it takes a command line.
+# Prints every option of vLLM's own parser, and parses command lines with it.
 PARSE = """
 import json, sys
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -36,6 +39,11 @@ print("RESULT" + json.dumps({"options": options, "parsed": [vars(parser.parse_ar
 """
 
 
+@pytest.fixture(autouse=True)
+def _every_flag_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "installed_flags", lambda path: None)
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return folder(tmp_path, model_type="gpt_oss", max_position_embeddings=131_072)
@@ -47,12 +55,13 @@ def folder(path: Path, **config: object) -> Path:
     return path
 
 
-def chosen(model: Path, machine: Machine = ONE_H100, slots: int = 8, **options: object) -> presets.Preset:
-    return presets.choose(model, ServerConfig(**options), slots=slots, machine=machine)  # type: ignore[arg-type]
+def plan(model: Path, machine: Machine = ONE_H100, slots: int = 8, **options: object) -> LaunchPlan:
+    config = load_config({"server": options, "sampling": {"min_p": 0.0}, "attempt": {"answer_tokens": 100}})
+    return plan_launch(model, config, slots=slots, machine=machine)
 
 
-def values(preset: presets.Preset) -> dict[str, str | None]:
-    return {flag.name: flag.value for flag in preset.flags}
+def values(plan: LaunchPlan) -> dict[str, str | None]:
+    return {flag.name: flag.value for flag in plan.flags}
 
 
 @pytest.mark.parametrize(
@@ -66,27 +75,27 @@ def values(preset: presets.Preset) -> dict[str, str | None]:
     ],
 )
 def test_auto_chooses_by_model_and_machine(tmp_path: Path, config: dict[str, object], machine: Machine, name: str) -> None:
-    assert chosen(folder(tmp_path, **config), machine).name == name
+    assert plan(folder(tmp_path, **config), machine).preset == name
 
 
 def test_the_context_never_exceeds_the_model(tmp_path: Path) -> None:
-    preset = chosen(folder(tmp_path, model_type="qwen3", max_position_embeddings=4_096))
-    assert preset.context_tokens == 4_096
-    assert values(preset)["--max-model-len"] == "4096"
+    planned = plan(folder(tmp_path, model_type="qwen3", max_position_embeddings=4_096))
+    assert planned.context_tokens == 4_096
+    assert values(planned)["--max-model-len"] == "4096"
 
 
 def test_graphs_match_the_slots_and_the_drafted_tokens(tmp_path: Path) -> None:
     model = folder(tmp_path, model_type="qwen3")
-    assert values(chosen(model, slots=8))["--max-cudagraph-capture-size"] == "8"
-    assert values(chosen(model, slots=13))["--max-cudagraph-capture-size"] == "16"
-    drafting = values(chosen(model, slots=8, speculative="ngram", speculative_tokens=3))
+    assert values(plan(model, slots=8))["--max-cudagraph-capture-size"] == "8"
+    assert values(plan(model, slots=13))["--max-cudagraph-capture-size"] == "16"
+    drafting = values(plan(model, slots=8, speculative="ngram", speculative_tokens=3))
     assert drafting["--max-cudagraph-capture-size"] == "32"
     assert json.loads(drafting["--speculative-config"] or "")["method"] == "ngram"
 
 
 @pytest.mark.parametrize("slots", [1, 8, 13, 24, 32])
 def test_no_step_of_gpt_oss_is_longer_than_its_longest_graph(model: Path, slots: int) -> None:
-    flags = values(chosen(model, slots=slots))
+    flags = values(plan(model, slots=slots))
     graphs = json.loads(flags["--compilation-config"] or "")
     sizes = graphs["cudagraph_capture_sizes"]
     assert graphs["cudagraph_mode"] == "FULL_AND_PIECEWISE"
@@ -100,38 +109,39 @@ def test_no_step_of_gpt_oss_is_longer_than_its_longest_graph(model: Path, slots:
     assert "--max-cudagraph-capture-size" not in flags
 
 
-def test_an_8_bit_cache_is_for_gpus_that_read_it_natively(model: Path) -> None:
-    assert values(chosen(model))["--kv-cache-dtype"] == "fp8_e4m3"
-    assert "--kv-cache-dtype" not in values(chosen(model, Machine((L4,), 4)))
+def test_an_8_bit_cache_is_used_on_gpus_that_read_it_natively(model: Path) -> None:
+    assert values(plan(model))["--kv-cache-dtype"] == "fp8_e4m3"
+    assert "--kv-cache-dtype" not in values(plan(model, Machine((L4,), 4)))
 
 
 def test_the_users_options_win(model: Path) -> None:
-    preset = chosen(
+    planned = plan(
         model, memory_share=0.5, kv_cache_dtype="auto", context_tokens=1_000, moe_backend="marlin", extra_args=("--seed", "1")
     )
-    assert values(preset)["--gpu-memory-utilization"] == "0.5"
-    assert values(preset)["--kv-cache-dtype"] == "auto"
-    assert values(preset)["--moe-backend"] == "marlin"
-    assert preset.context_tokens == 1_000
-    assert presets.command(preset, model, 1, "m", None).args[-2:] == ("--seed", "1")
+    assert values(planned)["--gpu-memory-utilization"] == "0.5"
+    assert values(planned)["--kv-cache-dtype"] == "auto"
+    assert values(planned)["--moe-backend"] == "marlin"
+    assert planned.context_tokens == 1_000
+    assert planned.command.args[-2:] == ("--seed", "1")
 
 
 @pytest.mark.parametrize(("gpus", "copies", "expected"), [(1, 1, "1"), (4, 1, "4"), (4, 2, "2"), (3, 1, "2"), (8, 1, "8")])
 def test_one_copy_of_the_model_spreads_over_its_gpus(model: Path, gpus: int, copies: int, expected: str) -> None:
-    preset = chosen(model, Machine((H100,) * gpus, 16), data_parallel=copies)
-    assert values(preset)["--tensor-parallel-size"] == expected
+    planned = plan(model, Machine((H100,) * gpus, 16), data_parallel=copies)
+    assert values(planned)["--tensor-parallel-size"] == expected
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]"])
-def test_a_folder_without_a_usable_config_is_refused(tmp_path: Path, text: str | None) -> None:
+def test_a_folder_without_a_readable_config_is_refused(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ModelError, match=r"config\.json"):
-        chosen(tmp_path)
+    for check in (plan, check_model):
+        with pytest.raises(ModelError, match=r"config\.json"):
+            check(tmp_path)
 
 
-def test_the_safe_preset_is_eager_smaller_and_plain(model: Path) -> None:
-    safe = chosen(model, speculative="ngram").safe()
+def test_the_safe_plan_is_eager_and_smaller_without_speculation(model: Path) -> None:
+    safe = plan(model, speculative="ngram").safe()
     flags = values(safe)
     assert "--enforce-eager" in flags
     assert float(flags["--gpu-memory-utilization"] or 1) == pytest.approx(0.90)
@@ -142,42 +152,42 @@ def test_the_safe_preset_is_eager_smaller_and_plain(model: Path) -> None:
 @pytest.mark.parametrize("share", [0.3, 0.4, 0.5, 0.53, 0.9])
 @pytest.mark.parametrize("eager", [False, True])
 def test_a_start_after_a_failure_never_takes_more_memory(model: Path, share: float, eager: bool) -> None:
-    safe = values(chosen(model, memory_share=share).safe(eager=eager))["--gpu-memory-utilization"]
+    safe = values(plan(model, memory_share=share).safe(eager=eager))["--gpu-memory-utilization"]
     assert float(safe or 1) <= share
 
 
 def test_only_the_first_start_forks_the_engine(model: Path) -> None:
-    preset = chosen(model)
+    first, *later = plan(model).commands
     method = "VLLM_WORKER_MULTIPROC_METHOD"
-    assert presets.command(preset, model, 1, "m", None).env[method] == "fork"
-    assert method not in presets.command(preset.safe(eager=False), model, 1, "m", None).env
+    assert first.env[method] == "fork"
+    assert not any(method in command.env for command in later)
 
 
 def test_a_server_that_served_keeps_its_graphs_and_its_context(model: Path) -> None:
-    preset = chosen(model)
-    safe = preset.safe(eager=False)
+    planned = plan(model)
+    safe = planned.safe(eager=False)
     assert "--enforce-eager" not in values(safe)
-    assert safe.context_tokens == preset.context_tokens
+    assert safe.context_tokens == planned.context_tokens
     assert values(safe)["--gpu-memory-utilization"] == "0.90"
 
 
-def test_flags_the_server_does_not_know_are_dropped_or_spelled_as_formerly(tmp_path: Path) -> None:
+def test_flags_that_vllm_lacks_are_dropped_or_take_their_former_name(tmp_path: Path) -> None:
     model = folder(tmp_path, model_type="qwen3")
     known = frozenset({"--max-model-len", "--cuda-graph-sizes", "--enable-prefix-caching"})
-    command = presets.command(chosen(model), model, 8_000, "m", known)
-    assert "--cuda-graph-sizes" in command.args
-    assert "--stream-interval" not in command.args
-    assert "--stream-interval" in {flag.name for flag in command.dropped}
-    assert "--max-cudagraph-capture-size" not in {flag.name for flag in command.dropped}
+    planned = replace(plan(model), known_flags=known)
+    assert "--cuda-graph-sizes" in planned.command.args
+    assert "--stream-interval" not in planned.command.args
+    assert "--stream-interval" in {flag.name for flag in planned.dropped}
+    assert "--max-cudagraph-capture-size" not in {flag.name for flag in planned.dropped}
 
 
 def test_every_flag_has_a_reason(model: Path) -> None:
-    for name in presets.PRESETS:
-        preset = chosen(model, preset=name)
-        assert all(item.reason for item in (*preset.flags, *preset.variables))
+    for name in PRESETS:
+        planned = plan(model, preset=name)
+        assert all(item.reason for item in (*planned.flags, *planned.variables))
 
 
-def test_a_vllm_that_is_not_there_has_no_known_flags(tmp_path: Path) -> None:
+def test_the_flags_of_a_missing_vllm_are_unknown(tmp_path: Path) -> None:
     assert installed_flags([str(tmp_path)]) is None
 
 
@@ -196,33 +206,33 @@ def test_flags_are_found_in_both_layouts_of_vllm(tmp_path: Path, place: str) -> 
     assert installed_flags([str(tmp_path)]) == {"--model", "--async-scheduling", "--port", "--enable-x"}
 
 
-def test_the_installed_vllm_takes_every_command_line(tmp_path: Path) -> None:
-    """About 20 s: vLLM's own parser is imported in a process of its own."""
+def test_the_installed_vllm_accepts_every_command_line(tmp_path: Path) -> None:
+    """About 20 s: another process imports vLLM's own parser."""
     pytest.importorskip("torch")
     known = installed_flags()
     if known is None:
         pytest.skip("vLLM is not installed")
     model = folder(tmp_path, model_type="gpt_oss", max_position_embeddings=131_072)
-    draft = {"speculative": "draft", "draft_model": str(model)}
-    made = [chosen(model, preset=name) for name in presets.PRESETS] + [chosen(model, **draft), chosen(model).safe()]
-    commands = [presets.command(preset, model, 8_000, "m", known) for preset in made]
-    lines = [list(command.args[3:]) for command in commands]
+    drafting = plan(model, speculative="draft", draft_model=str(model))
+    plans = [*(plan(model, preset=name) for name in PRESETS), drafting, plan(model).safe()]
+    plans = [replace(planned, known_flags=known) for planned in plans]
+    lines = [list(planned.command.args[3:]) for planned in plans]
     run = subprocess.run([sys.executable, "-c", PARSE], input=json.dumps(lines), capture_output=True, text=True, timeout=240)
     assert "RESULT" in run.stdout, run.stderr[-2_000:]
     result = json.loads(run.stdout.split("RESULT")[1])
-    assert result["parsed"] == [preset.context_tokens for preset in made]
-    assert not any(command.dropped for command in commands)
-    # What is read from the source is what the parser has, but for negations and short forms.
+    assert result["parsed"] == [planned.context_tokens for planned in plans]
+    assert not any(planned.dropped for planned in plans)
+    # The flags read from the source are those of the parser, except negations and short forms.
     options = {option for option in result["options"] if option.startswith("--") and not option.startswith("--no-")}
     assert options <= known
 
 
-def test_nvidia_smi_is_understood() -> None:
+def test_gpus_are_read_from_nvidia_smi() -> None:
     answer = "NVIDIA H100 80GB HBM3, 81559, 9.0, 580.1\nUnable to determine the device handle\nNVIDIA L4, 23034, 8.9, 580.1\n"
     assert parse_gpus(answer) == (H100, L4)
 
 
-def test_hidden_gpus_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_gpus_are_not_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\nprintf 'NVIDIA H100 80GB HBM3, 81559, 9.0, 580.1\\nNVIDIA L4, 23034, 8.9, 580.1\\n'\n")
     tool.chmod(0o755)

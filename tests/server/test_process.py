@@ -1,4 +1,4 @@
-"""Starting and stopping a server, on real processes: a small HTTP program stands in for vLLM's command line."""
+"""Starting and stopping a server, on real processes, with a small HTTP program instead of vLLM."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from aimo_solver.errors import ServerError, ServerStartError
-from aimo_solver.server import keeper as server_keeper
-from aimo_solver.server.process import Server, ServerCommand
+from aimo_solver.server.keeper import is_resource_tracker
+from aimo_solver.server.process import ServerCommand, ServerProcess
 from tests.processes import pid_runs, runs
 from tests.server_programs import SERVING, eventually, python, worker_pids
 
@@ -30,7 +30,7 @@ def log(tmp_path: Path) -> Path:
 
 
 async def test_stop_leaves_no_descendant(log: Path) -> None:
-    server = Server(python(SERVING, "0"), log)
+    server = ServerProcess(python(SERVING, "0"), log)
     await server.start(ready, 120)
     workers = await worker_pids(log)
     assert all(map(pid_runs, workers))
@@ -39,8 +39,8 @@ async def test_stop_leaves_no_descendant(log: Path) -> None:
     assert not any(map(pid_runs, workers))
 
 
-async def test_a_server_that_hears_nothing_is_stopped_too(log: Path) -> None:
-    server = Server(python(SERVING, "0"), log)
+async def test_a_server_that_ignores_signals_is_stopped_too(log: Path) -> None:
+    server = ServerProcess(python(SERVING, "0"), log)
     await server.start(ready, 120)
     workers = await worker_pids(log)
     stop_tree(keeper_of(server))
@@ -49,8 +49,10 @@ async def test_a_server_that_hears_nothing_is_stopped_too(log: Path) -> None:
 
 
 async def test_a_killed_keeper_leaves_nothing_once_the_server_is_stopped(log: Path) -> None:
-    """What another session holds is beyond reach then; vLLM's processes stay in one."""
-    server = Server(python("import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"), log)
+    """Only processes of the server's own session can be found then; vLLM stays in one."""
+    server = ServerProcess(
+        python("import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"), log
+    )
     await server.start(ready, 120)
     keeper = keeper_of(server)
     await eventually(lambda: len(keeper.children(recursive=True)) == 2)
@@ -65,7 +67,7 @@ HOLDING = """
 import os, time
 from multiprocessing import shared_memory
 memory = shared_memory.SharedMemory(create=True, size=4096)
-if os.fork():  # a worker holds it too, and outlives a killed parent for a while
+if os.fork():  # a worker maps it too, and outlives a killed parent for a while
     print(memory.name, flush=True)
 time.sleep(600)
 """
@@ -73,12 +75,12 @@ time.sleep(600)
 
 @pytest.mark.parametrize("killed", [(), ("server",), ("keeper",), ("tracker",), ("tracker", "keeper")])
 async def test_shared_memory_does_not_outlive_a_killed_server(log: Path, killed: tuple[str, ...]) -> None:
-    """Python's resource tracker removes what killed processes leave; where it was killed itself, keeper and solver do."""
-    server = Server(python(HOLDING), log)
+    """Python's resource tracker removes what killed processes leave; if it was killed too, keeper and solver do."""
+    server = ServerProcess(python(HOLDING), log)
     await server.start(ready, 120)
     await eventually(lambda: log.exists() and log.read_text().endswith("\n"))
     assert memory_of(log)
-    [tracker] = filter(server_keeper.is_tracker, psutil.Process(server.pid).children())
+    [tracker] = filter(is_resource_tracker, psutil.Process(server.pid).children())
     victims = {"server": psutil.Process(server.pid), "keeper": keeper_of(server), "tracker": tracker}
     for name in killed:
         victims[name].kill()
@@ -92,12 +94,12 @@ def ended(process: psutil.Process) -> bool:
 
 
 def memory_of(log: Path) -> bool:
-    """Whether the shared memory named in the log is there."""
+    """Returns whether the shared memory named in the log exists."""
     return Path("/dev/shm", log.read_text().split()[-1]).exists()
 
 
-async def test_start_that_fails_carries_command_and_output(log: Path) -> None:
-    server = Server(python("import sys; print('no memory left'); sys.exit(3)"), log)
+async def test_the_error_of_a_failed_start_has_command_and_output(log: Path) -> None:
+    server = ServerProcess(python("import sys; print('no memory left'); sys.exit(3)"), log)
     with pytest.raises(ServerStartError) as error:
         await server.start(never_ready, 120)
     assert error.value.exit_code == 3
@@ -105,36 +107,36 @@ async def test_start_that_fails_carries_command_and_output(log: Path) -> None:
     assert sys.executable in str(error.value)
 
 
-async def test_a_signal_that_ended_the_server_is_told(log: Path) -> None:
-    server = Server(python("import os; os.abort()"), log)
+async def test_the_signal_that_ended_the_server_is_reported(log: Path) -> None:
+    server = ServerProcess(python("import os; os.abort()"), log)
     with pytest.raises(ServerStartError) as error:
         await server.start(never_ready, 120)
     assert error.value.exit_code == -signal.SIGABRT
 
 
-async def test_a_program_that_is_not_there_fails_to_start(log: Path) -> None:
+async def test_a_missing_program_fails_to_start(log: Path) -> None:
     with pytest.raises(ServerStartError, match=r"/no/python: .*No such file"):
-        await Server(ServerCommand(("/no/python",)), log).start(never_ready, 120)
+        await ServerProcess(ServerCommand(("/no/python",)), log).start(never_ready, 120)
 
 
-async def test_start_that_takes_too_long_is_ended(log: Path) -> None:
-    server = Server(python("import time; time.sleep(600)"), log)
+async def test_a_start_that_takes_too_long_is_ended(log: Path) -> None:
+    server = ServerProcess(python("import time; time.sleep(600)"), log)
     with pytest.raises(ServerStartError, match="not ready after 1 s"):
         await server.start(never_ready, 1)
     assert not server.alive
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-async def test_nothing_of_a_server_outlives_a_killed_solver(log: Path, stopped: bool) -> None:
-    """Neither its workers, in sessions of their own or not, nor anything else of it, all stopped by SIGSTOP or not."""
+async def test_no_process_of_a_server_outlives_a_killed_solver(log: Path, stopped: bool) -> None:
+    """Including workers in sessions of their own, and processes stopped by SIGSTOP."""
     program = textwrap.dedent(f"""
         import asyncio
         from pathlib import Path
-        from aimo_solver.server.process import Server
+        from aimo_solver.server.process import ServerProcess
         from tests.server_programs import SERVING, python
         async def ready(): return True
         async def main():
-            server = Server(python(SERVING, "0"), Path({str(log)!r}))
+            server = ServerProcess(python(SERVING, "0"), Path({str(log)!r}))
             await server.start(ready, 120)
             print(server._keeper.pid, flush=True)
             await asyncio.sleep(600)
@@ -153,9 +155,9 @@ async def test_nothing_of_a_server_outlives_a_killed_solver(log: Path, stopped: 
 
 
 @pytest.mark.parametrize("path", [None, Path("/dev/full"), Path("/proc/no/such/folder/server.log")])
-async def test_output_that_cannot_be_kept_costs_the_server_nothing(path: Path | None) -> None:
-    """It writes 20 MB while nobody looks, to both streams: a full pipe would block it, a failed write end it."""
-    server = Server(
+async def test_output_that_cannot_be_written_does_not_harm_the_server(path: Path | None) -> None:
+    """It writes 20 MB to both streams: a full pipe would block it, a failed write end it."""
+    server = ServerProcess(
         python("""
             import sys, time
             for stream in (sys.stdout, sys.stderr):
@@ -176,14 +178,14 @@ async def test_output_that_cannot_be_kept_costs_the_server_nothing(path: Path | 
 
 @pytest.fixture
 def full(log: Path) -> Path:
-    """A log on a disk without room, until it is unlinked."""
+    """A log on a full disk, until it is unlinked."""
     log.parent.mkdir()
     log.symlink_to("/dev/full")
     return log
 
 
-async def test_a_file_that_was_full_is_written_again_when_there_is_room(full: Path) -> None:
-    server = Server(
+async def test_the_log_is_written_again_when_the_disk_has_room(full: Path) -> None:
+    server = ServerProcess(
         python(
             """
             import pathlib, sys, time
@@ -210,11 +212,11 @@ async def never_ready() -> bool:
     return False
 
 
-def output(server: Server) -> tuple[str, ...]:
+def output(server: ServerProcess) -> tuple[str, ...]:
     return server.error(ServerError, "").log_tail
 
 
-def keeper_of(server: Server) -> psutil.Process:
+def keeper_of(server: ServerProcess) -> psutil.Process:
     assert server._keeper is not None
     return psutil.Process(server._keeper.pid)
 

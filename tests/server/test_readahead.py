@@ -1,4 +1,4 @@
-"""The page-cache reader, on real files and the real page cache. About 5 s."""
+"""Read-ahead, on real files and the real page cache. About 5 s."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aimo_solver.server import pagecache
-from aimo_solver.server import readahead as module
+from aimo_solver.server import pagecache, readahead
 from aimo_solver.server.pagecache import missing_ranges, resident_bytes
-from aimo_solver.server.readahead import PrewarmReport, StopReason, prewarm
+from aimo_solver.server.readahead import StopReason, read_ahead
 
 MB = 1 << 20
 PAGE = mmap.PAGESIZE
@@ -55,33 +54,33 @@ def made(path: Path, size: int) -> Path:
 
 
 def nearly(part: int, whole: int) -> bool:
-    """All of it, but for pages that a kernel short of memory has taken back already."""
+    """Returns whether `part` is the whole, up to pages that the kernel has reclaimed already."""
     return 0.9 * whole < part <= whole
 
 
 def test_everything_missing_is_read_and_then_resident(folder: Path) -> None:
     sizes = [24 * MB + 123, 5 * MB, 1]
     files = [made(folder / f"{size}", size) for size in sizes]
-    report = prewarm(files, threads=4, piece_bytes=4 * MB)
+    report = read_ahead(files, threads=4, piece_bytes=4 * MB)
     assert report.stop is StopReason.DONE
     # A page that the kernel read ahead for a neighbouring piece is found, not read.
     assert report.bytes_read + report.bytes_resident == report.total_bytes == sum(sizes)
     assert all(nearly(resident_bytes(file), size) for file, size in zip(files, sizes, strict=True))
 
 
-def test_a_folder_means_its_files_but_not_its_folders(folder: Path) -> None:
-    """Models come with folders of the same weights in formats that the server does not read."""
+def test_the_subfolders_of_a_folder_are_not_read(folder: Path) -> None:
+    """Models have the same weights there, in formats that the server does not read."""
     (folder / "original").mkdir()
     other = made(folder / "original" / "a", 2 * MB)
     made(folder / "b", MB)
-    assert prewarm([folder]).total_bytes == MB
+    assert read_ahead([folder]).total_bytes == MB
     assert resident_bytes(other) == 0
 
 
-def test_what_is_resident_is_not_read_again(folder: Path) -> None:
+def test_resident_pages_are_not_read_again(folder: Path) -> None:
     file = made(folder / "a", 8 * MB)
-    prewarm([file])
-    report = prewarm([file])
+    read_ahead([file])
+    report = read_ahead([file])
     assert nearly(report.bytes_resident, 8 * MB)
     assert report.bytes_read + report.bytes_resident == 8 * MB
 
@@ -105,13 +104,13 @@ def test_a_file_that_cannot_be_read_is_reported_and_the_rest_read(folder: Path) 
     good = made(folder / "good", MB)
     loop = folder / "loop"
     loop.symlink_to(loop)
-    report = prewarm([folder / "missing", loop, good])
+    report = read_ahead([folder / "missing", loop, good])
     assert report.bytes_read == MB
-    assert {problem.path for problem in report.problems} == {folder / "missing", loop}
+    assert set(report.problems) == {folder / "missing", loop}
     assert "2 files left out" in str(report)
 
 
-def test_a_file_that_breaks_while_it_is_read_is_reported_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_the_middle_of_a_file_is_reported_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad, good = made(folder / "bad", 16 * MB), made(folder / "good", MB)
     read = os.preadv
 
@@ -121,54 +120,54 @@ def test_a_file_that_breaks_while_it_is_read_is_reported_once(folder: Path, monk
         return read(descriptor, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(os, "preadv", broken)
-    report = prewarm([bad, good], piece_bytes=MB)
-    assert [(problem.path, problem.problem) for problem in report.problems] == [(bad, "Input/output error")]
+    report = read_ahead([bad, good], piece_bytes=MB)
+    assert report.problems == {bad: "Input/output error"}
     assert report.bytes_read == MB
 
 
 def test_no_more_than_the_limit_is_held(folder: Path) -> None:
     files = [made(folder / name, 8 * MB) for name in "ab"]
-    report = prewarm(files, threads=3, piece_bytes=MB, limit_bytes=5 * MB + 17)
+    report = read_ahead(files, threads=3, piece_bytes=MB, limit_bytes=5 * MB + 17)
     assert report.stop is StopReason.MEMORY
     assert report.bytes_read + report.bytes_resident == 5 * MB  # the kernel itself reads a little ahead
     evict(*files)
-    prewarm(files[:1])
-    report = prewarm(files, piece_bytes=MB, limit_bytes=10 * MB)
+    read_ahead(files[:1])
+    report = read_ahead(files, piece_bytes=MB, limit_bytes=10 * MB)
     assert report.bytes_read + report.bytes_resident == 10 * MB  # what is resident counts too
 
 
 def test_the_largest_file_comes_first(folder: Path) -> None:
     small, large = made(folder / "a", MB), made(folder / "b", 4 * MB)
-    prewarm([small, large], threads=1, limit_bytes=4 * MB)
+    read_ahead([small, large], threads=1, limit_bytes=4 * MB)
     assert resident_bytes(small) == 0
     assert nearly(resident_bytes(large), 4 * MB)
 
 
-def test_a_stop_ends_it(folder: Path) -> None:
+def test_a_set_event_stops_it(folder: Path) -> None:
     file = made(folder / "a", 16 * MB)
     stop = threading.Event()
     stop.set()
-    report = prewarm([file], stop=stop)
+    report = read_ahead([file], stop=stop)
     assert (report.stop, report.bytes_read) == (StopReason.STOPPED, 0)
 
 
-def test_it_stops_when_somebody_else_reads_faster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "read_ahead_bytes", lambda device: 0)
+def test_it_stops_when_another_process_reads_faster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readahead, "read_ahead_bytes", lambda device: 0)
     file = made(folder / "a", 32 * MB)
 
-    class Server:
-        """Reads the whole file the moment the reader starts, and never asks it to stop."""
+    class Server(threading.Event):
+        """Reads the whole file as soon as the reader starts; is never set."""
 
         def is_set(self) -> bool:
             file.read_bytes()
             return False
 
-    report = prewarm([file], threads=1, piece_bytes=MB, stop=Server())
+    report = read_ahead([file], threads=1, piece_bytes=MB, stop=Server())
     assert report.stop is StopReason.OVERTAKEN
     assert report.bytes_read < MB
 
 
-def test_a_kernel_that_calls_everything_resident_is_not_believed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_reports_every_page_as_resident_is_not_trusted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = made(folder / "a", 2 * MB)
 
     class Liar:
@@ -177,24 +176,18 @@ def test_a_kernel_that_calls_everything_resident_is_not_believed(folder: Path, m
             return 0
 
     monkeypatch.setattr(pagecache, "_libc", Liar())
-    assert prewarm([file]).bytes_read == 2 * MB
-
-
-def test_progress_ends_with_the_report(folder: Path) -> None:
-    seen: list[PrewarmReport] = []
-    report = prewarm([made(folder / "a", MB)], on_progress=seen.append)
-    assert seen[-1] == report
+    assert read_ahead([file]).bytes_read == 2 * MB
 
 
 def test_nothing_to_read_is_done() -> None:
-    report = prewarm([])
+    report = read_ahead([])
     assert (report.stop, report.total_bytes) == (StopReason.DONE, 0)
 
 
 GIB = 1 << 30
 
 
-def test_room_is_what_the_tightest_control_group_leaves(tmp_path: Path) -> None:
+def test_every_limited_control_group_counts(tmp_path: Path) -> None:
     root, membership = tmp_path / "cgroup", tmp_path / "membership"
     for folder, limit in ((root, "max"), (root / "box", str(10 * GIB)), (root / "box/job", str(20 * GIB))):
         folder.mkdir()
@@ -206,13 +199,13 @@ def test_room_is_what_the_tightest_control_group_leaves(tmp_path: Path) -> None:
     assert sorted(limits) == [(10 * GIB, 7 * GIB, 5 * GIB), (20 * GIB, 7 * GIB, 5 * GIB)]
 
 
-def test_version_1_groups_are_understood(tmp_path: Path) -> None:
+def test_version_1_groups_are_read(tmp_path: Path) -> None:
     group = tmp_path / "cgroup/memory"
     group.mkdir(parents=True)
     (group / "memory.limit_in_bytes").write_text(str(8 * GIB))
     (group / "memory.usage_in_bytes").write_text(str(3 * GIB))
     (group / "memory.stat").write_text(f"cache 1\ntotal_inactive_file {GIB}\ntotal_active_file {GIB}\n")
-    (tmp_path / "membership").write_text("5:cpu,cpuacct:/a\n4:memory:/docker/abc\n")  # the path is the host's, not ours
+    (tmp_path / "membership").write_text("5:cpu,cpuacct:/a\n4:memory:/docker/abc\n")  # a path of the host
     assert list(pagecache._cgroup_limits(tmp_path / "cgroup", tmp_path / "membership")) == [(8 * GIB, 3 * GIB, 2 * GIB)]
 
 
@@ -232,8 +225,8 @@ def test_a_limited_container_is_neither_overfilled_nor_killed(folder: Path) -> N
     file = made(folder / "a", 400 * MB)
     code = (
         f"import os; open({str(group / 'cgroup.procs')!r}, 'w').write(str(os.getpid()))\n"
-        "from pathlib import Path; from aimo_solver.server.readahead import prewarm\n"
-        f"report = prewarm([Path({str(file)!r})], piece_bytes=1 << 20)\n"
+        "from pathlib import Path; from aimo_solver.server.readahead import read_ahead\n"
+        f"report = read_ahead([Path({str(file)!r})], piece_bytes=1 << 20)\n"
         "print(report.stop.value, report.bytes_read)"
     )
     try:

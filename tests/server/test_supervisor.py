@@ -1,4 +1,4 @@
-"""Watching a server and replacing it, on real processes: a small HTTP program stands in for vLLM's command line."""
+"""Watching and restarting a server, on real processes, with a small HTTP program instead of vLLM."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest_asyncio
 from aimo_solver.chat.families import chat_format
 from aimo_solver.errors import EngineLost, ServerStartError
 from aimo_solver.log.writer import NullLog
-from aimo_solver.options import SamplingConfig
+from aimo_solver.options import SamplingConfig, ServerConfig
 from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.process import ServerCommand, free_port
 from aimo_solver.server.supervisor import Supervisor
@@ -44,16 +44,8 @@ class Bench:
         self.supervisor: Supervisor
 
     async def start(self, *commands: ServerCommand, restarts: int = 3, stall_s: float = 60.0) -> Supervisor:
-        self.supervisor = Supervisor(
-            commands,
-            self.log,
-            self.engine,
-            start_timeout_s=60,
-            stall_s=stall_s,
-            restarts=restarts,
-            on_event=self.note,
-            pause_s=0.01,
-        )
+        options = ServerConfig(start_timeout_s=60, stall_s=stall_s, restarts=restarts)
+        self.supervisor = Supervisor(commands, options, self.engine, self.log, self.note, pause_s=0.01)
         await self.supervisor.start()
         return self.supervisor
 
@@ -85,7 +77,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     await bench.engine.close()
 
 
-async def test_a_killed_server_is_replaced(bench: Bench) -> None:
+async def test_a_killed_server_is_restarted(bench: Bench) -> None:
     await bench.start(bench.good)
     orphans = await worker_pids(bench.log)
     await bench.kill()
@@ -94,7 +86,7 @@ async def test_a_killed_server_is_replaced(bench: Bench) -> None:
     assert bench.kinds.count("server_fault") == bench.engine.faults == 1
 
 
-async def test_a_server_without_progress_is_replaced(bench: Bench) -> None:
+async def test_a_server_without_progress_is_restarted(bench: Bench) -> None:
     await bench.start(bench.good, stall_s=1.0)
     os.kill(bench.pid(), signal.SIGSTOP)
     bench.engine.running = 1  # a request is under way and gets no token
@@ -110,7 +102,7 @@ async def test_an_idle_server_is_left_alone(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("silent", [False, True])
-async def test_an_idle_server_that_does_not_answer_is_replaced(bench: Bench, silent: bool) -> None:
+async def test_an_idle_server_that_does_not_answer_is_restarted(bench: Bench, silent: bool) -> None:
     await bench.start(bench.good, stall_s=0.5)
     if silent:
         os.kill(bench.pid(), signal.SIGSTOP)
@@ -121,27 +113,27 @@ async def test_an_idle_server_that_does_not_answer_is_replaced(bench: Bench, sil
     await eventually(lambda: bench.kinds.count("server_ready") == 2)
 
 
-async def test_a_healthy_server_whose_requests_all_fail_at_once_is_replaced(bench: Bench) -> None:
-    """Its completions page answers 200 with nothing; between the tries of the attempt nothing runs."""
+async def test_a_healthy_server_whose_requests_all_fail_is_restarted(bench: Bench) -> None:
+    """Its completions page answers 200 without a body; between the attempt's retries no request runs."""
     await bench.start(bench.good, stall_s=0.5)
     attempt = asyncio.create_task(draw(bench.engine))
     await eventually(lambda: "server_fault" in bench.kinds)
     attempt.cancel()
 
 
-async def test_a_start_that_fails_is_tried_again_with_the_next_command(bench: Bench) -> None:
+async def test_a_failed_start_is_followed_by_the_next_command(bench: Bench) -> None:
     await bench.start(bench.bad, bench.good, bench.safe)
     assert bench.kinds == ["server_starting", "server_start_failed", "server_starting", "server_ready"]
     assert bench.supervisor.server.command == bench.good
 
 
-async def test_the_last_command_is_tried_while_restarts_are_left(bench: Bench) -> None:
+async def test_the_last_command_is_repeated_while_restarts_are_left(bench: Bench) -> None:
     with pytest.raises(ServerStartError, match="no memory left"):
         await bench.start(bench.bad, bench.bad, restarts=3)
     assert bench.kinds.count("server_start_failed") == 4
 
 
-async def test_a_server_that_served_comes_back_as_it_was_and_then_safer(bench: Bench) -> None:
+async def test_a_server_that_served_is_first_restarted_with_the_same_command(bench: Bench) -> None:
     supervisor = await bench.start(bench.good, bench.safe)
     used = []
     for _ in range(2):
@@ -151,20 +143,20 @@ async def test_a_server_that_served_comes_back_as_it_was_and_then_safer(bench: B
     assert used == [bench.good, bench.safe]
 
 
-async def test_a_server_that_served_nothing_comes_back_safer(bench: Bench) -> None:
+async def test_a_server_that_served_nothing_is_restarted_with_a_safer_command(bench: Bench) -> None:
     supervisor = await bench.start(bench.good, bench.safe)
     await bench.kill()
     assert supervisor.server.command == bench.safe
 
 
-async def test_restarts_are_bounded_and_waiting_then_fails(bench: Bench) -> None:
+async def test_waiting_fails_when_no_restart_is_left(bench: Bench) -> None:
     await bench.start(bench.good, restarts=0)
     os.kill(bench.pid(), signal.SIGKILL)
     with pytest.raises(EngineLost, match="died"):
         await asyncio.wait_for(bench.engine.wait_ready(), 120)
 
 
-async def test_refilled_restarts_count_anew(bench: Bench) -> None:
+async def test_refilled_restarts_can_be_used_again(bench: Bench) -> None:
     supervisor = await bench.start(bench.good, restarts=1)
     for fault in (1, 2):
         await bench.kill()
@@ -173,8 +165,8 @@ async def test_refilled_restarts_count_anew(bench: Bench) -> None:
     assert bench.engine.lost is None
 
 
-async def test_attempts_go_on_through_kills_and_a_restart_with_less_context(bench: Bench) -> None:
-    """Nobody waits for the server in between: a request that is too long for it is answered by asking for less."""
+async def test_attempts_continue_after_kills_and_a_restart_with_less_context(bench: Bench) -> None:
+    """Without waiting for the server: a request that is too long is refused, and then shortened."""
     program = (sys.executable, "-m", "tests.http_vllm", str(bench.port))
     roomy, tight = ServerCommand((*program, "65536")), ServerCommand((*program, "49152"))
     bench.engine.context_tokens = 65_536
@@ -200,13 +192,13 @@ async def draw(engine: VllmEngine) -> Sampled:
     return await conversation.sample(conversation.room, time.monotonic() + 120, "p-0-1")
 
 
-async def test_a_full_disk_costs_no_start(bench: Bench) -> None:
+async def test_a_full_disk_prevents_no_start(bench: Bench) -> None:
     bench.log.symlink_to("/dev/full")
     await bench.start(bench.good)
     await bench.kill()
 
 
-async def test_a_watch_that_fails_is_told_and_goes_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_error_in_the_watch_is_reported_and_the_watch_continues(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     await bench.start(bench.good, stall_s=0.5)
 
     async def fails(timeout_s: float) -> bool:
@@ -231,7 +223,7 @@ async def test_a_log_that_fails_does_not_end_the_watch(bench: Bench, monkeypatch
 
 @pytest.mark.parametrize("moment", ["starting", "stopped"])
 async def test_stopping_does_not_hang(bench: Bench, moment: str) -> None:
-    """While a server starts that never gets ready, and with one that hears no signal."""
+    """During a start that never becomes ready, and with a server that is stopped."""
     if moment == "starting":
         await bench.start(bench.good)
         bench.fault.write_text("503")

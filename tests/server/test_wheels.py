@@ -1,4 +1,4 @@
-"""Installing attached wheels with the real pip, offline, from a wheel made here."""
+"""Installing attached wheels with the real pip, offline, from wheels made here."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ def _same_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
             del sys.modules[name]
 
 
-def test_what_is_there_is_not_installed_again(tmp_path: Path) -> None:
+def test_installed_packages_are_not_installed_again(tmp_path: Path) -> None:
     make_wheel(tmp_path / "wheels", "polars", "polars", "raise AssertionError")
     assert install({"polars": "polars"}, tmp_path) is NOTHING_TO_INSTALL
 
 
-def test_without_wheels_the_log_says_what_is_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_packages_without_wheels_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert install({"no_such_module": "no-such-thing"}, tmp_path) is NOTHING_TO_INSTALL
     assert "no-such-thing" in caplog.text
     assert str(tmp_path) in caplog.text
 
 
-def test_missing_packages_come_from_the_wheels_and_their_needs_from_the_image(tmp_path: Path) -> None:
+def test_missing_packages_come_from_the_wheels_and_their_dependencies_from_the_image(tmp_path: Path) -> None:
     mount = tmp_path / "notebooks" / "me" / "aimo-wheels"
     make_wheel(mount, "aimo_first", "aimo_first", "import aimo_second, polars\nWHO = 'first'", needs="aimo_second")
     make_wheel(mount, "aimo_second", "aimo_second", "WHO = 'second'")
@@ -68,7 +68,7 @@ def test_missing_packages_come_from_the_wheels_and_their_needs_from_the_image(tm
     installation.wait(120)
     assert importlib.import_module("aimo_first").WHO == "first"
     assert sys.path[: len(before)] == before
-    # The server's interpreter finds the wheels first and this environment's packages behind them.
+    # The server's interpreter finds the wheels first, then this environment's packages.
     program = "import aimo_first, polars; print(polars.__file__)"
     found = subprocess.run([installation.python, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
     assert found == importlib.import_module("polars").__file__
@@ -90,9 +90,7 @@ def test_a_failed_installation_shows_the_end_of_pips_output(tmp_path: Path) -> N
     assert any("No matching distribution" in line for line in caught.value.log_tail)
 
 
-def test_an_installation_that_failed_is_renewed_when_its_wheels_are_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_installation_is_repeated_once_its_wheels_are_mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aimo_solver.server.wheels.install.__defaults__", ({"aimo_sixth": "aimo_sixth"}, tmp_path))
     nothing = install()
     make_wheel(tmp_path / "wheels", "aimo_sixth", "aimo_sixth", "WHO = 'sixth'", needs="aimo_seventh")
@@ -107,7 +105,7 @@ def test_an_installation_that_failed_is_renewed_when_its_wheels_are_there(
     assert importlib.import_module("aimo_sixth").WHO == "sixth"
 
 
-def test_an_installation_that_hangs_is_given_up(tmp_path: Path) -> None:
+def test_an_installation_that_hangs_is_killed(tmp_path: Path) -> None:
     hung = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     (tmp_path / "pip.log").write_text("Looking in links\n")
     with pytest.raises(WheelError, match="not ready after 0 s"):
@@ -129,7 +127,7 @@ sys.stdin.readline()
 
 @contextmanager
 def other_process(temporary: Path, root: Path) -> Iterator[tuple[Path, bool]]:
-    """Another process that installs and stays: its environment, and whether pip had to run."""
+    """Runs another process that installs and stays; yields its environment and whether it ran pip."""
     command = [sys.executable, "-c", INSTALL_AND_STAY, str(temporary), str(root)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -144,21 +142,21 @@ def folder_of(installation: Installation) -> Path:
     return installation.environment
 
 
-def test_the_same_wheels_are_found_again_in_the_same_folder(tmp_path: Path) -> None:
+def test_an_environment_with_the_same_wheels_is_reused(tmp_path: Path) -> None:
     make_wheel(tmp_path / "mount" / "wheels", "aimo_fourth", "aimo_fourth", "WHO = 1")
     with other_process(tmp_path, tmp_path / "mount") as (folder, installed):
         assert (folder, installed) == (tmp_path / "aimo-wheels", True)
-        with other_process(tmp_path, tmp_path / "mount") as (again, installed):  # while the first one uses it
+        with other_process(tmp_path, tmp_path / "mount") as (again, installed):  # while the first process uses it
             assert (again, installed) == (folder, False)
     here = install({"aimo_fourth": "aimo_fourth"}, tmp_path / "mount")
     assert here.process is None
     assert folder_of(here) == folder
     assert importlib.import_module("aimo_fourth").WHO == 1
-    # What an earlier call installed is no part of the image.
+    # What an earlier call installed does not count as part of the image.
     assert install({"aimo_fourth": "aimo_fourth"}, tmp_path / "mount").python == here.python
 
 
-def test_other_wheels_replace_those_that_nobody_uses(tmp_path: Path) -> None:
+def test_other_wheels_replace_an_unused_environment(tmp_path: Path) -> None:
     make_wheel(tmp_path / "mount" / "wheels", "aimo_fourth", "aimo_fourth", "WHO = 1")
     with other_process(tmp_path, tmp_path / "mount") as (folder, _):
         pass
@@ -169,7 +167,7 @@ def test_other_wheels_replace_those_that_nobody_uses(tmp_path: Path) -> None:
         assert not (folder / "left over").exists()
 
 
-def test_wheels_in_use_are_not_replaced(tmp_path: Path) -> None:
+def test_an_environment_in_use_is_not_replaced(tmp_path: Path) -> None:
     make_wheel(tmp_path / "mount" / "wheels", "aimo_fourth", "aimo_fourth", "WHO = 1")
     with other_process(tmp_path, tmp_path / "mount") as (folder, _):
         make_wheel(tmp_path / "mount" / "wheels", "aimo_fourth", "aimo_fourth", "WHO = 'other'")
@@ -183,7 +181,7 @@ def package_text(environment: Path) -> str:
     return module.read_text()
 
 
-def test_an_unfinished_installation_is_made_anew(tmp_path: Path) -> None:
+def test_an_unfinished_installation_is_repeated(tmp_path: Path) -> None:
     make_wheel(tmp_path / "mount" / "wheels", "aimo_fifth", "aimo_fifth", "", needs="aimo_fourth")
     with pytest.raises(WheelError):
         install({"aimo_fifth": "aimo_fifth"}, tmp_path / "mount").wait(120)
@@ -191,7 +189,7 @@ def test_an_unfinished_installation_is_made_anew(tmp_path: Path) -> None:
     assert folder_of(install({"aimo_fifth": "aimo_fifth"}, tmp_path / "mount")) == tmp_path / "aimo-wheels"
 
 
-def test_nobody_waits_for_an_installation_of_others(tmp_path: Path) -> None:
+def test_an_installation_of_another_process_is_not_waited_for(tmp_path: Path) -> None:
     make_wheel(tmp_path / "mount" / "wheels", "aimo_fourth", "aimo_fourth", "")
     lock = os.open(tmp_path / "aimo-wheels.lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(lock, fcntl.LOCK_EX)  # as long as pip works
@@ -202,8 +200,8 @@ def test_nobody_waits_for_an_installation_of_others(tmp_path: Path) -> None:
     assert folder.name != "aimo-wheels"
 
 
-def test_the_path_shows_what_the_servers_python_finds(tmp_path: Path) -> None:
-    """A package that the wheels bring in another version than the image."""
+def test_the_path_is_that_of_the_servers_python(tmp_path: Path) -> None:
+    """The wheels have another version of a package than the image."""
     make_wheel(tmp_path / "mount" / "wheels", "aimo_first", "aimo_first", "", needs="jinja2<2")
     make_wheel(tmp_path / "mount" / "wheels", "jinja2", "jinja2/__init__", "")
     installation = install({"aimo_first": "aimo_first"}, tmp_path / "mount")

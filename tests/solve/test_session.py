@@ -1,4 +1,4 @@
-"""The server of a session: which vLLM it runs, and with which compile cache. What a session does without, and how it ends."""
+"""Sessions: the server's command and compile cache, stages that are optional, and how a session ends."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ import pytest
 from aimo_solver.config import Config, load_config
 from aimo_solver.log.writer import NullLog, ProblemResult
 from aimo_solver.options import ServerConfig
-from aimo_solver.server import compile_cache as jitcache
-from aimo_solver.server.launch import Command, Preset, choose
+from aimo_solver.server import launch
+from aimo_solver.server.cache_build import pack_cache
+from aimo_solver.server.compile_cache import add_shipped_cache, make_stamp
+from aimo_solver.server.launch import plan_launch
 from aimo_solver.server.machine import Gpu, Machine
+from aimo_solver.server.process import ServerCommand
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation
 from aimo_solver.solve import session
-from aimo_solver.solve.session import _server
 from tests.conftest import MODEL
 from tests.processes import pid_runs
 
@@ -29,7 +31,7 @@ H100 = Machine((Gpu("NVIDIA H100 80GB HBM3", 81_559 << 20, (9, 0), "580.1"),), 1
 
 @pytest.fixture
 def wheels(tmp_path: Path) -> Installation:
-    """An environment with a vLLM, a torch and flags that are not this Python's."""
+    """An environment with another vLLM and torch than this Python, and other flags."""
     installation = Installation(tmp_path / "aimo-wheels")
     packages = Path(sysconfig.get_path("purelib", "venv", {"base": str(installation.environment)}))
     for name, version in (("vllm", "99.1"), ("torch", "99.2")):
@@ -45,27 +47,21 @@ def wheels(tmp_path: Path) -> Installation:
 
 
 @pytest.mark.parametrize("fits", [True, False])
-def test_the_compile_cache_is_compared_with_what_the_wheels_brought(wheels: Installation, tmp_path: Path, fits: bool) -> None:
+def test_the_compile_cache_is_compared_with_the_versions_of_the_wheels(wheels: Installation, tmp_path: Path, fits: bool) -> None:
     root = tmp_path / "jit"
     (root / "vllm").mkdir(parents=True)
     (root / "vllm" / "compiled").write_text("graph")
     archive = tmp_path / "x.aimocache"
-    config = Config(server=ServerConfig(jit_cache=str(archive)))
-    preset = choose(MODEL, config.server, slots=2, machine=H100)
-    path = wheels.path if fits else NOTHING_TO_INSTALL.path
-    made = jitcache.stamp(H100, root, MODEL, preset.arguments, Path(path[0]) / "vllm", path)
-    jitcache.pack(made, archive)
+    config = Config(server=ServerConfig(compile_cache=str(archive)))
+    pack_cache(make_stamp(plan_launch(MODEL, config, wheels if fits else NOTHING_TO_INSTALL, machine=H100), root), archive)
     shutil.rmtree(root)
-    cache = jitcache.shipped(config.server.jit_cache, MODEL, preset, H100, wheels.path)
-    _, supervisor = _server(MODEL, config, NullLog(), preset, wheels, cache)
-    assert (supervisor.server.command.env.get("VLLM_CACHE_ROOT") == str(root / "vllm")) is fits
+    plan = add_shipped_cache(plan_launch(MODEL, config, wheels, machine=H100))
+    assert [command.env.get("VLLM_CACHE_ROOT") for command in plan.commands] == [str(root / "vllm") if fits else None] * 3
     assert (root / "vllm" / "compiled").exists() is fits
 
 
-def test_the_command_heeds_the_vllm_of_the_wheels(wheels: Installation) -> None:
-    preset = choose(MODEL, ServerConfig(), slots=2, machine=H100)
-    _, supervisor = _server(MODEL, Config(), NullLog(), preset, wheels, {})
-    args = supervisor.server.command.args
+def test_the_command_has_only_flags_of_the_vllm_in_the_wheels(wheels: Installation) -> None:
+    args = plan_launch(MODEL, Config(), wheels, machine=H100).command.args
     assert args[0] == str(wheels.python) != sys.executable
     flags = {arg for arg in args if arg.startswith("--")}
     assert flags == {"--model", "--served-model-name", "--host", "--port", "--max-model-len", "--seed"}
@@ -81,12 +77,14 @@ class Health(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_): pass
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Health).serve_forever()
 """
-CONFIG = load_config({"kernels": {"size": 1, "spares": 0}, "solver": {"slots": 1}, "server": {"jit_cache": "absent.aimocache"}})
+CONFIG = load_config(
+    {"kernels": {"size": 1, "spares": 0}, "solver": {"slots": 1}, "server": {"compile_cache": "absent.aimocache"}}
+)
 STAGES = {"kernels", "weights", "compile cache", "first requests", "server", "wheels"}
 
 
-class Witness(NullLog):
-    """Keeps events in mind."""
+class EventLog(NullLog):
+    """Keeps its events."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,18 +98,18 @@ class Witness(NullLog):
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> Witness:
-    """Sessions get a small HTTP program for vLLM, and no first requests. No run directory."""
+def served(monkeypatch: pytest.MonkeyPatch) -> EventLog:
+    """Sessions start a small HTTP program instead of vLLM, and send no first requests. No run directory."""
 
-    def program(preset: Preset, model: Path, port: int, *rest: object) -> Command:
-        return Command((sys.executable, "-c", _PROGRAM, str(port)), {}, ())
+    def run_program(args: tuple[str, ...], env: object) -> ServerCommand:
+        return ServerCommand((sys.executable, "-c", _PROGRAM, args[args.index("--port") + 1]))
 
     async def warm(*arguments: object, **options: object) -> None: ...
 
-    monkeypatch.setattr(session, "command", program)
-    monkeypatch.setattr(session, "detect_machine", lambda: H100)
+    monkeypatch.setattr(launch, "ServerCommand", run_program)
+    monkeypatch.setattr(launch, "detect_machine", lambda: H100)
     monkeypatch.setattr(session, "warm_up", warm)
-    return Witness()
+    return EventLog()
 
 
 async def never(*arguments: object, **options: object) -> None:
@@ -127,7 +125,7 @@ async def fails_later(*arguments: object, **options: object) -> None:
 
 
 @pytest.mark.kernels
-async def test_every_stage_of_a_session_is_in_the_log_and_one_without_a_run_directory_works(served: Witness) -> None:
+async def test_every_stage_is_logged_and_a_session_without_a_run_directory_works(served: EventLog) -> None:
     async with session.local_session(MODEL, CONFIG, served) as ready:
         assert ready.lost is None
         async with ready.tools.pool.lease(10) as kernel:
@@ -136,41 +134,41 @@ async def test_every_stage_of_a_session_is_in_the_log_and_one_without_a_run_dire
 
 
 @pytest.mark.parametrize(
-    ("stage", "place", "harm"),
+    ("stage", "place", "fault"),
     [
         ("kernels", "KernelPool.start", fails_later),
         ("kernels", "KernelPool.start", never),
-        ("weights", "prewarm", fails),
-        ("compile cache", "shipped", fails),
+        ("weights", "read_ahead", fails),
+        ("compile cache", "add_shipped_cache", fails),
         ("first requests", "warm_up", fails_later),
         ("first requests", "warm_up", never),
     ],
 )
-async def test_a_stage_that_the_run_can_do_without_never_stops_the_boot(
-    served: Witness, monkeypatch: pytest.MonkeyPatch, stage: str, place: str, harm: Callable[..., Any]
+async def test_an_optional_stage_that_fails_never_stops_the_boot(
+    served: EventLog, monkeypatch: pytest.MonkeyPatch, stage: str, place: str, fault: Callable[..., Any]
 ) -> None:
-    for name in ("_CACHE_S", "_WARM_UP_S", "_STRAGGLERS_S"):
+    for name in ("_CACHE_S", "_WARM_UP_S", "STRAGGLERS_S"):
         monkeypatch.setattr(session, name, 0.5)
-    monkeypatch.setattr(f"aimo_solver.solve.session.{place}", harm)
+    monkeypatch.setattr(f"aimo_solver.solve.session.{place}", fault)
     async with session.local_session(MODEL, CONFIG, served) as ready:
         assert ready.lost is None
     assert stage in served.outcomes("failed")
     assert {"server", "wheels"} <= served.outcomes("done")
 
 
-@pytest.mark.parametrize("harm", [fails_later, never])
+@pytest.mark.parametrize("fault", [fails_later, never])
 @pytest.mark.parametrize("part", ["KernelPool", "VllmEngine"])
-async def test_a_part_that_does_not_go_down_does_not_keep_the_others_up(
-    served: Witness, monkeypatch: pytest.MonkeyPatch, part: str, harm: Callable[..., Any]
+async def test_a_part_that_cannot_be_closed_does_not_keep_the_others_open(
+    served: EventLog, monkeypatch: pytest.MonkeyPatch, part: str, fault: Callable[..., Any]
 ) -> None:
     close = getattr(session, part).close
 
-    async def closed_badly(self: Any) -> None:
+    async def fail_to_close(self: Any) -> None:
         await close(self)
-        await harm()
+        await fault()
 
-    monkeypatch.setattr(f"aimo_solver.solve.session.{part}.close", closed_badly)
-    monkeypatch.setattr(session, "_DOWN_S", 5.0)
+    monkeypatch.setattr(f"aimo_solver.solve.session.{part}.close", fail_to_close)
+    monkeypatch.setattr(session, "_CLOSE_S", 5.0)
     async with session.local_session(MODEL, CONFIG, served):
         server = next(event["pid"] for event in served.events if event["kind"] == "server_ready")
         assert pid_runs(server)
@@ -179,7 +177,7 @@ async def test_a_part_that_does_not_go_down_does_not_keep_the_others_up(
     assert failed == [{"KernelPool": "kernels", "VllmEngine": "engine"}[part]]
 
 
-async def test_restarts_come_back_after_a_problem_that_ended_well(served: Witness, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_restarts_come_back_after_a_problem_that_ended_well(served: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
     refilled = []
     monkeypatch.setattr(session.Supervisor, "refill", lambda self: refilled.append(1))
     async with session.local_session(MODEL, CONFIG, served) as ready:

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -29,10 +29,10 @@ from aimo_solver.lab.report.watch import watch
 from aimo_solver.log.lock import is_running
 from aimo_solver.log.writer import Run, RunLog, describe_environment, read_run
 from aimo_solver.problems import Problem, read_problems
-from aimo_solver.server.launch import choose, command
-from aimo_solver.server.machine import detect_machine, installed_flags
+from aimo_solver.server.launch import check_model, plan_launch
+from aimo_solver.solve.endpoint import Endpoint, endpoint_session, find_endpoint_folder
 from aimo_solver.solve.evaluate import evaluate
-from aimo_solver.solve.session import Endpoint, check_model, endpoint_folder, endpoint_session, local_session
+from aimo_solver.solve.session import local_session
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -81,7 +81,7 @@ def evaluate_command(
     if endpoint is None and (served_model or api_key):
         raise ConfigError("--served-model", "names a model at an endpoint; give --endpoint too")
     there = Endpoint(endpoint, served_model, api_key) if endpoint else None
-    folder = model or (EMBEDDED_MODEL if there is None else endpoint_folder(there))
+    folder = model or (EMBEDDED_MODEL if there is None else find_endpoint_folder(there))
     check_model(folder)
     if resume and out is None:
         raise ConfigError("--resume", "needs --out with the folder of the interrupted run")
@@ -141,13 +141,13 @@ def serve_command(
     """Runs a vLLM server with the flags that `evaluate` would use, in this terminal until Ctrl-C; for --endpoint."""
     check_model(model)
     config = load_config(model, config_file, settings=settings or ())
-    preset = choose(model, config.server, slots=slots, machine=detect_machine())
-    built = command(preset, model, port, model.resolve().name, installed_flags())
-    for flag in built.dropped:
-        console.print(f"left out {flag.name}: the installed vLLM does not know it", style="yellow")
-    console.print(" ".join(built.args), soft_wrap=True, highlight=False)
+    plan = replace(plan_launch(model, config, slots=slots), port=port, served_name=model.resolve().name)
+    for flag in plan.dropped:
+        console.print(f"left out {flag.name}: unknown to the installed vLLM", style="yellow")
+    command = plan.command
+    console.print(" ".join(command.args), soft_wrap=True, highlight=False)
     sys.stdout.flush()
-    os.execvpe(built.args[0], built.args, {**os.environ, **built.env})
+    os.execvpe(command.args[0], command.args, {**os.environ, **command.env})
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from aimo_solver.lab.bench.engine import bench_engine
 from aimo_solver.lab.bench.kernels import bench_kernels
 from aimo_solver.lab.bench.loop import Target
 from aimo_solver.lab.bench.parse import SIZES, bench_parse, families_of, readers
-from aimo_solver.lab.bench.readahead import bench_prewarm, make_files
+from aimo_solver.lab.bench.readahead import bench_read_ahead, make_files
 from aimo_solver.lab.bench.table import BenchResult
 from aimo_solver.lab.records import read_groups
 from aimo_solver.lab.replay import parse_policy, replay
@@ -30,10 +30,10 @@ from aimo_solver.lab.report import policy_plots
 from aimo_solver.lab.simulate import parse_play, playable, simulate, sweep
 from aimo_solver.log.environment import describe_environment
 from aimo_solver.log.writer import RunLog
-from aimo_solver.server import compile_cache as jitcache
-from aimo_solver.server.launch import choose
-from aimo_solver.server.machine import detect_machine
-from aimo_solver.solve.session import check_model, local_session
+from aimo_solver.server.cache_build import ARCHIVE_SUFFIX, build_cache, pack_cache
+from aimo_solver.server.compile_cache import Stamp, default_root, make_stamp
+from aimo_solver.server.launch import check_model, plan_launch
+from aimo_solver.solve.session import local_session
 
 _POLICIES = ("majority", "error-weighted", "entropy", "tail-entropy", "vote-share", "lexicographic", "proximity")
 _PLAYS = ("default@greedy", "default@even", "default@clamp", "default@tiers", "default@marginal")
@@ -110,19 +110,19 @@ def bench_kernels_command(
     _show(result, as_json)
 
 
-@bench.command("prewarm")
+@bench.command("readahead")
 @guarded
-def bench_prewarm_command(
+def bench_readahead_command(
     folder: Annotated[Path, typer.Option(help="folder on the disk to measure; files are made and removed there")],
     gigabytes: Annotated[float, typer.Option(min=0.01, help="size of the files together")] = 8.0,
     as_json: AsJson = False,
 ) -> None:
-    """The prewarmer against cat, dd and direct parallel reads, on cold files and on warm ones."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix="bench-prewarm-") as scratch:
+    """Read-ahead against cat, dd and direct parallel reads, on cold files and on warm ones."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix="bench-readahead-") as scratch:
         with console.status("writing files"):
             files = make_files(Path(scratch), gigabytes)
         with console.status("reading"):
-            result = bench_prewarm(files)
+            result = bench_read_ahead(files)
     _show(result, as_json)
 
 
@@ -144,12 +144,11 @@ def bench_engine_command(
     check_model(model)
     slots = {"solver": {"slots": most, "max_attempts": most}}
     config = load_config(model, config_file, slots, settings=settings or ())
-    preset = choose(model, config.server, slots=config.solver.streams, machine=detect_machine())
 
     async def measure(folder: Path) -> BenchResult:
         with RunLog.create(folder / "run", config=config, environment=describe_environment()) as log:
             async with local_session(model, config, log) as session:
-                target = Target.of(session, config, preset)
+                target = Target.of(session)
                 return await bench_engine(target, streams=counts, tokens=tokens, turn_tokens=turn_tokens, rounds=rounds)
 
     with tempfile.TemporaryDirectory(prefix="bench-engine-") as scratch, console.status("the server starts, then streams run"):
@@ -218,7 +217,7 @@ def _counts(text: str, option: str = "--streams") -> list[int]:
 @guarded
 def cache_build_command(
     model: Model,
-    archive: Archive = Path(f"jit-cache{jitcache.ARCHIVE_SUFFIX}"),
+    archive: Archive = Path(f"compile-cache{ARCHIVE_SUFFIX}"),
     root: CacheRoot = None,
     config_file: ConfigFile = None,
     settings: Settings = None,
@@ -226,29 +225,29 @@ def cache_build_command(
     """Starts the server twice on this GPU, runs first requests, and packs what was compiled."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     check_model(model)
-    config = load_config(model, config_file, settings=settings or ())
-    _pack(asyncio.run(jitcache.build(model, config, _root(root), archive.with_suffix(".server.log"))), archive)
+    plan = plan_launch(model, load_config(model, config_file, settings=settings or ()))
+    _pack(asyncio.run(build_cache(plan, _root(root), archive.with_suffix(".server.log"))), archive)
 
 
 @cache.command("pack")
 @guarded
 def cache_pack_command(
     model: Model,
-    archive: Archive = Path(f"jit-cache{jitcache.ARCHIVE_SUFFIX}"),
+    archive: Archive = Path(f"compile-cache{ARCHIVE_SUFFIX}"),
     root: CacheRoot = None,
     config_file: ConfigFile = None,
     settings: Settings = None,
 ) -> None:
     """Packs what earlier server starts on this GPU compiled, with the same model and options."""
     check_model(model)
-    config = load_config(model, config_file, settings=settings or ())
-    _pack(jitcache.stamp_here(model, config, _root(root)), archive)
+    plan = plan_launch(model, load_config(model, config_file, settings=settings or ()))
+    _pack(make_stamp(plan, _root(root)), archive)
 
 
 def _root(root: Path | None) -> Path:
-    return (root or jitcache.default_root()).absolute()  # the cache has to go to the same place elsewhere
+    return (root or default_root()).absolute()  # the cache has to go to the same place elsewhere
 
 
-def _pack(made: jitcache.Stamp, archive: Path) -> None:
-    size = jitcache.pack(made, archive)
-    console.print(f"{archive}: {size / 1e6:.1f} MB, for {made.gpu}")
+def _pack(stamp: Stamp, archive: Path) -> None:
+    size = pack_cache(stamp, archive)
+    console.print(f"{archive}: {size / 1e6:.1f} MB, for {stamp.gpu}")

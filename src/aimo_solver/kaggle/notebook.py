@@ -74,7 +74,7 @@ class _Sessions:
 
     def _config(self, folder: Path) -> Config:
         cache = find_compile_cache()
-        return load_config({"server": {"jit_cache": str(cache)}} if cache else None, folder, self._settings)
+        return load_config({"server": {"compile_cache": str(cache)}} if cache else None, folder, self._settings)
 
     def finish(self) -> None:
         """Ends the log."""

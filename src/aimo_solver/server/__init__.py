@@ -1,15 +1,16 @@
-"""Starts, watches and restarts a vLLM server, and streams tokens from it.
+"""Plans, starts, supervises and restarts a vLLM server, and streams tokens from it.
 
-`launch` says how it is started, `supervisor` keeps it up, `client` speaks to it; `readahead`, `compile_cache` and `warmup`
-shorten its start.
+Start with `launch` (how it is started), `supervisor` and `client`; `readahead`, `compile_cache` and `warmup` shorten its start.
 
 May import: nothing but the top.
 """
 
 __all__ = [
+    "cache_build",
     "client",
     "compile_cache",
-    "endpoint",
+    "completions",
+    "flags",
     "launch",
     "machine",
     "pagecache",

@@ -1,7 +1,7 @@
-"""The token-stream client of any vLLM server: token ids in, token ids and entropies out.
+"""The client of a vLLM server: token ids in, token ids and entropies out.
 
-It speaks `/v1/completions` over aiohttp. At thousands of chunks a second a general API client's parsing would cost more
-than the network does; here a chunk costs one `json.loads`.
+It uses `/v1/completions` over aiohttp. At thousands of chunks a second, a general API client would spend more time on
+parsing than on the network; here a chunk costs one `json.loads`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ from aimo_solver.errors import (
     ServerError,
 )
 from aimo_solver.options import SamplingConfig
-from aimo_solver.server.completions import Chunk as Chunk
-from aimo_solver.server.completions import messages, read_chunk, refusal
-from aimo_solver.server.endpoint import answer_text, find_model
+from aimo_solver.server.completions import Chunk, ServedModel, read_body, read_chunk, read_messages, read_models, refusal
 
 _NO_TOKEN_IDS = "a turn without token ids (return_token_ids); vLLM sends them from version 0.10.2 on"
 
@@ -42,7 +40,7 @@ class CompletionRequest:
     Attributes:
         tokens: the prompt, token ids.
         max_tokens: most tokens to sample.
-        label: who asks; the server's log shows it.
+        label: names the request in the server's log.
     """
 
     tokens: Sequence[int]
@@ -53,10 +51,10 @@ class CompletionRequest:
 
 
 class Engine(Protocol):
-    """What the agent loop needs of a model.
+    """A model that samples turns, as an attempt uses it.
 
     Attributes:
-        context_tokens: longest prompt and answer together; a server that was replaced may hold less.
+        context_tokens: longest prompt and answer together; a restarted server may have less.
         faults: how often the server was lost or replaced so far.
     """
 
@@ -67,14 +65,14 @@ class Engine(Protocol):
         """Samples one turn. Closing the generator frees the server's slot at once.
 
         Raises:
-            EngineUnavailable: no answer, or the stream broke off; chunks that came before are valid.
-            ContextExceeded: the request does not fit the context; `context_tokens` is what the server said.
+            EngineUnavailable: no answer, or the stream broke off; the chunks received before are valid.
+            ContextExceeded: the request does not fit the context, which is in `context_tokens` now if the server names it.
             EngineRejected: the server refused the request for another reason.
         """
         ...
 
     async def wait_ready(self) -> None:
-        """Returns when the server answers again, with `context_tokens` as the running server says.
+        """Returns when the server answers again; `context_tokens` is then that of the running server.
 
         Raises:
             EngineLost: it never will.
@@ -83,26 +81,21 @@ class Engine(Protocol):
 
 
 class VllmEngine:
-    """Client of one vLLM server (or of a router in front of many).
+    """Client of one vLLM server, or of a router in front of several.
 
     Attributes:
         context_tokens: the served model's longest prompt and answer together.
-        tokens_streamed, running: all tokens so far and requests under way, for whoever watches progress.
+        tokens_streamed: all tokens so far.
+        running: requests under way.
         failures: requests in a row that failed before their first token.
-        faults: how often the server was lost or replaced; its supervisor counts.
-        lost: why there is no server any more, set by whoever gave it up.
+        faults: how often the supervisor found the server lost or hung.
+        lost: why there is no server any more; set by the supervisor.
     """
 
     def __init__(
-        self,
-        base_url: str,
-        model: str,
-        sampling: SamplingConfig,
-        *,
-        context_tokens: int,
-        api_key: str | None = None,
+        self, base_url: str, model: str, sampling: SamplingConfig, *, context_tokens: int, api_key: str | None = None
     ) -> None:
-        """`base_url` without the ``/v1``. The session opens with the first request, in that request's event loop."""
+        """`base_url` is without ``/v1``. The session opens with the first request, in that request's event loop."""
         self.base_url = base_url.rstrip("/")
         self.model = model
         self.context_tokens = context_tokens
@@ -122,26 +115,26 @@ class VllmEngine:
         await self.close()
 
     async def close(self) -> None:
+        """Closes all connections."""
         if self._session is not None:
             await self._session.close()
             self._session = None
 
     async def stream(self, request: CompletionRequest) -> AsyncGenerator[Chunk, None]:
-        """See `Engine.stream`."""
-        self.running += 1
+        """Samples one turn; see `Engine.stream`."""
         # No seed per request: vLLM draws seeded requests one by one, and its CPU build ends when a seeded prompt is
         # processed in pieces.
         headers = {"X-Request-Id": f"{request.label}-{secrets.token_hex(4)}"}
-        self.failures += 1  # until a token comes
+        url = f"{self.base_url}/v1/completions"
+        self.running += 1
+        self.failures += 1  # until a token arrives
         try:
-            async with self._open().post(
-                f"{self.base_url}/v1/completions", json=self._body(request), headers=headers
-            ) as response:
+            async with self._open().post(url, json=self._body(request), headers=headers) as response:
                 try:
                     if response.status != 200:
-                        raise refusal(response.status, await answer_text(response))
+                        raise refusal(response.status, await read_body(response))
                     sampled, finished = 0, False
-                    async for message in messages(response.content):
+                    async for message in read_messages(response.content):
                         chunk = read_chunk(message)
                         sampled += len(chunk.token_ids)
                         if chunk.token_ids:
@@ -154,7 +147,7 @@ class VllmEngine:
                     if not finished:
                         raise EngineUnavailable("the stream ended without a finish reason")
                 finally:
-                    # Closing the connection, not returning it, is what makes the server abort the request.
+                    # The server aborts the request when the connection is closed, not when it is returned to the pool.
                     response.close()
         except ContextExceeded as error:
             self.context_tokens = min(self.context_tokens, error.context_tokens or self.context_tokens)
@@ -165,7 +158,7 @@ class VllmEngine:
             self.running -= 1
 
     async def answers(self, timeout_s: float) -> bool:
-        """True if the health page answers in time and, where the last requests failed, a request for one token too."""
+        """Returns whether the server is healthy and, if the last requests failed, samples a token."""
         if not await self.healthy(timeout_s):
             return False
         try:
@@ -191,24 +184,44 @@ class VllmEngine:
             raise EndpointError(self.base_url, f"samples no token: {' '.join(str(error).split())}") from None
 
     async def wait_ready(self) -> None:
-        """See `Engine.wait_ready`."""
+        """Waits for a server that answers; see `Engine.wait_ready`."""
         while not await self.ready():
             if self.lost is not None:
                 raise EngineLost(str(self.lost)) from self.lost
             await asyncio.sleep(0.25)
 
     async def ready(self) -> bool:
-        """True if the server is healthy; its context is known then, as far as it tells."""
+        """Returns whether the server is healthy; reads its context then."""
         if not await self.healthy():
             return False
-        # A list that cannot be read costs nothing: a request that is too long is answered by asking for less.
+        # A list that cannot be read does no harm: a request that is too long is refused, and then shortened.
         with contextlib.suppress(EndpointError):
-            served = await find_model(self.base_url, self.model, session=self._open())
-            self.context_tokens = served.context_tokens or self.context_tokens
+            contexts = {served.name: served.context_tokens for served in await self.served_models()}
+            self.context_tokens = contexts.get(self.model) or self.context_tokens
         return True
 
+    async def served_models(self) -> list[ServedModel]:
+        """Returns the models that the server lists.
+
+        Raises:
+            EndpointError: it does not answer, or its answer cannot be read.
+        """
+        try:
+            timeout = aiohttp.ClientTimeout(total=20)
+            async with self._open().get(f"{self.base_url}/v1/models", timeout=timeout) as response:
+                status, body = response.status, await read_body(response)
+        except (aiohttp.ClientError, aiohttp.InvalidURL, OSError) as error:
+            problem = f"does not answer ({type(error).__name__}); start the server, or check host and port"
+            raise EndpointError(self.base_url, problem) from None
+        if status != 200:
+            raise EndpointError(self.base_url, f"answers {status} to /v1/models; check that it is a vLLM server, and the API key")
+        try:
+            return read_models(body)
+        except ValueError:
+            raise EndpointError(self.base_url, "does not list models as an OpenAI-compatible server does") from None
+
     async def healthy(self, timeout_s: float = 5.0) -> bool:
-        """True if the server's health page answers in time."""
+        """Returns whether the server's `/health` answers 200 in time."""
         try:
             timeout = aiohttp.ClientTimeout(total=timeout_s)
             async with self._open().get(f"{self.base_url}/health", timeout=timeout) as response:
@@ -217,7 +230,7 @@ class VllmEngine:
             return False
 
     async def running_requests(self) -> int:
-        """Requests that the server itself says are running or waiting."""
+        """Returns how many requests run or wait on the server, by its own `/metrics`."""
         async with self._open().get(f"{self.base_url}/metrics") as response:
             text = await response.text()
         counts = re.findall(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} ([0-9.e+]+)$", text, re.MULTILINE)
@@ -244,7 +257,7 @@ class VllmEngine:
             "min_p": sampling.min_p,
             "logprobs": sampling.top_logprobs,
             "return_token_ids": True,
-            "return_tokens_as_token_ids": True,  # keeps candidates with equal texts apart
+            "return_tokens_as_token_ids": True,  # distinguishes candidates with equal texts
             "skip_special_tokens": False,
             "stop_token_ids": list(request.stop_token_ids),
             "stop": list(request.stop_strings),

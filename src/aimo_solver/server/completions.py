@@ -1,6 +1,6 @@
-"""What a vLLM server answers to `/v1/completions`, read: the events of a stream, token ids and entropies, refusals.
+"""Reads what a vLLM server answers: the events of a stream, token ids and entropies, refusals.
 
-Nothing here trusts the server: what cannot be read is an `EngineUnavailable`.
+Nothing here trusts the server: an answer that cannot be read is an `EngineUnavailable`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import aiohttp
 
 from aimo_solver.errors import ContextExceeded, EngineError, EngineRejected, EngineUnavailable
 
+_LONGEST_BODY = 1 << 20  # bytes; a list of models and a refusal have a few hundred
 _LONGEST_LINE = 1 << 20  # bytes; a chunk of 8 tokens with 20 log-probabilities each has 20,000
 # How vLLM 0.10 to 0.32 refuse a request for its length; the number is the context.
 _TOO_LONG = re.compile(r"(?:maximum context length(?: is)? \(?|max_model_len=)(\d{1,9})")
@@ -23,7 +24,7 @@ _TOO_LONG = re.compile(r"(?:maximum context length(?: is)? \(?|max_model_len=)(\
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What one message of the stream brought.
+    """One message of a stream.
 
     Attributes:
         token_ids: newly sampled tokens, a stop token included.
@@ -38,8 +39,51 @@ class Chunk:
     cached_tokens: int | None = None
 
 
-async def messages(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """The messages of a server-sent event stream, until its [DONE]. Comments, which keep a connection open, are left out."""
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model that a server lists.
+
+    Attributes:
+        context_tokens: longest prompt and answer together; None if the server does not report it.
+        root: where the server found the model.
+    """
+
+    name: str
+    context_tokens: int | None
+    root: str
+
+
+async def read_body(response: aiohttp.ClientResponse) -> str:
+    """Returns the text of an answer that is not a stream, cut to 1 MiB."""
+    body = b""
+    async for data in response.content.iter_chunked(1 << 16):
+        body += data
+        if len(body) >= _LONGEST_BODY:
+            break
+    return body[:_LONGEST_BODY].decode("utf-8", "replace")
+
+
+def read_models(body: str) -> list[ServedModel]:
+    """Reads the answer of `/v1/models`.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        return [
+            ServedModel(str(model["id"]), int(model.get("max_model_len") or 0) or None, str(model.get("root") or ""))
+            for model in json.loads(body)["data"]
+        ]
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"not a list of models: {error!r:.200}") from None
+
+
+async def read_messages(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """Yields the messages of a server-sent event stream until its [DONE], without the comments that keep it open.
+
+    Raises:
+        EngineUnavailable: a message is longer than 1 MiB.
+    """
     rest = bytearray()
     async for data in content.iter_any():
         rest += data
@@ -57,7 +101,7 @@ async def messages(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
 
 
 def read_chunk(payload: bytes) -> Chunk:
-    """A message of the stream.
+    """Reads one message of the stream.
 
     Raises:
         EngineUnavailable: it cannot be read, or the server ended the request.
@@ -97,16 +141,16 @@ def _chunk(message: Mapping[str, Any]) -> Chunk:
 
 
 def entropy(candidates: Mapping[str, float]) -> float:
-    """Entropy in nats of a next-token distribution given by the log-probabilities of its likeliest tokens.
+    """Returns the entropy in nats of a next-token distribution, from the log-probabilities of its likeliest tokens.
 
-    The sum runs over the candidates given; what they leave out is not estimated, so this is a lower bound.
+    This is a lower bound: the tokens that are not among the candidates are left out.
     """
     return -sum(math.exp(logprob) * logprob for logprob in candidates.values() if logprob > -50.0)
 
 
 def refusal(status: int, body: str) -> EngineError:
-    """The error for a request that the server refused with that HTTP status and text."""
-    # 5xx (a dead engine answers 500) and 429 pass; anything else is our request's fault.
+    """Returns the error for a request that the server refused with that HTTP status and text."""
+    # 5xx (a dead engine answers 500) and 429 may pass; any other status is caused by the request.
     if status >= 500 or status in (408, 429):
         return EngineUnavailable(f"server answered {status}: {body[:300]}")
     match = _TOO_LONG.search(body)

@@ -1,10 +1,11 @@
-"""What each preset sets: vLLM's flags and environment variables, each with the reason for it."""
+"""The presets: vLLM's flags and environment variables for a model family, each with its reason."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from aimo_solver.options import ServerConfig
@@ -39,78 +40,79 @@ class Variable:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What a preset is made for."""
+class PresetInput:
+    """What the values of a preset depend on."""
 
     server: ServerConfig
     slots: int
     machine: Machine
-    context: int
+    context_tokens: int
 
 
 COMMON_VARIABLES = (
-    Variable("HF_HUB_OFFLINE", "1", "the model is a local folder; a look at the hub would wait for a time-out"),
+    Variable("HF_HUB_OFFLINE", "1", "the model is a local folder; asking the hub would wait for a time-out"),
     Variable("VLLM_NO_USAGE_STATS", "1", "no network"),
     Variable("VLLM_DO_NOT_TRACK", "1", "no network"),
-    Variable("TOKENIZERS_PARALLELISM", "false", "prompts come as tokens; silences a warning about forks"),
+    Variable("TOKENIZERS_PARALLELISM", "false", "prompts are token ids; silences a warning about forks"),
 )
 
-_Made = tuple[tuple[Flag, ...], tuple[Variable, ...]]
+_Settings = tuple[tuple[Flag, ...], tuple[Variable, ...]]
 
 
-def common_flags(wish: Wish) -> tuple[Flag, ...]:
+def common_flags(given: PresetInput) -> tuple[Flag, ...]:
+    """Returns the flags of every preset."""
     return (
-        Flag("--max-model-len", str(wish.context), "longest prompt and answer together"),
-        Flag("--enable-prefix-caching", None, "each turn's prompt is the one before plus new tokens"),
+        Flag("--max-model-len", str(given.context_tokens), "longest prompt and answer together"),
+        Flag("--enable-prefix-caching", None, "each turn's prompt is the previous one plus new tokens"),
         Flag("--enable-prompt-tokens-details", None, "reports the cached tokens of each request"),
         Flag("--generation-config", "vllm", "sampling is set per request, not by the model folder"),
-        Flag("--disable-uvicorn-access-log", None, "a line per request says nothing new"),
+        Flag("--disable-uvicorn-access-log", None, "one line per request adds nothing"),
     )
 
 
-def _cpu(wish: Wish) -> _Made:
+def _cpu(given: PresetInput) -> _Settings:
     flags = (
-        Flag("--dtype", "float32", "exact on every CPU; models that run on one are small"),
-        Flag("--block-size", "32", "the smallest block: prefix caching counts whole blocks"),
+        Flag("--dtype", "float32", "exact on every CPU; models that run on a CPU are small"),
+        Flag("--block-size", "32", "the smallest block; only whole blocks are cached"),
         Flag("--enforce-eager", None, "compiling takes longer than a small model runs"),
-        Flag("--max-num-seqs", str(_rounded(wish.slots)), "as many requests as run side by side"),
+        Flag("--max-num-seqs", str(_round_up(given.slots)), "as many requests as run side by side"),
     )
     variables = (Variable("VLLM_CPU_KVCACHE_SPACE", "1", "GiB of KV cache; the default takes a large part of the memory"),)
     return flags, variables
 
 
-def _gpu(wish: Wish, memory_share: float, *, fp8_cache: bool) -> _Made:
-    per_step = 1 + (wish.server.speculative_tokens if wish.server.speculative != "none" else 0)
-    sequences = _rounded(wish.slots)
+def _gpu(given: PresetInput, *, memory_share: float, fp8_cache: bool) -> _Settings:
+    per_step = 1 + (given.server.speculative_tokens if given.server.speculative != "none" else 0)
+    sequences = _round_up(given.slots)
     flags = [
-        Flag("--gpu-memory-utilization", f"{memory_share:.2f}", "the GPU is ours alone; what is over becomes KV cache"),
+        Flag("--gpu-memory-utilization", f"{memory_share:.2f}", "the GPU is for vLLM alone; the rest becomes KV cache"),
         Flag("--max-num-seqs", str(sequences), "as many requests as run side by side"),
-        Flag("--max-num-batched-tokens", "4096", "a long tool result delays the other streams by one short step only"),
+        Flag("--max-num-batched-tokens", "4096", "a long tool result delays the other streams by only one short step"),
         Flag(
             "--max-cudagraph-capture-size",
             str(sequences * per_step),
-            "graphs for the batch sizes that occur; all 50 of them would take 92 s to capture on an H200",
+            "graphs for the batch sizes that occur; capturing all 50 takes 92 s on an H200",
             former="--cuda-graph-sizes",
         ),
-        Flag("--disable-cascade-attn", None, "attempts share their prompt; older versions then decode without CUDA graphs"),
-        Flag("--stream-interval", "8", "a chunk per 8 tokens: fewer messages for server and client; the last comes at once"),
-        Flag("--no-enable-flashinfer-autotune", None, "none of FlashInfer's kernels is used, so there is nothing to tune"),
-        Flag("--tensor-parallel-size", str(_tensor_parallel(wish)), "GPUs that share one copy of the model"),
+        Flag("--disable-cascade-attn", None, "attempts share a prompt, and older versions then decode without CUDA graphs"),
+        Flag("--stream-interval", "8", "one chunk per 8 tokens means fewer messages; the last one is sent at once"),
+        Flag("--no-enable-flashinfer-autotune", None, "no FlashInfer kernel is used, so there is nothing to tune"),
+        Flag("--tensor-parallel-size", str(_tensor_parallel(given)), "GPUs that share one copy of the model"),
     ]
-    if wish.server.speculative == "none":
+    if given.server.speculative == "none":
         flags.append(Flag("--async-scheduling", None, "schedules the next step while this one runs"))
-    if fp8_cache and wish.machine.gpus and min(gpu.capability for gpu in wish.machine.gpus) >= _HOPPER:
-        flags.append(Flag("--kv-cache-dtype", "fp8_e4m3", "twice the context in the same memory; Hopper reads it natively"))
+    if fp8_cache and given.machine.gpus and min(gpu.capability for gpu in given.machine.gpus) >= _HOPPER:
+        flags.append(Flag("--kv-cache-dtype", "fp8_e4m3", "twice the context in the same memory; native on Hopper"))
     variables = (
-        Variable("VLLM_USE_FLASHINFER_SAMPLER", "0", "building FlashInfer's sampler took 126 s on an H200, and brings nothing"),
-        Variable("VLLM_WORKER_MULTIPROC_METHOD", "fork", "the engine's process inherits the imports instead of repeating them"),
-        Variable("VLLM_ENABLE_STARTUP_PLAN", "1", "a later start on the same GPU need not measure the memory again"),
+        Variable("VLLM_USE_FLASHINFER_SAMPLER", "0", "building FlashInfer's sampler took 126 s on an H200 and brought no speed"),
+        Variable("VLLM_WORKER_MULTIPROC_METHOD", "fork", "the engine process inherits the imports instead of repeating them"),
+        Variable("VLLM_ENABLE_STARTUP_PLAN", "1", "later starts on the same GPU do not measure the memory again"),
     )
     return tuple(flags), variables
 
 
-def _gpt_oss(wish: Wish) -> _Made:
-    flags, variables = _gpu(wish, 0.96, fp8_cache=True)
+def _gpt_oss(given: PresetInput) -> _Settings:
+    flags, variables = _gpu(given, memory_share=0.96, fp8_cache=True)
     decode = next(int(flag.value or 0) for flag in flags if flag.name == "--max-cudagraph-capture-size")
     sizes = [1, 2, 4, *range(8, decode + 1, 8)]
     while sizes[-1] < _LONGEST_STEP:
@@ -121,41 +123,33 @@ def _gpt_oss(wish: Wish) -> _Made:
         Flag(
             "--compilation-config",
             json.dumps(graphs, separators=(",", ":")),
-            "every step is padded to a size that was captured at the start: the routing kernels of the experts are compiled "
-            "anew for every 32 tokens of a step's length, and each new length would stop all streams for about a second",
+            "every step is padded to a size captured at the start: the expert routing kernels are compiled for every 32 tokens "
+            "of a step's length, and each new length would stop all streams for about a second",
         ),
     )
     replaced = {"--max-cudagraph-capture-size", *(flag.name for flag in own)}
     return (*(flag for flag in flags if flag.name not in replaced), *own), variables
 
 
-def _gemma(wish: Wish) -> _Made:
-    flags, variables = _gpu(wish, 0.95, fp8_cache=True)
-    text_only = Flag("--limit-mm-per-prompt", '{"image":0,"video":0,"audio":0}', "text only: no room kept for pictures")
+def _gemma(given: PresetInput) -> _Settings:
+    flags, variables = _gpu(given, memory_share=0.95, fp8_cache=True)
+    text_only = Flag("--limit-mm-per-prompt", '{"image":0,"video":0,"audio":0}', "text only; reserves no memory for images")
     return (*flags, text_only), variables
 
 
-def _qwen3(wish: Wish) -> _Made:
-    return _gpu(wish, 0.95, fp8_cache=True)
-
-
-def _generic(wish: Wish) -> _Made:
-    return _gpu(wish, 0.92, fp8_cache=False)
-
-
-PRESETS: Mapping[str, Callable[[Wish], _Made]] = {
+PRESETS: Mapping[str, Callable[[PresetInput], _Settings]] = {
     "gpt-oss-120b": _gpt_oss,
     "gemma-4-31b": _gemma,
-    "qwen3": _qwen3,
-    "generic": _generic,
+    "qwen3": partial(_gpu, memory_share=0.95, fp8_cache=True),
+    "generic": partial(_gpu, memory_share=0.92, fp8_cache=False),
     "cpu": _cpu,
 }
 
 
-def chosen_flags(wish: Wish) -> tuple[Flag, ...]:
-    """What the user set, on top of any preset."""
-    server = wish.server
-    chosen = "the user's choice"
+def user_flags(given: PresetInput) -> tuple[Flag, ...]:
+    """Returns what the user set, on top of any preset."""
+    server = given.server
+    chosen = "set by the user"
     values = {
         "--gpu-memory-utilization": server.memory_share,
         "--kv-cache-dtype": server.kv_cache_dtype,
@@ -180,13 +174,13 @@ def _speculation(server: ServerConfig) -> str:
     return json.dumps(config, sort_keys=True)
 
 
-def _tensor_parallel(wish: Wish) -> int:
-    if wish.server.tensor_parallel is not None:
-        return wish.server.tensor_parallel
-    # One copy over all GPUs: several copies would split the prefix cache that an attempt's turns live on.
-    share = max(1, len(wish.machine.gpus) // wish.server.data_parallel)
+def _tensor_parallel(given: PresetInput) -> int:
+    if given.server.tensor_parallel is not None:
+        return given.server.tensor_parallel
+    # One copy over all GPUs: several copies would split the prefix cache, which every turn of an attempt relies on.
+    share = max(1, len(given.machine.gpus) // given.server.data_parallel)
     return 1 << (share.bit_length() - 1)
 
 
-def _rounded(slots: int) -> int:
+def _round_up(slots: int) -> int:
     return -(-slots // 8) * 8

@@ -1,13 +1,12 @@
-"""The parent process of a vLLM server. When the server or the solver ends, it ends the server's whole process tree.
+"""The parent process of a vLLM server, which ends the server's process tree when the server or the solver ends.
 
-It holds nothing but this module and psutil. The solver holds the other end of its standard input: that closes when the
-solver is gone, however it went. Descendants whose parents have died become children of this process (it is their
-subreaper), so none can leave the tree, and SIGKILL ends stopped ones too. Should this process itself be stopped, the death
-of the solver continues it; should it be killed, the server is killed with it.
+Its standard input is a socket whose other end the solver holds, so it closes when the solver is gone, even by SIGKILL. It
+is the subreaper of its descendants: those whose parents have died become its children, so none can leave the tree. If this
+process is stopped, the death of the solver continues it; if it is killed, the server is killed with it.
 
     python keeper.py COMMAND...
 
-It writes the server's process id to its standard input, a socket, and exits as the server did.
+It writes the server's process id to its standard input and exits with the server's exit code or signal.
 """
 
 from __future__ import annotations
@@ -32,15 +31,15 @@ _KILL_S = 10.0  # a process in an uninterruptible call of the GPU driver can tak
 
 
 def main(command: list[str]) -> None:
-    """Starts `command`, waits for its end or the solver's, and leaves nothing of it behind."""
+    """Starts `command`, waits for its end or the solver's, and kills all its descendants."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
     keeper = os.getpid()
     server = os.fork()
     if server == 0:
-        _serve(command, keeper)
+        _become_server(command, keeper)
     os.write(_LIFELINE, b"%d\n" % server)
-    # Its output belongs to the server: the pipe must end with the tree.
+    # This process leaves the output to the server, so that the pipe ends with the tree.
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)
     os.dup2(null, 2)
@@ -53,7 +52,7 @@ def main(command: list[str]) -> None:
     _exit_like(status if status is not None else reaped.get(server, 0))
 
 
-def _serve(command: list[str], keeper: int) -> None:
+def _become_server(command: list[str], keeper: int) -> None:
     os.setsid()
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != keeper:
@@ -68,9 +67,9 @@ def _serve(command: list[str], keeper: int) -> None:
 
 
 def _kill_tree() -> dict[int, int]:
-    """Kills all descendants, those that they start meanwhile too; returns the wait statuses of children by process id.
+    """Kills all descendants, also those started meanwhile; returns the wait statuses of children by process id.
 
-    Python's resource trackers are left to end by themselves: they remove the shared memory that killed processes leave.
+    Python's resource trackers get 3 s to end by themselves: they remove the shared memory that killed processes leave.
     """
     reaped: dict[int, int] = {}
     shared = shared_memory(psutil.Process().children(recursive=True))
@@ -78,17 +77,17 @@ def _kill_tree() -> dict[int, int]:
     while (descendants := psutil.Process().children(recursive=True)) and time.monotonic() - began < _KILL_S:
         tracking = time.monotonic() - began < _TRACKERS_S
         for process in descendants:
-            if not (tracking and is_tracker(process)):
+            if not (tracking and is_resource_tracker(process)):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGKILL)
         time.sleep(0.01)
         reaped |= _reap()
-    remove(shared)  # what is still there had a tracker that was killed itself
+    remove_files(shared)  # left by a tracker that was killed itself
     return reaped
 
 
 def shared_memory(processes: list[psutil.Process]) -> set[str]:
-    """Python's shared memory that the processes have mapped; other files in /dev/shm may be somebody's, a model's say."""
+    """Returns the paths of Python's shared memory that the processes have mapped; /dev/shm may hold other people's files."""
     found: set[str] = set()
     for process in processes:
         with contextlib.suppress(OSError), open(f"/proc/{process.pid}/maps", encoding="utf-8", errors="replace") as maps:
@@ -96,15 +95,15 @@ def shared_memory(processes: list[psutil.Process]) -> set[str]:
     return found
 
 
-def remove(names: set[str]) -> None:
-    """Removes files, those that are gone already excepted."""
+def remove_files(names: set[str]) -> None:
+    """Removes files; ignores those that are gone."""
     for name in names:
         with contextlib.suppress(OSError):
             os.unlink(name)
 
 
-def is_tracker(process: psutil.Process) -> bool:
-    """Whether it removes what other processes share, once they are gone, and ends then."""
+def is_resource_tracker(process: psutil.Process) -> bool:
+    """Returns whether it is a resource tracker of Python's multiprocessing."""
     try:
         return any("multiprocessing.resource_tracker" in word for word in process.cmdline())
     except psutil.Error:
@@ -112,16 +111,12 @@ def is_tracker(process: psutil.Process) -> bool:
 
 
 def _reap() -> dict[int, int]:
-    """The wait statuses of the children that have ended, by process id."""
+    """Returns the wait statuses of the children that have ended, by process id."""
     reaped: dict[int, int] = {}
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return reaped
-        if pid == 0:
-            return reaped
-        reaped[pid] = status
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            reaped[ended[0]] = ended[1]
+    return reaped
 
 
 def _exit_like(status: int) -> None:
@@ -130,7 +125,7 @@ def _exit_like(status: int) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
-    os._exit(code if code >= 0 else 128 - code)  # the latter if the signal is one that this process does not die of
+    os._exit(code if code >= 0 else 128 - code)  # the latter if this process ignores the signal
 
 
 def _prctl(option: int, value: int) -> None:

@@ -1,175 +1,210 @@
-"""How a vLLM server is started for a model on a machine: every flag with the reason for it.
+"""The launch plan of a vLLM server: how it is started, from the configuration, the model folder and the machine.
 
-A preset is chosen without importing vLLM, and its command line is checked against the source of the vLLM that is
-installed: a flag that version does not know is replaced by its former spelling or dropped, and reported.
+A preset is chosen without importing vLLM. Its flags are checked against the source of the installed vLLM: a flag that this
+version lacks is replaced by its former name, or dropped.
 """
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from aimo_solver.config import Config
 from aimo_solver.errors import ModelError
-from aimo_solver.options import ServerConfig
-from aimo_solver.server.flags import COMMON_VARIABLES, PRESETS, Flag, Variable, Wish, chosen_flags, common_flags
-from aimo_solver.server.machine import Machine
+from aimo_solver.server.client import VllmEngine
+from aimo_solver.server.flags import COMMON_VARIABLES, PRESETS, Flag, PresetInput, Variable, common_flags, user_flags
+from aimo_solver.server.machine import Machine, detect_machine, installed_flags
+from aimo_solver.server.process import ServerCommand, free_port
+from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation
 
+SERVED_NAME = "model"
 _LONGEST_CONTEXT = 65_536
 _LEAST_CONTEXT = 16_384
 _LEAST_SHARE = 0.5  # of the GPU's memory; it is not lowered further
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Preset:
-    """How a server is started.
+class LaunchPlan:
+    """How one server is started.
 
     Attributes:
-        name: one of `PRESETS`.
+        preset: a name in `PRESETS`.
         context_tokens: longest prompt and answer together.
-        vocabulary: number of tokens that the model knows.
-        extra_args: the user's own, last on the command line.
+        vocabulary: token ids below it are valid.
+        slots: requests that run side by side.
+        wheels: the environment in which vLLM is installed.
+        known_flags: flags of the installed vLLM; None keeps every flag.
+        port: on the loopback interface.
+        served_name: the model's name in requests.
     """
 
-    name: str
+    model: Path
+    config: Config
+    machine: Machine
+    preset: str
     flags: tuple[Flag, ...]
     variables: tuple[Variable, ...]
     context_tokens: int
     vocabulary: int
-    extra_args: tuple[str, ...] = ()
+    slots: int
+    wheels: Installation
+    known_flags: frozenset[str] | None
+    port: int
+    seed: int
+    served_name: str = SERVED_NAME
+
+    @property
+    def command(self) -> ServerCommand:
+        """The command line for the installed vLLM; the user's own arguments come last."""
+        args = [str(self.wheels.python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.model)]
+        args += ["--served-model-name", self.served_name, "--host", "127.0.0.1", "--port", str(self.port)]
+        for flag in self.flags:
+            name = self._known_name(flag)
+            if name is not None:
+                args += [name] if flag.value is None else [name, flag.value]
+        args += ["--seed", str(self.seed), *self.config.server.extra_args]
+        return ServerCommand(tuple(args), {variable.name: variable.value for variable in self.variables})
+
+    @property
+    def commands(self) -> tuple[ServerCommand, ...]:
+        """The command and its fallbacks, from the fastest to the safest."""
+        return tuple(plan.command for plan in (self, self.safe(eager=False), self.safe()))
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """All flags as they would stand on the command line of a server that knows them."""
+        """What a compile cache depends on: all flags as a vLLM would take them that has every flag."""
         parts = (part for flag in self.flags for part in (flag.name, flag.value) if part is not None)
-        return (*parts, *self.extra_args)
+        return (*parts, *self.config.server.extra_args)
+
+    @property
+    def dropped(self) -> tuple[Flag, ...]:
+        """Flags that the installed vLLM lacks."""
+        return tuple(flag for flag in self.flags if self._known_name(flag) is None)
 
     def flag(self, name: str) -> Flag | None:
-        """The flag of that name, None if the preset has none."""
+        """Returns the flag of that name, None if there is none."""
         return next((flag for flag in self.flags if flag.name == name), None)
 
-    def safe(self, *, eager: bool = True) -> Preset:
-        """For a start after a failure: less memory, no speculation, no overlapped scheduling, no forked processes.
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
 
-        With `eager` also without CUDA graphs and torch.compile and with three quarters of the context: for a server
-        that failed while starting. A server that served well until it died needs no more than the first part.
+    def engine(self) -> VllmEngine:
+        """Returns a client of the server."""
+        return VllmEngine(self.url, self.served_name, self.config.sampling, context_tokens=self.context_tokens)
+
+    def safe(self, *, eager: bool = True) -> LaunchPlan:
+        """Returns the plan after a failure: less memory, no speculation, no overlapped scheduling, no forked processes.
+
+        With `eager` also without CUDA graphs and torch.compile and with three quarters of the context, for a server that
+        failed while starting. A server that served well until it died needs only the first part.
         """
-        leave_out = {"--async-scheduling", "--speculative-config"}
+        left_out = {"--async-scheduling", "--speculative-config"}
         context = self.context_tokens
         added = []
         share = self.flag("--gpu-memory-utilization")
         if share is not None and share.value is not None and float(share.value) > _LEAST_SHARE:
             lower = f"{max(_LEAST_SHARE, float(share.value) - 0.06):.2f}"
-            added.append(Flag("--gpu-memory-utilization", lower, "the start before failed: leave memory to others"))
+            added.append(Flag("--gpu-memory-utilization", lower, "the last start failed: leave memory to other processes"))
         if eager:
-            leave_out |= {"--max-cudagraph-capture-size", "--compilation-config"}
-            added.append(Flag("--enforce-eager", None, "the start before failed: no graphs, no compilation"))
+            left_out |= {"--max-cudagraph-capture-size", "--compilation-config"}
+            added.append(Flag("--enforce-eager", None, "the last start failed: no graphs, no compilation"))
             context = max(min(context, _LEAST_CONTEXT), context * 3 // 4)
-            added.append(Flag("--max-model-len", str(context), "the start before failed: a smaller cache will do"))
-        kept = tuple(flag for flag in self.flags if flag.name not in leave_out)
+            added.append(Flag("--max-model-len", str(context), "the last start failed: a smaller KV cache is enough"))
+        kept = (flag for flag in self.flags if flag.name not in left_out)
         variables = tuple(variable for variable in self.variables if variable.value != "fork")
-        return replace(self, flags=_merged(kept, added), variables=variables, context_tokens=context)
+        return replace(self, flags=_merge_flags(kept, added), variables=variables, context_tokens=context)
+
+    def _known_name(self, flag: Flag) -> str | None:
+        for name in (flag.name, flag.former):
+            if name is not None and (
+                self.known_flags is None or name in self.known_flags or name.replace("--no-", "--", 1) in self.known_flags
+            ):
+                return name
+        return None
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A command line for the installed vLLM.
-
-    Attributes:
-        args: the program and its arguments.
-        env: variables to add to the environment.
-        dropped: flags that the installed vLLM does not know.
-    """
-
-    args: tuple[str, ...]
-    env: Mapping[str, str]
-    dropped: tuple[Flag, ...]
-
-
-def choose(model_dir: Path, server: ServerConfig, *, slots: int, machine: Machine) -> Preset:
-    """The preset for a model: the one `server.preset` names, or the one that fits, with the user's options on top.
+def plan_launch(
+    model: Path,
+    config: Config,
+    wheels: Installation = NOTHING_TO_INSTALL,
+    *,
+    slots: int | None = None,
+    machine: Machine | None = None,
+) -> LaunchPlan:
+    """Plans the start of a server with the preset that `server.preset` names or that fits, and the user's options on top.
 
     Args:
-        slots: requests that run side by side.
+        slots: requests that run side by side, `solver.streams` by default.
+        machine: this one by default.
 
     Raises:
-        ModelError: the folder holds no readable config.json.
+        ModelError: the folder has no readable config.json.
     """
-    model = _read_config(model_dir)
-    name = server.preset if server.preset != "auto" else _fitting(model, machine)
-    text = model.get("text_config", model)
+    hf_config = _read_hf_config(model)
+    text = hf_config.get("text_config", hf_config)
     longest = int(text.get("max_position_embeddings") or _LONGEST_CONTEXT)
-    context = server.context_tokens or min(longest, _LONGEST_CONTEXT)
-    wish = Wish(server, slots, machine, context)
-    flags, variables = PRESETS[name](wish)
-    flags = _merged((*common_flags(wish), *flags), chosen_flags(wish))
-    return Preset(
-        name=name,
-        flags=flags,
+    machine = machine or detect_machine()
+    preset = config.server.preset if config.server.preset != "auto" else _fitting_preset(hf_config, machine)
+    given = PresetInput(
+        server=config.server,
+        slots=slots or config.solver.streams,
+        machine=machine,
+        context_tokens=config.server.context_tokens or min(longest, _LONGEST_CONTEXT),
+    )
+    flags, variables = PRESETS[preset](given)
+    return LaunchPlan(
+        model=model,
+        config=config,
+        machine=machine,
+        preset=preset,
+        flags=_merge_flags(common_flags(given), flags, user_flags(given)),
         variables=(*COMMON_VARIABLES, *variables),
-        context_tokens=context,
+        context_tokens=given.context_tokens,
         vocabulary=int(text.get("vocab_size") or 1),
-        extra_args=server.extra_args,
+        slots=given.slots,
+        wheels=wheels,
+        known_flags=installed_flags(wheels.path),
+        port=free_port(),
+        seed=config.sampling.seed if config.sampling.seed is not None else secrets.randbelow(2**31),
     )
 
 
-def command(
-    preset: Preset,
-    model_dir: Path,
-    port: int,
-    served_name: str,
-    known_flags: frozenset[str] | None,
-    python: Path = Path(sys.executable),
-) -> Command:
-    """The command line that starts the preset.
-
-    Args:
-        known_flags: what `installed_flags` says; None keeps every flag.
-        python: the interpreter that finds vLLM.
-    """
-    args = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_dir)]
-    args += ["--served-model-name", served_name, "--host", "127.0.0.1", "--port", str(port)]
-    dropped = []
-    for flag in preset.flags:
-        names = [name for name in (flag.name, flag.former) if name is not None and _knows(known_flags, name)]
-        if not names:
-            dropped.append(flag)
-            continue
-        args += [names[0]] if flag.value is None else [names[0], flag.value]
-    args += preset.extra_args
-    return Command(tuple(args), {variable.name: variable.value for variable in preset.variables}, tuple(dropped))
+def check_model(model: Path) -> None:
+    """Raises ModelError, with what to do, if the folder cannot hold a model that vLLM serves."""
+    if not model.is_dir():
+        raise ModelError(model, "no such folder; --model takes the folder of a Hugging Face model")
+    _read_hf_config(model)
+    if not (model / "tokenizer.json").is_file():
+        raise ModelError(model, "has no tokenizer.json; copy the model's whole folder")
 
 
-def _knows(known: frozenset[str] | None, name: str) -> bool:
-    return known is None or name in known or (name.startswith("--no-") and f"--{name.removeprefix('--no-')}" in known)
-
-
-def _merged(flags: Sequence[Flag], changes: Sequence[Flag]) -> tuple[Flag, ...]:
-    by_name = {flag.name: flag for flag in flags}
-    by_name.update((flag.name, flag) for flag in changes)
-    return tuple(by_name.values())
-
-
-def _read_config(model_dir: Path) -> Mapping[str, Any]:
+def _read_hf_config(model: Path) -> Mapping[str, Any]:
     try:
-        config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+        hf_config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(model_dir, "has no config.json; give the folder that holds the model's files") from None
+        raise ModelError(model, "has no config.json; give the folder that holds all the model's files") from None
     except (OSError, ValueError) as error:
-        raise ModelError(model_dir, f"config.json cannot be read: {error}") from None
-    if not isinstance(config, dict):
-        raise ModelError(model_dir, "config.json holds no object")
-    return config
+        raise ModelError(model, f"config.json cannot be read: {error}") from None
+    if not isinstance(hf_config, dict):
+        raise ModelError(model, "config.json holds no JSON object")
+    return hf_config
 
 
-def _fitting(model: Mapping[str, Any], machine: Machine) -> str:
+def _fitting_preset(hf_config: Mapping[str, Any], machine: Machine) -> str:
     if not machine.gpus:
         return "cpu"
-    kind = str(model.get("model_type", ""))
+    kind = str(hf_config.get("model_type", ""))
     for prefix, name in (("gpt_oss", "gpt-oss-120b"), ("gemma", "gemma-4-31b"), ("qwen", "qwen3")):
         if kind.startswith(prefix):
             return name
     return "generic"
+
+
+def _merge_flags(*layers: Iterable[Flag]) -> tuple[Flag, ...]:
+    """Later flags replace earlier ones of the same name, in their place."""
+    return tuple({flag.name: flag for layer in layers for flag in layer}.values())

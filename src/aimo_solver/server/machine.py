@@ -1,4 +1,4 @@
-"""What the machine offers, found without importing torch or vLLM (which takes 10 s and more)."""
+"""The GPUs and the installed packages of this machine, found without importing torch or vLLM (10 s and more)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ class Gpu:
     """One NVIDIA GPU.
 
     Attributes:
-        memory_bytes: its own memory.
         capability: compute capability, (9, 0) for Hopper.
-        driver: the driver's version.
+        driver: version of the driver.
     """
 
     name: str
@@ -32,16 +31,16 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The GPUs that this process may use, and the number of CPU cores."""
+    """The GPUs and the number of CPU cores that this process may use."""
 
     gpus: tuple[Gpu, ...]
     cpus: int
 
 
 def detect_machine() -> Machine:
-    """Asks `nvidia-smi`; a machine without it, or where it fails, counts as one without GPUs.
+    """Returns what `nvidia-smi` reports; no GPUs if it is missing or fails.
 
-    CUDA_VISIBLE_DEVICES is heeded as far as it hides GPUs by index or hides them all.
+    CUDA_VISIBLE_DEVICES is respected as far as it hides GPUs by index or hides them all.
     """
     cpus = len(os.sched_getaffinity(0))
     query = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap,driver_version", "--format=csv,noheader,nounits"]
@@ -53,22 +52,21 @@ def detect_machine() -> Machine:
 
 
 def parse_gpus(answer: str) -> tuple[Gpu, ...]:
-    """The GPUs in nvidia-smi's CSV of name, memory in MiB, compute capability and driver version."""
+    """Reads nvidia-smi's CSV of name, memory in MiB, compute capability and driver version."""
     gpus = []
     for line in answer.splitlines():
         fields = [field.strip() for field in line.split(",")]
         if len(fields) != 4 or not fields[1].isdigit():
-            continue  # a message, or a GPU that does not tell
+            continue  # a message, or a GPU without these values
         major, _, minor = fields[2].partition(".")
         gpus.append(Gpu(fields[0], int(fields[1]) << 20, (int(major), int(minor or 0)), fields[3]))
     return tuple(gpus)
 
 
 def installed_flags(path: Sequence[str] | None = None) -> frozenset[str] | None:
-    """Every flag of the vLLM found on `path` (default `sys.path`), read from its source; None if it cannot be told.
+    """Returns every flag of the vLLM found on `path` (default `sys.path`), read from its source; None if unknown.
 
-    Flags are the quoted ones in its source, and the fields of the
-    classes whose names end in FrontendArgs, which become flags by their names.
+    Flags are quoted in its source, or are the names of fields in classes whose names end in FrontendArgs.
     """
     package = package_folder("vllm", path)
     if package is None:
@@ -92,20 +90,20 @@ def installed_flags(path: Sequence[str] | None = None) -> frozenset[str] | None:
 
 
 def package_folder(name: str, path: Sequence[str] | None = None) -> Path | None:
-    """Where a package lies on `path` (default `sys.path`), without importing it; None if it is not there."""
+    """Returns the folder of a package on `path` (default `sys.path`) without importing it; None if it is not there."""
     spec = importlib.machinery.PathFinder.find_spec(name, path)
     return Path(spec.submodule_search_locations[0]) if spec is not None and spec.submodule_search_locations else None
 
 
 def installed_version(distribution: str, path: Sequence[str] | None = None) -> str:
-    """The version of a distribution found on `path` (default `sys.path`), "" if it is not installed."""
+    """Returns the version of a distribution on `path` (default `sys.path`), "" if it is not installed."""
     for found in metadata.distributions(name=distribution, path=list(path) if path is not None else sys.path):
         return found.version
     return ""
 
 
 def cuda_version(path: Sequence[str] | None = None) -> str:
-    """The CUDA version that the torch on `path` was built for, "" if none."""
+    """Returns the CUDA version that the torch on `path` was built for, "" if none."""
     package = package_folder("torch", path)
     try:
         text = (package / "version.py").read_text(encoding="utf-8") if package is not None else ""
@@ -121,7 +119,7 @@ def _visible(gpus: tuple[Gpu, ...], setting: str | None) -> tuple[Gpu, ...]:
     chosen: list[Gpu] = []
     for entry in setting.split(","):
         if not entry.strip().isdigit():
-            # CUDA hides everything from the first invalid index on; a UUID says nothing of which GPU it is.
+            # CUDA hides everything from the first invalid index on; the GPUs of UUIDs are only counted.
             return tuple(chosen) if not entry.strip().startswith(("GPU-", "MIG-")) else gpus[: setting.count(",") + 1]
         if int(entry) >= len(gpus):
             break

@@ -1,4 +1,4 @@
-"""A local vLLM server: one process with workers of its own, started, and stopped with its whole process tree."""
+"""The process of a local vLLM server: started, and stopped with its whole process tree."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,32 +18,33 @@ from pathlib import Path
 import psutil
 
 from aimo_solver.errors import ServerError, ServerStartError
-from aimo_solver.server import keeper as server_keeper
-from aimo_solver.server.output import ServerOutput
+from aimo_solver.server import keeper
 
 _TAIL_LINES = 15
+_TAIL_BYTES = _READ_BYTES = 1 << 16
+_LINE_CHARS = 500
 _POLL_S = 0.25
-_KILL_S = 12.0  # the keeper's own 10 s and some
+_KILL_S = 12.0  # the keeper itself takes up to 10 s
 
 
 @dataclass(frozen=True, slots=True)
 class ServerCommand:
-    """How a server is started: arguments, and what is added to the environment."""
+    """A command line, and variables to add to the environment."""
 
     args: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
 
 
 def free_port() -> int:
-    """A TCP port on the loopback interface that nobody listens on at this moment."""
+    """Returns a TCP port of the loopback interface that no process listens on at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-class Server:
-    """One server and its process tree, below a keeper (`server_keeper`) that does not let it outlive the solver."""
+class ServerProcess:
+    """A server and its process tree, below a `keeper` that ends the tree when the solver ends."""
 
     def __init__(self, command: ServerCommand, log_path: Path | None) -> None:
         """The server's output is appended to `log_path`, as far as that can be written."""
@@ -59,7 +61,7 @@ class Server:
 
     @property
     def pid(self) -> int | None:
-        """Of the server itself, which leads the session of its tree; None until it is started."""
+        """The server's process id, which is also its session id; None until it is started."""
         if self._pid is None and self._lifeline is not None:
             try:
                 self._pid = int(self._lifeline.recv(32) or 0) or None
@@ -71,7 +73,7 @@ class Server:
         """Starts the process and waits until `await healthy()` is true.
 
         Raises:
-            ServerStartError: it ended, or was not ready in time; the process tree is gone then.
+            ServerStartError: it ended, or was not ready in time; its process tree is gone.
         """
         try:
             self._spawn()
@@ -94,7 +96,7 @@ class Server:
     async def stop(self, grace_s: float = 5.0) -> None:
         """Ends the process and all its descendants; returns when they are gone and their output is read.
 
-        It waits at most `grace_s` and some 20 s more: a process that the system cannot end is left alone then.
+        It takes at most `grace_s` and about 20 s more; a process that the system cannot end by then is left.
         """
         if self._keeper is None:
             return
@@ -102,21 +104,21 @@ class Server:
         try:
             if grace_s > 0 and self.alive:
                 self._keeper.send_signal(signal.SIGTERM)  # the keeper passes it on
-                await _until(lambda: not self.alive, grace_s)
+                await _wait_until(lambda: not self.alive, grace_s)
         finally:
             if self._lifeline is not None:
                 self._lifeline.close()
                 self._lifeline = None
         self._keeper.send_signal(signal.SIGCONT)
-        if not await _until(lambda: not self.alive, _KILL_S):
+        if not await _wait_until(lambda: not self.alive, _KILL_S):
             self._keeper.kill()
         keeper_killed = self._exit_code in (None, -signal.SIGKILL)
-        shared = _kill_session(server) if server is not None and keeper_killed else set()  # what it has left
-        await _until(lambda: self._output is None or self._output.ended, 5.0)
-        server_keeper.remove(shared)
+        shared = _kill_session(server) if server is not None and keeper_killed else set()
+        await _wait_until(lambda: self._output is None or self._output.ended, 5.0)
+        keeper.remove_files(shared)
 
     def error(self, kind: type[ServerError], problem: str) -> ServerError:
-        """An error of that kind that carries the command line and the end of the output."""
+        """Returns an error of that kind with the command line and the end of the output."""
         tail = self._output.tail(_TAIL_LINES) if self._output is not None else []
         return kind(problem, self.command.args, self._exit_code, tail)
 
@@ -131,7 +133,7 @@ class Server:
         with theirs, open(writer, "wb") as pipe:
             self._output = ServerOutput(reader, self._log_path)
             self._keeper = subprocess.Popen(
-                [sys.executable, "-P", server_keeper.__file__, *self.command.args],
+                [sys.executable, "-P", keeper.__file__, *self.command.args],
                 stdin=theirs.fileno(),
                 stdout=pipe,
                 stderr=pipe,
@@ -140,7 +142,71 @@ class Server:
             )
 
 
-async def _until(condition: Callable[[], bool], timeout_s: float) -> bool:
+class ServerOutput:
+    """Reads a server's output from a pipe, in a thread: its end into memory, all of it into a file while there is room.
+
+    The server itself must not write to the file, because a failed write ends a worker of vLLM. A full pipe would block it.
+    """
+
+    def __init__(self, pipe: int, path: Path | None) -> None:
+        """Takes over the descriptor `pipe`. The output is appended to the file `path`, if given.
+
+        Raises:
+            RuntimeError: the system has no thread left.
+        """
+        self._pipe = pipe
+        self._path = path
+        self._file: int | None = None
+        self._lost = 0  # bytes that are missing in the file
+        self._tail = b""
+        self._thread = threading.Thread(target=self._read, name="server-output", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:
+            os.close(pipe)
+            raise
+
+    @property
+    def ended(self) -> bool:
+        """Whether every process that could write has ended, and all output is read."""
+        return not self._thread.is_alive()
+
+    def tail(self, lines: int) -> list[str]:
+        """Returns the last lines, each cut to 500 characters."""
+        text = self._tail.decode("utf-8", errors="replace")
+        return [line[:_LINE_CHARS] for line in text.splitlines()[-lines:]]
+
+    def _read(self) -> None:
+        while data := os.read(self._pipe, _READ_BYTES):
+            self._tail = (self._tail + data)[-_TAIL_BYTES:]
+            if self._path is not None:
+                self._write(data, self._path)
+        os.close(self._pipe)
+        self._close_file()
+
+    def _write(self, data: bytes, path: Path) -> None:
+        note = b"\n[%d bytes are missing here: the file could not be written]\n" % self._lost if self._lost else b""
+        written = 0
+        try:
+            if self._file is None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            if os.write(self._file, note) == len(note):
+                self._lost = 0
+                written = os.write(self._file, data)
+        except OSError:
+            # The next data opens it again: the disk may have room by then, or the folder may be back.
+            self._close_file()
+        self._lost += len(data) - written
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                os.close(self._file)
+            self._file = None
+
+
+async def _wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
     """Waits for the condition; returns whether it holds."""
     end = time.monotonic() + timeout_s
     while not condition():
@@ -151,12 +217,12 @@ async def _until(condition: Callable[[], bool], timeout_s: float) -> bool:
 
 
 def _kill_session(session: int) -> set[str]:
-    """Kills the processes of a session; returns the shared memory that they held."""
+    """Kills the processes of a session; returns the paths of the shared memory that they had mapped."""
     shared: set[str] = set()
     with contextlib.suppress(OSError):
         for pid in psutil.pids():
             with contextlib.suppress(OSError, psutil.Error):
-                if os.getsid(pid) == session and not server_keeper.is_tracker(process := psutil.Process(pid)):
-                    shared |= server_keeper.shared_memory([process])
+                if os.getsid(pid) == session and not keeper.is_resource_tracker(process := psutil.Process(pid)):
+                    shared |= keeper.shared_memory([process])
                     os.kill(pid, signal.SIGKILL)
     return shared

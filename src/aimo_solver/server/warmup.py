@@ -1,6 +1,6 @@
-"""First requests to a fresh server, with the shapes a run uses, so that no attempt waits while kernels are compiled.
+"""First requests to a fresh server, with the shapes of a run, so that no attempt waits while kernels are compiled.
 
-On an H200 the first real requests waited 10 s for Triton kernels that vLLM's own start does not touch.
+On an H200 the first real requests waited 10 s for Triton kernels that vLLM's own start does not compile.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import aclosing
 
 from aimo_solver.server.client import CompletionRequest, Engine
 
-# Odd and even, below and above one scheduler step, short as a tool result and long as a conversation.
+# Odd and even, below and above one scheduler step, as short as a tool result and as long as a conversation.
 _PROMPT_TOKENS = (17, 64, 250, 512, 1_001, 2_048, 3_000, 6_000)
 _RESULT_TOKENS = 150
 _FEWEST_SAMPLED = 8
@@ -20,8 +20,8 @@ _FEWEST_SAMPLED = 8
 async def warm_up(engine: Engine, *, slots: int, vocabulary: int) -> float:
     """Runs `slots` conversations of two turns side by side; returns the seconds it took.
 
-    They end one after another, so every number of streams up to `slots` occurs, and the second turns begin while others
-    still decode, as tool results come back in a run.
+    They end one after another, so every number of streams up to `slots` occurs, and second turns begin while others still
+    decode, as tool results arrive in a run.
 
     Args:
         vocabulary: token ids below it are valid.
@@ -54,5 +54,5 @@ async def _converse(engine: Engine, number: int, vocabulary: int) -> None:
 
 
 def _tokens(start: int, count: int, vocabulary: int) -> list[int]:
-    # A walk with a large prime step: no two conversations share a prefix that the server would have cached.
+    # Steps of a large prime: no two conversations share a prefix, which the server would have cached.
     return [(start * 7_919 + step * 104_729) % vocabulary for step in range(count)]

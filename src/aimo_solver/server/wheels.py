@@ -1,11 +1,11 @@
-"""Installs what the image lacks from attached wheels, offline, beside the image's own packages.
+"""Installs the packages that the image lacks from attached wheels, offline and beside the image's own packages.
 
-The wheels go into a virtual environment that sees the image's packages, because pip must not swap a package under a
-process that has already imported it. The vLLM server runs on that environment's Python; this process finds there what
-it has not got itself, and nothing else.
+The wheels go into a virtual environment that sees the image's packages, because pip must not replace a package under a
+process that has already imported it. The vLLM server runs on that environment's Python; this process finds there only
+what it lacks.
 
-The environment is always the same folder, because torch.compile looks its results up by the paths of vLLM's sources. It
-is used again if the same wheels are in it, and made anew otherwise. Whoever uses it holds a lock on it; a process that
+The environment is always the same folder, because torch.compile looks its results up by the paths of vLLM's sources. It is
+reused if it holds the same wheels, and made again otherwise. Every process that uses it holds a lock on it; a process that
 needs other wheels meanwhile gets a folder of its own.
 """
 
@@ -42,20 +42,20 @@ for command in json.loads(sys.argv[1]):
     subprocess.run(command, check=True)
 pathlib.Path(sys.argv[2]).write_text(sys.argv[3])"""
 _NAME = "aimo-wheels"
-_COMPLETE = "complete"  # in a whole environment: the fingerprint of what is in it
+_COMPLETE = "complete"  # a file in a finished environment that holds its fingerprint
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """An installation that runs in the background, or has nothing to do.
+    """An installation, which may still run in the background.
 
     Attributes:
-        environment: where the wheels go; None if nothing is missing, or nothing can be done about it.
-        process: pip at work; None if everything is there already.
+        environment: where the wheels go; None if nothing is missing, or nothing can be installed.
+        process: pip; None if everything is installed already.
         started: `time.monotonic` of the start.
-        lock: descriptor that keeps others from replacing the environment; open until this process ends.
+        lock: descriptor that keeps other processes from replacing the environment; open until this process ends.
     """
 
     environment: Path | None = None
@@ -70,11 +70,11 @@ class Installation:
 
     @property
     def path(self) -> tuple[str, ...]:
-        """Where `python` looks for packages: among the wheels first, then where this process does."""
+        """Where `python` looks for packages: first among the wheels, then where this process does."""
         return tuple(sys.path) if self.environment is None else (str(_site_packages(self.environment)), *sys.path)
 
     def renewed(self) -> Installation:
-        """This installation, or a new one if it failed or found nothing to install from; a mount may have come late."""
+        """Returns a new installation if this one failed or found no wheels, since a mount can come late; else this one."""
         failed = self.process is not None and self.process.poll() not in (None, 0)
         return install() if failed or self.environment is None else self
 
@@ -89,8 +89,8 @@ class Installation:
         if self.process is not None:
             self._wait_for_pip(self.process, self.environment / "pip.log", timeout_s)
         if self.lock is not None:
-            fcntl.flock(self.lock, fcntl.LOCK_SH)  # from now on others may use the same wheels
-        # At the end of sys.path: what this process has of its own keeps its place.
+            fcntl.flock(self.lock, fcntl.LOCK_SH)  # from now on other processes may use the same wheels
+        # At the end of sys.path: the image's own packages keep their place.
         site.addsitedir(str(_site_packages(self.environment)))
         importlib.invalidate_caches()
         log.info("wheels installed after %.1f s", time.monotonic() - self.started)
@@ -102,7 +102,7 @@ class Installation:
                 return
             problem = f"pip ended with exit code {code}"
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # with pip behind it, which would go on writing
+            os.killpg(process.pid, signal.SIGKILL)  # with its child pip, which would go on writing
             problem = f"pip was not ready after {timeout_s:.0f} s"
         if self.lock is not None:
             fcntl.flock(self.lock, fcntl.LOCK_UN)
@@ -113,10 +113,9 @@ NOTHING_TO_INSTALL = Installation()
 
 
 def install(needed: Mapping[str, str] = NEEDED, root: Path = KAGGLE_INPUT) -> Installation:
-    """Starts to install what cannot be imported, and returns at once.
+    """Starts the installation of what cannot be imported, and returns at once.
 
-    Without wheels anywhere below `root`, or without a place to put them, it says so in the log and does nothing: whether
-    what is missing is needed at all depends on the model.
+    Without wheels below `root`, or without a folder to put them in, it only logs an error: some models need none of them.
     """
     try:
         return _install(needed, root)
@@ -127,10 +126,10 @@ def install(needed: Mapping[str, str] = NEEDED, root: Path = KAGGLE_INPUT) -> In
 
 def _install(needed: Mapping[str, str], root: Path) -> Installation:
     missing = [distribution for module, distribution in needed.items() if not _in_image(module)]
-    folders = find_wheels(root) if missing else ()
     if not missing:
-        log.info("nothing to install: %s are there", ", ".join(needed.values()))
+        log.info("nothing to install: %s are installed", ", ".join(needed.values()))
         return NOTHING_TO_INSTALL
+    folders = find_wheels(root)
     if not folders:
         log.error("missing: %s, and no wheels below %s; attach the output of the wheels notebook", ", ".join(missing), root)
         return NOTHING_TO_INSTALL
@@ -138,12 +137,12 @@ def _install(needed: Mapping[str, str], root: Path) -> Installation:
     fingerprint = _fingerprint(missing, folders)
     target, lock = _claim(fingerprint)
     if _is_complete(target, fingerprint):
-        log.info("%s: installed in %s already", ", ".join(missing), target)
+        log.info("%s: already installed in %s", ", ".join(missing), target)
         return Installation(target, None, started, lock)
-    python = _environment(target)
+    python = _make_environment(target)
     links = [argument for folder in folders for argument in ("--find-links", str(folder))]
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-index", "--no-input", "--no-compile"]
-    # One after the other: some versions of vLLM bring openai-harmony, whose files oss-harmony must replace.
+    # In this order: some versions of vLLM install openai-harmony, whose files oss-harmony must replace.
     commands = [[*pip, *links, distribution] for distribution in missing]
     log.info("installing %s from %s", ", ".join(missing), ", ".join(map(str, folders)))
     with (target / "pip.log").open("wb") as output:
@@ -159,25 +158,25 @@ def _install(needed: Mapping[str, str], root: Path) -> Installation:
 
 
 def _claim(fingerprint: str) -> tuple[Path, int | None]:
-    """The folder to install into, with a lock on it: the fixed one, or one of our own if others are using that one."""
+    """Returns the folder to install into and a lock on it: the fixed one, or a new one while others use that one."""
     target = Path(tempfile.gettempdir()) / _NAME
     try:
         lock = os.open(target.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-        if _locked(lock, fcntl.LOCK_EX) and not _is_complete(target, fingerprint):
+        if _try_lock(lock, fcntl.LOCK_EX) and not _is_complete(target, fingerprint):
             if target.exists():
                 shutil.rmtree(target)
             return target, lock
-        if _locked(lock, fcntl.LOCK_SH) and _is_complete(target, fingerprint):
+        if _try_lock(lock, fcntl.LOCK_SH) and _is_complete(target, fingerprint):
             return target, lock
         os.close(lock)
     except OSError as error:
         log.warning("%s", error)
     own = Path(tempfile.mkdtemp(prefix=_NAME))
-    log.warning("%s is in use, so %s is taken, where torch.compile's results are not found again", target, own)
+    log.warning("%s is in use; in %s torch.compile's results will not be found again", target, own)
     return own, None
 
 
-def _locked(lock: int, kind: int) -> bool:
+def _try_lock(lock: int, kind: int) -> bool:
     try:
         fcntl.flock(lock, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -186,19 +185,19 @@ def _locked(lock: int, kind: int) -> bool:
 
 
 def _fingerprint(missing: Sequence[str], folders: Sequence[Path]) -> str:
-    """Says what an environment would hold: the wheels, and the Python and the packages that it builds on."""
+    """Returns a hash of what an environment holds: the wheels, and the Python and the packages that it builds on."""
     wheels = sorted((wheel.name, wheel.stat().st_size) for folder in folders for wheel in folder.glob("*.whl"))
     return hashlib.sha256(json.dumps([missing, wheels, sys.executable, sys.version, _image_packages()]).encode()).hexdigest()
 
 
 def _is_complete(target: Path, fingerprint: str) -> bool:
     complete = target / _COMPLETE
-    # Another user could have put anything there.
+    # The folder of another user is not trusted.
     return complete.is_file() and complete.stat().st_uid == os.getuid() and complete.read_text(encoding="utf-8") == fingerprint
 
 
-def _environment(target: Path) -> Path:
-    """A virtual environment that finds this process's packages behind its own; returns its Python."""
+def _make_environment(target: Path) -> Path:
+    """Makes a virtual environment that finds this process's packages after its own; returns its Python."""
     venv.create(target, with_pip=False, symlinks=True)
     lines = [f"import site; site.addsitedir({folder!r})\n" for folder in _image_packages()]
     (_site_packages(target) / "image.pth").write_text("".join(lines), encoding="utf-8")
@@ -206,14 +205,14 @@ def _environment(target: Path) -> Path:
 
 
 def _in_image(module: str) -> bool:
-    """Whether the module can be imported, and not only because an earlier call here installed it."""
+    """Returns whether the module can be imported without what an earlier call installed."""
     spec = importlib.util.find_spec(module)
     return spec is not None and not (spec.origin or "").startswith(_own_prefix())
 
 
 def _image_packages() -> list[str]:
-    own = _own_prefix()
-    return [path for path in sys.path if path.endswith(("site-packages", "dist-packages")) and not path.startswith(own)]
+    folders = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    return [path for path in folders if not path.startswith(_own_prefix())]
 
 
 def _own_prefix() -> str:

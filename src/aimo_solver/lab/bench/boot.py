@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,12 @@ from aimo_solver.lab.bench.table import BenchResult
 from aimo_solver.log.environment import describe_environment
 from aimo_solver.log.writer import RunLog
 from aimo_solver.server.client import CompletionRequest, VllmEngine
-from aimo_solver.server.compile_cache import shipped
-from aimo_solver.server.launch import choose, command
-from aimo_solver.server.machine import detect_machine, installed_flags
-from aimo_solver.server.process import Server, ServerCommand, free_port
-from aimo_solver.server.readahead import prewarm
+from aimo_solver.server.compile_cache import add_shipped_cache
+from aimo_solver.server.launch import plan_launch
+from aimo_solver.server.process import ServerProcess
+from aimo_solver.server.readahead import read_ahead
 from aimo_solver.server.warmup import warm_up
-from aimo_solver.solve.session import SERVED_NAME, local_session
+from aimo_solver.solve.session import local_session
 
 _FIRST_PROMPT = 200
 
@@ -116,33 +115,22 @@ async def _one_after_another(model: Path, config: Config, folder: Path) -> list[
         await work
         stages.append(Stage(name, start, time.monotonic() - began))
 
-    await stage("weights", asyncio.to_thread(prewarm, [model]))
+    await stage("weights", asyncio.to_thread(read_ahead, [model]))
     pool = KernelPool.from_config(config.kernels, leases=config.solver.streams)
     try:
         await stage("kernels", pool.start())
-        async with server(model, config, folder / "server.log") as (engine, starting, vocabulary):
-            await stage("server", starting)
-            await stage("first requests", warm_up(engine, slots=config.solver.streams, vocabulary=vocabulary))
-            await stage("first token", _first_token(engine))
+        plan = add_shipped_cache(plan_launch(model, config))
+        server = ServerProcess(plan.command, folder / "server.log")
+        async with plan.engine() as engine:
+            try:
+                await stage("server", server.start(engine.ready, config.server.start_timeout_s))
+                await stage("first requests", warm_up(engine, slots=plan.slots, vocabulary=plan.vocabulary))
+                await stage("first token", _first_token(engine))
+            finally:
+                await server.stop()
     finally:
         await pool.close()
     return stages
-
-
-@asynccontextmanager
-async def server(model: Path, config: Config, log: Path) -> AsyncIterator[tuple[VllmEngine, Coroutine[Any, Any, None], int]]:
-    """A bare server: its client, what starts it, and the number of tokens its model knows."""
-    machine = detect_machine()
-    preset = choose(model, config.server, slots=config.solver.streams, machine=machine)
-    port = free_port()
-    built = command(preset, model, port, SERVED_NAME, installed_flags())
-    process = Server(ServerCommand(built.args, {**built.env, **shipped(config.server.jit_cache, model, preset, machine)}), log)
-    context = preset.context_tokens
-    async with VllmEngine(f"http://127.0.0.1:{port}", SERVED_NAME, config.sampling, context_tokens=context) as engine:
-        try:
-            yield engine, process.start(engine.ready, config.server.start_timeout_s), preset.vocabulary
-        finally:
-            await process.stop()
 
 
 async def _first_token(engine: VllmEngine) -> None:

@@ -24,8 +24,8 @@ from aimo_solver.log.environment import describe_environment
 from aimo_solver.log.writer import RunLog
 from aimo_solver.options import AttemptConfig
 from aimo_solver.problems import Problem
-from aimo_solver.server.client import Chunk, CompletionRequest, VllmEngine
-from aimo_solver.server.launch import Preset
+from aimo_solver.server.client import CompletionRequest, VllmEngine
+from aimo_solver.server.completions import Chunk
 from aimo_solver.solve.attempt import AgentRun, AttemptTools
 from aimo_solver.solve.session import Session
 
@@ -55,16 +55,18 @@ class Target:
     block_tokens: int = 16
 
     @classmethod
-    def of(cls, session: Session, config: Config, preset: Preset) -> Self:
-        """Returns the server of a session started with that preset."""
-        block = preset.flag("--block-size")
+    def of(cls, session: Session) -> Self:
+        """Returns the server of a local session."""
+        plan = session.plan
+        assert plan is not None
+        block = plan.flag("--block-size")
         return cls(
             base_url=session.engine.base_url,
             model=session.engine.model,
             chat=session.tools.chat,
-            config=config,
+            config=plan.config,
             context_tokens=session.engine.context_tokens,
-            vocabulary=preset.vocabulary,
+            vocabulary=plan.vocabulary,
             block_tokens=int(block.value) if block is not None and block.value else 16,
         )
 

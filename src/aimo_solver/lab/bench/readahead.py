@@ -19,13 +19,13 @@ import numpy as np
 from aimo_solver.errors import UserError
 from aimo_solver.lab.bench.table import BenchResult, Value
 from aimo_solver.server.pagecache import resident_bytes
-from aimo_solver.server.readahead import prewarm
+from aimo_solver.server.readahead import read_ahead
 
 _BLOCK = 16 << 20
 _DIRECT_THREADS = (4, 8, 16, 32)
 
 
-def bench_prewarm(files: Sequence[Path], *, threads: int = 8, rounds: int = 1, limit_bytes: int | None = None) -> BenchResult:
+def bench_read_ahead(files: Sequence[Path], *, threads: int = 8, rounds: int = 1, limit_bytes: int | None = None) -> BenchResult:
     """Reads the same files each way, evicted from the page cache before each, best of `rounds`.
 
     Raises:
@@ -38,25 +38,25 @@ def bench_prewarm(files: Sequence[Path], *, threads: int = 8, rounds: int = 1, l
         ("cat", lambda: _pipe(["cat", *map(str, files)])),
         ("dd, direct, one after another", lambda: _dd(files)),
         *((f"direct, {count} threads", _direct_reader(files, count)) for count in _DIRECT_THREADS),
-        (f"prewarm, {threads} threads", lambda: _prewarm(files, threads, limit_bytes)),
+        (f"read-ahead, {threads} threads", lambda: _read_ahead(files, threads, limit_bytes)),
     ]
     rows: list[tuple[Value, ...]] = []
     for name, read in ways:
         seconds = min(_timed(files, read) for _ in range(rounds))
         rows.append((name, "cold", total / 1e9, seconds, total / 1e9 / seconds))
     began = time.monotonic()
-    again = prewarm(files, threads=threads, limit_bytes=limit_bytes)
+    again = read_ahead(files, threads=threads, limit_bytes=limit_bytes)
     warm = time.monotonic() - began
-    rows.append((f"prewarm, {threads} threads", "warm", total / 1e9, warm, total / 1e9 / warm))
+    rows.append((f"read-ahead, {threads} threads", "warm", total / 1e9, warm, total / 1e9 / warm))
     best = max(float(row[4] or 0) for row in rows if str(row[0]).startswith("direct"))
-    cold = next(float(row[4] or 0) for row in rows if row[0] == f"prewarm, {threads} threads")
+    cold = next(float(row[4] or 0) for row in rows if row[0] == f"read-ahead, {threads} threads")
     resident = sum(resident_bytes(file) for file in files)
     return BenchResult(
-        name="prewarm",
+        name="readahead",
         columns=("reader", "page cache", "GB", "seconds", "GB/s"),
         rows=tuple(rows),
         notes=(
-            f"prewarm reaches {cold / best:.2f} of the best direct parallel read",
+            f"read-ahead reaches {cold / best:.2f} of the best direct parallel read",
             f"after it {resident / total:.4f} of the bytes are resident; the second call read {again.bytes_read / 1e9:.3f} GB",
         ),
         details={"share_of_best_direct": cold / best, "warm_seconds": warm, "resident_share": resident / total},
@@ -103,10 +103,10 @@ def _timed(files: Sequence[Path], read: Callable[[], None]) -> float:
     return time.monotonic() - began
 
 
-def _prewarm(files: Sequence[Path], threads: int, limit_bytes: int | None) -> None:
-    report = prewarm(files, threads=threads, limit_bytes=limit_bytes)
+def _read_ahead(files: Sequence[Path], threads: int, limit_bytes: int | None) -> None:
+    report = read_ahead(files, threads=threads, limit_bytes=limit_bytes)
     if report.bytes_read < 0.99 * report.total_bytes:
-        raise UserError(f"the prewarm stopped early: {report}")
+        raise UserError(f"read-ahead stopped early: {report}")
 
 
 def _pipe(command: Sequence[str]) -> None:

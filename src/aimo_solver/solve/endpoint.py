@@ -1,0 +1,92 @@
+"""Sessions on a vLLM server that this library did not start; not part of the notebook."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from aimo_solver.config import Config, check_context
+from aimo_solver.errors import ConfigError, EndpointError
+from aimo_solver.log.writer import RunLog
+from aimo_solver.options import SamplingConfig
+from aimo_solver.server.client import VllmEngine
+from aimo_solver.server.completions import ServedModel
+from aimo_solver.server.launch import check_model
+from aimo_solver.solve.session import STRAGGLERS_S, Boot, Session, choose_chat_format, make_tools
+from aimo_solver.solve.solver import Observer, Solver
+
+_UNKNOWN_CONTEXT = 32_768  # tokens, for an endpoint that does not report its context
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a server is, and which of its models to use.
+
+    Attributes:
+        url: without the ``/v1``.
+        served_model: None if it serves one model only.
+    """
+
+    url: str
+    served_model: str | None = None
+    api_key: str | None = None
+
+
+@asynccontextmanager
+async def endpoint_session(
+    endpoint: Endpoint, model: Path, config: Config, log: RunLog, observer: Observer | None = None
+) -> AsyncIterator[Session]:
+    """Starts a session on the server. `model` is the folder with the served model's tokenizer.
+
+    Raises:
+        EndpointError: it does not answer, serves another model, or sends no token ids.
+        ConfigError: an option that only the server itself can follow.
+    """
+    if config.sampling.seed is not None:
+        raise ConfigError("sampling.seed", "belongs to the server; start the endpoint with --seed instead")
+    served = await find_served_model(endpoint)
+    check_model(model)
+    chat = choose_chat_format(model, config)
+    context = served.context_tokens or _UNKNOWN_CONTEXT
+    check_context(config, context)
+    async with AsyncExitStack() as stack:
+        boot = Boot(stack, config, log)
+        engine = VllmEngine(endpoint.url, served.name, config.sampling, context_tokens=context, api_key=endpoint.api_key)
+        boot.close_later("engine", engine.close)
+        await engine.probe()
+        pool, kernels = boot.start_kernels()
+        await asyncio.wait({kernels}, timeout=STRAGGLERS_S)
+        tools = make_tools(engine, chat, pool, config)
+        yield Session(Solver(tools, config, log, observer), engine, tools)
+
+
+async def find_served_model(endpoint: Endpoint) -> ServedModel:
+    """Returns the model to use at an endpoint.
+
+    Raises:
+        EndpointError: nothing answers there, or it does not serve that model; the message names those it serves.
+    """
+    async with VllmEngine(endpoint.url, "", SamplingConfig(), context_tokens=1, api_key=endpoint.api_key) as engine:
+        models = await engine.served_models()
+    names = ", ".join(model.name for model in models)
+    if endpoint.served_model is None and len(models) != 1:
+        raise EndpointError(engine.base_url, f"serves {names or 'no model'}; choose one with --served-model")
+    for model in models:
+        if endpoint.served_model in (None, model.name):
+            return model
+    raise EndpointError(engine.base_url, f"does not serve {endpoint.served_model}; it serves {names}")
+
+
+def find_endpoint_folder(endpoint: Endpoint) -> Path:
+    """Returns the folder that an endpoint serves its model from, if it is on this machine too.
+
+    Raises:
+        EndpointError: it does not answer, or its folder is not here.
+    """
+    served = asyncio.run(find_served_model(endpoint))
+    if not (served.root and Path(served.root).is_dir()):
+        raise EndpointError(endpoint.url, f"serves {served.name}; give the folder with its tokenizer by --model")
+    return Path(served.root)
