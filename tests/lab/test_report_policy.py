@@ -87,7 +87,7 @@ def test_shares_of_the_vote_are_binned_with_counts(shown: PolicyReport) -> None:
 def test_the_page_shows_counts_and_intervals(one: RunReport) -> None:
     page = render_page([one])
     assert re.search(r"<td>60–80</td>.*?>2</td>.*?>1</td>.*?50 % <span class=\"soft\">\(9 to 91 %\)", page)
-    for label in ("Problems right against seconds", "Problems decided against tokens", "Part right against the winner"):
+    for label in ("Problems right by seconds", "Problems decided by tokens", "Part right by the winner"):
         assert f'role="img" aria-label="{label}' in page
 
 
@@ -102,9 +102,9 @@ def test_without_truth_only_tokens_are_shown(tmp_path: Path) -> None:
     assert shown.rules[0].tokens == (300.0, 400.0, 400.0)
     page = render_page([one])
     assert "No truth is known" in page
-    assert "Problems decided against tokens" in page
-    assert "Problems right against seconds" not in page
-    assert "Part right against" not in page
+    assert "Problems decided by tokens" in page
+    assert "Problems right by seconds" not in page
+    assert "Part right by the winner's" not in page
 
 
 def test_problems_without_truth_do_not_count_for_the_score(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ _COLOURS = 10  # classes c0 to c9
 def score_chart(policy: PolicyReport) -> Chart:
     """Problems right against seconds per problem: by the vote, and with the truth among the answers."""
     last = max((moment.seconds for moment in policy.moments), default=1.0) * 1.02
-    label = f"Problems right against seconds per problem, of {policy.known}; {policy.right} in the end"
+    label = f"Problems right by seconds per problem, of {policy.known}; {policy.right} in the end"
     chart = Chart(label, _SIZE, (0, last), left=34, right=40)
     chart.x_axis(time_ticks(last), short_time)
     y = chart.y_axis(count_ticks(policy.known), policy.known, short_number)
@@ -35,8 +35,7 @@ def tokens_chart(rules: Sequence[StopRule]) -> Chart:
     values = [tokens for rule in rules for tokens in rule.tokens] or [1.0]
     low, high = min(values) / 1.15, max(values) * 1.15
     count = max(len(rule.tokens) for rule in rules)
-    label = "Problems decided against tokens of all attempts together, by stop rule"
-    chart = Chart(label, _SIZE, (low, high), left=34, log=True)
+    chart = Chart("Problems decided by tokens of all attempts together", _SIZE, (low, high), left=34, log=True)
     chart.x_axis(log_ticks(low, high), short_number)
     y = chart.y_axis(count_ticks(count), count, short_number)
     for rule in rules:
@@ -46,7 +45,7 @@ def tokens_chart(rules: Sequence[StopRule]) -> Chart:
 
 def calibration_chart(bins: Sequence[Bin]) -> Chart:
     """The part that is right against the winner's share of the vote: 95 % intervals, areas and numbers for counts."""
-    chart = Chart("Part right against the winner's share of the vote, with counts of problems", _SIZE, (0, 1), right=24)
+    chart = Chart("Part right by the winner's share of the vote", _SIZE, (0, 1), right=24)
     chart.x_axis([0, 0.2, 0.4, 0.6, 0.8, 1], percent)
     y = chart.y_axis([0, 0.25, 0.5, 0.75, 1], 1, percent)
     chart.line([(0, 0), (1, 1)], y, "guide")
@@ -64,7 +63,7 @@ def sweep_chart(points: Sequence[SweepPoint]) -> Chart:
     """The expected score against the time limit, by configuration; the band is the first one's 95 % interval."""
     problems = points[0].simulations[0].problems
     limits = [point.time_limit_s for point in points]
-    chart = Chart(f"Expected score of {problems} against the time limit", (640, 400), (0, max(limits)))
+    chart = Chart(f"Expected score of {problems} problems by time limit", (640, 400), (0, max(limits)))
     chart.x_axis(time_ticks(max(limits)), short_time)
     y = chart.y_axis(ticks(problems), problems, short_number)
     for number in range(len(points[0].simulations)):

@@ -156,7 +156,7 @@ class Chart:
             entries.append(f'<text x="{self.left + 16}" y="{y + 9}">{escape(text)}</text>')
         height = self.height + 46 + 18 * len(legend)
         head = f'xmlns="http://www.w3.org/2000/svg" viewBox="0 -30 {self.width} {height}" width="{self.width}" height="{height}"'
-        title = f'<text x="{self.left}" y="-10" class="title">{escape(self.label)}</text>'
+        title = f'<text x="4" y="-10" class="title">{escape(self.label)}</text>'
         inside = "".join((title, *self._parts, *entries))
         path.write_text(f'<svg {head} class="plot file"><style>{css}</style>{inside}</svg>\n', encoding="utf-8")
 
