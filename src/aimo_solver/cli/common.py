@@ -1,4 +1,4 @@
-"""What all commands share: the terminal, the model by default, and errors as one line with an exit code."""
+"""Shared by all commands: the terminal, common options, the default model, errors as one line with an exit code."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from aimo_solver.errors import AimoError, ServerStartError, UserError
+
+ModelFolder = Annotated[Path, typer.Option(help="model folder")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", dir_okay=False, help="TOML file with options")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="one option as section.option=value; repeatable")]
 
 EMBEDDED_MODEL = Path(__file__).parents[3] / "data" / "pocket-model"
 
@@ -26,7 +31,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **options)
         except (KeyboardInterrupt, asyncio.CancelledError):
-            console.print("stopped; what was finished is on disk", style="yellow")
+            console.print("interrupted; finished problems are on disk", style="yellow")
             raise typer.Exit(130) from None
         except (UserError, ServerStartError) as error:
             print(f"aimo-solver: {error}", file=sys.stderr)

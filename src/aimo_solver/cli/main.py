@@ -1,6 +1,6 @@
-"""The command line: `aimo-solver evaluate | replay | report | watch | bench | serve`.
+"""The command line: `aimo-solver evaluate | replay | report | watch | bench | cache | serve`.
 
-Exit codes: 0 done, 1 a fault of ours, 2 bad input (one line that says what to do), 130 Ctrl-C.
+Exit codes: 0 success, 1 internal error, 2 invalid input (with one line that says what to do), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Annotated
 
 import typer
 
-from aimo_solver.cli import measure as cli_measure
-from aimo_solver.cli.common import EMBEDDED_MODEL, console, guarded
+from aimo_solver.cli import measure
+from aimo_solver.cli.common import EMBEDDED_MODEL, ConfigFile, ModelFolder, Settings, console, guarded
 from aimo_solver.cli.progress import TerminalProgress, result_table
 from aimo_solver.clock import RunClock
 from aimo_solver.config import Config, load_config
@@ -38,42 +38,39 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Olympiad maths with an open LLM under a hard clock.",
+    help="Solves olympiad maths problems with an open LLM under a hard time limit.",
 )
-app.command("replay")(cli_measure.replay_command)
-app.add_typer(cli_measure.bench, name="bench")
-app.add_typer(cli_measure.cache, name="cache")
 
 
 @app.command("evaluate")
 @guarded
 def evaluate_command(
-    csv: Annotated[Path, typer.Argument(help="problems: columns id, problem (or question) and, if known, answer")],
+    csv: Annotated[Path, typer.Argument(help="CSV file with the columns id, problem (or question) and optionally answer")],
     model: Annotated[
-        Path | None, typer.Option(help="model folder; a local vLLM server is started on it. Default: the embedded pocket model")
+        Path | None, typer.Option(help="model folder for a local vLLM server; default: the embedded pocket model")
     ] = None,
-    endpoint: Annotated[str | None, typer.Option(help="a running vLLM server, for instance http://10.0.0.1:8000")] = None,
-    served_model: Annotated[str | None, typer.Option(help="the model's name at the endpoint")] = None,
-    api_key: Annotated[str | None, typer.Option(envvar="AIMO_API_KEY", help="the endpoint's API key")] = None,
-    out: Annotated[Path | None, typer.Option(help="run directory; default runs/NAME-TIME")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the interrupted run in --out")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="delete an earlier run in --out first")] = False,
+    endpoint: Annotated[str | None, typer.Option(help="URL of a running vLLM server, such as http://10.0.0.1:8000")] = None,
+    served_model: Annotated[str | None, typer.Option(help="name of the model at the endpoint")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="AIMO_API_KEY", help="API key of the endpoint")] = None,
+    out: Annotated[Path | None, typer.Option(help="run directory; default: runs/NAME-TIME")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the interrupted run in --out")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="delete an earlier run in --out")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first N problems")] = None,
     ids: Annotated[str | None, typer.Option(help="only these problems, separated by commas")] = None,
     seed: Annotated[int | None, typer.Option(help="same as --set sampling.seed=N")] = None,
     time_limit: Annotated[
-        float | None, typer.Option(min=1, help="seconds for the whole run, same as --set budget.time_limit_s=N")
+        float | None, typer.Option(min=1, help="seconds for the whole run; same as --set budget.time_limit_s=N")
     ] = None,
     problems_in_parallel: Annotated[
-        int | None, typer.Option(min=1, help="problems solved side by side, same as --set solver.parallel=N")
+        int | None, typer.Option(min=1, help="problems solved at the same time; same as --set solver.parallel=N")
     ] = None,
-    config_file: Annotated[Path | None, typer.Option("--config", dir_okay=False, help="TOML file with options")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="one option, as section.option=value; repeatable")] = None,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
 ) -> None:
-    """Solves the problems of a CSV and scores the answers where the truth is known.
+    """Solves the problems of a CSV file and scores the answers whose truth is known.
 
-    A run that is resumed goes on with its configuration, to which --set adds, and with its clock: --time-limit counts from
-    the start of the first run, the pauses between not counted.
+    A resumed run keeps its configuration, which --set can change, and its clock: --time-limit counts from the start of the
+    first run, without the pauses.
     """
     started = time.monotonic()
     chosen = tuple(part.strip() for part in ids.split(",") if part.strip()) if ids else ()
@@ -116,29 +113,32 @@ def evaluate_command(
 @guarded
 def report_command(
     directories: Annotated[list[Path], typer.Argument(help="a run directory, or two to compare")],
-    out: Annotated[Path | None, typer.Option(help="where the page goes; default report.html in the first directory")] = None,
+    out: Annotated[Path | None, typer.Option(help="path of the page; default: report.html in the first directory")] = None,
 ) -> None:
-    """What became of a run, here and as one HTML page with plots."""
+    """Prints the results of a run, and writes them as one HTML page."""
     report_runs(directories, console, out)
 
 
 @app.command("watch")
 @guarded
 def watch_command(directory: Annotated[Path, typer.Argument(help="the run's directory")]) -> None:
-    """The live view of a run that another process writes."""
+    """Shows a live view of a run in another process until it ends."""
     watch(directory, console)
+
+
+app.command("replay")(measure.replay_command)
 
 
 @app.command("serve")
 @guarded
 def serve_command(
-    model: Annotated[Path, typer.Option(help="model folder")] = EMBEDDED_MODEL,
-    port: Annotated[int, typer.Option(min=1, max=65_535, help="where to listen, on the loopback interface")] = 8000,
-    slots: Annotated[int, typer.Option(min=1, help="requests side by side that the server is tuned for")] = 8,
-    config_file: Annotated[Path | None, typer.Option("--config", dir_okay=False, help="TOML file with options")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="one option, as section.option=value; repeatable")] = None,
+    model: ModelFolder = EMBEDDED_MODEL,
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="port on the loopback interface")] = 8000,
+    slots: Annotated[int, typer.Option(min=1, help="concurrent requests to tune the server for")] = 8,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
 ) -> None:
-    """Runs a vLLM server with the flags that `evaluate` would use, in this terminal until Ctrl-C; for --endpoint."""
+    """Runs a vLLM server with the flags that `evaluate` uses, for --endpoint, until Ctrl-C."""
     check_model(model)
     config = load_config(model, config_file, settings=settings or ())
     plan = replace(plan_launch(model, config, slots=slots), port=port, served_name=model.resolve().name)
@@ -148,6 +148,10 @@ def serve_command(
     console.print(" ".join(command.args), soft_wrap=True, highlight=False)
     sys.stdout.flush()
     os.execvpe(command.args[0], command.args, {**os.environ, **command.env})
+
+
+app.add_typer(measure.bench, name="bench")
+app.add_typer(measure.cache, name="cache")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from aimo_solver.cli.common import EMBEDDED_MODEL, console, guarded
+from aimo_solver.cli.common import EMBEDDED_MODEL, ConfigFile, ModelFolder, Settings, console, guarded
 from aimo_solver.config import load_config
 from aimo_solver.errors import ConfigError
 from aimo_solver.lab import scoreboard
@@ -42,12 +42,9 @@ _SWEEP_HOURS = (0.5, 1, 2, 3, 4, 5, 6)
 bench = typer.Typer(no_args_is_help=True, help="Speed, measured side by side in one run.")
 cache = typer.Typer(no_args_is_help=True, help="The compile cache that makes a server start faster on the same GPU.")
 
-Settings = Annotated[list[str] | None, typer.Option("--set", help="one option, as section.option=value; repeatable")]
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON object instead of a table")]
-Model = Annotated[Path, typer.Option(help="model folder")]
 Archive = Annotated[Path, typer.Option(help="where the packed cache goes")]
 CacheRoot = Annotated[Path | None, typer.Option("--root", help="folder of the cache")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", dir_okay=False, help="TOML file with options")]
 
 
 @guarded
@@ -129,7 +126,7 @@ def bench_readahead_command(
 @bench.command("engine")
 @guarded
 def bench_engine_command(
-    model: Model = EMBEDDED_MODEL,
+    model: ModelFolder = EMBEDDED_MODEL,
     streams: Annotated[str, typer.Option(help="numbers of streams, separated by commas")] = "1,8,16,32",
     tokens: Annotated[int, typer.Option(min=10, help="tokens per stream")] = 2_000,
     turn_tokens: Annotated[int, typer.Option(min=5, help="tokens between two tool calls")] = 500,
@@ -159,7 +156,7 @@ def bench_engine_command(
 @bench.command("boot")
 @guarded
 def bench_boot_command(
-    model: Model = EMBEDDED_MODEL,
+    model: ModelFolder = EMBEDDED_MODEL,
     cold_files: Annotated[bool, typer.Option("--cold-files", help="evict the model's files from the page cache first")] = False,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
@@ -176,7 +173,7 @@ def bench_boot_command(
 @bench.command("parse")
 @guarded
 def bench_parse_command(
-    model: Model = EMBEDDED_MODEL,
+    model: ModelFolder = EMBEDDED_MODEL,
     family: Annotated[list[str] | None, typer.Option(help="only this one, answers or salvage; repeatable")] = None,
     sizes: Annotated[str, typer.Option(help="characters of an input, rising, separated by commas")] = ",".join(map(str, SIZES)),
     every: Annotated[bool, typer.Option("--every", help="a row for each input, not for the slowest of each reader")] = False,
@@ -216,7 +213,7 @@ def _counts(text: str, option: str = "--streams") -> list[int]:
 @cache.command("build")
 @guarded
 def cache_build_command(
-    model: Model,
+    model: ModelFolder,
     archive: Archive = Path(f"compile-cache{ARCHIVE_SUFFIX}"),
     root: CacheRoot = None,
     config_file: ConfigFile = None,
@@ -232,7 +229,7 @@ def cache_build_command(
 @cache.command("pack")
 @guarded
 def cache_pack_command(
-    model: Model,
+    model: ModelFolder,
     archive: Archive = Path(f"compile-cache{ARCHIVE_SUFFIX}"),
     root: CacheRoot = None,
     config_file: ConfigFile = None,
