@@ -9,7 +9,7 @@ from pathlib import Path
 
 from openai_harmony import HarmonyEncodingName, load_harmony_encoding
 
-from aimo_solver.chat.families import chat_format
+from aimo_solver.chat.families import load_chat_format
 from aimo_solver.chat.model_folder import ModelFolder
 from aimo_solver.chat.turns import ChatFormat
 from tests.tiny_tokenizers import THINKING_TEMPLATE, fenced_folder, gemma_folder, harmony_folder, hermes_folder
@@ -61,7 +61,7 @@ def family(name: str, path: Path) -> Family:
         return Family(
             name,
             path,
-            chat_format(harmony_folder(path)),
+            load_chat_format(harmony_folder(path)),
             lambda text: encoding.encode(text, allowed_special="all"),
             lambda text: encoding.encode(text, disallowed_special=()),
             (
@@ -95,7 +95,7 @@ def _family(name: str, folder: Path, call: tuple[str, str], final: tuple[str, st
     return Family(
         name,
         folder,
-        chat_format(folder),
+        load_chat_format(folder),
         tokenizer.encode_template,
         tokenizer.encode,
         call,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aimo_solver.answers import ANSWER_RANGE, evaluate, extract_answer, last_box
+from aimo_solver.answers import ANSWER_RANGE, evaluate_latex, extract_answer, last_box
 
 COUNTS = {
     # plain integers
@@ -112,7 +112,7 @@ _EXPRESSIONS = st.recursive(
 @given(expression=_EXPRESSIONS)
 def test_expressions_have_their_exact_value(expression: tuple[str, Fraction | None]) -> None:
     text, value = expression
-    assert evaluate(text) == value
+    assert evaluate_latex(text) == value
 
 
 @given(

@@ -36,7 +36,7 @@ def extract_answer(text: str) -> int | None:
     box = last_box(text)
     if box is None:
         return None
-    value = evaluate(box)
+    value = evaluate_latex(box)
     if value is None or value.denominator != 1 or int(value) not in ANSWER_RANGE:
         return None
     return int(value)
@@ -69,7 +69,7 @@ def _closings(text: str, start: int) -> dict[int, int]:
     return closings
 
 
-def evaluate(expression: str) -> Fraction | None:
+def evaluate_latex(expression: str) -> Fraction | None:
     """The exact value of a LaTeX expression of numbers, None if it is anything else or grows too large."""
     if len(expression) > _LONGEST:
         return None

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from aimo_solver.answers import extract_answer
-from aimo_solver.chat.families import chat_format
+from aimo_solver.chat.families import load_chat_format
 from aimo_solver.chat.turns import FinalText, Malformed, ToolCall, ToolCalls
 from aimo_solver.errors import ConfigError, ModelError
 from aimo_solver.lab.bench.degenerate import CONTROLS
@@ -159,17 +159,17 @@ def test_the_family_is_read_off_the_folder(tmp_path: Path) -> None:
         "hermes": hermes_folder(tmp_path / "c"),
         "fenced": fenced_folder(tmp_path / "d"),
     }
-    assert {name: chat_format(folder).name for name, folder in folders.items()} == {name: name for name in folders}
+    assert {name: load_chat_format(folder).name for name, folder in folders.items()} == {name: name for name in folders}
 
 
 def test_the_family_can_be_chosen(tmp_path: Path) -> None:
-    assert chat_format(hermes_folder(tmp_path), "fenced").name == "fenced"
+    assert load_chat_format(hermes_folder(tmp_path), "fenced").name == "fenced"
 
 
 def test_reasoning_effort_is_told(tmp_path: Path) -> None:
     folder = harmony_folder(tmp_path)
     for effort in ("low", "medium", "high"):
-        chat = chat_format(folder, reasoning_effort=effort)
+        chat = load_chat_format(folder, reasoning_effort=effort)
         assert f"Reasoning: {effort}\n" in chat.decode(chat.prompt("", "x", tools=False))
 
 
@@ -218,13 +218,13 @@ def _no_end(path: Path) -> Path:
 def test_a_folder_that_cannot_be_used_says_why(tmp_path: Path, build, chosen: str, says: str) -> None:  # type: ignore[no-untyped-def]
     folder = build(tmp_path / "model")
     with pytest.raises(ModelError, match=says) as raised:
-        chat_format(tmp_path / "model" if folder is None else folder, chosen)
+        load_chat_format(tmp_path / "model" if folder is None else folder, chosen)
     assert "\n" not in str(raised.value)
 
 
 def test_an_unknown_family_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"prompt\.family: unknown family 'gemini'; known: auto, harmony"):
-        chat_format(tmp_path, "gemini")
+        load_chat_format(tmp_path, "gemini")
 
 
 def test_templates_are_found_wherever_models_keep_them(tmp_path: Path) -> None:
@@ -233,5 +233,5 @@ def test_templates_are_found_wherever_models_keep_them(tmp_path: Path) -> None:
     names = json.loads((folder / "tokenizer_config.json").read_text())
     for template in (R1_TEMPLATE, [{"name": "default", "template": R1_TEMPLATE}]):
         (folder / "tokenizer_config.json").write_text(json.dumps({**names, "chat_template": template}), encoding="utf-8")
-        chat = chat_format(folder)
+        chat = load_chat_format(folder)
         assert chat.decode(chat.prompt("", "Hi", tools=False)) == "<|begin|><|User|>Hi<|Assistant|><think>\n"

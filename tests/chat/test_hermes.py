@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from aimo_solver.chat.families import chat_format
+from aimo_solver.chat.families import load_chat_format
 from aimo_solver.chat.model_folder import ModelFolder
 from aimo_solver.chat.turns import FinalText, Malformed, ToolCall, ToolCalls
 from tests.chat_families import Family, family
@@ -86,7 +86,7 @@ def test_tags_spelled_out_in_code_are_code(hermes: Family) -> None:
 def test_a_template_without_a_tool_role_gets_results_from_the_user(tmp_path_factory: pytest.TempPathFactory) -> None:
     template = CHATML_TEMPLATE.replace("m.role == 'tool'", "m.role == 'never'")
     folder = hermes_folder(tmp_path_factory.mktemp("hermes"), template)
-    chat, encode = chat_format(folder), ModelFolder.read(folder).tokenizer.encode_template
+    chat, encode = load_chat_format(folder), ModelFolder.read(folder).tokenizer.encode_template
     results = chat.decode(chat.tool_results(encode(f"{CALL}<|im_end|>"), ["a"]))
     assert results == "\n<|im_start|>user\n<tool_response>\na\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
 

@@ -26,7 +26,7 @@ from aimo_solver.kaggle.notebook import notebook_run
 from aimo_solver.kaggle.run import GRACE_S, LoggingObserver, Run, SessionFactory
 from aimo_solver.log.writer import ProblemResult
 from aimo_solver.options import BudgetConfig
-from aimo_solver.policy.budget import RULES, Allotment
+from aimo_solver.policy.budget import BUDGET_RULES, Allotment
 from aimo_solver.problems import Problem
 from aimo_solver.results import Attempt, FinishReason
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL
@@ -521,7 +521,7 @@ def test_shortly_before_the_end_as_many_problems_as_fit_get_seconds_enough_to_be
 
 budgets = st.builds(
     BudgetConfig,
-    rule=st.sampled_from(sorted(RULES)),
+    rule=st.sampled_from(sorted(BUDGET_RULES)),
     time_limit_s=st.floats(10, 20_000),
     margin_s=st.floats(0, 600),
     reserve_s=st.floats(0, 600),

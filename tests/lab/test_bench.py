@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from aimo_solver.chat.families import chat_format
+from aimo_solver.chat.families import load_chat_format
 from aimo_solver.config import load_config
 from aimo_solver.errors import UserError
 from aimo_solver.lab.bench.boot import _stages
@@ -74,7 +74,7 @@ async def test_the_loop_is_measured_on_a_real_server(vllm: Served) -> None:
         target = Target(
             base_url=engine.base_url,
             model=engine.model,
-            chat=chat_format(vllm.model),
+            chat=load_chat_format(vllm.model),
             config=config,
             context_tokens=engine.context_tokens,
             vocabulary=1_000,

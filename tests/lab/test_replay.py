@@ -13,7 +13,7 @@ from aimo_solver.errors import ConfigError
 from aimo_solver.lab.records import Group, Use, read_groups
 from aimo_solver.lab.replay import Replay, parse_policy, play, replay
 from aimo_solver.options import VotingConfig
-from aimo_solver.policy.stopping import RULES
+from aimo_solver.policy.stopping import STOP_RULES
 from aimo_solver.policy.voting import VOTERS
 from aimo_solver.results import FinishReason
 from tests.lab.groups import PUBLIC, group, make_attempt, public, untimed
@@ -49,7 +49,9 @@ def test_cut_attempts_have_no_vote_but_cost_time() -> None:
 
 @untimed
 @given(
-    st.lists(st.none() | st.integers(1, 3), max_size=10), st.sampled_from(sorted(RULES)), st.sampled_from([*VOTERS, "proximity"])
+    st.lists(st.none() | st.integers(1, 3), max_size=10),
+    st.sampled_from(sorted(STOP_RULES)),
+    st.sampled_from([*VOTERS, "proximity"]),
 )
 def test_stopping_never_costs_more_than_waiting(answers: list[int | None], stop: str, voter: str) -> None:
     one = group(answers)

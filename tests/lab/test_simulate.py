@@ -15,9 +15,8 @@ from aimo_solver.errors import ConfigError
 from aimo_solver.lab.competition import RUNS, Competitions
 from aimo_solver.lab.records import Group, Use, read_groups
 from aimo_solver.lab.simulate import Throughput, parse_play, playable, simulate, sweep
-from aimo_solver.policy.budget import RULES as BUDGETS
-from aimo_solver.policy.budget import Clock, allot
-from aimo_solver.policy.stopping import RULES, decided
+from aimo_solver.policy.budget import BUDGET_RULES, Clock, allot
+from aimo_solver.policy.stopping import STOP_RULES, decide
 from aimo_solver.policy.voting import VOTERS, rank
 from aimo_solver.results import Attempt
 from tests.lab.groups import PUBLIC, make_attempt, make_group, public, untimed
@@ -49,12 +48,12 @@ def configs(draw: st.DrawFn) -> Config:
             "solver": {"slots": slots, "max_attempts": slots + draw(st.integers(0, 4))},
             "voting": {
                 "voter": draw(st.sampled_from(sorted(VOTERS))),
-                "stop": draw(st.sampled_from(sorted(RULES))),
+                "stop": draw(st.sampled_from(sorted(STOP_RULES))),
                 "equal": draw(st.integers(1, 5)),
                 "no_answers": draw(st.none() | st.integers(1, 4)),
             },
             "budget": {
-                "rule": draw(st.sampled_from(sorted(BUDGETS))),
+                "rule": draw(st.sampled_from(sorted(BUDGET_RULES))),
                 "time_limit_s": draw(st.floats(100, 3_000)),
                 "margin_s": 0,
                 "reserve_s": draw(st.floats(0, 200)),
@@ -99,7 +98,7 @@ def play_one(
                 break
             del running[next_]
             ended.append(queue[next_])
-            if decided(ended, config.voting, max_attempts=int(allowed), confidence=given_.confidence):
+            if decide(ended, config.voting, max_attempts=int(allowed), confidence=given_.confidence):
                 break
         used += now
         ranked = rank(ended, config.voting)
@@ -211,7 +210,7 @@ def test_names_choose_voter_stop_rule_and_budget() -> None:
 
 
 @public
-@pytest.mark.parametrize("budget", sorted(BUDGETS))
+@pytest.mark.parametrize("budget", sorted(BUDGET_RULES))
 def test_public_records_never_overrun(budget: str) -> None:
     groups = playable(read_groups([PUBLIC]))
     for time_limit_s in (1_000.0, 18_000.0):

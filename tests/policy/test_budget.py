@@ -9,23 +9,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aimo_solver.options import BudgetConfig
-from aimo_solver.policy.budget import RULES, TIERS, Clock, allot, bar
+from aimo_solver.policy.budget import BUDGET_RULES, TIERS, Clock, allot, confidence_bar
 
 untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is not a failure
 
 clocks = st.builds(Clock, st.floats(-1e5, 1e5), st.integers(-3, 200), st.integers(1, 8))
 budgets = st.builds(
     BudgetConfig,
-    rule=st.sampled_from(sorted(RULES)),
+    rule=st.sampled_from(sorted(BUDGET_RULES)),
     reserve_s=st.floats(0, 2_000),
     cap_s=st.floats(1, 5_000),
     saturation_s=st.floats(1, 1_000),
 )
-rules = pytest.mark.parametrize("rule", sorted(RULES))
+rules = pytest.mark.parametrize("rule", sorted(BUDGET_RULES))
 
 
 def test_config_knows_exactly_the_rules() -> None:
-    assert set(get_args(get_type_hints(BudgetConfig)["rule"])) == set(RULES)
+    assert set(get_args(get_type_hints(BudgetConfig)["rule"])) == set(BUDGET_RULES)
 
 
 @untimed
@@ -144,11 +144,11 @@ def test_less_time_per_problem_means_a_faster_tier() -> None:
 @given(st.floats(0, 5_000), st.floats(0, 5_000))
 def test_the_bar_rises_with_the_time_per_problem(one: float, other: float) -> None:
     less, more = sorted((one, other))
-    assert bar(less, BudgetConfig()) <= bar(more, BudgetConfig())
+    assert confidence_bar(less, BudgetConfig()) <= confidence_bar(more, BudgetConfig())
 
 
 def test_only_marginal_sets_a_bar() -> None:
-    for rule in RULES:
+    for rule in BUDGET_RULES:
         assert (allot(Clock(10_000, 20), BudgetConfig(rule=rule)).confidence is not None) == (rule == "marginal")
 
 

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from aimo_solver.options import SelectionConfig, VotingConfig
 from aimo_solver.policy.selection import (
     PROMPTS,
-    Choice,
     Contender,
     Method,
-    asks,
-    choose,
-    contenders,
-    contested,
+    Verdict,
+    count_picks,
+    is_contested,
     settle,
-    summarise,
+    shorten,
+    shortlist,
+    write_questions,
 )
 from aimo_solver.policy.voting import rank
 from aimo_solver.problems import Problem
@@ -51,7 +51,7 @@ def vote(*answers: int | None) -> tuple:
     ],
 )
 def test_contested_is_a_leader_without_a_clear_share(answers: tuple[int | None, ...], expected: bool) -> None:
-    assert contested(vote(*answers), SelectionConfig(clear_share=0.6)) is expected
+    assert is_contested(vote(*answers), SelectionConfig(clear_share=0.6)) is expected
 
 
 def test_the_best_candidates_are_shown_with_the_attempt_that_speaks_best_for_them() -> None:
@@ -64,14 +64,14 @@ def test_the_best_candidates_are_shown_with_the_attempt_that_speaks_best_for_the
         attempt(5, 5),
     ]
     finals = {0: "zero", 1: "one", 2: "   ", 3: "", 5: "five"}
-    shown = contenders(rank(attempts, VotingConfig()), attempts, finals, SelectionConfig(candidates=2))
+    shown = shortlist(rank(attempts, VotingConfig()), attempts, finals, SelectionConfig(candidates=2))
     assert shown == (Contender(7, 3, "one"), Contender(12, 2, "(no explanation was given)"))
 
 
 @untimed
 @given(st.text(max_size=3_000), st.integers(100, 2_000))
 def test_a_summary_is_the_end_of_the_text_and_short(text: str, chars: int) -> None:
-    short = summarise(text, chars)
+    short = shorten(text, chars)
     assert 0 < len(short) <= chars
     whole = text.strip()
     if len(whole) <= chars:
@@ -82,12 +82,12 @@ def test_a_summary_is_the_end_of_the_text_and_short(text: str, chars: int) -> No
 
 def test_a_summary_begins_at_a_border() -> None:
     text = "a" * 500 + "\n\nTherefore the count is even.\n" + "It follows that the answer is $\\boxed{12}$. " * 3
-    assert summarise(text, 200).startswith("[...] Therefore the count is even.")
+    assert shorten(text, 200).startswith("[...] Therefore the count is even.")
 
 
 @methods
 def test_half_of_the_asks_are_in_reversed_order(method: Method) -> None:
-    asked = asks(method, PROBLEM, SHOWN, SelectionConfig(asks=6))
+    asked = write_questions(method, PROBLEM, SHOWN, SelectionConfig(asks=6))
     assert [one.shown for one in asked] == [(7, 12, 5), (5, 12, 7)] * 3
     for one in asked:
         places = [one.problem.text.rindex(str(answer)) for answer in one.shown]
@@ -96,7 +96,7 @@ def test_half_of_the_asks_are_in_reversed_order(method: Method) -> None:
 
 @methods
 def test_an_ask_holds_the_problem_and_every_candidate_and_no_votes(method: Method) -> None:
-    for one in asks(method, PROBLEM, SHOWN, SELECTION):
+    for one in write_questions(method, PROBLEM, SHOWN, SELECTION):
         text = one.prompt.user(one.problem.text)
         assert text.startswith(PROBLEM.text)
         assert "\\boxed{}" in text
@@ -107,8 +107,8 @@ def test_an_ask_holds_the_problem_and_every_candidate_and_no_votes(method: Metho
 
 def test_selection_shows_the_solutions_and_verification_only_values() -> None:
     for contender in SHOWN:
-        assert all(contender.summary in one.problem.text for one in asks(Method.SELECT, PROBLEM, SHOWN, SELECTION))
-        assert not any(contender.summary in one.problem.text for one in asks(Method.VERIFY, PROBLEM, SHOWN, SELECTION))
+        assert all(contender.summary in one.problem.text for one in write_questions(Method.SELECT, PROBLEM, SHOWN, SELECTION))
+        assert not any(contender.summary in one.problem.text for one in write_questions(Method.VERIFY, PROBLEM, SHOWN, SELECTION))
 
 
 replies = st.lists(st.none() | st.sampled_from([5, 7, 12, 99]), max_size=9)
@@ -117,7 +117,7 @@ replies = st.lists(st.none() | st.sampled_from([5, 7, 12, 99]), max_size=9)
 @untimed
 @given(replies)
 def test_a_choice_is_a_candidate_with_most_picks(answers: list[int | None]) -> None:
-    choice = choose(Method.SELECT, SHOWN, answers)
+    choice = count_picks(Method.SELECT, SHOWN, answers)
     picks = {one.answer: answers.count(one.answer) for one in SHOWN}
     if choice.answer is None:
         assert not any(picks.values())
@@ -127,14 +127,14 @@ def test_a_choice_is_a_candidate_with_most_picks(answers: list[int | None]) -> N
 
 
 def test_equal_picks_go_to_the_higher_one_of_the_vote() -> None:
-    assert choose(Method.SELECT, SHOWN, [5, 12]).answer == 12
+    assert count_picks(Method.SELECT, SHOWN, [5, 12]).answer == 12
 
 
 @untimed
 @given(replies, replies)
 def test_only_a_clear_choice_overrules_the_vote(first: list[int | None], second: list[int | None]) -> None:
     candidates = vote(7, 7, 7, 12, 12, 5, 5)
-    choices = [choose(Method.SELECT, SHOWN, first), choose(Method.VERIFY, SHOWN, second)]
+    choices = [count_picks(Method.SELECT, SHOWN, first), count_picks(Method.VERIFY, SHOWN, second)]
     answer = settle(candidates, choices)
     clear = [choice.answer for choice in choices if 2 * choice.votes > len(choice.picks)]
     assert answer == (clear[0] if clear else 7)
@@ -142,4 +142,4 @@ def test_only_a_clear_choice_overrules_the_vote(first: list[int | None], second:
 
 def test_nothing_to_choose_from_is_no_answer() -> None:
     assert settle((), []) is None
-    assert choose(Method.VERIFY, (), [5]) == Choice(Method.VERIFY, None, (None,), 0)
+    assert count_picks(Method.VERIFY, (), [5]) == Verdict(Method.VERIFY, None, (None,), 0)

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aimo_solver.options import VotingConfig
-from aimo_solver.policy.stopping import RULES, decided, leads
+from aimo_solver.policy.stopping import STOP_RULES, decide, lead_probability
 from aimo_solver.policy.voting import rank
 from aimo_solver.results import Attempt, FinishReason
 
@@ -29,13 +29,13 @@ def attempts(given_: list[int | None]) -> list[Attempt]:
 def stop_at(given_: list[int | None], voting: VotingConfig, confidence: float | None = None) -> float:
     """After how many attempts a rule stops; infinity if never."""
     for count in range(1, len(given_) + 1):
-        if decided(attempts(given_[:count]), voting, max_attempts=MOST, confidence=confidence) is not None:
+        if decide(attempts(given_[:count]), voting, max_attempts=MOST, confidence=confidence) is not None:
             return count
     return math.inf
 
 
 def test_config_knows_exactly_the_rules() -> None:
-    assert set(get_args(get_type_hints(VotingConfig)["stop"])) == set(RULES)
+    assert set(get_args(get_type_hints(VotingConfig)["stop"])) == set(STOP_RULES)
 
 
 # (stricter, the rule it implies): wherever the first one would stop, the second one has.
@@ -52,7 +52,7 @@ def _implications() -> list[tuple[VotingConfig, VotingConfig]]:
     pairs += [(rule("consistency", consistency=((5, 7),)), rule("equal", equal=5))]
     pairs += [(rule("consistency", consistency=((5, 7),)), rule("consistency", consistency=((5, 9),)))]
     pairs += [(rule(stop), rule("first")) for stop in ("equal", "margin", "share", "consistency", "posterior")]
-    pairs += [(rule("never"), rule(stop)) for stop in RULES]
+    pairs += [(rule("never"), rule(stop)) for stop in STOP_RULES]
     pairs += [(rule("equal"), rule("equal", no_answers=3)), (rule("never", no_answers=4), rule("never", no_answers=3))]
     return pairs
 
@@ -103,21 +103,21 @@ def test_uncatchable_stops_as_early_as_it_can(given_: list[int | None]) -> None:
 
 
 @untimed
-@given(streams, st.sampled_from(sorted(RULES)), st.none() | st.integers(1, 5))
+@given(streams, st.sampled_from(sorted(STOP_RULES)), st.none() | st.integers(1, 5))
 def test_the_decision_is_the_voters_leader(given_: list[int | None], stop: str, no_answers: int | None) -> None:
     voting = VotingConfig(stop=stop, no_answers=no_answers)
     for count in range(MOST + 1):
         shown = attempts(given_[:count])
-        decision = decided(shown, voting, max_attempts=MOST)
+        decision = decide(shown, voting, max_attempts=MOST)
         if decision is not None:
             ranked = rank(shown, voting)
             assert decision.answer == (ranked[0].answer if ranked else None)
             assert decision.reason in (stop, "no_answers")
 
 
-@pytest.mark.parametrize("stop", sorted(RULES))
+@pytest.mark.parametrize("stop", sorted(STOP_RULES))
 def test_nothing_is_decided_before_anything_ended(stop: str) -> None:
-    assert decided([], VotingConfig(stop=stop, no_answers=1), max_attempts=8) is None
+    assert decide([], VotingConfig(stop=stop, no_answers=1), max_attempts=8) is None
 
 
 def test_equal_counts_answers_not_attempts() -> None:
@@ -133,10 +133,10 @@ def test_five_of_seven() -> None:
 
 
 def test_attempts_without_an_answer_end_a_hopeless_problem() -> None:
-    decision = decided(attempts([None, None, None]), VotingConfig(no_answers=3), max_attempts=8)
+    decision = decide(attempts([None, None, None]), VotingConfig(no_answers=3), max_attempts=8)
     assert decision is not None
     assert (decision.answer, decision.reason) == (None, "no_answers")
-    assert decided(attempts([None] * 7), VotingConfig(), max_attempts=8) is None
+    assert decide(attempts([None] * 7), VotingConfig(), max_attempts=8) is None
 
 
 def test_share_waits_for_enough_answers() -> None:
@@ -150,13 +150,13 @@ def test_the_posterior_is_the_beta_distributions_upper_half(lead: int, second: i
     import mpmath
 
     exact = mpmath.betainc(lead + 1, second + 1, 0.5, 1, regularized=True)
-    assert leads(lead, second) == pytest.approx(float(exact), rel=1e-12)
-    assert leads(lead, second) + leads(second, lead) == pytest.approx(1)
+    assert lead_probability(lead, second) == pytest.approx(float(exact), rel=1e-12)
+    assert lead_probability(lead, second) + lead_probability(second, lead) == pytest.approx(1)
 
 
 def test_a_bar_from_the_budget_replaces_the_rule() -> None:
     four = attempts([1, 1, 1, 1])
-    assert decided(four, VotingConfig(equal=4), max_attempts=8, confidence=0.98) is None
-    decision = decided(four, VotingConfig(equal=8), max_attempts=8, confidence=0.96)
+    assert decide(four, VotingConfig(equal=4), max_attempts=8, confidence=0.98) is None
+    decision = decide(four, VotingConfig(equal=8), max_attempts=8, confidence=0.96)
     assert decision is not None
     assert decision.reason == "confidence"

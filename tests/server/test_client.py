@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from aimo_solver.chat.families import chat_format
+from aimo_solver.chat.families import load_chat_format
 from aimo_solver.config import Config, load_config
 from aimo_solver.errors import ContextExceeded, EndpointError, EngineRejected, EngineUnavailable
 from aimo_solver.options import SamplingConfig
@@ -39,12 +39,12 @@ class EndlessEngine(VllmEngine):
 
 
 def prompt(served: Served, text: str = "What is the remainder of 7^30 modulo 11?") -> list[int]:
-    return chat_format(served.model).prompt("", text, tools=False)
+    return load_chat_format(served.model).prompt("", text, tools=False)
 
 
 @pytest.mark.vllm
 async def test_a_stop_token_ends_the_turn_and_is_part_of_it(vllm: Served) -> None:
-    chat = chat_format(vllm.model)
+    chat = load_chat_format(vllm.model)
     async with vllm.engine() as engine:
         chunks = await sample(engine, CompletionRequest(tokens=prompt(vllm), max_tokens=500, stop_token_ids=chat.stop_token_ids))
     assert [chunk.finish for chunk in chunks if chunk.finish] == ["stop"]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from aimo_solver.chat.families import chat_format
+from aimo_solver.chat.families import load_chat_format
 from aimo_solver.errors import EngineLost, ServerStartError
 from aimo_solver.log.writer import NullLog
 from aimo_solver.options import SamplingConfig, ServerConfig
@@ -26,7 +26,7 @@ from tests.conftest import MODEL
 from tests.processes import pid_runs
 from tests.server_programs import SERVING, eventually, python, worker_pids
 
-CHAT = chat_format(MODEL)
+CHAT = load_chat_format(MODEL)
 
 
 class Bench:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from aimo_solver.chat.families import chat_format
+from aimo_solver.chat.families import load_chat_format
 from aimo_solver.chat.model_folder import ModelFolder
 from aimo_solver.chat.prompts import prompt_variants
 from aimo_solver.chat.turns import MAX_CALLS, ChatFormat
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def chat(folder: Path) -> ChatFormat:
-    return chat_format(folder, "gemma")
+    return load_chat_format(folder, "gemma")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

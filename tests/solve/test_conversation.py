@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from aimo_solver.chat.families import chat_format
+from aimo_solver.chat.families import load_chat_format
 from aimo_solver.log.writer import NullLog
 from aimo_solver.results import FinishReason
 from aimo_solver.server.client import Engine
@@ -17,7 +17,7 @@ from aimo_solver.solve.conversation import Conversation, Sampled
 from tests.conftest import MODEL, Served
 from tests.http_vllm import HttpVllm, event, reset, sends
 
-CHAT = chat_format(MODEL)
+CHAT = load_chat_format(MODEL)
 
 
 def begun(engine: Engine, prompt: int) -> Conversation:

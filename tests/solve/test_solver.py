@@ -14,7 +14,7 @@ import pytest_asyncio
 
 import aimo_solver.solve.solver as solver_module
 from aimo_solver.answers import FALLBACK_ANSWER
-from aimo_solver.chat.families import chat_format
+from aimo_solver.chat.families import load_chat_format
 from aimo_solver.chat.model_folder import ModelFolder
 from aimo_solver.clock import RunClock
 from aimo_solver.config import Config, load_config
@@ -47,7 +47,7 @@ class Desk:
 
     def __init__(self, folder: Path, pool: KernelPool) -> None:
         self._tokenizer = ModelFolder.read(folder).tokenizer
-        self._chat = chat_format(folder, "gemma")
+        self._chat = load_chat_format(folder, "gemma")
         self._pool = pool
         self.seen = Collector()
         self.engine = ScriptedEngine(lambda index: ())
@@ -268,7 +268,7 @@ async def test_defects_of_log_observer_and_hook_cost_nothing(desk: Desk) -> None
     assert result.votes >= 4
 
 
-@pytest.mark.parametrize("part", ["rank", "decided", "contested"])
+@pytest.mark.parametrize("part", ["rank", "decide", "is_contested"])
 async def test_a_defect_in_voting_or_in_the_second_look_leaves_the_plain_vote(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:

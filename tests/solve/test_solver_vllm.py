@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from aimo_solver.chat.families import chat_format
+from aimo_solver.chat.families import load_chat_format
 from aimo_solver.config import Config, load_config
 from aimo_solver.kernels.pool import KernelPool
 from aimo_solver.log.writer import NullLog
@@ -52,7 +52,7 @@ async def pool() -> AsyncIterator[KernelPool]:
 def solver(engine: VllmEngine, pool: KernelPool, config: Config, watcher: SilentObserver) -> Solver:
     tools = AttemptTools(
         engine=engine,
-        chat=chat_format(MODEL),
+        chat=load_chat_format(MODEL),
         pool=pool,
         limits=config.attempt,
         kernels=config.kernels,

@@ -1,7 +1,7 @@
-"""Prompts a family of models and reads its turns, in token ids.
+"""Chat formats: how a family of models is prompted and how its turns are read, in token ids.
 
-`turns` is the vocabulary, `families` chooses the format of a model's folder; one module per family. Whatever reads model
-output takes linear time, is bounded, and never raises.
+`turns` defines the vocabulary, `families` picks the format for a model folder, and each family has a module of its own.
+Reading model output takes linear time and never raises.
 
 May import: nothing but the top.
 """

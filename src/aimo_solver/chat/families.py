@@ -11,7 +11,7 @@ from aimo_solver.errors import ConfigError, ModelError
 FAMILIES = ("harmony", "gemma", "hermes", "fenced")
 
 
-def chat_format(model_dir: Path, family: str = "auto", *, reasoning_effort: ReasoningEffort = "high") -> ChatFormat:
+def load_chat_format(model_dir: Path, family: str = "auto", *, reasoning_effort: ReasoningEffort = "high") -> ChatFormat:
     """The chat format of a model folder.
 
     Args:

@@ -16,7 +16,7 @@ from aimo_solver.errors import ConfigError
 from aimo_solver.lab.records import Group
 from aimo_solver.lab.statistics import Floats
 from aimo_solver.policy.budget import Clock, allot
-from aimo_solver.policy.stopping import RULES, Tally, leads
+from aimo_solver.policy.stopping import STOP_RULES, Tally, lead_probability
 from aimo_solver.policy.voting import VOTERS, Ballot, ballot_of
 
 Ints = NDArray[np.int64]
@@ -77,7 +77,7 @@ class Competitions:
         self.undecided = 0
         self._pool, self._config, self._rate, self._seed = _Pool(groups, config), config, rate, seed
         most = config.solver.max_attempts
-        self._leads = np.array([[leads(lead, second) for second in range(most + 1)] for lead in range(most + 1)])
+        self._leads = np.array([[lead_probability(lead, second) for second in range(most + 1)] for lead in range(most + 1)])
 
     def play(self, number: int) -> None:
         """Plays problem `number` of all competitions."""
@@ -176,7 +176,7 @@ class _Problem:
             to_come=allowed[plays] - self._finished[plays],
         )
         bar = confidence[plays]
-        by_rule = RULES[self._voting.stop](tally, self._voting)
+        by_rule = STOP_RULES[self._voting.stop](tally, self._voting)
         stop: Bools = np.where(np.isnan(bar), by_rule, (answered >= 1) & (tally.posterior >= bar))
         if self._voting.no_answers is not None:
             stop = stop | (tally.finished - tally.answered >= self._voting.no_answers)

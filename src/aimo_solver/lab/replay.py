@@ -19,7 +19,7 @@ from aimo_solver.lab.records import Group, Use
 from aimo_solver.lab.statistics import Bootstrap, Interval, proportion
 from aimo_solver.options import VotingConfig
 from aimo_solver.policy.selection import Method
-from aimo_solver.policy.stopping import RULES, decided
+from aimo_solver.policy.stopping import STOP_RULES, decide
 from aimo_solver.policy.voting import VOTERS, rank
 
 _VALUE_OF = {"equal": "equal", "margin": "margin", "share": "share", "posterior": "confidence"}
@@ -146,8 +146,8 @@ def parse_policy(name: str, voting: VotingConfig, *, stop: str = "never") -> Pol
     known = ["default", *voters, *Method]
     if voter not in known:
         raise ConfigError(f"policy {name}", f"no such voter; known: {', '.join(known)}")
-    if rule not in RULES:
-        raise ConfigError(f"policy {name}", f"no such stop rule; known: {', '.join(RULES)}")
+    if rule not in STOP_RULES:
+        raise ConfigError(f"policy {name}", f"no such stop rule; known: {', '.join(STOP_RULES)}")
     if equals and rule not in _VALUE_OF:
         raise ConfigError(f"policy {name}", f"{rule} takes no value")
     values: dict[str, Any] = asdict(voting) | {"voter": voter if voter in voters else voting.voter, "stop": rule}
@@ -188,7 +188,7 @@ def play(group: Group, policy: Policy) -> GroupOutcome:
     voting, attempts, seen = policy.voting, group.attempts, len(group.ended)
     if voting.stop != "never":
         for count in range(1, len(group.ended) + 1):
-            if decided(group.ended[:count], voting, max_attempts=len(group.attempts)) is not None:
+            if decide(group.ended[:count], voting, max_attempts=len(group.attempts)) is not None:
                 attempts, seen = group.ended[:count], count
                 break
     now = max(map(group.end, attempts), default=0.0)

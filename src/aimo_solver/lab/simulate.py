@@ -25,7 +25,7 @@ from aimo_solver.lab.competition import RUNS, Competitions
 from aimo_solver.lab.records import Group, Use
 from aimo_solver.lab.replay import parse_policy
 from aimo_solver.lab.statistics import Bootstrap, Floats, Interval
-from aimo_solver.policy.budget import RULES as BUDGETS
+from aimo_solver.policy.budget import BUDGET_RULES
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ def parse_play(name: str, config: Config) -> tuple[str, Config]:
         raise ConfigError(f"policy {name}", "a second look cannot be simulated")
     config = replace(config, voting=chosen.voting)
     for part in rest:
-        if part in BUDGETS:
+        if part in BUDGET_RULES:
             config = replace(config, budget=replace(config.budget, rule=cast(Any, part)))
         elif (count := re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", part)) is not None:
             slots, attempts = int(count[1]), int(count[2] or count[1])
@@ -178,7 +178,7 @@ def parse_play(name: str, config: Config) -> tuple[str, Config]:
             config = replace(config, solver=solver)
         else:
             raise ConfigError(
-                f"policy {name}", f"@{part} is neither SLOTS nor SLOTSxATTEMPTS nor a budget ({', '.join(BUDGETS)})"
+                f"policy {name}", f"@{part} is neither SLOTS nor SLOTSxATTEMPTS nor a budget ({', '.join(BUDGET_RULES)})"
             )
     return name, config
 

@@ -1,6 +1,6 @@
-"""Decides: which answer wins, when to stop, how long a problem may take, whether to ask again.
+"""Decisions: which answer wins, when to stop, how many seconds a problem gets, whether to ask the model again.
 
-Pure: no clock, no file, no engine. Time and data come in as arguments.
+Pure functions: no clock, no files, no engine. Time and data are arguments.
 
 May import: chat.
 """

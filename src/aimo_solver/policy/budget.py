@@ -1,21 +1,19 @@
-"""How many seconds a problem gets. Pure: the clock's state in, an allotment out.
+"""Decides how many seconds a problem gets. Pure: the clock's state in, an allotment out.
 
-`left` is what is left for everything, `later` the problems still to come after this one. With several problems side by side
-`later` counts waves of them. Nothing ever gets more than `left`. Let `even` be left / (later + 1):
+`left` is the time left for all problems, `later` the number of problems after this one (of waves, if problems run side by
+side), and `even` is left / (later + 1). No problem gets more than `left`.
 
     greedy     left - reserve_s * later, at least `even`, at most cap_s
-    clamp      left - reserve_s * later, at least reserve_s, at most cap_s: what public notebooks do, but never more than is left
+    clamp      left - reserve_s * later, at least reserve_s, at most cap_s: common in public notebooks
     even       `even`
-    tiers      a multiple of `even` and a number of attempts by the speed level that `even` falls into (TIERS)
-    marginal   left - reserve_s / 2 * later, at most cap_s, but at least `even`; the problem ends earlier, when the vote is surer
-               than a bar that rises with `even`: see `bar`
+    tiers      a multiple of `even` and a number of attempts, by the tier that `even` falls into (`TIERS`)
+    marginal   left - reserve_s / 2 * later, at most cap_s, but at least `even`; the problem ends earlier once the vote is surer
+               than `confidence_bar`, which rises with `even`
 
-Under every rule a problem gets at least least_s (or cap_s), or all that is left if that is less: when there is not enough
-for everybody, as many problems as fit get a slice that can win, and the last ones nothing. In 2,259 logged attempts of
-gpt-oss-120b, 8 side by side at one problem, a slice of 5 s wins 1.8 answers per 1,000 s, one of 10, 20 or 40 s wins 3.5 to
-4.3, and one of 100 s 3.1: shorter ones are lost, longer ones help fewer problems. So the default is 10 s, which suits small
-models too: theirs end earlier, and what they leave goes to the problems behind them. Less than a tenth of least_s is not
-worth a start.
+Under every rule a problem gets at least least_s (or cap_s), or all that is left if that is less. When time is short, the first
+problems get a slice that can win, and the last ones nothing. In 2,259 logged attempts of gpt-oss-120b, 8 at a time, slices of
+5 s win 1.8 answers per 1,000 s, slices of 10, 20 or 40 s win 3.5 to 4.3, and slices of 100 s win 3.1. So the default is 10 s.
+Small models end earlier and leave the rest to later problems. Less than a tenth of least_s counts as nothing.
 """
 
 from __future__ import annotations
@@ -29,12 +27,12 @@ from aimo_solver.options import BudgetConfig
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """The state of the one clock.
+    """The state of the run's clock.
 
     Attributes:
-        left_s: seconds left to the end of everything, the margin taken off.
-        later: problems that have not started yet, this one not counted.
-        parallel: problems that are solved side by side.
+        left_s: seconds until the end of the run, less the margin.
+        later: problems that have not started yet, without this one.
+        parallel: problems that are solved at the same time.
     """
 
     left_s: float
@@ -44,12 +42,12 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Allotment:
-    """What a problem may use.
+    """Limits for one problem.
 
     Attributes:
         seconds: 0 <= seconds <= left_s.
-        slots, max_attempts: upper bounds; None leaves them to the configuration.
-        confidence: how sure the vote must be to end the problem early, 0..1; None leaves it to the stop rule.
+        slots, max_attempts: upper bounds; None means those of the configuration.
+        confidence: of the vote, at which the problem ends early, 0..1; None means by the configured stop rule.
     """
 
     seconds: float
@@ -60,7 +58,7 @@ class Allotment:
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """A speed level: from `even_s` seconds per problem on, a problem gets `times` that much and `max_attempts`."""
+    """From `even_s` seconds per problem on, a problem gets `times` that much and `max_attempts`."""
 
     even_s: float
     times: float
@@ -74,17 +72,17 @@ TIERS = (
     Tier(even_s=60, times=1.5, max_attempts=6),
     Tier(even_s=0, times=1.0, max_attempts=4),
 )
-"""Five levels, as AIMO2's second place had; the figures are ours."""
+"""Five tiers like those of AIMO2's second place, with figures of our own."""
 
 
 def allot(clock: Clock, budget: BudgetConfig) -> Allotment:
-    """What the next problem may use. Never more than `clock.left_s`, never negative; 0 seconds: it is not worth a start."""
+    """Returns the limits of the next problem. 0 seconds means that it should not be started."""
     left = max(0.0, clock.left_s)
     least = min(budget.least_s, budget.cap_s)
     if left < least / 10:
         return Allotment(0.0)
     waves = math.ceil(max(0, clock.later) / max(1, clock.parallel))
-    wish = RULES[budget.rule](left, waves, budget)
+    wish = BUDGET_RULES[budget.rule](left, waves, budget)
     return replace(wish, seconds=min(max(wish.seconds, least), left))
 
 
@@ -109,20 +107,20 @@ def _tiers(left: float, later: int, budget: BudgetConfig) -> Allotment:
 def _marginal(left: float, later: int, budget: BudgetConfig) -> Allotment:
     even = left / (later + 1)
     seconds = max(even, min(budget.cap_s, left - budget.reserve_s / 2 * later))
-    return Allotment(seconds, confidence=bar(even, budget))
+    return Allotment(seconds, confidence=confidence_bar(even, budget))
 
 
-def bar(even_s: float, budget: BudgetConfig) -> float:
-    """The confidence at which a further second is worth more on another problem, 0.5..1.
+def confidence_bar(even_s: float, budget: BudgetConfig) -> float:
+    """Returns the confidence of the vote, 0.5..1, above which another second is worth more on another problem.
 
-    The chance to solve a problem grows with its seconds t about as 1 - exp(-t / saturation_s), so a second more elsewhere
-    brings in proportion to exp(-even_s / saturation_s). Here it can only help if the leader is wrong, which has the chance
-    1 - confidence. Both are worth the same at confidence = 1 - exp(-even_s / saturation_s).
+    The chance to solve a problem in t seconds is about 1 - exp(-t / saturation_s), so the gain of a second elsewhere is
+    proportional to exp(-even_s / saturation_s). Here a second helps only if the leader is wrong, with the probability
+    1 - confidence. Both are equal at confidence = 1 - exp(-even_s / saturation_s).
     """
     return max(0.5, 1 - math.exp(-even_s / budget.saturation_s))
 
 
-RULES: Mapping[str, Callable[[float, int, BudgetConfig], Allotment]] = {
+BUDGET_RULES: Mapping[str, Callable[[float, int, BudgetConfig], Allotment]] = {
     "greedy": _greedy,
     "clamp": _clamp,
     "even": _even,

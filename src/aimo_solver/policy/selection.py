@@ -1,12 +1,13 @@
 """A second look at a contested problem: the model chooses among its own answers, or tests them by code.
 
-Pure: what to ask, and what the replies mean. Both ways are asked as fresh attempts, by the texts below:
+Pure: the questions to ask, and how to count the replies. Both methods are asked as fresh attempts:
 
-    select    generative selection: the model reads what speaks for each candidate and picks one. Asked several times, half of
-              them in reversed order, since models favour what they read first (Zheng et al. 2023, position bias)
-    verify    re-verification: the model is given the candidates' values alone and tests each by code
+    select    generative selection: the model reads the end of the best solution of each candidate and picks one. Half of the
+              attempts see the candidates in reversed order, since models favour what they read first (Zheng et al. 2023,
+              position bias)
+    verify    re-verification: the model sees only the values of the candidates and tests each by code
 
-A reply is the integer it ends with. It is a pick if it is one of the candidates; anything else picks nobody.
+A reply is the integer that the attempt ends with. A reply that is not one of the candidates picks nothing.
 """
 
 from __future__ import annotations
@@ -67,12 +68,12 @@ PROMPTS: Mapping[Method, PromptVariant] = {
         tool=True,
     ),
 }
-"""Everything is in the user message, which every family of models reads alike."""
+"""Everything stands in the user message: some families have no system role."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A candidate that is shown to the model. `summary` is the end of the solution that speaks best for it."""
+    """A candidate shown to the model. `summary` is the end of the best solution with this answer."""
 
     answer: int
     votes: int
@@ -80,8 +81,8 @@ class Contender:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """One fresh attempt to run: `problem` under `prompt`. `shown` are the candidates' answers in the order shown."""
+class Question:
+    """One fresh attempt to run: `problem` under `prompt`. `shown` holds the candidates' answers in the order shown."""
 
     method: Method
     problem: Problem
@@ -90,12 +91,12 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """What a second look came to.
+class Verdict:
+    """The result of a second look.
 
     Attributes:
-        answer: the candidate with most picks, of equal ones the one that the first vote had higher; None without a pick.
-        picks: one per reply; None for a reply that picked nobody.
+        answer: the candidate with most picks; of equal ones the one ranked higher by the first vote. None without a pick.
+        picks: one per reply; None for a reply that picked nothing.
         votes: picks for `answer`.
     """
 
@@ -110,31 +111,29 @@ class Choice:
         return 2 * self.votes > len(self.picks)
 
 
-def contested(candidates: Sequence[Candidate], selection: SelectionConfig) -> bool:
-    """Whether a finished vote has no clear winner: the leader's share is below `clear_share` and somebody else has votes."""
+def is_contested(candidates: Sequence[Candidate], selection: SelectionConfig) -> bool:
+    """Whether the vote has several candidates and no clear leader."""
     return len(candidates) > 1 and candidates[0].share < selection.clear_share
 
 
-def contenders(
+def shortlist(
     candidates: Sequence[Candidate], attempts: Sequence[Attempt], finals: Mapping[int, str], selection: SelectionConfig
 ) -> tuple[Contender, ...]:
-    """The first `candidates` of the vote with their summaries, best first.
+    """Returns the best candidates, each with a summary of the attempt with most `evidence` that has a final text.
 
     Args:
-        candidates: of `voting.rank`, best first.
-        finals: final texts by attempt index. A candidate is summarised by the attempt with most `evidence` that has one.
+        finals: final texts by attempt index.
     """
     chosen = []
     for candidate in candidates[: selection.candidates]:
-        own = [attempt for attempt in attempts if attempt.answer == candidate.answer]
-        own.sort(key=lambda attempt: (-evidence(attempt), attempt.index))
-        texts = [finals[attempt.index] for attempt in own if finals.get(attempt.index, "").strip()]
-        chosen.append(Contender(candidate.answer, candidate.votes, summarise(texts[0] if texts else "", selection.summary_chars)))
+        own = sorted((one for one in attempts if one.answer == candidate.answer), key=lambda one: (-evidence(one), one.index))
+        final = next((text for one in own if (text := finals.get(one.index, "").strip())), "")
+        chosen.append(Contender(candidate.answer, candidate.votes, shorten(final, selection.summary_chars)))
     return tuple(chosen)
 
 
-def summarise(final: str, chars: int) -> str:
-    """The end of a final text, where the argument comes together, from a paragraph's or a line's beginning; at most `chars`."""
+def shorten(final: str, chars: int) -> str:
+    """Returns the end of a final text, from the beginning of a paragraph or line; at most `chars` characters."""
     text = final.strip()
     if not text:
         return "(no explanation was given)"
@@ -150,13 +149,15 @@ def summarise(final: str, chars: int) -> str:
     return f"{mark}{end}"[:chars]
 
 
-def asks(method: Method, problem: Problem, shown: Sequence[Contender], selection: SelectionConfig) -> tuple[Ask, ...]:
-    """The attempts to run, `asks` of them, every second one with the candidates in reversed order."""
+def write_questions(
+    method: Method, problem: Problem, shown: Sequence[Contender], selection: SelectionConfig
+) -> tuple[Question, ...]:
+    """Returns `selection.asks` questions; every second one lists the candidates in reversed order."""
     orders = (tuple(shown), tuple(reversed(shown)))
-    return tuple(_ask(method, problem, orders[number % 2]) for number in range(selection.asks))
+    return tuple(_write_question(method, problem, orders[number % 2]) for number in range(selection.asks))
 
 
-def _ask(method: Method, problem: Problem, shown: Sequence[Contender]) -> Ask:
+def _write_question(method: Method, problem: Problem, shown: Sequence[Contender]) -> Question:
     if method is Method.SELECT:
         solutions = "\n\n".join(
             SOLUTION_TEXT.format(number=number, answer=one.answer, summary=one.summary)
@@ -165,23 +166,21 @@ def _ask(method: Method, problem: Problem, shown: Sequence[Contender]) -> Ask:
         text = SELECT_TEXT.format(problem=problem.text, solutions=solutions)
     else:
         text = VERIFY_TEXT.format(problem=problem.text, answers=", ".join(str(one.answer) for one in shown))
-    return Ask(method, Problem(problem.id, text, problem.answer), PROMPTS[method], tuple(one.answer for one in shown))
+    return Question(method, Problem(problem.id, text, problem.answer), PROMPTS[method], tuple(one.answer for one in shown))
 
 
-def choose(method: Method, shown: Sequence[Contender], answers: Sequence[int | None]) -> Choice:
-    """The choice that follows from the replies' answers; `shown` in the order of the first vote."""
+def count_picks(method: Method, shown: Sequence[Contender], answers: Sequence[int | None]) -> Verdict:
+    """Counts the replies' answers. `shown` is in the order of the first vote."""
     known = {one.answer for one in shown}
     picks = tuple(answer if answer in known else None for answer in answers)
     count = Counter(pick for pick in picks if pick is not None)
     best = max(shown, key=lambda one: count[one.answer], default=None)  # the first of equal ones
     if best is None or not count[best.answer]:
-        return Choice(method, None, picks, 0)
-    return Choice(method, best.answer, picks, count[best.answer])
+        return Verdict(method, None, picks, 0)
+    return Verdict(method, best.answer, picks, count[best.answer])
 
 
-def settle(candidates: Sequence[Candidate], choices: Sequence[Choice]) -> int | None:
-    """The final answer: that of the first clear choice, else the vote's leader; None if there is no candidate."""
-    for choice in choices:
-        if choice.clear:
-            return choice.answer
-    return candidates[0].answer if candidates else None
+def settle(candidates: Sequence[Candidate], verdicts: Sequence[Verdict]) -> int | None:
+    """Returns the answer of the first clear verdict, else the vote's leader; None if there is no candidate."""
+    leader = candidates[0].answer if candidates else None
+    return next((verdict.answer for verdict in verdicts if verdict.clear), leader)

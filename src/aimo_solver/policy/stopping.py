@@ -1,19 +1,17 @@
-"""When enough is known to end a problem. Pure: finished attempts in, a decision out.
+"""Decides when to end a problem early. Pure: finished attempts in, a decision out.
 
-Rules count votes; the voter decides which answer is taken. Let `lead` and `second` be the votes of the two answers that most
-attempts gave:
+A stop rule only ends the problem; the voter picks the answer. With `lead` and `second` the votes of the two most common answers:
 
     equal         lead >= equal
-    uncatchable   lead - second > attempts still to come
+    uncatchable   lead - second > number of attempts that may still end
     margin        lead - second >= margin
     share         the voter's leader holds at least `share` of all scores, after `share_after` answers
     first         one answer
-    consistency   lead >= k within the first n answers, for any (k, n) of the table; (5, 7) is what AIMO2's second place used
-    posterior     the chance that `lead` is the likelier one of the two, by a Beta posterior, is at least `confidence`
-                  (Aggarwal et al. 2023, adaptive consistency)
-    never         all attempts are waited for
+    consistency   lead >= k within the first n answers, for any (k, n) of the table; AIMO2's second place used (5, 7)
+    posterior     `lead_probability` >= confidence (adaptive consistency, Aggarwal et al. 2023)
+    never         waits for all attempts
 
-Beside any rule, `no_answers` attempts that ended without an answer end the problem.
+Under every rule, `no_answers` attempts that ended without an answer end the problem.
 """
 
 from __future__ import annotations
@@ -31,11 +29,11 @@ from aimo_solver.results import Attempt
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A problem is decided.
+    """The decision to end a problem.
 
     Attributes:
-        answer: the leader; None if nobody gave an answer.
-        reason: name of the rule that said so.
+        answer: the voter's leader; None if no attempt gave an answer.
+        reason: "confidence", "no_answers" or the name of the stop rule.
     """
 
     answer: int | None
@@ -44,13 +42,13 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What stop rules look at. Numbers here; numpy arrays of them in the simulation.
+    """The input of the stop rules. The fields are numbers here and numpy arrays in the simulation.
 
     Attributes:
-        finished, answered: attempts that ended, and those of them with an answer.
-        lead, second: votes of the two answers with most votes.
-        share: part of all scores that the voter's leader holds, 0..1.
-        posterior: `leads` of the two.
+        finished: attempts that ended. answered: those of them with an answer.
+        lead, second: votes of the two most common answers.
+        share: part of all scores held by the voter's leader, 0..1.
+        posterior: `lead_probability(lead, second)`.
         to_come: attempts that may still end.
     """
 
@@ -70,7 +68,7 @@ def _consistent(tally: Tally, voting: VotingConfig) -> Any:
     return holds
 
 
-RULES: Mapping[str, Callable[[Tally, VotingConfig], Any]] = {
+STOP_RULES: Mapping[str, Callable[[Tally, VotingConfig], Any]] = {
     "equal": lambda tally, voting: tally.lead >= voting.equal,
     "uncatchable": lambda tally, voting: tally.lead - tally.second > tally.to_come,
     "margin": lambda tally, voting: tally.lead - tally.second >= voting.margin,
@@ -80,18 +78,18 @@ RULES: Mapping[str, Callable[[Tally, VotingConfig], Any]] = {
     "posterior": lambda tally, voting: (tally.answered >= 1) & (tally.posterior >= voting.confidence),
     "never": lambda tally, voting: tally.lead < 0,
 }
-"""Whether a tally ends its problem."""
+"""Stop rules by name: whether a tally ends its problem."""
 
 
-def decided(
+def decide(
     attempts: Sequence[Attempt], voting: VotingConfig, *, max_attempts: int, confidence: float | None = None
 ) -> Decision | None:
-    """Whether the finished attempts decide the problem.
+    """Returns a decision if the finished attempts are enough to end the problem, else None.
 
     Args:
-        attempts: those that ended, whether or not with an answer.
-        max_attempts: how many there can be in all.
-        confidence: from the budget's allotment; if given, the rule is `posterior` with this bar.
+        attempts: all that ended, with or without an answer.
+        max_attempts: most attempts that the problem can have.
+        confidence: from the allotment; if given, replaces the stop rule by `posterior` with this confidence.
     """
     candidates = rank(attempts, voting)
     votes = Counter(attempt.answer for attempt in attempts if attempt.answer is not None)
@@ -102,25 +100,25 @@ def decided(
         lead=lead,
         second=second,
         share=candidates[0].share if candidates else 0.0,
-        posterior=leads(lead, second),
+        posterior=lead_probability(lead, second),
         to_come=max_attempts - len(attempts),
     )
     answer = candidates[0].answer if candidates else None
     if confidence is not None:
         if tally.answered and tally.posterior >= confidence:
             return Decision(answer, "confidence")
-    elif RULES[voting.stop](tally, voting):
+    elif STOP_RULES[voting.stop](tally, voting):
         return Decision(answer, voting.stop)
     if voting.no_answers is not None and tally.finished - tally.answered >= voting.no_answers:
         return Decision(answer, "no_answers")
     return None
 
 
-def leads(lead: int, second: int) -> float:
-    """The chance that an answer with `lead` votes is likelier to be drawn again than one with `second`, 0..1.
+def lead_probability(lead: int, second: int) -> float:
+    """Returns the probability, 0..1, that the answer with `lead` votes is more likely than the one with `second` votes.
 
-    Each of two answers is drawn with an unknown chance, uniform a priori. Given the votes its posterior is
-    Beta(lead + 1, second + 1), and its mass above one half is P(Binomial(lead + second + 1, 1/2) <= lead).
+    Of attempts that give one of the two answers, let p be the probability of the first, with a uniform prior. Its posterior is
+    Beta(lead + 1, second + 1), and P(p > 1/2) = P(Binomial(lead + second + 1, 1/2) <= lead).
     """
     draws = lead + second + 1
     return math.fsum(math.comb(draws, k) for k in range(lead + 1)) / 2.0**draws

@@ -1,20 +1,18 @@
-"""Which answer wins. Pure: attempts in, ranked candidates out.
+"""Ranks the answers of a problem's attempts. Pure: attempts in, candidates out.
 
-Every attempt with an answer is on the ballot of that answer; attempts without one count nowhere. A voter turns an answer's
-ballot into a score:
+The attempts that gave one answer form its ballot; attempts without an answer do not count. A voter turns a ballot into a score:
 
     majority         number of votes (self-consistency, Wang et al. 2023)
     error-weighted   sum of 1 / (1 + error_penalty * tool_errors), the rule of the solver-medal notebook
     entropy          sum of 1/H, H the attempt's mean token entropy
     tail-entropy     sum of 1/H, H the median over the attempt's last window of tokens
     vote-share       2.0 share of votes + 0.3 share of 1/H (tail) + 0.5 if at least half of all votes: the rule of AIMO3's
-                     second place, its confidence and consensus parts written as shares so that a further vote never hurts
-    lexicographic    number of votes; equal numbers are ordered by the mean of `evidence`
-    proximity        answers within 5 % of a neighbour form a cluster, which scores the sum of its votes and is represented by
-                     its median or, with refine = "trimmed-mean", by the rounded mean of its middle half, which may be
-                     an answer that nobody gave
+                     second place, with its terms as shares, so that another vote for the winner never makes it lose
+    lexicographic    number of votes, then the mean of `evidence`
+    proximity        answers within 5 % of a neighbour form a cluster. Its score is the sum of its votes, its answer the median
+                     or, with refine = "trimmed-mean", the rounded mean of the middle half, which no attempt need have given
 
-Ties: the higher score, then more votes, then the smaller answer. The order in which attempts are listed never matters.
+Candidates are ordered by score, then by votes, then the smaller answer first. The order of the attempts does not matter.
 """
 
 from __future__ import annotations
@@ -27,19 +25,19 @@ from typing import Any
 from aimo_solver.options import VotingConfig
 from aimo_solver.results import Attempt, FinishReason
 
-TYPICAL_ENTROPY = 0.63  # nats; median of 1,614 logged attempts of gpt-oss-120b; stands for an entropy that was not measured
-LEAST_ENTROPY = 0.05  # nats; a model that is surer than this is not trusted more
-_DIGITS = 9  # scores are compared after rounding: the order of a sum must not decide a tie
+TYPICAL_ENTROPY = 0.63  # nats, if not measured: the median of 1,614 logged attempts of gpt-oss-120b
+LEAST_ENTROPY = 0.05  # nats; lower ones count as this much
+_DIGITS = 9  # scores are rounded before they are compared, so that rounding errors decide no tie
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An answer on the ballot.
+    """An answer with its score.
 
     Attributes:
-        score: what the voter gave it; comparable within one ranking only.
-        votes: attempts that gave it.
-        share: its part of all scores, 0..1.
+        score: given by the voter; comparable within one ranking only.
+        votes: attempts that gave the answer.
+        share: part of all scores, 0..1.
     """
 
     answer: int
@@ -50,12 +48,12 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Ballot:
-    """What the attempts for one answer add up to.
+    """Sums over the attempts that gave one answer.
 
-    Numbers here; the simulation fills the same fields with numpy arrays and calls the same voters.
+    The fields are numbers here and numpy arrays in the simulation, which uses the same voters.
 
     Attributes:
-        votes: attempts.
+        votes: number of attempts.
         clean: sum of 1 / (1 + error_penalty * tool_errors).
         sure, tail_sure: sum of 1/H, of the mean and of the tail entropy.
         evidence: sum of `evidence` over the attempts.
@@ -81,11 +79,11 @@ VOTERS: Mapping[str, Callable[[Ballot, Ballot], Any]] = {
     "vote-share": _vote_share,
     "lexicographic": lambda ballot, total: ballot.votes + ballot.evidence / (ballot.votes + 1),
 }
-"""Score of an answer from its ballot and the ballot of all answers together. `proximity` is not of this kind."""
+"""(ballot of an answer, ballot of all answers) -> score. `proximity` scores clusters and is handled by `rank`."""
 
 
 def rank(attempts: Sequence[Attempt], voting: VotingConfig) -> tuple[Candidate, ...]:
-    """Candidates, best first; () when no attempt has an answer."""
+    """Returns the candidates, best first; () if no attempt has an answer."""
     by_answer: dict[int, list[Ballot]] = {}
     for attempt in attempts:
         if attempt.answer is not None:
@@ -104,7 +102,7 @@ def rank(attempts: Sequence[Attempt], voting: VotingConfig) -> tuple[Candidate, 
 
 
 def ballot_of(attempt: Attempt, voting: VotingConfig) -> Ballot:
-    """What one attempt adds to the ballot of its answer."""
+    """Returns the ballot of a single attempt."""
     tail = attempt.entropy if attempt.tail_entropy is None else attempt.tail_entropy
     return Ballot(
         votes=1,
@@ -116,10 +114,10 @@ def ballot_of(attempt: Attempt, voting: VotingConfig) -> Ballot:
 
 
 def evidence(attempt: Attempt) -> float:
-    """How much speaks for an attempt beside its answer, 0..1.
+    """Returns how reliable an attempt looks apart from its answer, 0..1.
 
-    0.4 for a sure end (1 / (1 + tail entropy)), 0.3 for few tool errors (1 / (1 + errors)), 0.2 for an answer that stood in
-    a tool's output, 0.1 for having finished by itself.
+    0.4 / (1 + tail entropy) + 0.3 / (1 + tool errors) + 0.2 if the answer appeared in a tool's output + 0.1 if the attempt
+    finished by itself.
     """
     tail = _entropy(attempt.entropy if attempt.tail_entropy is None else attempt.tail_entropy)
     by_itself = attempt.finish_reason is FinishReason.ANSWERED
@@ -131,7 +129,7 @@ def _entropy(measured: float | None) -> float:
 
 
 def _sum(ballots: Sequence[Ballot]) -> Ballot:
-    # fsum is exact, so the order of attempts cannot change a score.
+    # fsum is exact, so the order of the attempts does not change a score.
     weights = (math.fsum(getattr(ballot, field.name) for ballot in ballots) for field in fields(Ballot)[1:])
     return Ballot(sum(ballot.votes for ballot in ballots), *weights)
 
@@ -149,7 +147,7 @@ def _clusters(votes: Mapping[int, int], voting: VotingConfig) -> list[tuple[int,
 
 
 def _median(answers: Sequence[int]) -> int:
-    return answers[(len(answers) - 1) // 2]  # the lower one of two, so that it is an answer that was given
+    return answers[(len(answers) - 1) // 2]  # the lower of two, so that it is one of the answers
 
 
 def _trimmed_mean(answers: Sequence[int]) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from aimo_solver.chat.families import chat_format
+from aimo_solver.chat.families import load_chat_format
 from aimo_solver.chat.turns import ChatFormat
 from aimo_solver.config import Config, check_context
 from aimo_solver.kernels.pool import KernelPool
@@ -177,7 +177,7 @@ class Boot:
 
 def choose_chat_format(model: Path, config: Config) -> ChatFormat:
     """Returns the chat format of the model, or the one that `prompt.family` names."""
-    return chat_format(model, config.prompt.family, reasoning_effort=config.prompt.reasoning_effort)
+    return load_chat_format(model, config.prompt.family, reasoning_effort=config.prompt.reasoning_effort)
 
 
 def make_tools(engine: VllmEngine, chat: ChatFormat, pool: KernelPool, config: Config) -> AttemptTools:

@@ -24,8 +24,8 @@ from aimo_solver.config import Config
 from aimo_solver.log.writer import ProblemResult, RunLog
 from aimo_solver.options import VotingConfig
 from aimo_solver.policy.budget import Allotment
-from aimo_solver.policy.selection import Ask, Method, asks, choose, contenders, contested, settle
-from aimo_solver.policy.stopping import Decision, decided
+from aimo_solver.policy.selection import Method, Question, count_picks, is_contested, settle, shortlist, write_questions
+from aimo_solver.policy.stopping import Decision, decide
 from aimo_solver.policy.voting import Candidate, rank
 from aimo_solver.problems import Problem
 from aimo_solver.results import Attempt, FinishReason
@@ -187,21 +187,21 @@ class _ProblemWork:
         """Asks the model about a contested vote with the time that is left, as far as the configuration wants it."""
         selection = self._solver._config.selection
         candidates = self._rank()
-        if reason != "attempts" or not contested(candidates, selection):
+        if reason != "attempts" or not is_contested(candidates, selection):
             return
         wanted = {Method.SELECT: selection.select, Method.VERIFY: selection.verify}
-        shown = contenders(candidates, self._finished, self._finals, selection)
+        shown = shortlist(candidates, self._finished, self._finals, selection)
         decisive = []
         for method, mode in wanted.items():
             if mode == "off" or self._attempt_deadline - self._clock() < selection.least_s:
                 continue
-            choice = choose(method, shown, await self._ask(asks(method, self._problem, shown, selection)))
+            choice = count_picks(method, shown, await self._ask(write_questions(method, self._problem, shown, selection)))
             self._solver._log.event("selection", problem_id=self._problem.id, **dataclasses.asdict(choice))
             decisive += [choice] if mode == "use" else []
         if decisive:
             self._settled = settle(candidates, decisive)
 
-    async def _ask(self, questions: Sequence[Ask]) -> list[int | None]:
+    async def _ask(self, questions: Sequence[Question]) -> list[int | None]:
         used = len(self._finished) + len(self._cancelled)
         for number, ask in enumerate(questions):
             self._launch(self._new_run(used + number, ask.problem, ask.prompt))
@@ -237,7 +237,7 @@ class _ProblemWork:
     def _decided(self) -> Decision | None:
         voting, confidence = self._solver._config.voting, self._allotment.confidence
         with self._contained():
-            return decided(self._finished, voting, max_attempts=self._max_attempts, confidence=confidence)
+            return decide(self._finished, voting, max_attempts=self._max_attempts, confidence=confidence)
         return None
 
     def _fill_slots(self) -> None:

@@ -19,7 +19,7 @@ from tokenizers import AddedToken
 
 from aimo_solver.answers import extract_answer
 from aimo_solver.chat import salvage
-from aimo_solver.chat.families import FAMILIES, chat_format
+from aimo_solver.chat.families import FAMILIES, load_chat_format
 from aimo_solver.chat.tokenizer import Tokenizer
 from aimo_solver.chat.turns import ChatFormat
 from aimo_solver.lab.bench.degenerate import AFTER, CONTROLS, RUNS, Degenerate
@@ -138,7 +138,7 @@ def families_of(model: Path, scratch: Path) -> dict[str, tuple[ChatFormat, Encod
     for family in FAMILIES:
         folder = _folder(model, family, scratch / family)
         encode = _harmony_encode if family == "harmony" else Tokenizer.load(folder).encode_template
-        made[family] = (chat_format(folder, family), encode)
+        made[family] = (load_chat_format(folder, family), encode)
     return made
 
 
