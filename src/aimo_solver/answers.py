@@ -1,12 +1,13 @@
-"""The integer answer in a final text.
+r"""Reads the integer answer in a final text.
 
-What stands in the last ``\\boxed{...}`` is read as a small exact arithmetic expression: no general computer algebra, so
-no input can take long. Numbers are `Fraction`s, their size and the text's length and depth are bounded.
+The content of the last ``\boxed{...}`` is read as an exact arithmetic expression. Numbers are `Fraction`s; their size and the
+length and depth of the text are bounded, so no input takes long.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 import re
 import unicodedata
 from collections.abc import Callable
@@ -20,30 +21,26 @@ FALLBACK_ANSWER = ANSWER_RANGE[0]
 
 _LONGEST = 1_000  # characters inside a box
 _DEEPEST = 40  # nested brackets
-_BITS = 20_000  # of any number on the way
+_BITS = 20_000  # of any intermediate number
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*+")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _DIGITS = re.compile(r"\d+")
 
 
 def extract_answer(text: str) -> int | None:
-    """The integer of the last closed ``\\boxed{...}``, None if there is none, it is not an integer, or out of range.
+    r"""Returns the integer in the last closed ``\boxed{...}``, None if there is no box or no integer in range in it.
 
-    Read as 42: ``042``, ``42.0``, ``\\frac{84}{2}``, ``6 \\cdot 7``, ``x = 42``, ``42 \\pmod{100}``, ``142 \\bmod 100``,
-    ``42\\text{ cm}``, ``$42^\\circ$``, ``\\text{42}``; 12345: ``12,345``, ``12{,}345``, ``12\\,345``.
-    No answer: ``-1``, ``1/3``, ``100000``, ``1, 2``, ``3 \\text{ or } 4``, ``x + 1``, ``\\sqrt{2}``.
+    42: ``042``, ``42.0``, ``\frac{84}{2}``, ``6 \cdot 7``, ``x = 42``, ``42 \pmod{100}``, ``142 \bmod 100``, ``42\text{ cm}``,
+    ``$42^\circ$``, ``\text{42}``. 12345: ``12,345``, ``12{,}345``, ``12\,345``. None: ``-1``, ``1/3``, ``100000``, ``1, 2``,
+    ``3 \text{ or } 4``, ``x + 1``, ``\sqrt{2}``.
     """
     box = last_box(text)
-    if box is None:
-        return None
-    value = evaluate_latex(box)
-    if value is None or value.denominator != 1 or int(value) not in ANSWER_RANGE:
-        return None
-    return int(value)
+    value = None if box is None else evaluate_latex(box)
+    return int(value) if value is not None and value.denominator == 1 and int(value) in ANSWER_RANGE else None
 
 
 def last_box(text: str) -> str | None:
-    """What stands in the last closed ``\\boxed{...}`` (or ``\\boxed 7``); boxes in boxes count by their opening."""
+    r"""Returns the content of the last closed ``\boxed{...}`` (or ``\boxed 7``). Nested boxes are ordered by their opening."""
     boxes = list(_BOX.finditer(text))
     closings = _closings(text, boxes[0].start()) if boxes else {}
     for place in reversed(boxes):
@@ -57,7 +54,7 @@ def last_box(text: str) -> str | None:
 
 
 def _closings(text: str, start: int) -> dict[int, int]:
-    """Where each brace behind `start` that is closed is closed."""
+    """The place of the closing brace by that of the opening one, for all pairs after `start`."""
     closings: dict[int, int] = {}
     opened: list[int] = []
     for place in _BRACE.finditer(text, start, text.rfind("}") + 1):
@@ -70,7 +67,7 @@ def _closings(text: str, start: int) -> dict[int, int]:
 
 
 def evaluate_latex(expression: str) -> Fraction | None:
-    """The exact value of a LaTeX expression of numbers, None if it is anything else or grows too large."""
+    """Returns the exact value of a LaTeX expression of numbers, None if it is something else or too large."""
     if len(expression) > _LONGEST:
         return None
     normal = unicodedata.normalize("NFKC", expression)
@@ -83,7 +80,7 @@ def evaluate_latex(expression: str) -> Fraction | None:
 
 
 class _NotANumber(Exception):
-    """The expression is not one of numbers, or a number on the way is too large."""
+    """The text is not an expression of numbers, or an intermediate number is too large."""
 
 
 _LAYOUT = re.compile(
@@ -109,7 +106,7 @@ _SPELLINGS = (
 
 
 def _plain(normal: str) -> str:
-    """The normalised expression without what does not change its value: layout, fonts, units, a name before an equals sign."""
+    """The expression without layout, fonts, units and the name before an equals sign."""
     text = normal.translate(str.maketrans("−–×·⋅÷", "--***/"))
     text = re.sub(r"(?<=\d)(?:\{,\}|\\[,;:! ]|[~ ])(?=\d{3}(?!\d))", ",", text)  # 12{,}345, 12\,345, 12 345
     text = _DEGREES.sub(" ", _PMOD.sub(" ", _LAYOUT.sub(" ", text)))
@@ -122,7 +119,7 @@ def _plain(normal: str) -> str:
 
 
 def _without_fonts(text: str) -> str:
-    """Fonts around numbers go, and words at either end (units) go; words in the middle leave a mark that is no number."""
+    """Removes fonts around numbers and words at both ends (units); words in the middle become a mark that is not a number."""
     while (place := _FONT.search(text)) is not None:
         inside, before, after = place.group(1), text[: place.start()], text[place.end() :]
         if re.search(r"[\d=+*/]", inside) or inside.strip() == "mod":
@@ -134,8 +131,18 @@ def _without_fonts(text: str) -> str:
     return text
 
 
+_OPERATORS: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "\\bmod": operator.mod
+}  # fmt: skip
+_BRACKETS: dict[str, tuple[str, Callable[[Fraction], Fraction | int]]] = {
+    "(": (")", Fraction), "{": ("}", Fraction), "[": ("]", Fraction),
+    "\\lfloor": ("\\rfloor", math.floor), "\\lceil": ("\\rceil", math.ceil),
+}  # fmt: skip
+"""Opening bracket -> closing bracket, function of the value inside."""
+
+
 class _Parser:
-    """Recursive descent over one expression; every value is exact and bounded."""
+    """Recursive descent over one expression."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -151,33 +158,23 @@ class _Parser:
 
     def _sum(self) -> Fraction:
         value = self._product()
-        while True:
-            if self._take("+"):
-                value = _bounded(value + self._product())
-            elif self._take("-"):
-                value = _bounded(value - self._product())
-            else:
-                return value
+        while sign := self._take("+", "-"):
+            value = _bounded(_OPERATORS[sign](value, self._product()))
+        return value
 
     def _product(self) -> Fraction:
         value = self._signed()
         while True:
-            if self._take("*"):
-                value = _bounded(value * self._signed())
-            elif self._take("/"):
-                value = _bounded(value / self._signed())
-            elif self._take("\\bmod"):
-                value = value % self._signed()
-            elif self._sees("(", "\\left", "\\sqrt", "\\binom"):
+            if sign := self._take("*", "/", "\\bmod"):
+                value = _bounded(_OPERATORS[sign](value, self._signed()))
+            elif self._sees("(", "\\sqrt", "\\binom"):
                 value = _bounded(value * self._power())
             else:
                 return value
 
     def _signed(self) -> Fraction:
-        if self._take("-"):
-            return -self._nested(self._signed)
-        if self._take("+"):
-            return self._nested(self._signed)
+        if sign := self._take("-", "+"):
+            return _OPERATORS[sign](Fraction(0), self._nested(self._signed))
         return self._power()
 
     def _power(self) -> Fraction:
@@ -185,8 +182,7 @@ class _Parser:
         if not self._take("^"):
             return base
         exponent = self._nested(self._signed)
-        size = max(base.numerator.bit_length(), base.denominator.bit_length())
-        if exponent.denominator != 1 or abs(exponent) * size > _BITS:
+        if exponent.denominator != 1 or abs(exponent) * _bits(base) > _BITS:
             raise _NotANumber
         return Fraction(base ** int(exponent))
 
@@ -199,9 +195,9 @@ class _Parser:
         return value
 
     def _atom(self) -> Fraction:
-        for opening, closing in (("(", ")"), ("{", "}"), ("[", "]")):
-            if self._take(opening):
-                return self._closed(closing)
+        if opening := self._take(*_BRACKETS):
+            closing, convert = _BRACKETS[opening]
+            return Fraction(convert(self._closed(closing)))
         if self._take("\\frac"):
             above = self._argument()
             return _bounded(above / self._argument())
@@ -212,9 +208,6 @@ class _Parser:
             return Fraction(math.comb(int(above), int(below)))
         if self._take("\\sqrt"):
             return _root(self._argument())
-        for name, rounded in (("floor", math.floor), ("ceil", math.ceil)):
-            if self._take(f"\\l{name}"):
-                return Fraction(rounded(self._closed(f"\\r{name}")))
         return self._number()
 
     def _argument(self) -> Fraction:
@@ -252,19 +245,23 @@ class _Parser:
         while self._text[self._at : self._at + 1].isspace():
             self._at += 1
 
-    def _sees(self, *words: str) -> bool:
+    def _sees(self, *words: str) -> str | None:
+        """The first of the words that comes next, after white space."""
         self._skip()
-        return any(self._text.startswith(word, self._at) for word in words)
+        return next((word for word in words if self._text.startswith(word, self._at)), None)
 
-    def _take(self, word: str) -> bool:
-        if not self._sees(word):
-            return False
-        self._at += len(word)
-        return True
+    def _take(self, *words: str) -> str | None:
+        word = self._sees(*words)
+        self._at += len(word or "")
+        return word
+
+
+def _bits(value: Fraction) -> int:
+    return max(value.numerator.bit_length(), value.denominator.bit_length())
 
 
 def _bounded(value: Fraction) -> Fraction:
-    if max(value.numerator.bit_length(), value.denominator.bit_length()) > _BITS:
+    if _bits(value) > _BITS:
         raise _NotANumber
     return value
 
