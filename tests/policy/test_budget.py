@@ -24,7 +24,7 @@ budgets = st.builds(
 rules = pytest.mark.parametrize("rule", sorted(BUDGET_RULES))
 
 
-def test_config_knows_exactly_the_rules() -> None:
+def test_the_options_list_exactly_the_rules() -> None:
     assert set(get_args(get_type_hints(BudgetConfig)["rule"])) == set(BUDGET_RULES)
 
 
@@ -34,7 +34,6 @@ def test_never_more_than_is_left_and_never_negative(clock: Clock, budget: Budget
     given_ = allot(clock, budget)
     assert 0 <= given_.seconds <= max(0, clock.left_s)
     assert given_.max_attempts is None or given_.max_attempts >= 1
-    assert given_.slots is None or given_.slots >= 1
     assert given_.confidence is None or 0.5 <= given_.confidence <= 1
 
 
@@ -43,7 +42,7 @@ def test_never_more_than_is_left_and_never_negative(clock: Clock, budget: Budget
 def test_budgets_add_up_to_no_more_than_the_limit(
     budget: BudgetConfig, limit: float, problems: list[tuple[float, float]]
 ) -> None:
-    # Each problem uses a part of what it is given, and then the clock jumps ahead.
+    # Each problem uses a part of its seconds, and then the clock jumps ahead.
     left = limit
     for number, (part, jump) in enumerate(problems):
         used = part * allot(Clock(left, len(problems) - number - 1), budget).seconds
@@ -72,8 +71,8 @@ def test_fewer_problems_to_come_never_give_less(budget: BudgetConfig, left: floa
 
 
 @rules
-def test_short_of_time_as_many_as_fit_get_a_slice_that_can_win(rule: str) -> None:
-    """30 problems, 17 s, and a model that answers after 2 s: even shares of half a second would win none."""
+def test_with_little_time_as_many_problems_as_fit_get_a_useful_slice(rule: str) -> None:
+    """30 problems, 17 s, and a model that needs 2 s: even shares of half a second would win none."""
     budget = BudgetConfig(rule=rule, least_s=2.0)
     left, won = 17.0, 0
     for number in range(30):
@@ -84,7 +83,7 @@ def test_short_of_time_as_many_as_fit_get_a_slice_that_can_win(rule: str) -> Non
 
 
 @rules
-def test_what_is_left_below_the_least_goes_to_one_problem_and_what_is_not_worth_a_start_to_none(rule: str) -> None:
+def test_less_than_the_least_goes_to_one_problem_and_a_tenth_of_it_to_none(rule: str) -> None:
     budget = BudgetConfig(rule=rule, least_s=10.0)
     assert [allot(Clock(left, 29), budget).seconds for left in (25.0, 10.0, 7.0, 1.0, 0.9, 0.0)] == [
         25.0 if rule == "clamp" else 10.0,
@@ -119,14 +118,14 @@ def test_the_last_problem_may_use_everything_that_is_left(rule: str) -> None:
 
 
 @pytest.mark.parametrize("rule", ["greedy", "clamp", "marginal"])
-def test_reserves_fade_as_problems_run_out(rule: str) -> None:
+def test_reserves_shrink_with_the_number_of_later_problems(rule: str) -> None:
     budget = BudgetConfig(rule=rule, cap_s=20_000)
     given_ = [allot(Clock(3_000, later), budget).seconds for later in (9, 5, 2, 0)]
     assert given_ == sorted(given_)
     assert given_[-1] == 3_000
 
 
-def test_clamp_keeps_between_reserve_and_cap_while_that_is_left() -> None:
+def test_clamp_stays_between_reserve_and_cap_if_that_much_is_left() -> None:
     budget = BudgetConfig(rule="clamp", reserve_s=300, cap_s=900)
     assert allot(Clock(9_000, 49), budget).seconds == 300
     assert allot(Clock(200, 49), budget).seconds == 200
@@ -142,18 +141,18 @@ def test_less_time_per_problem_means_a_faster_tier() -> None:
 
 @untimed
 @given(st.floats(0, 5_000), st.floats(0, 5_000))
-def test_the_bar_rises_with_the_time_per_problem(one: float, other: float) -> None:
+def test_the_confidence_bar_rises_with_the_time_per_problem(one: float, other: float) -> None:
     less, more = sorted((one, other))
     assert confidence_bar(less, BudgetConfig()) <= confidence_bar(more, BudgetConfig())
 
 
-def test_only_marginal_sets_a_bar() -> None:
+def test_only_marginal_sets_a_confidence() -> None:
     for rule in BUDGET_RULES:
         assert (allot(Clock(10_000, 20), BudgetConfig(rule=rule)).confidence is not None) == (rule == "marginal")
 
 
 @rules
-def test_problems_side_by_side_count_later_ones_in_waves(rule: str) -> None:
+def test_with_problems_side_by_side_later_ones_count_in_waves(rule: str) -> None:
     budget = BudgetConfig(rule=rule)
     assert allot(Clock(3_000, 8, parallel=4), budget) == allot(Clock(3_000, 2), budget)
     assert allot(Clock(3_000, 9, parallel=4), budget) == allot(Clock(3_000, 3), budget)

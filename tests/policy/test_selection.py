@@ -1,4 +1,4 @@
-"""A second look at contested problems: what is asked, and what replies mean."""
+"""A second look at contested problems: the questions, and the count of the replies."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def vote(*answers: int | None) -> tuple:
         ((1, 1, 1, 1), False),
     ],
 )
-def test_contested_is_a_leader_without_a_clear_share(answers: tuple[int | None, ...], expected: bool) -> None:
+def test_a_vote_is_contested_if_its_leader_has_no_clear_share(answers: tuple[int | None, ...], expected: bool) -> None:
     assert is_contested(vote(*answers), SelectionConfig(clear_share=0.6)) is expected
 
 
-def test_the_best_candidates_are_shown_with_the_attempt_that_speaks_best_for_them() -> None:
+def test_each_candidate_is_shown_with_its_most_reliable_attempt() -> None:
     attempts = [
         attempt(0, 7, tool_errors=9),
         attempt(1, 7),
@@ -70,7 +70,7 @@ def test_the_best_candidates_are_shown_with_the_attempt_that_speaks_best_for_the
 
 @untimed
 @given(st.text(max_size=3_000), st.integers(100, 2_000))
-def test_a_summary_is_the_end_of_the_text_and_short(text: str, chars: int) -> None:
+def test_a_summary_is_the_end_of_the_text(text: str, chars: int) -> None:
     short = shorten(text, chars)
     assert 0 < len(short) <= chars
     whole = text.strip()
@@ -86,7 +86,7 @@ def test_a_summary_begins_at_a_border() -> None:
 
 
 @methods
-def test_half_of_the_asks_are_in_reversed_order(method: Method) -> None:
+def test_half_of_the_questions_are_in_reversed_order(method: Method) -> None:
     asked = write_questions(method, PROBLEM, SHOWN, SelectionConfig(asks=6))
     assert [one.shown for one in asked] == [(7, 12, 5), (5, 12, 7)] * 3
     for one in asked:
@@ -95,7 +95,7 @@ def test_half_of_the_asks_are_in_reversed_order(method: Method) -> None:
 
 
 @methods
-def test_an_ask_holds_the_problem_and_every_candidate_and_no_votes(method: Method) -> None:
+def test_a_question_contains_the_problem_and_every_candidate_but_no_votes(method: Method) -> None:
     for one in write_questions(method, PROBLEM, SHOWN, SELECTION):
         text = one.prompt.user(one.problem.text)
         assert text.startswith(PROBLEM.text)
@@ -105,7 +105,7 @@ def test_an_ask_holds_the_problem_and_every_candidate_and_no_votes(method: Metho
         assert (one.problem.id, one.problem.answer) == (PROBLEM.id, PROBLEM.answer)
 
 
-def test_selection_shows_the_solutions_and_verification_only_values() -> None:
+def test_select_shows_solutions_and_verify_only_values() -> None:
     for contender in SHOWN:
         assert all(contender.summary in one.problem.text for one in write_questions(Method.SELECT, PROBLEM, SHOWN, SELECTION))
         assert not any(contender.summary in one.problem.text for one in write_questions(Method.VERIFY, PROBLEM, SHOWN, SELECTION))
@@ -116,30 +116,30 @@ replies = st.lists(st.none() | st.sampled_from([5, 7, 12, 99]), max_size=9)
 
 @untimed
 @given(replies)
-def test_a_choice_is_a_candidate_with_most_picks(answers: list[int | None]) -> None:
-    choice = count_picks(Method.SELECT, SHOWN, answers)
+def test_the_verdict_is_a_candidate_with_most_picks(answers: list[int | None]) -> None:
+    verdict = count_picks(Method.SELECT, SHOWN, answers)
     picks = {one.answer: answers.count(one.answer) for one in SHOWN}
-    if choice.answer is None:
+    if verdict.answer is None:
         assert not any(picks.values())
     else:
-        assert choice.votes == picks[choice.answer] == max(picks.values())
-    assert choice.picks == tuple(answer if answer in picks else None for answer in answers)
+        assert verdict.votes == picks[verdict.answer] == max(picks.values())
+    assert verdict.picks == tuple(answer if answer in picks else None for answer in answers)
 
 
-def test_equal_picks_go_to_the_higher_one_of_the_vote() -> None:
+def test_equal_picks_go_to_the_higher_candidate_of_the_vote() -> None:
     assert count_picks(Method.SELECT, SHOWN, [5, 12]).answer == 12
 
 
 @untimed
 @given(replies, replies)
-def test_only_a_clear_choice_overrules_the_vote(first: list[int | None], second: list[int | None]) -> None:
+def test_only_a_clear_verdict_overrules_the_vote(first: list[int | None], second: list[int | None]) -> None:
     candidates = vote(7, 7, 7, 12, 12, 5, 5)
-    choices = [count_picks(Method.SELECT, SHOWN, first), count_picks(Method.VERIFY, SHOWN, second)]
-    answer = settle(candidates, choices)
-    clear = [choice.answer for choice in choices if 2 * choice.votes > len(choice.picks)]
+    verdicts = [count_picks(Method.SELECT, SHOWN, first), count_picks(Method.VERIFY, SHOWN, second)]
+    answer = settle(candidates, verdicts)
+    clear = [verdict.answer for verdict in verdicts if 2 * verdict.votes > len(verdict.picks)]
     assert answer == (clear[0] if clear else 7)
 
 
-def test_nothing_to_choose_from_is_no_answer() -> None:
+def test_without_candidates_there_is_no_answer() -> None:
     assert settle((), []) is None
     assert count_picks(Method.VERIFY, (), [5]) == Verdict(Method.VERIFY, None, (None,), 0)

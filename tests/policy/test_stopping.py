@@ -1,4 +1,4 @@
-"""Stop rules: when enough is known."""
+"""Stop rules: when a problem ends early."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def attempts(given_: list[int | None]) -> list[Attempt]:
 
 
 def stop_at(given_: list[int | None], voting: VotingConfig, confidence: float | None = None) -> float:
-    """After how many attempts a rule stops; infinity if never."""
+    """Returns the number of attempts after which a rule stops; infinity if never."""
     for count in range(1, len(given_) + 1):
         if decide(attempts(given_[:count]), voting, max_attempts=MOST, confidence=confidence) is not None:
             return count
     return math.inf
 
 
-def test_config_knows_exactly_the_rules() -> None:
+def test_the_options_list_exactly_the_rules() -> None:
     assert set(get_args(get_type_hints(VotingConfig)["stop"])) == set(STOP_RULES)
 
 
-# (stricter, the rule it implies): wherever the first one would stop, the second one has.
+# (stricter, the rule it implies): the second one has stopped wherever the first one stops.
 def _implications() -> list[tuple[VotingConfig, VotingConfig]]:
     rule = lambda stop, **values: VotingConfig(stop=stop, voter="majority", **values)  # noqa: E731
     more = [rule("equal", equal=k) for k in range(1, 9)]
@@ -60,7 +60,7 @@ def _implications() -> list[tuple[VotingConfig, VotingConfig]]:
 @pytest.mark.parametrize(("stricter", "implied"), _implications(), ids=lambda voting: voting.stop)
 @settings(untimed, max_examples=40)
 @given(given_=streams)
-def test_a_rule_never_stops_later_than_one_that_implies_it(
+def test_a_rule_never_stops_later_than_a_stricter_one(
     stricter: VotingConfig, implied: VotingConfig, given_: list[int | None]
 ) -> None:
     assert stop_at(given_, implied) <= stop_at(given_, stricter)
@@ -68,7 +68,7 @@ def test_a_rule_never_stops_later_than_one_that_implies_it(
 
 @untimed
 @given(streams, st.floats(0.5, 0.99), st.floats(0.5, 0.99))
-def test_a_lower_bar_of_the_budget_never_stops_later(given_: list[int | None], one: float, other: float) -> None:
+def test_a_lower_confidence_of_the_budget_never_stops_later(given_: list[int | None], one: float, other: float) -> None:
     low, high = sorted((one, other))
     voting = VotingConfig(stop="equal", equal=1)
     assert stop_at(given_, voting, confidence=low) <= stop_at(given_, voting, confidence=high)
@@ -76,7 +76,7 @@ def test_a_lower_bar_of_the_budget_never_stops_later(given_: list[int | None], o
 
 @untimed
 @given(streams, st.data())
-def test_what_cannot_be_caught_is_not_caught(given_: list[int | None], data: st.DataObject) -> None:
+def test_an_uncatchable_leader_wins(given_: list[int | None], data: st.DataObject) -> None:
     voting = VotingConfig(stop="uncatchable", voter="majority")
     count = stop_at(given_, voting)
     if count == math.inf:
@@ -116,7 +116,7 @@ def test_the_decision_is_the_voters_leader(given_: list[int | None], stop: str, 
 
 
 @pytest.mark.parametrize("stop", sorted(STOP_RULES))
-def test_nothing_is_decided_before_anything_ended(stop: str) -> None:
+def test_nothing_is_decided_before_an_attempt_ended(stop: str) -> None:
     assert decide([], VotingConfig(stop=stop, no_answers=1), max_attempts=8) is None
 
 
@@ -125,7 +125,7 @@ def test_equal_counts_answers_not_attempts() -> None:
     assert stop_at([1, None, 2, 1, None, 1], voting) == 6
 
 
-def test_five_of_seven() -> None:
+def test_consistency_counts_within_the_first_answers() -> None:
     voting = VotingConfig(stop="consistency", consistency=((5, 7),))
     assert stop_at([1, 2, 1, 2, 1, 1, 1], voting) == 7
     assert stop_at([1, 2, 1, 2, 2, 1, 1, 1, 1], voting) == math.inf
@@ -154,7 +154,7 @@ def test_the_posterior_is_the_beta_distributions_upper_half(lead: int, second: i
     assert lead_probability(lead, second) + lead_probability(second, lead) == pytest.approx(1)
 
 
-def test_a_bar_from_the_budget_replaces_the_rule() -> None:
+def test_a_confidence_from_the_budget_replaces_the_rule() -> None:
     four = attempts([1, 1, 1, 1])
     assert decide(four, VotingConfig(equal=4), max_attempts=8, confidence=0.98) is None
     decision = decide(four, VotingConfig(equal=8), max_attempts=8, confidence=0.96)

@@ -45,13 +45,13 @@ def attempt(answer: int | None, **values: object) -> Attempt:
 voters = st.sampled_from(NAMES)
 
 
-def test_config_knows_exactly_the_voters() -> None:
+def test_the_options_list_exactly_the_voters() -> None:
     assert set(get_args(get_type_hints(VotingConfig)["voter"])) == set(NAMES)
 
 
 @untimed
 @given(attempts(st.none() | answers), voters)
-def test_candidates_are_answers_that_were_given(given_: list[Attempt], voter: str) -> None:
+def test_candidates_are_answers_of_the_attempts(given_: list[Attempt], voter: str) -> None:
     there = {attempt.answer for attempt in given_} - {None}
     ranked = rank(given_, VotingConfig(voter=voter))
     assert {candidate.answer for candidate in ranked} <= there
@@ -63,7 +63,7 @@ def test_candidates_are_answers_that_were_given(given_: list[Attempt], voter: st
 @untimed
 @given(attempts(answers, least=1))
 def test_trimmed_mean_stays_inside_its_cluster(given_: list[Attempt]) -> None:
-    # The one refinement that may name an answer nobody gave.
+    # The only voter that may return an answer that no attempt gave.
     voting = VotingConfig(voter="proximity", refine="trimmed-mean")
     for candidate in rank(given_, voting):
         near = [a.answer for a in given_ if abs(a.answer - candidate.answer) <= 0.16 * max(a.answer, candidate.answer)]
@@ -71,7 +71,7 @@ def test_trimmed_mean_stays_inside_its_cluster(given_: list[Attempt]) -> None:
         assert candidate.votes <= len(near)
 
 
-def test_trimmed_mean_can_be_an_answer_nobody_gave() -> None:
+def test_trimmed_mean_can_be_a_new_answer() -> None:
     given_ = [attempt(100), attempt(103)]
     assert rank(given_, VotingConfig(voter="proximity", refine="trimmed-mean"))[0].answer == 102
     assert rank(given_, VotingConfig(voter="proximity", refine="median"))[0].answer == 100
@@ -114,7 +114,7 @@ def test_scores_fall_and_shares_add_up_to_one(given_: list[Attempt], voter: str)
 
 @untimed
 @given(attempts(answers, least=1), st.sampled_from(["majority", "lexicographic"]))
-def test_most_votes_win_where_votes_come_first(given_: list[Attempt], voter: str) -> None:
+def test_voters_by_votes_rank_the_most_votes_first(given_: list[Attempt], voter: str) -> None:
     ranked = rank(given_, VotingConfig(voter=voter))
     assert ranked[0].votes == max(candidate.votes for candidate in ranked)
 
@@ -132,20 +132,20 @@ def test_fewer_tool_errors_outweigh_a_tie() -> None:
     assert rank(given_, VotingConfig(voter="error-weighted", error_penalty=0))[0].answer == 1
 
 
-def test_error_weights_are_the_documented_ones() -> None:
+def test_error_weights_follow_the_documented_formula() -> None:
     given_ = [attempt(1, tool_errors=0), attempt(1, tool_errors=10), attempt(2, tool_errors=5)]
     first, second = rank(given_, VotingConfig(voter="error-weighted", error_penalty=0.1))
     assert (first.answer, first.votes, first.score) == (1, 2, 1.5)
     assert (second.answer, second.votes, second.score) == (2, 1, pytest.approx(1 / 1.5))
 
 
-def test_entropy_weighs_the_whole_attempt_and_tail_entropy_its_end() -> None:
+def test_entropy_covers_the_whole_attempt_and_tail_entropy_its_end() -> None:
     given_ = [attempt(1, entropy=0.2, tail_entropy=0.9), attempt(2, entropy=0.4, tail_entropy=0.3)]
     assert rank(given_, VotingConfig(voter="entropy"))[0].answer == 1
     assert rank(given_, VotingConfig(voter="tail-entropy"))[0].answer == 2
 
 
-def test_an_entropy_of_zero_is_not_worth_everything() -> None:
+def test_an_entropy_of_zero_has_a_limited_weight() -> None:
     given_ = [attempt(1, entropy=0.0), *(attempt(2, entropy=0.6) for _ in range(13))]
     assert rank(given_, VotingConfig(voter="entropy"))[0].answer == 2
 
@@ -157,7 +157,7 @@ def test_vote_share_adds_confidence_and_consensus_to_the_share() -> None:
     assert second.score == pytest.approx(2 * 1 / 3 + 0.3 * 0.5)
 
 
-def test_proximity_lets_near_answers_vote_together() -> None:
+def test_proximity_adds_the_votes_of_near_answers() -> None:
     given_ = [attempt(7), attempt(7), attempt(98), attempt(100), attempt(103)]
     assert rank(given_, VotingConfig(voter="majority"))[0].answer == 7
     first = rank(given_, VotingConfig(voter="proximity"))[0]
@@ -167,12 +167,12 @@ def test_proximity_lets_near_answers_vote_together() -> None:
 
 @untimed
 @given(attempts(answers, least=1))
-def test_evidence_is_a_share(given_: list[Attempt]) -> None:
+def test_evidence_is_between_0_and_1(given_: list[Attempt]) -> None:
     assert all(0 < evidence(attempt) <= 1 for attempt in given_)
 
 
 @pytest.mark.parametrize("voter", SUMS)
-def test_voters_take_arrays_as_they_take_numbers(voter: str) -> None:
+def test_voters_give_the_same_for_arrays_and_numbers(voter: str) -> None:
     import numpy as np
 
     own = [Ballot(2.0, 1.5, 3.0, 4.0, 1.2), Ballot(1.0, 1.0, 5.0, 1.0, 0.9)]

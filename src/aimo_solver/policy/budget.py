@@ -46,12 +46,11 @@ class Allotment:
 
     Attributes:
         seconds: 0 <= seconds <= left_s.
-        slots, max_attempts: upper bounds; None means those of the configuration.
+        max_attempts: None means that of the configuration.
         confidence: of the vote, at which the problem ends early, 0..1; None means by the configured stop rule.
     """
 
     seconds: float
-    slots: int | None = None
     max_attempts: int | None = None
     confidence: float | None = None
 

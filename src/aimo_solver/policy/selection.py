@@ -50,22 +50,18 @@ These values have been proposed as the answer: {answers}. At most one of them is
 PROMPTS: Mapping[Method, PromptVariant] = {
     Method.SELECT: PromptVariant(
         name="select",
-        system="",
         suffix=(
             "Decide which solution has the right answer. Finish with that answer in \\boxed{}, the number alone; it must be one "
             "of the answers above."
         ),
-        tool=True,
     ),
     Method.VERIFY: PromptVariant(
         name="verify",
-        system="",
         suffix=(
             "Test each value with Python: compute the quantity directly where that is possible, otherwise check small cases, "
             "necessary conditions and an independent way of counting, until all values but one are refuted. Do not trust a "
             "derivation that you have not checked numerically. Finish with the value that stands in \\boxed{}, the number alone."
         ),
-        tool=True,
     ),
 }
 """Everything stands in the user message: some families have no system role."""
