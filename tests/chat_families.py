@@ -1,4 +1,4 @@
-"""One example of every chat family, and how a model of that family writes a call and a final text."""
+"""An example of every chat family: its folder, and how its models write a call and a final text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from openai_harmony import HarmonyEncodingName, load_harmony_encoding
 
 from aimo_solver.chat.families import load_chat_format
 from aimo_solver.chat.model_folder import ModelFolder
-from aimo_solver.chat.turns import ChatFormat
+from aimo_solver.chat.turns import ChatFormat, FinalText, Malformed, ToolCalls
 from tests.tiny_tokenizers import THINKING_TEMPLATE, fenced_folder, gemma_folder, harmony_folder, hermes_folder
 
 NAMES = ("harmony", "gemma", "gemma-thinks-after-tool", "hermes", "hermes-thinking", "hermes-xml", "fenced")
@@ -20,12 +20,13 @@ THINKS_AFTER_TOOL = "{# ns.prev_message_type == 'tool_response' and enable_think
 
 @dataclass(frozen=True)
 class Family:
-    """A format with what a test needs to play its model.
+    """A format, and what a test needs to write turns of its model.
 
     Attributes:
         template: text with control tokens -> ids. plain: text without -> ids.
-        call_parts: what the model writes before and after the code of a call. `escape` is how it writes the code.
+        call_parts, final_parts: what the model writes before and after the code of a call or a final text.
         controls: ids that only the format or the model may produce.
+        escape: encodes the code of a call.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Family:
         return [*self.template(before), *self.plain(text), *self.template(after)]
 
     def marks(self, tokens: Sequence[int]) -> list[int]:
-        """The control tokens among some tokens, in their order."""
+        """Returns the control tokens among some tokens, in order."""
         known = set(self.controls.values())
         return [token for token in tokens if token in known]
 
@@ -103,3 +104,18 @@ def _family(name: str, folder: Path, call: tuple[str, str], final: tuple[str, st
         dict(tokenizer.controls),
         escape,
     )
+
+
+def check_turn(model: Family, sampled: Sequence[int], expected: list[str] | str) -> None:
+    """Asserts the codes of a turn's calls, or a part of the reason, or the beginning of the final text."""
+    match model.chat.parse(sampled):
+        case ToolCalls(calls):
+            assert [call.code.rstrip() for call in calls] == expected
+        case Malformed(reason):
+            assert isinstance(expected, str)
+            assert expected in reason
+            assert len(model.chat.complaint(sampled, reason)) < 200
+        case FinalText(text):
+            assert isinstance(expected, str)
+            assert text.startswith(expected)
+    assert len(model.chat.ask_answer(sampled)) < 500

@@ -158,7 +158,7 @@ def test_a_configuration_made_in_code_is_checked_too() -> None:
 
 def test_the_names_an_option_takes_are_those_defined() -> None:
     hints = {kind: get_type_hints(kind, include_extras=True) for kind in (PromptConfig, ServerConfig)}
-    assert list(get_args(Variant)) == [variant.name for variant in VARIANTS]
+    assert list(get_args(Variant)) == list(VARIANTS)
     assert set(get_args(hints[PromptConfig]["family"])) == {"auto", *FAMILIES}
     assert set(get_args(hints[ServerConfig]["preset"])) == {"auto", *PRESETS}
 

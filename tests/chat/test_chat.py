@@ -1,4 +1,4 @@
-"""What every chat family promises: exact appending, exact code, and no text that passes for a control token."""
+"""Properties of every chat family: exact appending, exact code, and no text that becomes a control token."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aimo_solver.chat.families import load_chat_format
 from aimo_solver.chat.turns import FinalText, Malformed, ToolCall, ToolCalls
 from aimo_solver.errors import ConfigError, ModelError
 from aimo_solver.lab.bench.degenerate import CONTROLS
-from tests.chat_families import NAMES, Family, family
+from tests.chat_families import NAMES, Family
 from tests.tiny_tokenizers import R1_TEMPLATE, fenced_folder, gemma_folder, harmony_folder, hermes_folder
 
 _SETTINGS = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
@@ -27,30 +27,23 @@ _TAGS = (*dict.fromkeys(word for words in CONTROLS.values() for word in words), 
 hostile_text = st.lists(st.one_of(st.sampled_from(_HOSTILE), st.text(max_size=12))).map("".join)
 
 
-@pytest.fixture(scope="module")
-def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
-    return {name: family(name, tmp_path_factory.mktemp(name)) for name in NAMES}
-
-
 each_family = pytest.mark.parametrize("name", NAMES)
 
 
 @each_family
 def test_a_call_and_a_final_text_are_read(families: dict[str, Family], name: str) -> None:
     model = families[name]
-    assert model.chat.parse(model.call("print(1)\n"), cut=False) == ToolCalls((ToolCall("print(1)\n"),)) or name == "fenced"
-    assert model.chat.parse(model.call("print(1)"), cut=False) == ToolCalls(
-        (ToolCall("print(1)\n" if name == "fenced" else "print(1)"),)
-    )
-    assert model.chat.parse(model.final("So \\boxed{42}."), cut=False) == FinalText("So \\boxed{42}.")
+    assert model.chat.parse(model.call("print(1)\n")) == ToolCalls((ToolCall("print(1)\n"),)) or name == "fenced"
+    assert model.chat.parse(model.call("print(1)")) == ToolCalls((ToolCall("print(1)\n" if name == "fenced" else "print(1)"),))
+    assert model.chat.parse(model.final("So \\boxed{42}.")) == FinalText("So \\boxed{42}.")
 
 
 @each_family
 @given(code=hostile_text)
 @_SETTINGS
-def test_code_comes_out_byte_for_byte(families: dict[str, Family], name: str, code: str) -> None:
+def test_code_is_returned_byte_for_byte(families: dict[str, Family], name: str, code: str) -> None:
     assume(code.strip() and not code.lstrip().startswith("```"))
-    if name == "fenced":  # a line of backquotes closes a Markdown block, whoever wrote it
+    if name == "fenced":  # any line of backquotes closes a Markdown block
         assume("```" not in code and "</code>" not in code and "<tool_call>" not in code)
         code += "\n"
     if name == "hermes-xml":  # the tags are plain text there
@@ -58,17 +51,17 @@ def test_code_comes_out_byte_for_byte(families: dict[str, Family], name: str, co
     if name == "harmony":
         assume(not code.lstrip().startswith("{"))
     model = families[name]
-    turn = model.chat.parse(model.call(code.removesuffix("\n") if name == "fenced" else code), cut=False)
+    turn = model.chat.parse(model.call(code.removesuffix("\n") if name == "fenced" else code))
     assert isinstance(turn, ToolCalls)
     assert [call.code for call in turn.calls] == [code]
 
 
 @each_family
-def test_100_kilobytes_of_code_come_out_byte_for_byte(families: dict[str, Family], name: str) -> None:
+def test_100_kilobytes_of_code_are_returned_byte_for_byte(families: dict[str, Family], name: str) -> None:
     code = "".join(f"x{i} = [{{'k': \"v\\n{i}\"}}]  # é😀\n" for i in range(3_000))
     assert len(code.encode()) > 100_000
     model = families[name]
-    turn = model.chat.parse(model.call(code.removesuffix("\n") if name == "fenced" else code), cut=False)
+    turn = model.chat.parse(model.call(code.removesuffix("\n") if name == "fenced" else code))
     assert turn == ToolCalls((ToolCall(code),))
 
 
@@ -102,8 +95,7 @@ def test_no_token_sequence_breaks_a_format(families: dict[str, Family], name: st
     spelled = st.one_of(words.map(model.template), words.map(model.plain))
     pieces = data.draw(st.lists(st.one_of(ids.map(lambda number: [number]), spelled), max_size=30))
     sampled = [token for piece in pieces for token in piece]
-    cut = data.draw(st.booleans())
-    turn = model.chat.parse(sampled, cut=cut)
+    turn = model.chat.parse(sampled)
     assert isinstance(turn, (ToolCalls, FinalText, Malformed))
     if isinstance(turn, ToolCalls):
         outputs = [""] * len(turn.calls)
@@ -119,7 +111,7 @@ def test_no_token_sequence_breaks_a_format(families: dict[str, Family], name: st
 @pytest.mark.parametrize(
     "asked_after", ["nothing", "half a thought", "half a call", "a call", "a final text", "half a final text"]
 )
-def test_the_answer_is_asked_for_from_anywhere(families: dict[str, Family], name: str, asked_after: str) -> None:
+def test_the_answer_can_be_requested_at_any_point(families: dict[str, Family], name: str, asked_after: str) -> None:
     model = families[name]
     call, final = model.call("print(1)"), model.final("It is \\boxed{7}")
     turns = {
@@ -134,12 +126,12 @@ def test_the_answer_is_asked_for_from_anywhere(families: dict[str, Family], name
     assert model.chat.decode(request).endswith("\\boxed{")
     end = model.final_parts[1]
     assert extract_answer(model.chat.answer_text(model.template(f"42}}$.{end}"))) == 42
-    assert extract_answer(model.chat.answer_text(model.template(f"42{end}"))) == 42  # the model forgot the brace
-    assert extract_answer(model.chat.answer_text(model.template("42"))) is None  # cut: more digits may follow
+    assert extract_answer(model.chat.answer_text(model.template(f"42{end}"))) == 42  # without the closing brace
+    assert extract_answer(model.chat.answer_text(model.template("42"))) is None  # more digits may follow
 
 
 @each_family
-def test_a_complaint_reaches_the_model(families: dict[str, Family], name: str) -> None:
+def test_a_complaint_contains_the_reason(families: dict[str, Family], name: str) -> None:
     model = families[name]
     for sampled in ([], model.call("x")[:-2], model.call("x"), model.final("")):
         assert "Write it like this." in model.chat.decode(model.chat.complaint(sampled, "Write it like this."))
@@ -152,7 +144,7 @@ def test_the_prompt_is_tokenised_like_its_whole_text(families: dict[str, Family]
     assert model.template(model.chat.decode(tokens)) == tokens
 
 
-def test_the_family_is_read_off_the_folder(tmp_path: Path) -> None:
+def test_the_family_is_detected_from_the_folder(tmp_path: Path) -> None:
     folders = {
         "harmony": harmony_folder(tmp_path / "a"),
         "gemma": gemma_folder(tmp_path / "b"),
@@ -162,11 +154,11 @@ def test_the_family_is_read_off_the_folder(tmp_path: Path) -> None:
     assert {name: load_chat_format(folder).name for name, folder in folders.items()} == {name: name for name in folders}
 
 
-def test_the_family_can_be_chosen(tmp_path: Path) -> None:
+def test_the_family_can_be_set(tmp_path: Path) -> None:
     assert load_chat_format(hermes_folder(tmp_path), "fenced").name == "fenced"
 
 
-def test_reasoning_effort_is_told(tmp_path: Path) -> None:
+def test_the_prompt_contains_the_reasoning_effort(tmp_path: Path) -> None:
     folder = harmony_folder(tmp_path)
     for effort in ("low", "medium", "high"):
         chat = load_chat_format(folder, reasoning_effort=effort)
@@ -198,7 +190,7 @@ def _no_end(path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("build", "chosen", "says"),
+    ("build", "chosen", "message"),
     [
         (lambda path: path, "auto", "no such folder"),
         (_empty, "auto", "no tokenizer.json"),
@@ -212,12 +204,12 @@ def _no_end(path: Path) -> Path:
         (hermes_folder, "gemma", "has no <|turn>"),
         (lambda path: fenced_folder(path, "{% if %}"), "fenced", "chat template cannot be used"),
         (lambda path: fenced_folder(path, "{{ bos_token }}"), "fenced", "leaves out the user's message"),
-        (lambda path: fenced_folder(path, R1_TEMPLATE.replace("'assistant'", "'model'")), "fenced", "second message"),
+        (lambda path: fenced_folder(path, R1_TEMPLATE.replace("'assistant'", "'model'")), "fenced", "second user message"),
     ],
 )
-def test_a_folder_that_cannot_be_used_says_why(tmp_path: Path, build, chosen: str, says: str) -> None:  # type: ignore[no-untyped-def]
+def test_an_unusable_folder_is_an_error_with_the_reason(tmp_path: Path, build, chosen: str, message: str) -> None:  # type: ignore[no-untyped-def]
     folder = build(tmp_path / "model")
-    with pytest.raises(ModelError, match=says) as raised:
+    with pytest.raises(ModelError, match=message) as raised:
         load_chat_format(tmp_path / "model" if folder is None else folder, chosen)
     assert "\n" not in str(raised.value)
 
@@ -227,7 +219,7 @@ def test_an_unknown_family_is_an_error(tmp_path: Path) -> None:
         load_chat_format(tmp_path, "gemini")
 
 
-def test_templates_are_found_wherever_models_keep_them(tmp_path: Path) -> None:
+def test_templates_are_found_in_every_usual_place(tmp_path: Path) -> None:
     folder = fenced_folder(tmp_path)
     (folder / "chat_template.jinja").unlink()
     names = json.loads((folder / "tokenizer_config.json").read_text())

@@ -5,26 +5,21 @@ from __future__ import annotations
 import pytest
 
 from aimo_solver.chat.turns import FinalText, Malformed, ToolCall, ToolCalls
-from tests.chat_families import Family, family
-
-
-@pytest.fixture(scope="module")
-def fenced(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return family("fenced", tmp_path_factory.mktemp("fenced"))
+from tests.chat_families import Family
 
 
 def _codes(fenced: Family, text: str) -> list[str]:
-    turn = fenced.chat.parse(fenced.template(text), cut=False)
+    turn = fenced.chat.parse(fenced.template(text))
     assert isinstance(turn, ToolCalls)
     return [call.code for call in turn.calls]
 
 
-def test_without_a_system_role_everything_is_in_the_users_turn(fenced: Family) -> None:
+def test_without_a_system_role_the_system_message_is_in_the_user_turn(fenced: Family) -> None:
     text = fenced.chat.decode(fenced.chat.prompt("Be careful.", "What is 1 + 1?", tools=False))
     assert text == "<|begin|><|User|>Be careful.\n\nWhat is 1 + 1?<|Assistant|><think>\n"
 
 
-def test_the_tool_is_explained_in_words(fenced: Family) -> None:
+def test_the_tool_is_described_in_the_prompt(fenced: Family) -> None:
     text = fenced.chat.decode(fenced.chat.prompt("", "What is 1 + 1?", tools=True))
     assert text.startswith("<|begin|><|User|>What is 1 + 1?\n\nYou can run Python.")
     assert "```output" in text
@@ -54,9 +49,9 @@ def test_a_block_is_run_when_it_closes(fenced: Family, text: str, codes: list[st
 
 
 @pytest.mark.parametrize("text", ["A table:\n```\n", "```text\nx\n```\n", "```json\n{}\n```\n", "a ```\n", "```\nx\n```\n"])
-def test_a_fence_that_closes_no_python_lets_the_turn_go_on(fenced: Family, text: str) -> None:
+def test_the_turn_continues_after_a_fence_that_closes_no_python(fenced: Family, text: str) -> None:
     sampled = fenced.template(text)
-    assert fenced.chat.parse(sampled, cut=False) == ToolCalls(())
+    assert fenced.chat.parse(sampled) == ToolCalls(())
     assert fenced.chat.tool_results(sampled, []) == []
 
 
@@ -73,34 +68,34 @@ def test_the_output_follows_in_its_own_block(fenced: Family, text: str, result: 
     assert fenced.chat.decode(fenced.chat.tool_results(fenced.template(text), ["1\n"])) == result
 
 
-def test_an_output_that_holds_a_fence_gets_a_longer_one(fenced: Family) -> None:
+def test_an_output_with_a_fence_gets_a_longer_fence(fenced: Family) -> None:
     sampled = fenced.template("```python\n1\n```\n")
     assert fenced.chat.decode(fenced.chat.tool_results(sampled, ["a\n```\nb"])) == "````output\na\n```\nb\n````\n"
 
 
-def test_the_engine_is_told_where_to_stop(fenced: Family) -> None:
+def test_stop_strings_and_stop_tokens(fenced: Family) -> None:
     assert "```\n" in fenced.chat.stop_strings
     assert fenced.chat.stop_token_ids == (fenced.controls["<|end|>"],)
 
 
 def test_an_unclosed_last_block_is_run(fenced: Family) -> None:
-    turn = fenced.chat.parse(fenced.template("hm\n```python\nprint(1)\n<|end|>"), cut=False)
+    turn = fenced.chat.parse(fenced.template("hm\n```python\nprint(1)\n<|end|>"))
     assert turn == ToolCalls((ToolCall("print(1)\n"),), "an unclosed last block")
 
 
 def test_code_that_only_illustrates_an_answer_is_not_run(fenced: Family) -> None:
     text = "hm</think>Checked with\n```python\nprint(1)\n```  \nIt is \\boxed{1}."
-    assert fenced.chat.parse(fenced.template(f"{text}<|end|>"), cut=False) == FinalText(text.partition("</think>")[2])
+    assert fenced.chat.parse(fenced.template(f"{text}<|end|>")) == FinalText(text.partition("</think>")[2])
 
 
 def test_thoughts_are_not_the_final_text(fenced: Family) -> None:
-    assert fenced.chat.parse(fenced.template("\\boxed{1}\n</think>\n\\boxed{2}<|end|>"), cut=False) == FinalText("\\boxed{2}")
-    assert isinstance(fenced.chat.parse(fenced.template("only thoughts<|end|>"), cut=False), Malformed)
+    assert fenced.chat.parse(fenced.template("\\boxed{1}\n</think>\n\\boxed{2}<|end|>")) == FinalText("\\boxed{2}")
+    assert isinstance(fenced.chat.parse(fenced.template("only thoughts<|end|>")), Malformed)
 
 
-def test_empty_tags_are_no_code(fenced: Family) -> None:
+def test_empty_tags_are_not_code(fenced: Family) -> None:
     sampled = fenced.template("hm</think> <code></code> \\boxed{42}<|end|>")
-    assert fenced.chat.parse(sampled, cut=False) == FinalText("<code></code> \\boxed{42}")
+    assert fenced.chat.parse(sampled) == FinalText("<code></code> \\boxed{42}")
     assert fenced.chat.decode(fenced.chat.ask_answer(sampled)).endswith("\\boxed{")
 
 
@@ -114,5 +109,5 @@ def test_empty_tags_are_no_code(fenced: Family) -> None:
         ("```\n<code>a</code>", ["a"]),
     ],
 )
-def test_of_tags_and_fences_the_ones_that_close_count(fenced: Family, text: str, codes: list[str]) -> None:
+def test_closed_blocks_win_over_open_ones(fenced: Family, text: str, codes: list[str]) -> None:
     assert _codes(fenced, text) == codes

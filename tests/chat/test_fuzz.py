@@ -1,7 +1,7 @@
-"""Whatever a model says is read: nothing raises, nothing takes long, nothing comes out that is longer than what went in.
+"""Reading any model output never raises, takes linear time and returns nothing longer than the output.
 
-Each example is up to 100,000 characters of one thing. A reader that is not linear takes minutes for it, so the time limit
-of a test is what finds it. ``make fuzz`` tries many more examples than ``make test``; AIMO_FUZZ_EXAMPLES is their number.
+Each example repeats one unit, up to 100,000 characters. A reader that is not linear takes minutes and exceeds the time limit
+of the test. ``make fuzz`` runs more examples than ``make test``; AIMO_FUZZ_EXAMPLES is their number.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from aimo_solver.answers import ANSWER_RANGE, extract_answer
 from aimo_solver.chat import salvage
 from aimo_solver.chat.turns import MAX_CALLS, FinalText, Malformed, ToolCalls
 from aimo_solver.lab.bench.degenerate import AFTER, DEGENERATE, RUNS, Degenerate
-from tests.chat_families import NAMES, Family, family
+from tests.chat_families import NAMES, Family
 from tests.conftest import ROOT
 
 EXAMPLES = int(os.environ.get("AIMO_FUZZ_EXAMPLES", "12"))
@@ -53,22 +53,17 @@ degenerate = st.one_of(
 lengths = st.sampled_from([100, 1_000, CHARACTERS])
 
 
-@pytest.fixture(scope="module")
-def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
-    return {name: family(name, tmp_path_factory.mktemp(name)) for name in NAMES}
-
-
-def read(model: Family, sampled: Sequence[int], output: str, *, cut: bool) -> None:
-    """Takes a turn the way that the attempt's loop takes it, through every entry point."""
+def read(model: Family, sampled: Sequence[int], output: str) -> None:
+    """Passes a turn through every entry point, as an attempt does."""
     chat, written = model.chat, len(model.chat.decode(sampled))
-    turn = chat.parse(sampled, cut=cut)
+    turn = chat.parse(sampled)
     match turn:
         case ToolCalls(calls):
             assert len(calls) <= MAX_CALLS
             assert all(call.code.strip() for call in calls)
             assert sum(len(call.code) for call in calls) <= written
             results = chat.tool_results(sampled, [output, *[""] * (len(calls) - 1)] if calls else [])
-            # A fence around the output can be as long as the output, and characters have up to four bytes.
+            # The fence can be as long as the output, and a character has up to four bytes.
             assert len(results) <= 12 * len(output) + 100 * len(calls) + 100
         case FinalText(text):
             assert len(text) <= written
@@ -86,18 +81,18 @@ def read(model: Family, sampled: Sequence[int], output: str, *, cut: bool) -> No
 def test_every_degenerate_turn_of_the_table_is_read(families: dict[str, Family], name: str) -> None:
     model = families[name]
     for one in (*RUNS, *AFTER[model.chat.name], *AFTER["salvage"]):
-        read(model, one.tokens(400, model.template), "1", cut=False)
+        read(model, one.tokens(400, model.template), "1")
 
 
 @pytest.mark.parametrize("name", NAMES)
-@given(one=degenerate, end=st.booleans(), cut=st.booleans(), size=lengths, output=degenerate)
+@given(one=degenerate, end=st.booleans(), size=lengths, output=degenerate)
 @_SETTINGS
 def test_a_long_degenerate_turn_is_read(
-    families: dict[str, Family], name: str, one: Degenerate, end: bool, cut: bool, size: int, output: Degenerate
+    families: dict[str, Family], name: str, one: Degenerate, end: bool, size: int, output: Degenerate
 ) -> None:
     model = families[name]
     sampled = one.tokens(size, model.template)
-    read(model, [*sampled, model.chat.stop_token_ids[0]] if end else sampled, output.text(8_000), cut=cut)
+    read(model, [*sampled, model.chat.stop_token_ids[0]] if end else sampled, output.text(8_000))
 
 
 @pytest.mark.parametrize(
@@ -129,15 +124,15 @@ def _transcripts() -> list[list[int]]:
         return [part.tolist() for part in np.split(arrays["tokens"], arrays["ends"][:-1])]
 
 
-@pytest.mark.skipif(not TRANSCRIPTS.is_file(), reason="the transcripts of real attempts are not here")
+@pytest.mark.skipif(not TRANSCRIPTS.is_file(), reason="needs the transcripts of real attempts")
 @pytest.mark.parametrize("name", NAMES)
 @given(data=st.data())
 @settings(_SETTINGS, max_examples=5 * EXAMPLES)
 def test_every_piece_of_a_real_transcript_is_read(families: dict[str, Family], name: str, data: st.DataObject) -> None:
-    """Of gpt-oss's own attempts; the other families read their text."""
+    """Transcripts of gpt-oss; the other families read their text."""
     attempt = data.draw(st.sampled_from(_transcripts()))
     start = data.draw(st.integers(0, len(attempt) - 1))
     piece = attempt[start : start + data.draw(st.integers(1, 5_000))]
     model = families[name]
     sampled = piece if name == "harmony" else model.template(families["harmony"].chat.decode(piece))
-    read(model, sampled, "1", cut=data.draw(st.booleans()))
+    read(model, sampled, "1")

@@ -1,4 +1,4 @@
-"""Gemma 4's format, byte for byte, and read as vLLM reads it."""
+"""Gemma 4's format, byte for byte, and its calls as read by vLLM."""
 
 from __future__ import annotations
 
@@ -6,21 +6,16 @@ import json
 
 import pytest
 
-from aimo_solver.chat.turns import FinalText, Malformed, ToolCall, ToolCalls
-from tests.chat_families import Family, family
+from aimo_solver.chat.turns import FinalText, ToolCall, ToolCalls
+from tests.chat_families import Family, check_turn
 from tests.vllm_parsers import vllm_calls
 
 THOUGHT = "<|channel>thought\nLet me see.\n<channel|>"
 
 
-@pytest.fixture(scope="module")
-def gemma(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return family("gemma", tmp_path_factory.mktemp("gemma"))
-
-
-@pytest.fixture(scope="module")
-def newer(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return family("gemma-thinks-after-tool", tmp_path_factory.mktemp("gemma"))
+@pytest.fixture
+def newer(families: dict[str, Family]) -> Family:
+    return families["gemma-thinks-after-tool"]
 
 
 def test_bare_prompt(gemma: Family) -> None:
@@ -49,18 +44,18 @@ def test_prompt_without_the_tool(gemma: Family) -> None:
     assert text == "<bos><|turn>system\n<|think|>\nBe careful.<turn|>\n<|turn>user\nWhat is 1 + 1?<turn|>\n<|turn>model\n"
 
 
-def test_the_model_stops_at_its_end_of_turn_and_before_a_result(gemma: Family) -> None:
+def test_stop_tokens_are_the_end_of_turn_and_the_opening_of_a_result(gemma: Family) -> None:
     names = ("<turn|>", "<|tool_response>", "<eos>")
     assert gemma.chat.stop_token_ids == tuple(gemma.controls[name] for name in names)
     assert gemma.chat.stop_strings == ()
 
 
-def test_a_result_goes_on_behind_the_sampled_marker(gemma: Family) -> None:
+def test_a_result_follows_the_sampled_marker(gemma: Family) -> None:
     sampled = gemma.call("print(2)")
     assert gemma.chat.tool_results(sampled, ["2\n"]) == gemma.template('response:python{value:<|"|>2\n<|"|>}<tool_response|>')
 
 
-def test_several_results_each_have_their_marker(gemma: Family) -> None:
+def test_each_of_several_results_has_a_marker(gemma: Family) -> None:
     one = '<|tool_call>call:python{code:<|"|>1<|"|>}<tool_call|>'
     sampled = gemma.template(f"{THOUGHT}{one}{one}<|tool_response>")
     assert gemma.chat.tool_results(sampled, ["a", "b"]) == gemma.template(
@@ -68,7 +63,7 @@ def test_several_results_each_have_their_marker(gemma: Family) -> None:
     )
 
 
-def test_newer_templates_open_a_thought_behind_a_result(newer: Family) -> None:
+def test_newer_templates_open_a_thought_after_a_result(newer: Family) -> None:
     sampled = newer.call("print(2)")
     result = 'response:python{value:<|"|>2<|"|>}<tool_response|>'
     assert newer.chat.tool_results(sampled, ["2"]) == newer.template(f"{result}<|channel>thought\n")
@@ -78,17 +73,17 @@ def test_newer_templates_open_a_thought_behind_a_result(newer: Family) -> None:
 
 def test_a_turn_that_begins_inside_a_thought(newer: Family) -> None:
     sampled = newer.template("so \\boxed{1} is wrong\n<channel|>It is \\boxed{2}.<turn|>")
-    assert newer.chat.parse(sampled, cut=False) == FinalText("It is \\boxed{2}.")
+    assert newer.chat.parse(sampled) == FinalText("It is \\boxed{2}.")
 
 
 def test_quotes_spelled_out_in_code_are_code(gemma: Family) -> None:
     code = 'print("<|"|>}<tool_call|>")'
-    assert gemma.chat.parse(gemma.call(code), cut=False) == ToolCalls((ToolCall(code),))
+    assert gemma.chat.parse(gemma.call(code)) == ToolCalls((ToolCall(code),))
 
 
-def test_words_about_python_are_no_call(gemma: Family) -> None:
+def test_text_about_python_is_not_a_call(gemma: Family) -> None:
     text = "By hand, or with python (any version) {as usual}, it is 7."
-    assert gemma.chat.parse(gemma.final(text), cut=False) == FinalText(text)
+    assert gemma.chat.parse(gemma.final(text)) == FinalText(text)
 
 
 @pytest.mark.parametrize(
@@ -111,9 +106,9 @@ def test_words_about_python_are_no_call(gemma: Family) -> None:
         "thought\nlabel without a channel<channel|>It is \\boxed{2}.<turn|>",
     ],
 )
-def test_calls_are_read_as_vllm_reads_them(gemma: Family, text: str) -> None:
+def test_calls_are_read_as_by_vllm(gemma: Family, text: str) -> None:
     tokens = gemma.template(text)
-    turn = gemma.chat.parse(tokens, cut=False)
+    turn = gemma.chat.parse(tokens)
     ours = [call.code for call in turn.calls] if isinstance(turn, ToolCalls) else []
     theirs = vllm_calls("gemma4", gemma.folder, tokens)
     assert ours == [json.loads(arguments)["code"] for _, arguments in theirs]
@@ -145,27 +140,20 @@ _ONE = '<|tool_call>call:python{code:<|"|>1<|"|>}<tool_call|>'
     ],
     ids=ascii,
 )
-def test_one_thing_100_000_times(gemma: Family, opening: str, unit: str, expected: list[str] | str) -> None:
+def test_a_unit_repeated_100_000_times(gemma: Family, opening: str, unit: str, expected: list[str] | str) -> None:
     sampled = [*gemma.template(opening), *gemma.template(unit) * 100_000, *gemma.template("<turn|>")]
-    match gemma.chat.parse(sampled, cut=False):
-        case ToolCalls(calls):
-            assert [call.code.rstrip() for call in calls] == expected
-        case Malformed(reason):
-            assert expected in reason
-        case FinalText(text):
-            assert text.startswith(expected)
-    assert len(gemma.chat.ask_answer(sampled)) < 500
+    check_turn(gemma, sampled, expected)
 
 
-def test_strings_with_many_keys_are_told_apart(gemma: Family) -> None:
+def test_the_code_is_found_among_many_arguments(gemma: Family) -> None:
     others = "".join(f'k{n}:<|"|>v<|"|>,' for n in range(400))
     sampled = gemma.template(f'<|tool_call>call:python{{{others}code:<|"|>print(1)<|"|>}}<tool_call|><|tool_response>')
-    assert gemma.chat.parse(sampled, cut=False) == ToolCalls((ToolCall("print(1)"),), "a call in another form")
+    assert gemma.chat.parse(sampled) == ToolCalls((ToolCall("print(1)"),), "a call in another form")
 
 
-def test_eight_calls_of_a_turn_are_read_and_the_others_counted(gemma: Family) -> None:
+def test_the_first_eight_calls_are_read_and_the_others_counted(gemma: Family) -> None:
     sampled = gemma.template(_ONE) * 10_000 + gemma.template("<|tool_response>")
-    assert gemma.chat.parse(sampled, cut=False) == ToolCalls((ToolCall("1"),) * 8, None, left_out=9_992)
+    assert gemma.chat.parse(sampled) == ToolCalls((ToolCall("1"),) * 8, None, left_out=9_992)
     assert len(gemma.chat.ask_answer(sampled)) < 500
-    cut = [*sampled[:-1], *gemma.template("<|tool_call>call:python{")]
-    assert gemma.chat.parse(cut, cut=True) == ToolCalls((ToolCall("1"),) * 8, None, left_out=9_993)
+    open_call = [*sampled[:-1], *gemma.template("<|tool_call>call:python{")]
+    assert gemma.chat.parse(open_call) == ToolCalls((ToolCall("1"),) * 8, None, left_out=9_993)

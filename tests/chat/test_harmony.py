@@ -1,4 +1,4 @@
-"""The harmony format of gpt-oss, as oss-harmony renders it and as vLLM's reader reads it."""
+"""The harmony format of gpt-oss, as rendered by oss-harmony and as read by vLLM."""
 
 from __future__ import annotations
 
@@ -6,15 +6,10 @@ import pytest
 from openai_harmony import Author, HarmonyEncodingName, Message, Role, load_harmony_encoding
 
 from aimo_solver.chat.turns import FinalText, Malformed, ToolCall, ToolCalls
-from tests.chat_families import Family, family
+from tests.chat_families import Family, check_turn
 from tests.vllm_parsers import vllm_calls
 
 THOUGHT = "<|channel|>analysis<|message|>Let me see.<|end|><|start|>assistant"
-
-
-@pytest.fixture(scope="module")
-def harmony(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return family("harmony", tmp_path_factory.mktemp("harmony"))
 
 
 def test_prompt_with_the_tool(harmony: Family) -> None:
@@ -36,11 +31,11 @@ def test_prompt_without_the_tool_and_without_instructions(harmony: Family) -> No
     assert text.endswith("<|end|><|start|>user<|message|>What is 1 + 1?<|end|><|start|>assistant")
 
 
-def test_the_model_stops_at_a_call_and_at_its_return(harmony: Family) -> None:
+def test_stop_tokens_are_call_return_and_end_of_text(harmony: Family) -> None:
     assert harmony.chat.stop_token_ids == (200002, 200012, 199999)
 
 
-def test_a_result_is_what_oss_harmony_renders(harmony: Family) -> None:
+def test_a_result_equals_the_rendering_of_oss_harmony(harmony: Family) -> None:
     encoding = load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS)
     author = Author.new(Role.TOOL, "python")
     message = Message.from_author_and_content(author, "2 <|end|>").with_channel("analysis").with_recipient("assistant")
@@ -56,10 +51,10 @@ def test_a_result_is_what_oss_harmony_renders(harmony: Family) -> None:
         (" to=python<|channel|>analysis code", "python to=assistant<|channel|>analysis"),
     ],
 )
-def test_a_result_comes_from_who_was_called_in_the_same_channel(harmony: Family, header: str, author: str) -> None:
+def test_a_result_comes_from_the_recipient_in_the_channel_of_the_call(harmony: Family, header: str, author: str) -> None:
     body = '{"code": "1"}' if "json" in header else "1"
     sampled = harmony.template(f"{header}<|message|>{body}<|call|>")
-    assert harmony.chat.parse(sampled, cut=False) == ToolCalls((ToolCall("1"),))
+    assert harmony.chat.parse(sampled) == ToolCalls((ToolCall("1"),))
     assert harmony.chat.decode(harmony.chat.tool_results(sampled, ["r"])) == (
         f"<|start|>{author}<|message|>r<|end|><|start|>assistant"
     )
@@ -69,17 +64,17 @@ def test_several_messages_before_the_end(harmony: Family) -> None:
     text = (
         f"{THOUGHT}<|channel|>commentary<|message|>I will compute.<|end|><|start|>assistant<|channel|>final<|message|>2<|return|>"
     )
-    assert harmony.chat.parse(harmony.template(text), cut=False) == FinalText("2")
+    assert harmony.chat.parse(harmony.template(text)) == FinalText("2")
 
 
-def test_a_final_text_is_only_what_is_in_the_final_channel(harmony: Family) -> None:
+def test_the_final_text_is_that_of_the_final_channel(harmony: Family) -> None:
     text = "<|channel|>analysis<|message|>\\boxed{1}<|end|><|start|>assistant<|channel|>final<|message|>\\boxed{2}<|return|>"
-    assert harmony.chat.parse(harmony.template(text), cut=False) == FinalText("\\boxed{2}")
+    assert harmony.chat.parse(harmony.template(text)) == FinalText("\\boxed{2}")
 
 
-def test_what_the_model_writes_for_others_is_not_its_answer(harmony: Family) -> None:
+def test_messages_written_for_the_user_are_not_the_answer(harmony: Family) -> None:
     text = "<|channel|>analysis<|message|>hm<|end|><|start|>user<|message|>\\boxed{3}<|end|>"
-    assert isinstance(harmony.chat.parse(harmony.template(text), cut=False), Malformed)
+    assert isinstance(harmony.chat.parse(harmony.template(text)), Malformed)
 
 
 @pytest.mark.parametrize(
@@ -97,9 +92,9 @@ def test_what_the_model_writes_for_others_is_not_its_answer(harmony: Family) -> 
         "<|channel|>analysis to=python code<|message|>1<|call|>",
     ],
 )
-def test_calls_are_read_as_vllm_reads_them(harmony: Family, text: str) -> None:
+def test_calls_are_read_as_by_vllm(harmony: Family, text: str) -> None:
     tokens = harmony.template(text)
-    turn = harmony.chat.parse(tokens, cut=False)
+    turn = harmony.chat.parse(tokens)
     ours = [call.code for call in turn.calls] if isinstance(turn, ToolCalls) else []
     assert ours == [code for recipient, code in vllm_calls("harmony", harmony.folder, tokens)]
 
@@ -107,14 +102,14 @@ def test_calls_are_read_as_vllm_reads_them(harmony: Family, text: str) -> None:
 @pytest.mark.parametrize("end", ["<|return|>", "<|endoftext|>"])
 def test_an_answer_without_a_header_is_read(harmony: Family, end: str) -> None:
     text = "The answer is \\boxed{5}"
-    turn = harmony.chat.parse(harmony.template(f"{text}{end}"), cut=False)
+    turn = harmony.chat.parse(harmony.template(f"{text}{end}"))
     assert turn == FinalText(text, "the final text was not in the final channel")
-    assert isinstance(harmony.chat.parse(harmony.template(f"I do not know{end}"), cut=False), Malformed)
-    assert isinstance(harmony.chat.parse(harmony.template(f"{text}<|end|>"), cut=False), Malformed)
+    assert isinstance(harmony.chat.parse(harmony.template(f"I do not know{end}")), Malformed)
+    assert isinstance(harmony.chat.parse(harmony.template(f"{text}<|end|>")), Malformed)
 
 
 @pytest.mark.parametrize("end", ["", "<|call|>", "<|end|>"])
-def test_nobody_answers_in_the_final_channel(harmony: Family, end: str) -> None:
+def test_results_are_never_in_the_final_channel(harmony: Family, end: str) -> None:
     sampled = harmony.template(f"{THOUGHT}<|channel|>final to=python code<|message|>print(1){end}")
     for tokens in (
         harmony.chat.ask_answer(sampled),
@@ -124,7 +119,7 @@ def test_nobody_answers_in_the_final_channel(harmony: Family, end: str) -> None:
         assert "<|start|>python to=assistant<|channel|>analysis<|message|>" in harmony.chat.decode(tokens)
 
 
-def test_the_answer_is_asked_for_from_who_was_called(harmony: Family) -> None:
+def test_asking_for_the_answer_closes_the_call_with_a_result_of_its_recipient(harmony: Family) -> None:
     sampled = harmony.template('<|channel|>commentary to=functions.python <|constrain|>json<|message|>{"code": "1"}<|call|>')
     asked = harmony.chat.decode(harmony.chat.ask_answer(sampled))
     assert asked.startswith("<|start|>functions.python to=assistant<|channel|>commentary<|message|>[not run: time is up]<|end|>")
@@ -132,12 +127,12 @@ def test_the_answer_is_asked_for_from_who_was_called(harmony: Family) -> None:
 
 @pytest.mark.timeout(60)  # a reader that is not linear takes minutes
 @pytest.mark.parametrize("unit", ["😀", "数", "a", " ", "\n", "=", "\0", "\u0301", "!😀", "\u2028", "1", "`"])
-def test_an_output_of_one_thing_100_000_times(harmony: Family, unit: str) -> None:
+def test_an_output_of_a_unit_repeated_100_000_times(harmony: Family, unit: str) -> None:
     output = unit * 100_000
     assert output in harmony.chat.decode(harmony.chat.tool_results(harmony.call("1"), [output]))
 
 
-def test_long_pieces_alone_are_encoded_in_parts(harmony: Family) -> None:
+def test_only_long_pieces_are_encoded_in_parts(harmony: Family) -> None:
     for text in ("=" * 255, " " * 255, "数" * 31, "[1, 2, " * 500, "word " * 1_000, "0123456789" * 100, "\n\n\t" * 80):
         (tail,) = [harmony.chat.tool_results([], [text])]
         assert harmony.plain(text) == tail[-len(harmony.plain(text)) - 3 : -3]
@@ -162,29 +157,21 @@ def test_long_pieces_alone_are_encoded_in_parts(harmony: Family) -> None:
     ],
     ids=ascii,
 )
-def test_one_thing_100_000_times(harmony: Family, opening: str, unit: str, expected: list[str] | str) -> None:
+def test_a_unit_repeated_100_000_times(harmony: Family, opening: str, unit: str, expected: list[str] | str) -> None:
     sampled = [*harmony.template(opening), *harmony.template(unit) * 100_000, *harmony.template("<|return|>")]
-    match harmony.chat.parse(sampled, cut=False):
-        case ToolCalls(calls):
-            assert [call.code.rstrip() for call in calls] == expected
-        case Malformed(reason):
-            assert expected in reason
-            assert len(harmony.chat.complaint(sampled, reason)) < 200
-        case FinalText(text):
-            assert text.startswith(expected)
-    assert len(harmony.chat.ask_answer(sampled)) < 500
+    check_turn(harmony, sampled, expected)
 
 
 def test_a_long_recipient_is_cut(harmony: Family) -> None:
     header = [*harmony.template("<|channel|>analysis to="), *harmony.template("a") * 100_000]
-    known = harmony.chat.parse([*header, *harmony.template("<|message|>print(1)<|call|>")], cut=False)
+    known = harmony.chat.parse([*header, *harmony.template("<|message|>print(1)<|call|>")])
     assert known == ToolCalls((ToolCall("print(1)"),), f"unknown recipient {'a' * 40!r}")
-    unknown = harmony.chat.parse([*header, *harmony.template("<|message|>to do<|call|>")], cut=False)
+    unknown = harmony.chat.parse([*header, *harmony.template("<|message|>to do<|call|>")])
     assert unknown == Malformed(f"There is no tool {'a' * 40}; the only one is python, which takes Python code as it is.")
 
 
-def test_eight_calls_of_a_turn_are_read_and_the_others_counted(harmony: Family) -> None:
+def test_the_first_eight_calls_are_read_and_the_others_counted(harmony: Family) -> None:
     one = "<|channel|>analysis to=python code<|message|>1<|end|><|start|>assistant"
     sampled = harmony.template(one) * 10_000
-    assert harmony.chat.parse(sampled, cut=False) == ToolCalls((ToolCall("1"),) * 8, "the call's end was missing", left_out=9_992)
+    assert harmony.chat.parse(sampled) == ToolCalls((ToolCall("1"),) * 8, "the call's end was missing", left_out=9_992)
     assert len(harmony.chat.ask_answer(sampled)) < 500

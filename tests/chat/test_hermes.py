@@ -1,4 +1,4 @@
-"""Hermes-style formats, rendered by the model's own template and read as vLLM reads them."""
+"""Hermes-style formats, rendered by the model's own template, and their calls as read by vLLM."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from aimo_solver.chat.families import load_chat_format
 from aimo_solver.chat.model_folder import ModelFolder
 from aimo_solver.chat.turns import FinalText, Malformed, ToolCall, ToolCalls
-from tests.chat_families import Family, family
+from tests.chat_families import Family
 from tests.tiny_tokenizers import CHATML_TEMPLATE, hermes_folder
 from tests.vllm_parsers import vllm_calls
 
@@ -17,17 +17,12 @@ THOUGHT = "<think>\nLet me see.\n</think>\n\n"
 CALL = '<tool_call>\n{"name": "python", "arguments": {"code": "print(1)"}}\n</tool_call>'
 
 
-@pytest.fixture(scope="module")
-def hermes(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return family("hermes", tmp_path_factory.mktemp("hermes"))
+@pytest.fixture
+def thinking(families: dict[str, Family]) -> Family:
+    return families["hermes-thinking"]
 
 
-@pytest.fixture(scope="module")
-def thinking(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return family("hermes-thinking", tmp_path_factory.mktemp("hermes"))
-
-
-def test_prompt_is_the_templates(hermes: Family) -> None:
+def test_the_prompt_is_rendered_by_the_template(hermes: Family) -> None:
     text = hermes.chat.decode(hermes.chat.prompt("Be careful.", "What is 1 + 1?", tools=False))
     assert (
         text == "<|im_start|>system\nBe careful.<|im_end|>\n<|im_start|>user\nWhat is 1 + 1?<|im_end|>\n<|im_start|>assistant\n"
@@ -53,12 +48,12 @@ def test_results_share_one_user_turn(hermes: Family) -> None:
     )
 
 
-def test_a_turn_that_did_not_end_is_ended(hermes: Family) -> None:
+def test_an_open_turn_is_closed(hermes: Family) -> None:
     sampled = hermes.template(f"{THOUGHT}{CALL}")
     assert hermes.chat.tool_results(sampled, ["a"])[0] == hermes.controls["<|im_end|>"]
 
 
-def test_another_end_than_the_templates_is_completed(hermes: Family) -> None:
+def test_an_end_other_than_that_of_the_template_is_completed(hermes: Family) -> None:
     sampled = hermes.template(f"{THOUGHT}{CALL}<|endoftext|>")
     assert hermes.chat.tool_results(sampled, ["a"])[0] == hermes.controls["<|im_end|>"]
 
@@ -70,20 +65,20 @@ def test_thinking_templates_open_every_turn_with_a_thought(thinking: Family) -> 
 
 
 def test_a_turn_without_an_end_of_thought_has_no_final_text(thinking: Family) -> None:
-    assert isinstance(thinking.chat.parse(thinking.template("\\boxed{1}<|im_end|>"), cut=False), Malformed)
+    assert isinstance(thinking.chat.parse(thinking.template("\\boxed{1}<|im_end|>")), Malformed)
 
 
-def test_only_what_follows_the_thoughts_is_final(hermes: Family) -> None:
+def test_the_final_text_follows_the_thoughts(hermes: Family) -> None:
     sampled = hermes.template("<think>\n\\boxed{1}\n</think>\n\nIt is \\boxed{2}.<|im_end|>")
-    assert hermes.chat.parse(sampled, cut=False) == FinalText("It is \\boxed{2}.")
+    assert hermes.chat.parse(sampled) == FinalText("It is \\boxed{2}.")
 
 
 def test_tags_spelled_out_in_code_are_code(hermes: Family) -> None:
     code = "print('</tool_call><tool_call></think>')"
-    assert hermes.chat.parse(hermes.call(code), cut=False) == ToolCalls((ToolCall(code),))
+    assert hermes.chat.parse(hermes.call(code)) == ToolCalls((ToolCall(code),))
 
 
-def test_a_template_without_a_tool_role_gets_results_from_the_user(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_without_a_tool_role_results_are_in_a_user_turn(tmp_path_factory: pytest.TempPathFactory) -> None:
     template = CHATML_TEMPLATE.replace("m.role == 'tool'", "m.role == 'never'")
     folder = hermes_folder(tmp_path_factory.mktemp("hermes"), template)
     chat, encode = load_chat_format(folder), ModelFolder.read(folder).tokenizer.encode_template
@@ -109,9 +104,9 @@ def test_a_template_without_a_tool_role_gets_results_from_the_user(tmp_path_fact
         "Text.\n<tool_call>{}</tool_call>\n<tool_call>{}</tool_call><|im_end|>",
     ],
 )
-def test_json_calls_are_read_as_vllm_reads_them(hermes: Family, inside: str, frame: str) -> None:
+def test_json_calls_are_read_as_by_vllm(hermes: Family, inside: str, frame: str) -> None:
     tokens = hermes.template(frame.replace("{}", inside))
-    turn = hermes.chat.parse(tokens, cut=False)
+    turn = hermes.chat.parse(tokens)
     assert isinstance(turn, ToolCalls)
     theirs = [json.loads(arguments)["code"] for _, arguments in vllm_calls("hermes", hermes.folder, tokens)]
     assert theirs
@@ -137,9 +132,9 @@ XML = "<function=python>\n<parameter=code>\n{}\n</parameter>\n</function>"
     ],
 )
 @pytest.mark.parametrize("code", ["print(1)", "for i in range(3):\n    print(i, {'a': \"b\"})\n", "if x < 3 > 1:\n\n  pass"])
-def test_xml_calls_are_read_as_vllm_reads_them(hermes: Family, text: str, code: str) -> None:
+def test_xml_calls_are_read_as_by_vllm(hermes: Family, text: str, code: str) -> None:
     tokens = hermes.template(text.replace("{}", code))
-    turn = hermes.chat.parse(tokens, cut=False)
+    turn = hermes.chat.parse(tokens)
     ours = [call.code for call in turn.calls] if isinstance(turn, ToolCalls) else []
     assert ours == [json.loads(arguments)["code"] for _, arguments in vllm_calls("qwen3", hermes.folder, tokens)]
 
@@ -154,20 +149,20 @@ def test_xml_calls_are_read_as_vllm_reads_them(hermes: Family, text: str, code: 
         ("<function=python>\n<parameter=code>\nprint(1 > 0)\n</paramter>\n</function>", "print(1 > 0)"),
     ],
 )
-def test_a_slip_in_an_xml_call_is_mended(hermes: Family, call: str, code: str) -> None:
+def test_misspelled_xml_calls_are_repaired(hermes: Family, call: str, code: str) -> None:
     for text in (f"<tool_call>\n{call}\n</tool_call><|im_end|>", f"So I run\n{call}<|im_end|>"):
-        assert hermes.chat.parse(hermes.template(text), cut=False) == ToolCalls((ToolCall(code),), _NOTES[text.startswith("<")])
+        assert hermes.chat.parse(hermes.template(text)) == ToolCalls((ToolCall(code),), _NOTES[text.startswith("<")])
 
 
 _NOTES = {True: "a call in another form", False: "code in the text instead of a tool call"}
 
 
 @pytest.mark.parametrize("slip", ["<parametercode>", "parameter=code>", "<parameter=code", "<=code>", "<parameter="])
-def test_a_slip_that_leaves_no_code_is_told(hermes: Family, slip: str) -> None:
+def test_a_misspelled_call_without_code_is_malformed(hermes: Family, slip: str) -> None:
     sampled = hermes.template(f"<tool_call>\n<function=python>\n{slip}\nfor x of y\n</tool_call><|im_end|>")
-    assert isinstance(hermes.chat.parse(sampled, cut=False), Malformed)
+    assert isinstance(hermes.chat.parse(sampled), Malformed)
 
 
 @pytest.mark.parametrize("text", ["I would write <function=python> here.", "<function=", "Tags: <function=python></function>."])
 def test_a_mention_of_a_tag_is_text(hermes: Family, text: str) -> None:
-    assert hermes.chat.parse(hermes.template(f"{text}<|im_end|>"), cut=False) == FinalText(text)
+    assert hermes.chat.parse(hermes.template(f"{text}<|im_end|>")) == FinalText(text)

@@ -1,4 +1,4 @@
-"""Code is found in what models write wrong, in linear time: each degenerate text here has 100,000 of one thing."""
+"""Code is found in malformed calls in linear time: each degenerate text here repeats a unit 100,000 times."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(60)  # a reader that is not linear takes minute
         ('{"code": "print(1)\n"x"' + "\n" * MANY + "x", Code('print(1)\n"x"' + "\n" * MANY + "x", "broken JSON")),
         ('{"code": "a"b"' + "}\n" * MANY, Code('a"b', "broken JSON")),
         ('{"code": "1"' + "}" * MANY, Code("1", "text after the JSON")),
-        ('{"code": "1"' + ",}" * MANY, Code("1", "a comma too much")),
+        ('{"code": "1"' + ",}" * MANY, Code("1", "a comma too many")),
         ("{'code': '" + "\\d" * MANY, Code("\\d" * MANY, "broken JSON")),
         ('{"code": "' + "\\d" * MANY + '"}', Code("\\d" * MANY, "backslashes not escaped")),
         ('{"arguments":' * MANY, None),
@@ -37,7 +37,7 @@ def test_code_in_long_broken_json(text: str, expected: Code | None) -> None:
 
 
 @pytest.mark.parametrize("depth", [900, 960, 980, 990, 1_000, 2_000, 20_000])
-def test_objects_nested_about_as_deep_as_the_stack(depth: int) -> None:
+def test_objects_nested_as_deep_as_the_stack(depth: int) -> None:
     code = code_in_json('{"arguments":' * depth + '{"code":"1"}' + "}" * depth)
     assert code is not None
     assert code.text == "1"
@@ -66,11 +66,11 @@ def test_a_fence_around_long_white_space(space: str) -> None:
     assert bare_code(space * MANY) is None
 
 
-def test_backquotes_alone_are_taken_as_they_stand() -> None:
+def test_backquotes_alone_are_not_changed() -> None:
     assert bare_code("`" * MANY) == Code("`" * MANY)
 
 
-def test_tildes_that_are_python_are_no_fence() -> None:
+def test_tildes_in_python_are_not_a_fence() -> None:
     assert bare_code("~~~python\nprint(1)") == Code("~~~python\nprint(1)")
     assert bare_code("~~~\nprint(1)\n~~~") == Code("print(1)", "code inside fences")
 
@@ -78,17 +78,17 @@ def test_tildes_that_are_python_are_no_fence() -> None:
 @pytest.mark.parametrize(
     "unit", ["(", "[", "-", "not ", "1+", "a.", "x if x else ", "lambda:", "x=1\n", "if x:\n", "\0", "\ud800"]
 )
-def test_any_text_is_python_or_not(unit: str) -> None:
+def test_compiles_never_raises(unit: str) -> None:
     for count in (1, 90, 190, 1_000, MANY):
         assert compiles(unit * count) in (True, False)
 
 
-def test_long_code_is_not_given_to_the_parser() -> None:
+def test_long_code_is_not_parsed() -> None:
     line = "x=1\n"
     assert compiles(line * (LONGEST_PARSED // len(line)))
     assert not compiles(line * (LONGEST_PARSED // len(line)) + "\n")
 
 
-def test_code_too_long_to_be_parsed_keeps_its_own_escapes() -> None:
+def test_code_too_long_to_be_parsed_keeps_its_escapes() -> None:
     code = 'print("a\\nb")\n' * 1_000
     assert code_in_json('{"code": "' + code + '"}') == Code(code, "broken JSON")

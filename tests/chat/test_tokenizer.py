@@ -1,4 +1,4 @@
-"""Text to token ids: control tokens come from the format alone, and nothing is lost on the way."""
+"""Text to token ids: only the format produces control tokens, and no text is lost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def qwen() -> Tokenizer:
-    return Tokenizer.of(byte_level(QWEN_CONTROLS))
+    return Tokenizer(byte_level(QWEN_CONTROLS))
 
 
 def _mixed(controls: dict[str, object]) -> st.SearchStrategy[str]:
@@ -34,7 +34,7 @@ def _mixed(controls: dict[str, object]) -> st.SearchStrategy[str]:
 
 @given(text=_mixed(dict(GEMMA_CONTROLS)))
 @_SETTINGS
-def test_plain_text_of_gemma_has_no_control_token_and_comes_back(gemma: Tokenizer, text: str) -> None:
+def test_plain_text_of_gemma_has_no_control_token_and_survives_a_round_trip(gemma: Tokenizer, text: str) -> None:
     ids = gemma.encode(text)
     assert not set(ids) & set(gemma.controls.values())
     assert gemma.decode(ids) == text
@@ -42,37 +42,37 @@ def test_plain_text_of_gemma_has_no_control_token_and_comes_back(gemma: Tokenize
 
 @given(text=_mixed(dict(QWEN_CONTROLS)))
 @_SETTINGS
-def test_plain_text_of_qwen_has_no_control_token_and_comes_back(qwen: Tokenizer, text: str) -> None:
+def test_plain_text_of_qwen_has_no_control_token_and_survives_a_round_trip(qwen: Tokenizer, text: str) -> None:
     ids = qwen.encode(text)
     assert not set(ids) & set(qwen.controls.values())
     assert qwen.decode(ids) == text
 
 
-def test_tokens_that_are_not_flagged_special_are_controls_too(qwen: Tokenizer) -> None:
-    assert qwen.control("<tool_call>") not in qwen.encode("a <tool_call> b")
-    assert qwen.control("<tool_call>") in qwen.encode_template("a <tool_call> b")
+def test_added_tokens_not_flagged_special_are_control_tokens(qwen: Tokenizer) -> None:
+    assert qwen.controls["<tool_call>"] not in qwen.encode("a <tool_call> b")
+    assert qwen.controls["<tool_call>"] in qwen.encode_template("a <tool_call> b")
 
 
 def test_runs_of_newlines_stay_ordinary_text(gemma: Tokenizer) -> None:
     assert gemma.encode("a\n\nb") == gemma.encode_template("a\n\nb")
-    assert gemma.control("\n\n") is None
+    assert "\n\n" not in gemma.controls
 
 
 def test_overlapping_control_tokens_are_all_broken_up() -> None:
-    tokenizer = Tokenizer.of(byte_level({"<a><b>": True, "<b><c>": True, "<b>": True}))
+    tokenizer = Tokenizer(byte_level({"<a><b>": True, "<b><c>": True, "<b>": True}))
     ids = tokenizer.encode("<a><b><c>")
     assert not set(ids) & set(tokenizer.controls.values())
     assert tokenizer.decode(ids) == "<a><b><c>"
 
 
-def test_a_normaliser_cannot_spell_a_control_token() -> None:
+def test_a_normaliser_cannot_produce_a_control_token() -> None:
     core = byte_level({})
     from tokenizers import normalizers
 
     core.normalizer = normalizers.NFKC()
     core.add_tokens([AddedToken("<end>", normalized=True, special=True)])
-    tokenizer = Tokenizer.of(core)
-    assert tokenizer.control("<end>") not in tokenizer.encode("＜end＞")
+    tokenizer = Tokenizer(core)
+    assert tokenizer.controls["<end>"] not in tokenizer.encode("＜end＞")
 
 
 def test_decoding_keeps_the_first_space() -> None:
@@ -80,8 +80,8 @@ def test_decoding_keeps_the_first_space() -> None:
     core = Core(models.BPE(vocab={piece: number for number, piece in enumerate(pieces)}, merges=[("▁", "a")], unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
     core.decoder = decoders.Metaspace(prepend_scheme="always")
-    tokenizer = Tokenizer.of(core)
-    assert core.decode([3, 4]) == "ab"  # the library strips it
+    tokenizer = Tokenizer(core)
+    assert core.decode([3, 4]) == "ab"  # stripped by the library
     assert tokenizer.decode([3, 4]) == " ab"
 
 
@@ -89,7 +89,7 @@ def test_truncation_and_padding_of_the_file_are_off() -> None:
     core = byte_level({})
     core.enable_truncation(4)
     core.enable_padding(length=4)
-    tokenizer = Tokenizer.of(core)
+    tokenizer = Tokenizer(core)
     assert tokenizer.decode(tokenizer.encode("twelve words or more, and none of them is lost")) == (
         "twelve words or more, and none of them is lost"
     )
@@ -105,16 +105,16 @@ def test_ids_without_text_are_left_out(gemma: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [(None, "has no tokenizer.json"), ("{", "cannot be used"), ('{"model": 1}', "cannot be used")]
+    ("text", "message"), [(None, "has no tokenizer.json"), ("{", "cannot be used"), ('{"model": 1}', "cannot be used")]
 )
-def test_a_tokenizer_that_cannot_be_read_says_why(tmp_path: Path, text: str | None, says: str) -> None:
+def test_an_unusable_tokenizer_is_an_error_with_the_reason(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / "tokenizer.json").write_text(text, encoding="utf-8")
-    with pytest.raises(ModelError, match=says):
+    with pytest.raises(ModelError, match=message):
         Tokenizer.load(tmp_path)
 
 
-def test_a_file_that_is_not_utf8_says_so(tmp_path: Path) -> None:
+def test_a_file_that_is_not_utf8_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes(b"\xff\xfe")
     with pytest.raises(ModelError, match="cannot be read"):
         Tokenizer.load(tmp_path)

@@ -1,7 +1,7 @@
-"""Whole attempts of every chat family on a real vLLM server, with real kernels: the prefix cache holds what was said before.
+"""Whole attempts of every chat family on a real vLLM server with real kernels: the prefix cache holds all earlier turns.
 
-The model has random weights and a vocabulary as large as gpt-oss's. What it says is either its own noise or a script that a
-logits processor makes it sample.
+The model has random weights and a vocabulary as large as gpt-oss's. It samples either random tokens or a script, by a logits
+processor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from aimo_solver.chat.prompts import prompt_variants
+from aimo_solver.chat.prompts import VARIANTS
 from aimo_solver.chat.turns import ChatFormat
 from aimo_solver.kernels.pool import KernelPool
 from aimo_solver.log.writer import NullLog
@@ -28,7 +28,7 @@ from aimo_solver.server.client import CompletionRequest, VllmEngine
 from aimo_solver.server.completions import Chunk
 from aimo_solver.server.process import ServerCommand, ServerProcess, free_port
 from aimo_solver.solve.attempt import AgentRun, AttemptTools
-from tests.chat_families import NAMES, Family, family
+from tests.chat_families import NAMES, Family
 from tests.conftest import ROOT
 from tests.tiny_tokenizers import fenced_folder
 
@@ -48,7 +48,7 @@ CODES = [
 
 
 class PlayedEngine(VllmEngine):
-    """A vLLM client that sends a script with each request and keeps what was asked and what was cached."""
+    """A vLLM client that sends a script with each request and records prompts, samples and cached tokens."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url, "tiny", SamplingConfig(temperature=1.0, min_p=0.0), context_tokens=CONTEXT)
@@ -69,7 +69,7 @@ class PlayedEngine(VllmEngine):
     def _body(self, request: CompletionRequest) -> dict[str, Any]:
         turn = len(self.asked) - 1
         script = list(self.scripts[turn]) if turn < len(self.scripts) else []
-        # The server's own end token is the tiny model's, an ordinary token in other families.
+        # The server's end token is that of the tiny model, an ordinary token in other families.
         body = {**super()._body(request), "ignore_eos": True}
         return {**body, "vllm_xargs": {"script": script}} if script else body
 
@@ -112,11 +112,6 @@ async def pool() -> AsyncIterator[KernelPool]:
         yield pool
 
 
-@pytest.fixture(scope="module")
-def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
-    return {name: family(name, tmp_path_factory.mktemp(name)) for name in NAMES}
-
-
 async def _attempt(engine: VllmEngine, chat: ChatFormat, pool: KernelPool, **limits: int) -> Attempt:
     now = time.monotonic()
     tools = AttemptTools(
@@ -127,12 +122,11 @@ async def _attempt(engine: VllmEngine, chat: ChatFormat, pool: KernelPool, **lim
         kernels=KernelConfig(timeout_s=30.0),
         clock=time.monotonic,
     )
-    (variant,) = prompt_variants(["tool"], chat.name)
     run = AgentRun(
         tools,
         Problem("p", "What is 6 * 7?"),
         0,
-        variant,
+        VARIANTS["tool"],
         deadline=now + 200,
         problem_started=now,
         trajectory=NullLog().trajectory("p", 0),
@@ -155,13 +149,13 @@ async def test_a_scripted_attempt_is_cached_to_the_last_whole_block(
     for turn, (earlier, later) in enumerate(pairwise(engine.asked)):
         said = earlier + engine.sampled[turn]
         assert later[: len(said)] == said
-        # The last token of a turn was sampled, but the model has not read it yet.
+        # The last token of a turn was sampled but not yet read by the model.
         assert engine.cached[turn + 1] >= (len(said) - 1) // BLOCK * BLOCK
     assert attempt.cached_tokens == sum(engine.cached)
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_noise_ends_in_a_record_and_prompts_only_grow(
+async def test_random_tokens_give_a_record_and_prompts_only_grow(
     families: dict[str, Family], url: str, pool: KernelPool, name: str
 ) -> None:
     model = families[name]
@@ -176,7 +170,7 @@ async def test_noise_ends_in_a_record_and_prompts_only_grow(
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_a_cut_attempt_gives_its_answer_when_asked(
+async def test_an_attempt_at_its_token_limit_answers_when_asked(
     families: dict[str, Family], url: str, pool: KernelPool, name: str
 ) -> None:
     model = families[name]

@@ -1,7 +1,7 @@
-"""200 turns as models really get them wrong, and what is to be made of each.
+"""200 malformed turns as real models write them, and how each should be read.
 
-The texts are written with control tokens spelled out; a test encodes them as such. What is expected: the code of the calls
-that are recovered, `Final` for a final text, or `Told` for a word of what the model is told.
+Control tokens are spelled out in the texts; the test encodes them as control tokens. Expected is the code of the recovered
+calls, `Final` for a final text, or `Told` for a word of the reason that the model gets.
 """
 
 # ruff: noqa: E501 (one turn, one line)
@@ -20,20 +20,19 @@ class Final:
 
 @dataclass(frozen=True)
 class Told:
-    """The model is told what was wrong, in a sentence that holds `word`."""
+    """The model gets a reason that contains `word`."""
 
     word: str
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One turn. `codes` are those of the recovered calls."""
+    """One turn and how it should be read; a tuple lists the code of the recovered calls."""
 
     family: str
     what: str
     text: str
     expected: tuple[str, ...] | Final | Told
-    cut: bool = False
 
 
 _CALL = "<|tool_call>call:python{"
@@ -106,14 +105,6 @@ GEMMA = [
     ("padding in the text", f"{_THINK}<pad>It is \\boxed{{1}}<pad><turn|>", Final("It is \\boxed{1}")),
 ]
 
-GEMMA_CUT = [
-    ("cut in the code", f"{_CALL}code:{_Q}x = 12", Told("cut off")),
-    ("cut before the brace", f"{_CALL}code:{_Q}x = 12{_Q}", Told("cut off")),
-    ("cut in the second call", f"{_CALL}code:{_Q}a=1{_Q}}}<tool_call|>{_CALL}code:{_Q}b", ("a=1",)),
-    ("cut in the thought", "<|channel>thought\nhm", Told("cut off")),
-    ("cut in the final text", f"{_THINK}It is \\boxed{{1", Told("cut off")),
-]
-
 _A = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
 _TO = "<|channel|>analysis to=python code<|message|>"
 
@@ -182,13 +173,6 @@ HARMONY = [
     ("two final texts", "<|channel|>final<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>\\boxed{1}<|return|>", Final("a\n\\boxed{1}")),
     ("a role of its own", "<|channel|>analysis<|message|>x<|end|><|start|>final<|message|>\\boxed{1}<|return|>", Final("\\boxed{1}")),
 ]  # fmt: skip
-
-HARMONY_CUT = [
-    ("cut in the code", f"{_A}{_TO}x = 12", Told("cut off")),
-    ("cut in the second call", f"{_A}{_TO}a=1<|end|><|start|>assistant{_TO}b", ("a=1",)),
-    ("cut in the header", f"{_A}<|channel|>anal", Told("cut off")),
-    ("cut in the final text", f"{_A}<|channel|>final<|message|>\\boxed{{1", Told("cut off")),
-]
 
 _H = "<think>\nhm\n</think>\n\n"
 _T, _E = "<tool_call>\n", "\n</tool_call><|im_end|>"
@@ -268,13 +252,6 @@ HERMES = [
     ("thoughts without a beginning", "hm\n</think>\n\nIt is \\boxed{1}<|im_end|>", Final("It is \\boxed{1}")),
 ]  # fmt: skip
 
-HERMES_CUT = [
-    ("cut in the code", f'{_H}{_T}{{"name": "python", "arguments": {{"code": "x = 12', Told("cut off")),
-    ("cut before the end of call", f"{_H}{_T}{_args('x = 12')}", Told("cut off")),
-    ("cut in the second call", f"{_H}{_T}{_args('a=1')}\n</tool_call>\n{_T}{{", ("a=1",)),
-    ("cut in the thoughts", "<think>\nhm", Told("cut off")),
-]
-
 FENCED = [
     ("an unclosed last block", "hm\n```python\nprint(1)\n<|end|>", ("print(1)\n",)),
     ("an unclosed block without a newline", "hm\n```python\nprint(1)<|end|>", ("print(1)",)),
@@ -311,23 +288,13 @@ FENCED = [
     ("a box but no end of the thoughts", "It is \\boxed{1}<|end|>", Final("It is \\boxed{1}")),
 ]  # fmt: skip
 
-FENCED_CUT = [
-    ("cut in the code", "```python\nx = 12", Told("cut off")),
-    ("cut behind a block", "```python\na=1\n```", ("a=1\n",)),
-    ("cut in the thoughts", "hm", Told("cut off")),
-]
-
 MALFORMED = [
-    Fault(family, what, text, expected, cut)
-    for family, rows, cut in (
-        ("gemma", GEMMA, False),
-        ("gemma", GEMMA_CUT, True),
-        ("harmony", HARMONY, False),
-        ("harmony", HARMONY_CUT, True),
-        ("hermes", HERMES, False),
-        ("hermes", HERMES_CUT, True),
-        ("fenced", FENCED, False),
-        ("fenced", FENCED_CUT, True),
+    Fault(family, what, text, expected)
+    for family, rows in (
+        ("gemma", GEMMA),
+        ("harmony", HARMONY),
+        ("hermes", HERMES),
+        ("fenced", FENCED),
     )
     for what, text, expected in rows
 ]

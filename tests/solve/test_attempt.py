@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from aimo_solver.chat.families import load_chat_format
 from aimo_solver.chat.model_folder import ModelFolder
-from aimo_solver.chat.prompts import prompt_variants
+from aimo_solver.chat.prompts import VARIANTS
 from aimo_solver.chat.turns import MAX_CALLS, ChatFormat
 from aimo_solver.kernels.pool import KernelPool
 from aimo_solver.log.writer import NullLog
@@ -81,7 +81,7 @@ class Stage:
             tools,
             Problem("p", "What is 1 + 1?"),
             0,
-            prompt_variants(["tool"])[0],
+            VARIANTS["tool"],
             deadline=now + seconds,
             problem_started=now,
             trajectory=NullLog().trajectory("p", 0),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aimo_solver.chat.prompts import FINAL_ANSWER, NO_SESSION, SESSION_LOST, prompt_variants
+from aimo_solver.chat.prompts import FINAL_ANSWER, NO_SESSION, SESSION_LOST, VARIANTS
 from aimo_solver.chat.turns import Malformed
 from aimo_solver.errors import EngineLost, EngineRejected, KernelError, KernelStartError, PoolClosedError
 from aimo_solver.log.writer import NullLog
@@ -59,8 +59,7 @@ def played(
     **limits: int,
 ) -> Played:
     """Plays one attempt. `context` counts from behind the prompt."""
-    pool = pool or ScriptedPool()
-    (variant,) = prompt_variants(["tool"], model.chat.name)
+    pool, variant = pool or ScriptedPool(), VARIANTS["tool"]
     prompt = model.chat.prompt(variant.system, variant.user("What is 1 + 1?"), tools=variant.tool)
     engine = ScriptedEngine(lambda index: plays, len(prompt) + context)
     engine.on_request = on_request
@@ -104,7 +103,7 @@ def test_a_long_output_leaves_room_for_the_answer(model: Family) -> None:
 
 def test_a_complaint_leaves_room_for_the_answer(model: Family) -> None:
     turn = [*model.template(THOUGHT[model.name]), *model.plain("so many thoughts " * 20), *model.template(model.final_parts[1])]
-    parsed = model.chat.parse(turn, cut=False)
+    parsed = model.chat.parse(turn)
     assert isinstance(parsed, Malformed)
     complaint = model.chat.complaint(turn, parsed.reason)
     context = len(turn) + max(65, len(complaint) + 10)

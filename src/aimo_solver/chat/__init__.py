@@ -6,16 +6,4 @@ Reading model output takes linear time and never raises.
 May import: nothing but the top.
 """
 
-__all__ = [
-    "families",
-    "fenced",
-    "gemma",
-    "harmony",
-    "hermes",
-    "model_folder",
-    "prompts",
-    "salvage",
-    "template",
-    "tokenizer",
-    "turns",
-]
+__all__ = ["families", "prompts", "salvage", "tokenizer", "turns"]

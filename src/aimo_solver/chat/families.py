@@ -1,4 +1,4 @@
-"""The choice of a chat format: a family by name, or read off the model's folder."""
+"""The choice of a chat format: by name, or detected from the model folder."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ FAMILIES = ("harmony", "gemma", "hermes", "fenced")
 
 
 def load_chat_format(model_dir: Path, family: str = "auto", *, reasoning_effort: ReasoningEffort = "high") -> ChatFormat:
-    """The chat format of a model folder.
+    """Returns the chat format of a model folder.
 
     Args:
         model_dir: holds ``tokenizer.json`` and, for some families, ``config.json`` and the chat template.
-        family: a name in `FAMILIES`, or "auto" to read it off the folder.
-        reasoning_effort: for families that are told one (harmony).
+        family: one of `FAMILIES`, or "auto" to detect it.
+        reasoning_effort: for families that support it (harmony).
 
     Raises:
         ConfigError: no such family.
-        ModelError: the folder is missing or lacks what the family needs, or "auto" cannot tell.
+        ModelError: the folder is missing or lacks what the family needs, or no family fits.
     """
-    # Imported here: each family loads a library that the others do without.
+    # Imported here: each family loads libraries that the others do not need.
     if family not in ("auto", *FAMILIES):
         raise ConfigError("prompt.family", f"unknown family {family!r}; known: auto, {', '.join(FAMILIES)}")
     folder = ModelFolder.read(model_dir)
-    chosen = family_of(folder) if family == "auto" else family
+    chosen = _detect_family(folder) if family == "auto" else family
     if chosen == "harmony":
         from aimo_solver.chat.harmony import HarmonyFormat
 
@@ -45,12 +45,8 @@ def load_chat_format(model_dir: Path, family: str = "auto", *, reasoning_effort:
     return FencedFormat(folder)
 
 
-def family_of(folder: ModelFolder) -> str:
-    """The family of a folder, by its model type, its control tokens and its chat template.
-
-    Raises:
-        ModelError: the folder fits none.
-    """
+def _detect_family(folder: ModelFolder) -> str:
+    """The family by model type, control tokens and chat template. Raises ModelError if none fits."""
     if folder.model_type == "gpt_oss":
         return "harmony"
     controls = folder.tokenizer.controls

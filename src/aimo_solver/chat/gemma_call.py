@@ -1,6 +1,6 @@
-"""One call as Gemma 4 writes it, and as it slips: ``call:python{code:<|"|>...<|"|>}``.
+"""Reads the code of one call of Gemma 4, ``call:python{code:<|"|>...<|"|>}``, exact or with errors.
 
-Linear in the length of the call; see `aimo_solver.chat.salvage`.
+Takes linear time; see `aimo_solver.chat.salvage`.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import re
 from collections.abc import Sequence
 
 from aimo_solver.chat.prompts import PYTHON_TOOL
-from aimo_solver.chat.salvage import CODE_KEYS, Code, bare_code, code_in_json, compiles
+from aimo_solver.chat.salvage import CODE_KEYS, LONGEST_NAME, Code, bare_code, code_in_json, compiles
 
 QUOTE = "\udc00"
-"""Stands for the token ``<|"|>`` in the text of a call; no decoded text holds a lone surrogate."""
+"""Replaces the token ``<|"|>`` in the text of a call; no decoded text contains a lone surrogate."""
 
 _NAMES = frozenset({PYTHON_TOOL.name, "functions.python", ""})
 _EXACT = re.compile(rf"call:{PYTHON_TOOL.name}\{{{PYTHON_TOOL.parameter}:{QUOTE}([^{QUOTE}]*+){QUOTE}\}}")
@@ -21,11 +21,10 @@ _IDENTIFIER = re.compile(r"[A-Za-z_]\w*+\Z")
 _NEXT_KEY = re.compile(rf"\s*+,\s*+[{QUOTE}\"']?+[A-Za-z_]\w*+[{QUOTE}\"']?+\s*+[:=]")
 _LAST = re.compile(r"\s*+[})\]]*+\s*+")
 _CODE_KEY = re.compile(rf"\s*+[{QUOTE}\"']?+(?:{'|'.join(CODE_KEYS)})[{QUOTE}\"']?+\s*+[:=]\s*+")
-_LONGEST_NAME = 40  # of a key or of a tool; what is longer is cut
 
 
 def code_of(call: str) -> Code | None:
-    """The code of one call, None if there is none. `call` holds `QUOTE` for the quote token."""
+    """Returns the code of one call, None if there is none. `call` has `QUOTE` in place of the quote token."""
     exact = _EXACT.fullmatch(call)
     if exact is not None:
         return bare_code(exact.group(1))
@@ -36,15 +35,14 @@ def code_of(call: str) -> Code | None:
     code = _code_in(arguments)
     if code is None or (name not in _NAMES and not compiles(code.text)):
         return None
-    other = "a call in another form" if name == PYTHON_TOOL.name else f"unknown tool {name[:_LONGEST_NAME]!r}"
-    return Code(code.text, code.mended or other)
+    return code.noted("a call in another form" if name == PYTHON_TOOL.name else f"unknown tool {name[:LONGEST_NAME]!r}")
 
 
 def _code_in(arguments: str) -> Code | None:
     strings = _strings(arguments)
     for key in (*CODE_KEYS, *strings):
         if key in strings:
-            inner = QUOTE in strings[key]  # the model has used its quote tokens for Python's quotes
+            inner = QUOTE in strings[key]  # the model used quote tokens for Python's quotes
             return bare_code(strings[key].replace(QUOTE, '"'), "quote tokens inside the code" if inner else None)
     if QUOTE not in arguments and re.search(r"[\"'`]", arguments):
         found = code_in_json("{" + arguments)
@@ -56,7 +54,7 @@ def _code_in(arguments: str) -> Code | None:
 def _strings(arguments: str) -> dict[str, str]:
     """The strings in quote tokens by their keys, in lower case.
 
-    A string begins at a quote behind a key, and ends at the next run of quotes behind which another key or the end follows.
+    A string begins at a quote after a key and ends at the next run of quotes that another key or the end follows.
     """
     found: dict[str, str] = {}
     parts = arguments.split(QUOTE)
@@ -72,26 +70,26 @@ def _strings(arguments: str) -> dict[str, str]:
 
 
 def _key_before(parts: Sequence[str]) -> str | None:
-    """The key that these parts end with; its name may stand in quote tokens."""
+    """The key that these parts end with, with or without quote tokens."""
     text = QUOTE.join(parts).rstrip()
     if not text.endswith((":", "=")):
         return None
     name = text[:-1].rstrip()
     if name.endswith((QUOTE, '"', "'")):
         name = name[:-1]
-    place = _IDENTIFIER.search(name[-_LONGEST_NAME:])
+    place = _IDENTIFIER.search(name[-LONGEST_NAME:])
     return place.group().lower() if place else None
 
 
 def _ends_string(parts: Sequence[str]) -> bool:
-    """Whether a quote before these parts, three of them unless they are the last, ends a string."""
+    """Whether the quote before these parts ends a string; of the text after it, three parts are enough."""
     if len(parts) == 1 and _LAST.fullmatch(parts[0]):
         return True
     return _NEXT_KEY.match(QUOTE.join(parts)) is not None
 
 
 def _broken_arguments(arguments: str) -> Code | None:
-    """Code from arguments without quotes, or from a string that does not end."""
+    """The code of arguments without quotes, or of a string without an end."""
     key = _CODE_KEY.match(arguments)
     text = (arguments[key.end() :] if key else arguments).removeprefix(QUOTE)
     closed = text.rstrip()

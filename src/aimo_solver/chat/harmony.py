@@ -1,12 +1,12 @@
-"""gpt-oss's turns, in the harmony format: messages with a channel, and a stateful Jupyter session called ``python``.
+"""Turns of gpt-oss in the harmony format: messages with a channel, and a stateful Jupyter session called ``python``.
 
     <|start|>assistant<|channel|>analysis<|message|>...<|end|>
     <|start|>assistant<|channel|>analysis to=python code<|message|>{code}<|call|>
     <|start|>python to=assistant<|channel|>analysis<|message|>{output}<|end|>
     <|start|>assistant<|channel|>final<|message|>...<|return|>
 
-The vocabulary and the prompt's wording come from oss-harmony, which carries both, so no file of the model's is read. The
-reading of turns is our own, because the library's raises where a model slips.
+oss-harmony provides the vocabulary and the wording of the prompt, so no file of the model folder is needed. Turns are read by
+our own parser, because the library's raises on malformed turns.
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ from openai_harmony import (
     load_harmony_encoding,
 )
 
-from aimo_solver.chat.prompts import ANSWER_NOW, COMPLAINT, FINAL_ANSWER, NOT_RUN, OUT_OF_TIME
-from aimo_solver.chat.salvage import Code, bare_code, code_in_json, compiles, python_blocks
-from aimo_solver.chat.turns import MAX_CALLS, FinalText, Malformed, ToolCall, ToolCalls, Turn
+from aimo_solver.chat.prompts import ANSWER_NOW, COMPLAINT, FINAL_ANSWER, NOT_RUN, OUT_OF_TIME, close_box
+from aimo_solver.chat.salvage import LONGEST_NAME, Code, bare_code, code_in_json, compiles, python_blocks, read_calls
+from aimo_solver.chat.tokenizer import replace_surrogates
+from aimo_solver.chat.turns import MAX_CALLS, FinalText, Malformed, ToolCalls, Turn
 
 _CHANNEL = re.compile(r"<\|channel\|>[^a-z]*+(analysis|commentary|final)")
 _RECIPIENT = re.compile(r"to=\s*+([^\s<]++)")
+_OWN = frozenset({"", "assistant", "to", "analysis", "commentary", "final"})  # how the model's own headers begin
 _NOT_TOOLS = frozenset({"assistant", "user", "all", "system", "developer"})
 _LAST_ENDS = frozenset({"<|return|>", "<|endoftext|>"})
 _PYTHON_NAMES = frozenset({"python", "functions.python"})
-# oss-harmony's encoder is quadratic in the length of a piece of text without a boundary (8,000 emoji: 340 ms). Longer ones
-# are cut; a piece never goes on behind a digit or from other characters into a blank.
+# oss-harmony's encoder is quadratic in the length of a piece of text without a boundary (8,000 emoji: 340 ms), so longer ones
+# are cut. There is always a boundary after a digit and before a blank that follows another character.
 _LONG_PIECE = re.compile(r"[^\d\x00-\x7f]{32}|[^\s\d]{256}|\s{256}")
-_LONGEST_NAME = 40  # of a tool that does not exist; what is longer is cut
-_EFFORTS = {"low": ReasoningEffort.LOW, "medium": ReasoningEffort.MEDIUM, "high": ReasoningEffort.HIGH}
+_CONTROLS = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>", "<|return|>", "<|endoftext|>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +59,8 @@ class _Part:
 
     @property
     def is_own(self) -> bool:
-        """Whether it is the model's own: some write the user's or the tool's next message too."""
-        role = re.match(r"[a-z.]*", self.header.strip())
-        return role is None or role.group() in ("", "assistant", "to", "analysis", "commentary", "final")
+        """Whether the model wrote it for itself; some models also write the next message of the user or the tool."""
+        return re.split(r"[^a-z.]", self.header.strip(), maxsplit=1)[0] in _OWN
 
     @property
     def channel(self) -> str:
@@ -74,16 +74,11 @@ class _Part:
 
     @property
     def is_call(self) -> bool:
-        """Whether it was meant for a tool: it names one, or it was sent off as a call, or it says that it is code."""
-        return (
-            self.body is not None
-            and self.is_own
-            and (
-                self.recipient is not None
-                or self.end == "<|call|>"
-                or bool(re.search(r"\bcode\b", _CHANNEL.sub("", self.header)))
-            )
-        )
+        """Whether it is meant for a tool: it names one, ends as a call, or is marked as code."""
+        if self.body is None or not self.is_own:
+            return False
+        marked = re.search(r"\bcode\b", _CHANNEL.sub("", self.header)) is not None
+        return marked or self.recipient is not None or self.end == "<|call|>"
 
 
 class HarmonyFormat:
@@ -94,10 +89,9 @@ class HarmonyFormat:
 
     def __init__(self, reasoning_effort: str = "high") -> None:
         self._encoding = load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS)
-        self._effort = _EFFORTS[reasoning_effort]
-        names = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>", "<|return|>", "<|endoftext|>")
-        self._controls = {self._template(name)[0]: name for name in names}
-        self._ids = {name: number for number, name in self._controls.items()}
+        self._effort = ReasoningEffort[reasoning_effort.upper()]
+        self._ids = {name: self._template(name)[0] for name in _CONTROLS}
+        self._controls = {number: name for name, number in self._ids.items()}
         self.stop_token_ids = tuple(self._ids[name] for name in ("<|return|>", "<|call|>", "<|endoftext|>"))
 
     def prompt(self, system: str, user: str, *, tools: bool) -> list[int]:
@@ -106,19 +100,17 @@ class HarmonyFormat:
             opening = opening.with_python_tool()
         messages = [Message.from_role_and_content(Role.SYSTEM, opening)]
         if system:
-            instructions = DeveloperContent.new().with_instructions(_clean(system.strip()))
+            instructions = DeveloperContent.new().with_instructions(replace_surrogates(system.strip()))
             messages.append(Message.from_role_and_content(Role.DEVELOPER, instructions))
-        messages.append(Message.from_role_and_content(Role.USER, _clean(user.strip())))
+        messages.append(Message.from_role_and_content(Role.USER, replace_surrogates(user.strip())))
         conversation = Conversation.from_messages(messages)
         return list(self._encoding.render_conversation_for_completion(conversation, Role.ASSISTANT))
 
-    def parse(self, sampled: Sequence[int], *, cut: bool) -> Turn:
+    def parse(self, sampled: Sequence[int]) -> Turn:
         parts = self._parts(sampled)
-        calls = [part for part in parts if part.is_call]
+        calls = [(part, part.end == "<|call|>") for part in parts if part.is_call]
         if calls:
-            return _tool_calls(calls, cut=cut and calls[-1] is parts[-1] and parts[-1].end is None)
-        if cut:
-            return Malformed("Your turn was cut off by the length limit before its end.")
+            return read_calls(calls, _code_of)
         texts = [part for part in parts if part.is_own and part.body and part.body.strip()]
         finals = [part.body or "" for part in texts if part.channel == "final"]
         salvaged = None
@@ -166,15 +158,14 @@ class HarmonyFormat:
 
     def answer_text(self, sampled: Sequence[int]) -> str:
         end = next((place for place, token in enumerate(sampled) if token in self._controls), len(sampled))
-        text = FINAL_ANSWER + self.decode(sampled[:end])
-        return text + "}" if end < len(sampled) and text.count("{") > text.count("}") else text
+        return close_box(FINAL_ANSWER + self.decode(sampled[:end]), ended=end < len(sampled))
 
     def decode(self, tokens: Sequence[int]) -> str:
         # o200k_harmony ends at 201087; larger ids come from padded embeddings and have no text.
         return str(self._encoding.decode([token for token in tokens if 0 <= token < 201_088]))
 
     def _parts(self, sampled: Sequence[int]) -> list[_Part]:
-        """The messages of a turn that goes on behind ``<|start|>assistant``."""
+        """The messages of a turn, which begins after ``<|start|>assistant``."""
         parts: list[_Part] = []
         header: list[int] = []
         body: list[int] | None = None
@@ -185,7 +176,7 @@ class HarmonyFormat:
                 return
             text = self.decode(header)
             if body is None and end in _LAST_ENDS and "\\boxed" in text and self._controls.keys().isdisjoint(header):
-                parts.append(_Part("", text, end))  # the answer as it is, without a header
+                parts.append(_Part("", text, end))  # an answer without a header
             else:
                 parts.append(_Part(text, None if body is None else self.decode(body), end))
             header, body = [], None
@@ -199,7 +190,7 @@ class HarmonyFormat:
             elif control == "<|start|>":
                 finish(None)
             elif control == "<|channel|>" and body is not None:
-                finish(None)  # a new message whose beginning was left out
+                finish(None)  # a new message without ``<|start|>``
                 header = [token]
             elif body is None:
                 header.append(token)
@@ -209,13 +200,13 @@ class HarmonyFormat:
         return parts
 
     def _close(self, parts: Sequence[_Part], *, call: bool) -> list[int]:
-        """What closes the last message, if it is open."""
+        """The tokens that close the last message, if it is open."""
         if not parts or parts[-1].end is not None:
             return []
         return self._template(("" if parts[-1].body is not None else "<|message|>") + ("<|call|>" if call else "<|end|>"))
 
     def _results(self, calls: Sequence[_Part], outputs: Sequence[str]) -> list[int]:
-        """One message per output, from who was called, in the channel of the call; nobody answers in the final channel."""
+        """One message per output, from the recipient and in the channel of its call, but never in the final channel."""
         tokens: list[int] = []
         for index, output in enumerate(outputs):
             call = calls[index] if index < len(calls) else _Part("", None, None)
@@ -234,57 +225,39 @@ class HarmonyFormat:
     def _plain(self, text: str) -> list[int]:
         tokens: list[int] = []
         start = 0
-        clean = _clean(text)
+        clean = replace_surrogates(text)
         for place in _LONG_PIECE.finditer(clean):
             tokens += self._encoding.encode(clean[start : place.end()], disallowed_special=())
             start = place.end()
         return [*tokens, *self._encoding.encode(clean[start:], disallowed_special=())]
 
 
-def _clean(text: str) -> str:
-    return text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates have no bytes
+def _code_of(part: _Part) -> Code | Malformed:
+    code = _find_code(part)
+    if code is not None:
+        return code
+    if part.recipient in _PYTHON_NAMES or part.recipient is None:
+        return Malformed("Your call to python holds no code.")
+    name = part.recipient[:LONGEST_NAME]
+    return Malformed(f"There is no tool {name}; the only one is python, which takes Python code as it is.")
 
 
-def _tool_calls(parts: Sequence[_Part], *, cut: bool) -> Turn:
-    calls: list[ToolCall] = []
-    notes: list[str] = []
-    read = parts[:MAX_CALLS]
-    for index, part in enumerate(read):
-        if cut and index == len(parts) - 1:
-            if not calls:
-                return Malformed("Your call was cut off by the length limit; send shorter code.")
-            notes.append("a second call was cut off")
-            break
-        code = _code_of(part)
-        if code is None:
-            if part.recipient in _PYTHON_NAMES or part.recipient is None:
-                return Malformed("Your call to python holds no code.")
-            name = part.recipient[:_LONGEST_NAME]
-            return Malformed(f"There is no tool {name}; the only one is python, which takes Python code as it is.")
-        calls.append(ToolCall(code.text))
-        if code.mended:
-            notes.append(code.mended)
-        if part.end != "<|call|>":
-            notes.append("the call's end was missing")
-    return ToolCalls(tuple(calls), "; ".join(dict.fromkeys(notes)) or None, len(parts) - len(read))
-
-
-def _code_of(part: _Part) -> Code | None:
+def _find_code(part: _Part) -> Code | None:
     body = part.body or ""
     known = part.recipient in _PYTHON_NAMES
     note = None
     if part.recipient is None:
         note = "a call without a recipient"
     elif not known:
-        note = f"unknown recipient {part.recipient[:_LONGEST_NAME]!r}"
+        note = f"unknown recipient {part.recipient[:LONGEST_NAME]!r}"
     elif part.channel not in ("analysis", "commentary"):
         note = "a call in the wrong channel"
     if body.lstrip().startswith(("{", "```json")):
         found = code_in_json(body)
         if found is not None and (known or compiles(found.text)):
-            # functions.python is the form in which a declared function is called: JSON is right there.
+            # A declared function is called as functions.python, with JSON arguments.
             natural = part.recipient == "functions.python" or "json" in part.header
-            return Code(found.text, note or found.mended or (None if natural else "code in JSON"))
+            return Code(found.text, note or found.salvaged or (None if natural else "code in JSON"))
         if not known:
             return None
     bare = bare_code(body, note)

@@ -1,4 +1,4 @@
-"""What a model's folder says about how the model talks."""
+"""The files of a model folder that chat formats need."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ModelFolder:
     Attributes:
         model_type: of ``config.json``, "" if it names none.
         template: the Jinja chat template, "" if the folder has none.
-        bos, eos: texts of these tokens as the template wants them, "" if unknown.
+        bos, eos: texts of these tokens, for the template; "" if unknown.
         stop_ids: ``eos_token_id`` of ``generation_config.json`` and ``config.json``.
     """
 
@@ -32,7 +32,7 @@ class ModelFolder:
 
     @classmethod
     def read(cls, path: Path) -> ModelFolder:
-        """Reads the small JSON files of a folder; each of them may be missing.
+        """Reads the configuration files of a folder, each of which may be missing.
 
         Raises:
             ModelError: there is no such folder, or one of the files is not JSON.
@@ -59,12 +59,13 @@ class ModelFolder:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The folder's tokenizer, read when it is first asked for.
-
-        Raises:
-            ModelError: ``tokenizer.json`` is missing or cannot be used.
-        """
+        """The folder's tokenizer, loaded on first use. Raises ModelError if it is missing or cannot be used."""
         return Tokenizer.load(self.path)
+
+    def end_tokens(self, *names: str) -> tuple[int, ...]:
+        """Returns the ids of the named control tokens that the tokenizer has, then `stop_ids`, each once."""
+        controls = self.tokenizer.controls
+        return tuple(dict.fromkeys([*(controls[name] for name in names if name in controls), *self.stop_ids]))
 
 
 def _json(path: Path) -> dict[str, Any]:

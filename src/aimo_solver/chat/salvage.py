@@ -1,8 +1,8 @@
-"""Mending what models write almost right: code with stray fences, cut or broken JSON, code in the wrong place.
+"""Finds code in almost correct calls: stray fences, truncated or broken JSON, code in the wrong place.
 
-Everything here is linear in the length of the text and never raises: a model that repeats itself writes a hundred thousand
-brackets, and this runs on the one event loop. Texts are searched with scanners, or with expressions that cannot backtrack
-(possessive quantifiers). What only CPython's parser can tell is asked for short texts only.
+Everything here takes linear time and never raises: a model that repeats itself writes a hundred thousand brackets, and this
+runs on the event loop. Texts are searched with scanners or with possessive quantifiers, which do not backtrack. Only short
+texts are passed to CPython's parser.
 """
 
 from __future__ import annotations
@@ -11,15 +11,21 @@ import ast
 import json
 import re
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from aimo_solver.chat.turns import MAX_CALLS, FinalText, Malformed, ToolCall, ToolCalls, Turn
 
 CODE_KEYS = ("code", "source", "script", "python", "python_code", "input")
-"""Names under which models put the code, the declared one first."""
+"""Keys under which models put the code, the declared one first."""
 
 LONGEST_PARSED = 4_096
-"""Characters of the longest text that is given to CPython's parser, which takes up to 2 us for each. Of 2,301 real calls 99.3 %
+"""Characters of the longest text given to CPython's parser, which takes up to 2 us per character. 99.3 % of 2,301 real calls
 are shorter."""
+
+LONGEST_NAME = 40
+"""Longer names of tools and keys are cut to this."""
 
 _OUTER_KEYS = ("arguments", "parameters", "args", "function")
 _KEY = "|".join(CODE_KEYS)
@@ -32,41 +38,80 @@ _SPACE = "".join(character for character in map(chr, range(0x3001)) if character
 _UNESCAPED = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f", '"': '"', "\\": "\\", "/": "/"}
 _PARSER_FAULTS = (SyntaxError, ValueError, TypeError, RecursionError, MemoryError)
 
+_Call = TypeVar("_Call")
+
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """Code found in a call. `mended` says what was wrong, None if nothing."""
+    """Code found in a call. `salvaged` says what was repaired, None if nothing."""
 
     text: str
-    mended: str | None = None
+    salvaged: str | None = None
+
+    def noted(self, salvaged: str | None) -> Code:
+        """Returns the same code, with this note if it has none."""
+        return replace(self, salvaged=self.salvaged or salvaged)
+
+
+def read_calls(
+    calls: Sequence[tuple[_Call, bool]], read: Callable[[_Call], Code | Malformed], note: str | None = None
+) -> ToolCalls | Malformed:
+    """Reads the first `MAX_CALLS` calls of a turn; each comes with whether its end was written.
+
+    Returns the first `Malformed` that `read` returns. `note` says what else was repaired.
+    """
+    codes: list[ToolCall] = []
+    notes = [note]
+    for call, ended in calls[:MAX_CALLS]:
+        code = read(call)
+        if isinstance(code, Malformed):
+            return code
+        codes.append(ToolCall(code.text))
+        notes += [code.salvaged, None if ended else "the call's end was missing"]
+    return ToolCalls(tuple(codes), "; ".join(dict.fromkeys(filter(None, notes))) or None, max(0, len(calls) - MAX_CALLS))
+
+
+def read_text(text: str, find_call: Callable[[str], Code | None]) -> Turn:
+    """Reads a turn without calls: a call written as text, found by `find_call`, Python blocks, or the final text."""
+    text = text.strip()
+    if "\\boxed" not in text:
+        call = find_call(text)
+        codes = [call.text] if call else python_blocks(text)
+        if codes:
+            return ToolCalls.first_of(codes, "code in the text instead of a tool call")
+    return FinalText(text) if text else Malformed("Your turn was empty.")
 
 
 def compiles(code: str) -> bool:
-    """Whether the code is Python by itself, without a notebook's magics. Code beyond `LONGEST_PARSED` is not looked at: False."""
-    if len(code) > LONGEST_PARSED:
-        return False
+    """Whether the code is plain Python, without a notebook's magics. False for code longer than `LONGEST_PARSED`."""
+    return _parsed(ast.parse, code) is not None
+
+
+def _parsed(parse: Callable[[str], object], text: str) -> object:
+    """What CPython's parser makes of a text; None if it is too long or cannot be parsed."""
+    if len(text) > LONGEST_PARSED:
+        return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ast.parse(code)
+            return parse(text)
     except _PARSER_FAULTS:
-        return False
-    return True
+        return None
 
 
-def bare_code(code: str, mended: str | None = None) -> Code | None:
-    """Code without a Markdown fence around it, None if nothing is left. Code that is Python as it stands is not touched."""
+def bare_code(code: str, salvaged: str | None = None) -> Code | None:
+    """Returns code without a Markdown fence around it, None if nothing is left. Code without a fence is not changed."""
     stripped = code.strip()
     if not stripped:
         return None
     inside = _unfenced(stripped)
     if inside is None or not inside.strip() or (stripped[0] == "~" and compiles(code)):  # `~~~x` is Python, backquotes never are
-        return Code(code, mended)
-    return Code(inside, mended or "code inside fences")
+        return Code(code, salvaged)
+    return Code(inside, salvaged or "code inside fences")
 
 
 def python_blocks(text: str) -> list[str]:
-    """The code of the closed ```python blocks of a text."""
+    """Returns the code of the closed ```python blocks of a text."""
     blocks: list[str] = []
     lines: list[str] | None = None
     for line in text.split("\n"):
@@ -81,28 +126,26 @@ def python_blocks(text: str) -> list[str]:
 
 
 def code_in_json(text: str) -> Code | None:
-    """The code in a call's JSON arguments, whole or broken, None if there is none.
+    """Returns the code in a call's JSON arguments, None if there is none.
 
-    Understood: the object itself, ``{"name": ..., "arguments": {...}}``, ``parameters`` for ``arguments``, arguments that
-    are JSON in a string; Python's notation of a dict; raw newlines and LaTeX backslashes inside strings; an end that is
-    cut off; quotes inside the code that should have been escaped; a fence around it all.
+    Accepts the object itself, ``{"name": ..., "arguments": {...}}``, ``parameters`` for ``arguments``, arguments as JSON in a
+    string, a Python dict, raw newlines and LaTeX backslashes in strings, a truncated end, unescaped quotes in the code, and a
+    fence around it all.
     """
     whole = text.strip()
     inside = _unfenced(whole)
-    mended = None if inside is None else "JSON inside fences"
+    fenced = None if inside is None else "JSON inside fences"
     whole = whole if inside is None else inside.strip()
-    reading = _read(whole)
-    if reading is not None:
-        value, note = reading
-        code = _code_of_value(value)
-        if code is not None:
-            return bare_code(code.text, mended or note or code.mended)
+    value, note = _read_json(whole)
+    code = _code_of_value(value)
+    if code is not None:
+        return bare_code(code.text, fenced or note or code.salvaged)
     code_text = _cut_out(whole)
-    return None if code_text is None else bare_code(code_text, mended or "broken JSON")
+    return None if code_text is None else bare_code(code_text, fenced or "broken JSON")
 
 
 def _unfenced(text: str) -> str | None:
-    """What stands behind the Markdown fence that a text begins with, up to its closing fence or the end; None without one."""
+    """The text between the Markdown fence at its beginning and the closing fence or the end; None without a fence."""
     opening = _FENCE.match(text)
     if opening is None:
         return None
@@ -113,10 +156,10 @@ def _unfenced(text: str) -> str | None:
     return closed.removesuffix(opening.group(1)).rstrip(" \t").removesuffix("\n")
 
 
-def _read(text: str) -> tuple[object, str | None] | None:
-    """The first JSON value that the text can be read as, and what was wrong with it."""
+def _read_json(text: str) -> tuple[object, str | None]:
+    """The first JSON object or list that the text can be read as, None if none, and what was repaired."""
     decoder = json.JSONDecoder(strict=False)
-    for candidate, note in _candidates(text):
+    for candidate, note in _repairs(text):
         try:
             value, end = decoder.raw_decode(candidate)
         except (ValueError, RecursionError):
@@ -124,30 +167,23 @@ def _read(text: str) -> tuple[object, str | None] | None:
         if isinstance(value, (dict, list)):
             if note is None and candidate[end:].strip():
                 note = "text after the JSON"
-            if note is None and "\n" in text and not _strict(text):
+            if note is None and "\n" in text and not _is_json(text):
                 note = "newlines not escaped"
             return value, note
-    if text[:1] == "{" and len(text) <= LONGEST_PARSED:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return ast.literal_eval(text), "Python's notation instead of JSON"
-        except _PARSER_FAULTS:
-            pass
-    return None
+    return _parsed(ast.literal_eval, text) if text[:1] == "{" else None, "Python's notation instead of JSON"
 
 
-def _candidates(text: str) -> Iterator[tuple[str, str | None]]:
+def _repairs(text: str) -> Iterator[tuple[str, str | None]]:
     yield text, None
     if text[:1] not in ("{", "["):
         return
     yield _ESCAPE.sub(lambda place: place[1] or "\\\\", text), "backslashes not escaped"
-    yield _TRAILING_COMMA.sub(r"\1", text), "a comma too much"
+    yield _TRAILING_COMMA.sub(r"\1", text), "a comma too many"
     for end, note in (("}", "a brace missing"), ("}}", "braces missing"), ('"}}', "the end missing"), ('"}', "the end missing")):
         yield text + end, note
 
 
-def _strict(text: str) -> bool:
+def _is_json(text: str) -> bool:
     try:
         json.loads(text)
     except (ValueError, RecursionError):
@@ -181,13 +217,13 @@ def _inner(value: object) -> dict[str, object] | str | None:
 
 
 def _cut_out(text: str) -> str | None:
-    """The code between the quotes behind its key, with JSON's escapes undone where there are any."""
+    """The code between the quotes after its key, with JSON's escapes undone where there are any."""
     place = _STRING_VALUE.search(text)
     if place is None:
         return None
     quote = place.group(1)
     inner = _before_quote(text[place.end() :], quote)
-    # With newlines as they are, a backslash is more likely the code's own.
+    # Next to raw newlines, a backslash more likely belongs to the code.
     own = "\n" in inner.strip() and (len(inner) > LONGEST_PARSED or compiles(inner))
     if len(quote) == 1 and not own and re.search(r'\\[n"t\\]', inner):
         inner = re.sub(r'\\(["\\/nrtbf])', lambda escape: _UNESCAPED[escape[1]], inner)
@@ -195,7 +231,7 @@ def _cut_out(text: str) -> str | None:
 
 
 def _before_quote(body: str, quote: str) -> str:
-    """A string's inside, up to the quote behind which only a comma and closing brackets follow; all of it if there is none."""
+    """The inside of a string, up to a quote that only a comma and closing brackets follow; all of it without one."""
     end = body.rstrip(f"{_SPACE}}}])")
     end = end.removesuffix(",").rstrip()
     if not end.endswith(quote) or end.removesuffix(quote).endswith("\\"):

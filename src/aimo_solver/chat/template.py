@@ -1,7 +1,7 @@
-"""A model folder's own chat template, rendered into tokens without ever reading other people's text as control tokens.
+"""The common part of the families that are prompted by the model's own chat template.
 
-The template is rendered once per shape with place-holders; the text around them is the template's own, what goes into
-their places is encoded as plain text.
+The template is rendered with placeholders for the texts. The template's own text may become control tokens; the texts
+themselves are encoded as plain text and never do.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError
@@ -17,94 +18,117 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from aimo_solver.chat.model_folder import ModelFolder
-from aimo_solver.chat.prompts import PYTHON_TOOL
+from aimo_solver.chat.prompts import COMPLAINT, FINAL_ANSWER, OUT_OF_TIME, PYTHON_TOOL, close_box
 from aimo_solver.errors import ModelError
 
 _GENERATION = re.compile(r"{%-?\s*(?:end)?generation\s*-?%}")  # marks for training, unknown to plain Jinja
 _FAILURES = (TemplateError, TypeError, KeyError, AttributeError, ValueError, IndexError)
-"""How templates fail on roles and shapes that they do not know."""
+"""What templates raise on roles and shapes that they do not support."""
 
 _SLOT = re.compile(r"slot-([a-z]+)-(\d+)-end")
 
+_Message = tuple[str, str]  # role and text
 
-class ChatTemplate:
-    """The turns of a model, as its own template marks them."""
 
-    def __init__(self, folder: ModelFolder) -> None:
+class TemplateFormat:
+    """A chat format that renders prompts and results with the model's template; thoughts stand in ``<think>`` tags."""
+
+    stop_strings: tuple[str, ...] = ()
+
+    def __init__(self, folder: ModelFolder, *ends: str) -> None:
         """
+        Args:
+            ends: end-of-turn tokens besides the folder's `stop_ids`, where the tokenizer has them.
+
         Raises:
-            ModelError: the folder has no template, or the template cannot render the simplest conversation.
+            ModelError: the folder has no end-of-turn token, or its tokenizer or chat template cannot be used.
         """
         if not folder.template:
             raise ModelError(folder.path, "has no chat template")
         self._folder = folder
+        self._tokenizer = folder.tokenizer
+        self.stop_token_ids = folder.end_tokens(*ends)
+        if not self.stop_token_ids:
+            raise ModelError(folder.path, "names no end-of-turn token in its tokenizer or generation_config.json")
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = lambda form: datetime.now(UTC).strftime(form)
+        user = ("user", _slot("user"))
         try:
             self._template = environment.from_string(_GENERATION.sub("", folder.template))
-            # Some templates that always speak of tools want a list where others want nothing.
+            # Without tools, some templates need an empty list, others None.
             self._no_tools: list[Any] | None = None
-            if self._try([("user", _slot("user"))], tools=False) is None:
+            if self._try([user]) is None:
                 self._no_tools = []
-            ending = self._render([("user", _slot("user"))], tools=False)
+            opening = self._render([user])
         except _FAILURES as error:
             raise ModelError(folder.path, f"its chat template cannot be used: {error}") from None
-        if _slot("user") not in ending:
+        if user[1] not in opening:
             raise ModelError(folder.path, "its chat template leaves out the user's message")
-        self.thinks = ending.rstrip().endswith("<think>")
-        """The model's turn begins inside its thoughts."""
-        self.user_turn("", ended_with=None)  # better to fail now than in the middle of a run
+        self._thinks = opening.rstrip().endswith("<think>")  # the model's turn begins inside its thoughts
+        self._user_turn([], "")  # fails now rather than during a run
 
     def prompt(self, system: str, user: str, *, tools: bool) -> list[int]:
-        """A conversation's beginning, up to where the model starts to write.
-
-        Where the template has no system role, the system message goes in front of the user's.
-        """
-        messages = [("system", _slot("system"))] if system else []
-        rendered = self._try([*messages, ("user", _slot("user"))], tools=tools)
-        if rendered is None or (system and _slot("system") not in rendered):
+        """Returns the tokens of a new conversation; without a system role, the system message goes before the user's."""
+        rendered = self._try([("system", _slot("system")), ("user", _slot("user"))], tools=tools) if system else None
+        if rendered is None or _slot("system") not in rendered:
             rendered = self._render([("user", _slot("user"))], tools=tools)
             user = f"{system}\n\n{user}" if system else user
         return self._fill(rendered, {"system": [system.strip()], "user": [user.strip()]})
 
-    def after_reply(self, role: str, texts: Sequence[str], *, ended_with: int | None) -> list[int] | None:
-        """What follows a model's text: its end-of-turn token, messages of `role`, and the opening of the next model turn.
+    def complaint(self, sampled: Sequence[int], reason: str) -> list[int]:
+        return self._user_turn(sampled, COMPLAINT.format(reason=reason))
 
-        None if the template does not know the role.
+    def answer_text(self, sampled: Sequence[int]) -> str:
+        written, ended = self._before_end(sampled)
+        return close_box(FINAL_ANSWER + self.decode(written), ended=ended)
 
-        Args:
-            ended_with: the end-of-turn token that the model has sampled itself; it is not repeated.
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self._tokenizer.decode(tokens)
+
+    def _before_end(self, sampled: Sequence[int]) -> tuple[list[int], bool]:
+        """The tokens before the end-of-turn token, and whether there is one."""
+        written = list(takewhile(lambda token: token not in self.stop_token_ids, sampled))
+        return written, len(written) < len(sampled)
+
+    def _after_reply(self, sampled: Sequence[int], role: str, texts: Sequence[str]) -> list[int] | None:
+        """What follows a model's turn: its end if it is open, messages of `role`, and the opening of the next turn.
+
+        None if the template does not support the role.
         """
-        opening = [("user", _slot("user")), ("assistant", _slot("assistant"))]
-        rendered = self._try([*opening, *((role, _slot(role, index + 1)) for index in range(len(texts)))], tools=False)
-        if rendered is None or any(_slot(role, index + 1) not in rendered for index in range(len(texts))):
+        messages = [(role, _slot(role, number)) for number in range(1, len(texts) + 1)]
+        rendered = self._try([("user", _slot("user")), ("assistant", _slot("assistant")), *messages])
+        if rendered is None or any(slot not in rendered for _, slot in messages):
             return None
         tail = self._fill(rendered.partition(_slot("assistant"))[2], {role: ["", *texts]})
-        if ended_with in tail:
-            end = tail.index(ended_with)
-            if not self._folder.tokenizer.decode(tail[:end]).strip():
+        if sampled and sampled[-1] in self.stop_token_ids and sampled[-1] in tail:
+            end = tail.index(sampled[-1])
+            if not self.decode(tail[:end]).strip():
                 return tail[end + 1 :]
         return tail
 
-    def user_turn(self, text: str, *, ended_with: int | None) -> list[int]:
-        """`after_reply` with one message of the user's, which every template knows."""
-        tail = self.after_reply("user", [text], ended_with=ended_with)
+    def _user_turn(self, sampled: Sequence[int], text: str) -> list[int]:
+        tail = self._after_reply(sampled, "user", [text])
         if tail is None:
-            raise ModelError(self._folder.path, "its chat template cannot render a second message of the user's")
+            raise ModelError(self._folder.path, "its chat template cannot render a second user message")
         return tail
 
-    def _try(self, messages: Sequence[tuple[str, str]], *, tools: bool) -> str | None:
+    def _open_answer(self, *, thinking: bool) -> list[int]:
+        """Ends the thoughts, if the model is inside them, and opens the final text."""
+        close = [*self._tokenizer.encode(OUT_OF_TIME), *self._tokenizer.encode_template("\n</think>\n\n")] if thinking else []
+        return [*close, *self._tokenizer.encode(FINAL_ANSWER)]
+
+    def _try(self, messages: Sequence[_Message], *, tools: bool = False) -> str | None:
         try:
             return self._render(messages, tools=tools)
         except _FAILURES:
             return None
 
-    def _render(self, messages: Sequence[tuple[str, str]], *, tools: bool) -> str:
+    def _render(self, messages: Sequence[_Message], *, tools: bool = False) -> str:
         values: dict[str, Any] = {
             "messages": [{"role": role, "content": text} for role, text in messages],
-            "tools": [_declaration()] if tools else self._no_tools,
+            "tools": [PYTHON_TOOL.as_function()] if tools else self._no_tools,
             "add_generation_prompt": True,
             "enable_thinking": True,  # Qwen3, GLM, SmolLM3
             "thinking": True,  # DeepSeek-V3.1
@@ -114,25 +138,18 @@ class ChatTemplate:
         return self._template.render(values)
 
     def _fill(self, rendered: str, texts: dict[str, list[str]]) -> list[int]:
-        tokenizer = self._folder.tokenizer
+        """The tokens of a rendered template, with the texts in place of their slots."""
         tokens: list[int] = []
         start = 0
         for place in _SLOT.finditer(rendered):
-            tokens += tokenizer.encode_template(rendered[start : place.start()])
-            tokens += tokenizer.encode(texts[place.group(1)][int(place.group(2))])
+            tokens += self._tokenizer.encode_template(rendered[start : place.start()])
+            tokens += self._tokenizer.encode(texts[place.group(1)][int(place.group(2))])
             start = place.end()
-        return [*tokens, *tokenizer.encode_template(rendered[start:])]
+        return [*tokens, *self._tokenizer.encode_template(rendered[start:])]
 
 
 def _slot(role: str, number: int = 0) -> str:
     return f"slot-{role}-{number}-end"
-
-
-def _declaration() -> dict[str, Any]:
-    tool = PYTHON_TOOL
-    parameter = {"type": "string", "description": tool.parameter_description}
-    parameters = {"type": "object", "properties": {tool.parameter: parameter}, "required": [tool.parameter]}
-    return {"type": "function", "function": {"name": tool.name, "description": tool.description, "parameters": parameters}}
 
 
 def _to_json(value: object, indent: int | None = None, **options: Any) -> str:

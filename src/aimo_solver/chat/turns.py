@@ -1,7 +1,7 @@
-"""The vocabulary of chat formats: what a model's turn can be, and how a family of models is prompted and understood.
+"""The vocabulary of chat formats: the turns of a model, and what each family of models implements.
 
-The attempt only ever appends: prompt + sampled + format's own tokens + sampled + ... Nothing that was sampled is
-rendered or tokenised again, so the server's prefix cache holds the whole conversation.
+An attempt only appends: prompt + sampled + inserted + sampled + ... Sampled tokens are never rendered or tokenised again, so
+the server's prefix cache covers the whole conversation.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 MAX_CALLS = 8
-"""Calls that are read from one turn. Real turns hold one or two; a model that repeats itself writes thousands."""
+"""Calls read from one turn. Real turns hold one or two; a model that repeats itself writes thousands."""
 ReasoningEffort = Literal["low", "medium", "high"]
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """Python code the model wants to run, exactly as it wrote it."""
+    """Python code to run, exactly as the model wrote it."""
 
     code: str
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCalls:
-    """A turn that calls the tool, once or several times in a row.
+    """A turn with tool calls.
 
     Attributes:
-        calls: may be empty: the turn paused where it need not have (a fence that was not Python's closing one), and goes
-            on after ``tool_results(sampled, ())``.
-        salvaged: what was broken and mended while reading the turn, None if nothing.
-        left_out: how many calls follow these, beyond `MAX_CALLS`. They are neither read nor run, and the model is told.
+        calls: empty if the turn stopped without a call and goes on after ``tool_results(sampled, ())``, for instance at a
+            fence that closes something other than Python.
+        salvaged: what was repaired, None if nothing.
+        left_out: calls beyond the first `MAX_CALLS`; they are neither read nor run, and the model is told their number.
     """
 
     calls: tuple[ToolCall, ...]
@@ -39,13 +39,13 @@ class ToolCalls:
 
     @classmethod
     def first_of(cls, codes: Sequence[str], salvaged: str | None) -> ToolCalls:
-        """The first `MAX_CALLS` of some codes."""
-        return cls(tuple(ToolCall(code) for code in codes[:MAX_CALLS]), salvaged, max(0, len(codes) - MAX_CALLS))
+        """Calls the first `MAX_CALLS` of `codes`."""
+        return cls(tuple(map(ToolCall, codes[:MAX_CALLS])), salvaged, max(0, len(codes) - MAX_CALLS))
 
 
 @dataclass(frozen=True, slots=True)
 class FinalText:
-    """A turn that ends the attempt. `text` holds the final part only, without the reasoning."""
+    """A turn that ends the attempt. `text` is the final part, without the reasoning."""
 
     text: str
     salvaged: str | None = None
@@ -53,7 +53,7 @@ class FinalText:
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """A turn that is neither. `reason` is one line for the model, saying what was wrong."""
+    """Any other turn. `reason` is one sentence for the model about what was wrong."""
 
     reason: str
 
@@ -62,10 +62,9 @@ Turn = ToolCalls | FinalText | Malformed
 
 
 class ChatFormat(Protocol):
-    """One family of models. Without state: one object serves all attempts side by side.
+    """One family of models. Stateless: all attempts share one object.
 
-    `sampled` is always the token ids of the last turn as the server returned them, the stop token included if there was
-    one. `cut` says that the turn ended by length, not by a stop token or stop string.
+    `sampled` is always the token ids of the last turn as returned by the server, with the stop token if there was one.
     """
 
     name: str
@@ -73,33 +72,25 @@ class ChatFormat(Protocol):
     stop_strings: tuple[str, ...]  # the engine stops after one of these; () for most families
 
     def prompt(self, system: str, user: str, *, tools: bool) -> list[int]:
-        """The tokens of a conversation's beginning, up to where the model starts to write."""
-        ...
+        """Returns the tokens of a new conversation, up to the beginning of the model's first turn."""
 
-    def parse(self, sampled: Sequence[int], *, cut: bool) -> Turn:
-        """What the model's turn means. Never raises on any token sequence."""
-        ...
+    def parse(self, sampled: Sequence[int]) -> Turn:
+        """Reads a turn that ended by itself. Never raises."""
 
     def tool_results(self, sampled: Sequence[int], outputs: Sequence[str]) -> list[int]:
-        """Tokens to append after `sampled` that carry one output per call and let the model go on."""
-        ...
+        """Returns the tokens to append after a turn with calls: one output per call, and the opening of the next turn."""
 
     def complaint(self, sampled: Sequence[int], reason: str) -> list[int]:
-        """Tokens to append after a malformed turn that tell the model what was wrong and let it go on."""
-        ...
+        """Returns the tokens to append after a malformed turn: what was wrong, and the opening of the next turn."""
 
     def ask_answer(self, sampled: Sequence[int]) -> list[int]:
-        """Tokens to append (even in the middle of a cut turn) that make the model write its final answer now.
+        r"""Returns the tokens that make the model write its final answer now; they end with an opened ``\boxed{``.
 
-        `sampled` is empty when the last thing appended was a tool's result or a complaint. The tokens end inside the
-        final text, right after an opened ``\\boxed{`` where the family allows it.
+        `sampled` may end anywhere. It is empty if a tool's result or a complaint was appended last.
         """
-        ...
 
     def answer_text(self, sampled: Sequence[int]) -> str:
-        """The text sampled after `ask_answer`, what `ask_answer` itself opened included."""
-        ...
+        """Returns the final text sampled after `ask_answer`, with the part that `ask_answer` wrote."""
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Readable text of any tokens, special ones included, for logs."""
-        ...
+        """Returns the text of any tokens, special ones included, for logs."""

@@ -147,7 +147,7 @@ class AgentRun:
             if sampled.limit is not None:
                 self._log(sampled, "cut")
                 return sampled.limit
-            turn = chat.parse(sampled.tokens, cut=False)
+            turn = chat.parse(sampled.tokens)
             self._log(sampled, _KINDS[type(turn)])
             self._malformed += isinstance(turn, Malformed) or turn.salvaged is not None
             if isinstance(turn, FinalText):

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from aimo_solver.answers import FALLBACK_ANSWER
-from aimo_solver.chat.prompts import PromptVariant, prompt_variants
+from aimo_solver.chat.prompts import VARIANTS, PromptVariant
 from aimo_solver.config import Config
 from aimo_solver.log.writer import ProblemResult, RunLog
 from aimo_solver.options import VotingConfig
@@ -76,7 +76,7 @@ class Solver:
         self._log = log
         self._observer = observer or SilentObserver()
         self._on_problem_end = on_problem_end
-        self._prompts = prompt_variants(config.prompt.mix)
+        self._prompts = [VARIANTS[name] for name in config.prompt.mix]
         self._best: dict[str, int] = {}
 
     def best(self, problem_id: str) -> int:
@@ -142,7 +142,7 @@ class _ProblemWork:
         self._attempt_deadline = self._deadline - min(_LAST_VOTE_S, allotment.seconds / 10)
         config = solver._config.solver
         self._max_attempts = min(config.max_attempts, allotment.max_attempts or config.max_attempts)
-        self._slots = min(config.slots, allotment.slots or config.slots, self._max_attempts)
+        self._slots = min(config.slots, self._max_attempts)
         self._indices = iter(range(self._max_attempts))
         self._finals: dict[int, str] = {}  # final texts by attempt index
         self._settled: int | None = None  # what a second look chose

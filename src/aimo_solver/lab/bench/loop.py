@@ -168,7 +168,7 @@ class _SyntheticTurns:
     def prompt(self, system: str, user: str, *, tools: bool) -> list[int]:
         return list(self._prompt)
 
-    def parse(self, sampled: Sequence[int], *, cut: bool) -> Turn:
+    def parse(self, sampled: Sequence[int]) -> Turn:
         self._turns_left -= 1
         return ToolCalls((ToolCall(_CODE),)) if self._turns_left > 0 else FinalText("\\boxed{1}")
 
@@ -211,7 +211,7 @@ async def run_loop(target: Target, streams: int, turn_tokens: int | None, serial
                         tools,
                         Problem("bench", "synthetic"),
                         index,
-                        PromptVariant("bench", "", "", True),
+                        PromptVariant("bench"),
                         deadline=started + _HORIZON_S,
                         problem_started=started,
                         trajectory=log.trajectory("bench", index, decode=chat.decode),

@@ -20,7 +20,7 @@ from tokenizers import AddedToken
 from aimo_solver.answers import extract_answer
 from aimo_solver.chat import salvage
 from aimo_solver.chat.families import FAMILIES, load_chat_format
-from aimo_solver.chat.tokenizer import Tokenizer
+from aimo_solver.chat.tokenizer import Tokenizer, replace_surrogates
 from aimo_solver.chat.turns import ChatFormat
 from aimo_solver.lab.bench.degenerate import AFTER, CONTROLS, RUNS, Degenerate
 from aimo_solver.lab.bench.table import BenchResult
@@ -113,8 +113,7 @@ def readers(families: Mapping[str, tuple[ChatFormat, Encode]]) -> list[Reader]:
 
 def _entries(chat: ChatFormat) -> dict[str, Callable[[Sample], object]]:
     return {
-        "parse": lambda sample: chat.parse(sample.tokens, cut=False),
-        "parse, cut": lambda sample: chat.parse(sample.tokens, cut=True),
+        "parse": lambda sample: chat.parse(sample.tokens),
         "tool_results": lambda sample: chat.tool_results(sample.tokens, [""]),
         "tool_results, output": lambda sample: chat.tool_results([], [sample.text[:OUTPUT_CHARS]]),
         "complaint": lambda sample: chat.complaint(sample.tokens, "Wrong."),
@@ -159,7 +158,7 @@ def _harmony() -> Any:
 
 
 def _harmony_encode(text: str) -> list[int]:
-    return list(_harmony().encode(text.encode("utf-8", "replace").decode("utf-8"), allowed_special="all"))
+    return list(_harmony().encode(replace_surrogates(text), allowed_special="all"))
 
 
 def bench_parse(
