@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from aimo_solver.config import Config, load_config
 from aimo_solver.server.client import VllmEngine
@@ -19,7 +19,7 @@ from aimo_solver.server.process import ServerProcess
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "data" / "pocket-model"
 
-settings.register_profile("untimed", settings.default, deadline=None)
+settings.register_profile("untimed", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
 

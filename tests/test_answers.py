@@ -125,7 +125,7 @@ def test_expressions_have_their_exact_value(expression: tuple[str, Fraction | No
         )
     ).map("".join)
 )
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_no_text_raises(text: str) -> None:
     answer = extract_answer(text)
     assert answer is None or answer in ANSWER_RANGE

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from aimo_solver.answers import extract_answer
@@ -17,7 +17,7 @@ from aimo_solver.lab.bench.degenerate import CONTROLS
 from tests.chat_families import NAMES, Family
 from tests.tiny_tokenizers import R1_TEMPLATE, fenced_folder, gemma_folder, harmony_folder, hermes_folder
 
-_SETTINGS = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+_SETTINGS = settings(max_examples=60)
 _HOSTILE = (
     "<|turn>", "<turn|>", "<|tool_response>", "<tool_response|>", '<|"|>', "<channel|>", "<|im_end|>", "<|im_start|>",
     "</tool_response>", "<tool_call>", "</think>", "<|end|>", "<|return|>", "<|start|>", "<|message|>", "<|call|>",

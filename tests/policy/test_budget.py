@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import get_args, get_type_hints
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aimo_solver.options import BudgetConfig
 from aimo_solver.policy.budget import BUDGET_RULES, TIERS, Clock, allot, confidence_bar
-
-untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is not a failure
 
 clocks = st.builds(Clock, st.floats(-1e5, 1e5), st.integers(-3, 200), st.integers(1, 8))
 budgets = st.builds(
@@ -28,7 +26,6 @@ def test_the_options_list_exactly_the_rules() -> None:
     assert set(get_args(get_type_hints(BudgetConfig)["rule"])) == set(BUDGET_RULES)
 
 
-@untimed
 @given(clocks, budgets)
 def test_never_more_than_is_left_and_never_negative(clock: Clock, budget: BudgetConfig) -> None:
     given_ = allot(clock, budget)
@@ -37,7 +34,6 @@ def test_never_more_than_is_left_and_never_negative(clock: Clock, budget: Budget
     assert given_.confidence is None or 0.5 <= given_.confidence <= 1
 
 
-@untimed
 @given(budgets, st.floats(0, 20_000), st.lists(st.tuples(st.floats(0, 1), st.floats(0, 400)), min_size=1, max_size=60))
 def test_budgets_add_up_to_no_more_than_the_limit(
     budget: BudgetConfig, limit: float, problems: list[tuple[float, float]]
@@ -50,20 +46,17 @@ def test_budgets_add_up_to_no_more_than_the_limit(
         left -= used + jump
 
 
-@untimed
 @given(budgets, st.floats(1, 20_000), st.integers(0, 60))
 def test_a_problem_gets_something_while_anything_is_left(budget: BudgetConfig, left: float, later: int) -> None:
     assert allot(Clock(left, later), budget).seconds > 0
 
 
-@untimed
 @given(budgets.filter(lambda budget: budget.rule != "tiers"), st.floats(0, 20_000), st.floats(0, 20_000), st.integers(0, 60))
 def test_more_time_left_never_gives_less(budget: BudgetConfig, one: float, other: float, later: int) -> None:
     less, more = sorted((one, other))
     assert allot(Clock(less, later), budget).seconds <= allot(Clock(more, later), budget).seconds * (1 + 1e-12)
 
 
-@untimed
 @given(budgets, st.floats(0, 20_000), st.integers(0, 60))
 def test_fewer_problems_to_come_never_give_less(budget: BudgetConfig, left: float, later: int) -> None:
     if budget.rule != "tiers":
@@ -139,7 +132,6 @@ def test_less_time_per_problem_means_a_faster_tier() -> None:
     assert attempts == sorted(attempts, reverse=True)
 
 
-@untimed
 @given(st.floats(0, 5_000), st.floats(0, 5_000))
 def test_the_confidence_bar_rises_with_the_time_per_problem(one: float, other: float) -> None:
     less, more = sorted((one, other))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aimo_solver.options import SelectionConfig, VotingConfig
@@ -22,8 +22,6 @@ from aimo_solver.policy.selection import (
 from aimo_solver.policy.voting import rank
 from aimo_solver.problems import Problem
 from aimo_solver.results import Attempt, FinishReason
-
-untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is not a failure
 
 PROBLEM = Problem("p", "How many {a, b} are there, with $\\frac{1}{2}$ braces {0}?", 12)
 SELECTION = SelectionConfig()
@@ -68,7 +66,6 @@ def test_each_candidate_is_shown_with_its_most_reliable_attempt() -> None:
     assert shown == (Contender(7, 3, "one"), Contender(12, 2, "(no explanation was given)"))
 
 
-@untimed
 @given(st.text(max_size=3_000), st.integers(100, 2_000))
 def test_a_summary_is_the_end_of_the_text(text: str, chars: int) -> None:
     short = shorten(text, chars)
@@ -114,7 +111,6 @@ def test_select_shows_solutions_and_verify_only_values() -> None:
 replies = st.lists(st.none() | st.sampled_from([5, 7, 12, 99]), max_size=9)
 
 
-@untimed
 @given(replies)
 def test_the_verdict_is_a_candidate_with_most_picks(answers: list[int | None]) -> None:
     verdict = count_picks(Method.SELECT, SHOWN, answers)
@@ -130,7 +126,6 @@ def test_equal_picks_go_to_the_higher_candidate_of_the_vote() -> None:
     assert count_picks(Method.SELECT, SHOWN, [5, 12]).answer == 12
 
 
-@untimed
 @given(replies, replies)
 def test_only_a_clear_verdict_overrules_the_vote(first: list[int | None], second: list[int | None]) -> None:
     candidates = vote(7, 7, 7, 12, 12, 5, 5)

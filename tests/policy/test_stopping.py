@@ -6,15 +6,13 @@ import math
 from typing import get_args, get_type_hints
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aimo_solver.options import VotingConfig
 from aimo_solver.policy.stopping import STOP_RULES, decide, lead_probability
 from aimo_solver.policy.voting import rank
 from aimo_solver.results import Attempt, FinishReason
-
-untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is not a failure
 
 MOST = 12
 answers = st.none() | st.integers(1, 4)
@@ -58,7 +56,7 @@ def _implications() -> list[tuple[VotingConfig, VotingConfig]]:
 
 
 @pytest.mark.parametrize(("stricter", "implied"), _implications(), ids=lambda voting: voting.stop)
-@settings(untimed, max_examples=40)
+@settings(max_examples=40)
 @given(given_=streams)
 def test_a_rule_never_stops_later_than_a_stricter_one(
     stricter: VotingConfig, implied: VotingConfig, given_: list[int | None]
@@ -66,7 +64,6 @@ def test_a_rule_never_stops_later_than_a_stricter_one(
     assert stop_at(given_, implied) <= stop_at(given_, stricter)
 
 
-@untimed
 @given(streams, st.floats(0.5, 0.99), st.floats(0.5, 0.99))
 def test_a_lower_confidence_of_the_budget_never_stops_later(given_: list[int | None], one: float, other: float) -> None:
     low, high = sorted((one, other))
@@ -74,7 +71,6 @@ def test_a_lower_confidence_of_the_budget_never_stops_later(given_: list[int | N
     assert stop_at(given_, voting, confidence=low) <= stop_at(given_, voting, confidence=high)
 
 
-@untimed
 @given(streams, st.data())
 def test_an_uncatchable_leader_wins(given_: list[int | None], data: st.DataObject) -> None:
     voting = VotingConfig(stop="uncatchable", voter="majority")
@@ -86,7 +82,6 @@ def test_an_uncatchable_leader_wins(given_: list[int | None], data: st.DataObjec
     assert rank(attempts(given_[: int(count)] + future), voting)[0].answer == winner
 
 
-@untimed
 @given(streams)
 def test_uncatchable_stops_as_early_as_it_can(given_: list[int | None]) -> None:
     voting = VotingConfig(stop="uncatchable", voter="majority")
@@ -102,7 +97,6 @@ def test_uncatchable_stops_as_early_as_it_can(given_: list[int | None]) -> None:
     assert future.count(rival) >= future.count(lead)
 
 
-@untimed
 @given(streams, st.sampled_from(sorted(STOP_RULES)), st.none() | st.integers(1, 5))
 def test_the_decision_is_the_voters_leader(given_: list[int | None], stop: str, no_answers: int | None) -> None:
     voting = VotingConfig(stop=stop, no_answers=no_answers)
@@ -144,7 +138,6 @@ def test_share_waits_for_enough_answers() -> None:
     assert stop_at([1, 1, 1, 2, 1], voting) == 4
 
 
-@untimed
 @given(st.integers(0, 20), st.integers(0, 20))
 def test_the_posterior_is_the_beta_distributions_upper_half(lead: int, second: int) -> None:
     import mpmath

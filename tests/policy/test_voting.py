@@ -6,14 +6,12 @@ import random
 from typing import get_args, get_type_hints
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aimo_solver.options import VotingConfig
 from aimo_solver.policy.voting import VOTERS, Ballot, evidence, rank
 from aimo_solver.results import Attempt, FinishReason
-
-untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is not a failure
 
 NAMES = (*VOTERS, "proximity")
 SUMS = ("majority", "error-weighted", "entropy", "tail-entropy", "vote-share", "lexicographic")
@@ -49,7 +47,6 @@ def test_the_options_list_exactly_the_voters() -> None:
     assert set(get_args(get_type_hints(VotingConfig)["voter"])) == set(NAMES)
 
 
-@untimed
 @given(attempts(st.none() | answers), voters)
 def test_candidates_are_answers_of_the_attempts(given_: list[Attempt], voter: str) -> None:
     there = {attempt.answer for attempt in given_} - {None}
@@ -60,7 +57,6 @@ def test_candidates_are_answers_of_the_attempts(given_: list[Attempt], voter: st
         assert len(ranked) == len(there)
 
 
-@untimed
 @given(attempts(answers, least=1))
 def test_trimmed_mean_stays_inside_its_cluster(given_: list[Attempt]) -> None:
     # The only voter that may return an answer that no attempt gave.
@@ -77,7 +73,6 @@ def test_trimmed_mean_can_be_a_new_answer() -> None:
     assert rank(given_, VotingConfig(voter="proximity", refine="median"))[0].answer == 100
 
 
-@untimed
 @given(attempts(st.none() | answers), voters, st.sampled_from(["median", "trimmed-mean"]), st.randoms(use_true_random=False))
 def test_order_of_attempts_does_not_matter(given_: list[Attempt], voter: str, refine: str, luck: random.Random) -> None:
     voting = VotingConfig(voter=voter, refine=refine)
@@ -85,7 +80,6 @@ def test_order_of_attempts_does_not_matter(given_: list[Attempt], voter: str, re
     assert rank(given_, voting) == rank(shuffled, voting)
 
 
-@untimed
 @given(attempts(st.none() | answers), attempts(st.none()), voters)
 def test_attempts_without_an_answer_change_nothing(given_: list[Attempt], empty: list[Attempt], voter: str) -> None:
     voting = VotingConfig(voter=voter)
@@ -93,7 +87,6 @@ def test_attempts_without_an_answer_change_nothing(given_: list[Attempt], empty:
     assert rank(empty, voting) == ()
 
 
-@untimed
 @given(attempts(answers, least=1), voters, attempts(st.just(0), least=1, most=4))
 def test_more_votes_for_the_winner_never_make_it_lose(given_: list[Attempt], voter: str, more: list[Attempt]) -> None:
     voting = VotingConfig(voter=voter)
@@ -103,7 +96,6 @@ def test_more_votes_for_the_winner_never_make_it_lose(given_: list[Attempt], vot
         assert rank(given_, voting)[0].answer == winner
 
 
-@untimed
 @given(attempts(answers, least=1), voters)
 def test_scores_fall_and_shares_add_up_to_one(given_: list[Attempt], voter: str) -> None:
     ranked = rank(given_, VotingConfig(voter=voter))
@@ -112,7 +104,6 @@ def test_scores_fall_and_shares_add_up_to_one(given_: list[Attempt], voter: str)
     assert sum(c.votes for c in ranked) == len(given_)
 
 
-@untimed
 @given(attempts(answers, least=1), st.sampled_from(["majority", "lexicographic"]))
 def test_voters_by_votes_rank_the_most_votes_first(given_: list[Attempt], voter: str) -> None:
     ranked = rank(given_, VotingConfig(voter=voter))
@@ -165,7 +156,6 @@ def test_proximity_adds_the_votes_of_near_answers() -> None:
     assert rank(given_, VotingConfig(voter="proximity", proximity=0.0))[0].answer == 7
 
 
-@untimed
 @given(attempts(answers, least=1))
 def test_evidence_is_between_0_and_1(given_: list[Attempt]) -> None:
     assert all(0 < evidence(attempt) <= 1 for attempt in given_)

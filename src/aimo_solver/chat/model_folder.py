@@ -42,12 +42,10 @@ class ModelFolder:
         config = _json(path / "config.json")
         generation = _json(path / "generation_config.json")
         tokenizer = _json(path / "tokenizer_config.json")
-        stop_ids: dict[int, None] = {}
+        stop_ids: list[int] = []
         for holder in (generation, config, config.get("text_config")):
             value = holder.get("eos_token_id") if isinstance(holder, dict) else None
-            for number in value if isinstance(value, list) else [value]:
-                if isinstance(number, int):
-                    stop_ids[number] = None
+            stop_ids += [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int)]
         return cls(
             path=path,
             model_type=str(config.get("model_type", "")),
