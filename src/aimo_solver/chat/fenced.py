@@ -59,7 +59,7 @@ class FencedFormat(TemplateFormat):
 
     def parse(self, sampled: Sequence[int]) -> Turn:
         text, ended = self._text(sampled)
-        runnable = [block for block in _blocks(text) if block.info and block.is_python and block.code.strip()]
+        runnable = [block for block in _blocks(text) if block.is_python and block.code.strip()]
         if not ended:
             return ToolCalls.first_of([block.code for block in runnable if block.closed], None)
         final = text.rpartition("</think>")[2]
@@ -96,11 +96,6 @@ class FencedFormat(TemplateFormat):
         elif sampled:
             tokens = plain("\n\n")
         return [*tokens, *self._open_answer(thinking=thinking)]
-
-    def _text(self, sampled: Sequence[int]) -> tuple[str, bool]:
-        """The turn's text before its end-of-turn token, and whether there is one."""
-        written, ended = self._before_end(sampled)
-        return self.decode(written), ended
 
 
 def _blocks(text: str) -> list[_Block]:

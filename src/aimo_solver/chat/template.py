@@ -81,8 +81,8 @@ class TemplateFormat:
         return self._user_turn(sampled, COMPLAINT.format(reason=reason))
 
     def answer_text(self, sampled: Sequence[int]) -> str:
-        written, ended = self._before_end(sampled)
-        return close_box(FINAL_ANSWER + self.decode(written), ended=ended)
+        text, ended = self._text(sampled)
+        return close_box(FINAL_ANSWER + text, ended=ended)
 
     def decode(self, tokens: Sequence[int]) -> str:
         return self._tokenizer.decode(tokens)
@@ -91,6 +91,11 @@ class TemplateFormat:
         """The tokens before the end-of-turn token, and whether there is one."""
         written = list(takewhile(lambda token: token not in self.stop_token_ids, sampled))
         return written, len(written) < len(sampled)
+
+    def _text(self, sampled: Sequence[int]) -> tuple[str, bool]:
+        """The text before the end-of-turn token, and whether there is one."""
+        written, ended = self._before_end(sampled)
+        return self.decode(written), ended
 
     def _after_reply(self, sampled: Sequence[int], role: str, texts: Sequence[str]) -> list[int] | None:
         """What follows a model's turn: its end if it is open, messages of `role`, and the opening of the next turn.

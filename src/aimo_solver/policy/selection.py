@@ -78,12 +78,10 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One fresh attempt to run: `problem` under `prompt`. `shown` holds the candidates' answers in the order shown."""
+    """One fresh attempt to run: the problem with the candidates, and the prompt."""
 
-    method: Method
     problem: Problem
     prompt: PromptVariant
-    shown: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +160,7 @@ def _write_question(method: Method, problem: Problem, shown: Sequence[Contender]
         text = SELECT_TEXT.format(problem=problem.text, solutions=solutions)
     else:
         text = VERIFY_TEXT.format(problem=problem.text, answers=", ".join(str(one.answer) for one in shown))
-    return Question(method, Problem(problem.id, text, problem.answer), PROMPTS[method], tuple(one.answer for one in shown))
+    return Question(Problem(problem.id, text, problem.answer), PROMPTS[method])
 
 
 def count_picks(method: Method, shown: Sequence[Contender], answers: Sequence[int | None]) -> Verdict:
