@@ -25,6 +25,7 @@ _BITS = 20_000  # of any intermediate number
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*+")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _DIGITS = re.compile(r"\d+")
+_NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?![\d,])(?:\.\d+)?|\d+\.?\d*|\.\d+")
 
 
 def extract_answer(text: str) -> int | None:
@@ -221,7 +222,7 @@ class _Parser:
 
     def _number(self) -> Fraction:
         self._skip()
-        place = re.compile(r"\d{1,3}(?:,\d{3})+(?![\d,])(?:\.\d+)?|\d+\.?\d*|\.\d+").match(self._text, self._at)
+        place = _NUMBER.match(self._text, self._at)
         if place is None:
             raise _NotANumber
         self._at = place.end()

@@ -85,18 +85,6 @@ def allot(clock: Clock, budget: BudgetConfig) -> Allotment:
     return replace(wish, seconds=min(max(wish.seconds, least), left))
 
 
-def _greedy(left: float, later: int, budget: BudgetConfig) -> Allotment:
-    return Allotment(min(budget.cap_s, max(left - budget.reserve_s * later, left / (later + 1))))
-
-
-def _clamp(left: float, later: int, budget: BudgetConfig) -> Allotment:
-    return Allotment(max(budget.reserve_s, min(budget.cap_s, left - budget.reserve_s * later)))
-
-
-def _even(left: float, later: int, budget: BudgetConfig) -> Allotment:
-    return Allotment(left / (later + 1))
-
-
 def _tiers(left: float, later: int, budget: BudgetConfig) -> Allotment:
     even = left / (later + 1)
     tier = next(tier for tier in TIERS if even >= tier.even_s)
@@ -120,9 +108,10 @@ def confidence_bar(even_s: float, budget: BudgetConfig) -> float:
 
 
 BUDGET_RULES: Mapping[str, Callable[[float, int, BudgetConfig], Allotment]] = {
-    "greedy": _greedy,
-    "clamp": _clamp,
-    "even": _even,
+    "greedy": lambda left, later, budget: Allotment(min(budget.cap_s, max(left - budget.reserve_s * later, left / (later + 1)))),
+    "clamp": lambda left, later, budget: Allotment(max(budget.reserve_s, min(budget.cap_s, left - budget.reserve_s * later))),
+    "even": lambda left, later, budget: Allotment(left / (later + 1)),
     "tiers": _tiers,
     "marginal": _marginal,
 }
+"""Budget rules by name: (seconds left, later problems, options) -> allotment."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from statistics import median_low
 from typing import Any
 
 from aimo_solver.options import VotingConfig
@@ -142,12 +143,8 @@ def _clusters(votes: Mapping[int, int], voting: VotingConfig) -> list[tuple[int,
         else:
             clusters.append([answer])
     given = [[answer for answer in cluster for _ in range(votes[answer])] for cluster in clusters]
-    refine = _median if voting.refine == "median" else _trimmed_mean
+    refine = median_low if voting.refine == "median" else _trimmed_mean
     return [(refine(answers), float(len(answers)), len(answers)) for answers in given]
-
-
-def _median(answers: Sequence[int]) -> int:
-    return answers[(len(answers) - 1) // 2]  # the lower of two, so that it is one of the answers
 
 
 def _trimmed_mean(answers: Sequence[int]) -> int:
