@@ -76,7 +76,7 @@ def play_one(
         queue = [group.attempts[int(one * len(group.attempts))] for one in uniform]
         given_ = allot(Clock(limit - used, PROBLEMS - number - 1), config.budget)
         allowed = min(config.solver.max_attempts, given_.max_attempts or math.inf)
-        slots = min(config.solver.slots, given_.slots or math.inf, allowed)
+        slots = min(config.solver.slots, allowed)
         waiting = list(enumerate(queue[: int(allowed)]))
         running: dict[int, float] = {}
         ended: list[Attempt] = []

@@ -44,7 +44,7 @@ class FencedFormat(TemplateFormat):
     """Any model with a chat template; Python runs in Markdown blocks."""
 
     name = "fenced"
-    stop_strings = ("```\n", "```output", "</code>", "</tool_call>")
+    stop_strings: tuple[str, ...] = ("```\n", "```output", "</code>", "</tool_call>")
 
     def __init__(self, folder: ModelFolder) -> None:
         """Raises ModelError if the folder's chat template or tokenizer cannot be used."""

@@ -92,7 +92,7 @@ class Competitions:
         left = self.limit - self.used
         given = [allot(Clock(seconds, problems - number - 1), self._config.budget) for seconds in left.tolist()]
         allowed = np.array([min(solver.max_attempts, a.max_attempts or solver.max_attempts) for a in given])
-        slots = np.minimum(allowed, [min(solver.slots, a.slots or solver.slots) for a in given])
+        slots = np.minimum(allowed, solver.slots)
         confidence = np.array([np.nan if a.confidence is None else a.confidence for a in given])
         work = _Problem(pool, self._config, group, attempt, self._rate, self._leads)
         answer = work.run(np.array([a.seconds for a in given]), slots, allowed, confidence)
