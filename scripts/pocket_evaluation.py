@@ -45,7 +45,7 @@ class EvaluationAttempt:
         return self.text.endswith(f"\\boxed{{{self.problem.answer}}}.<turn|>")
 
 
-@torch.inference_mode()
+@torch.inference_mode()  # type: ignore[untyped-decorator]
 def attempt_all(
     model: Any, tokenizer: Tokenizer, chosen: list[Problem], temperature: float, min_p: float, max_turns: int = 6
 ) -> list[EvaluationAttempt]:
@@ -57,7 +57,7 @@ def attempt_all(
     sampling = (
         {"do_sample": True, "temperature": temperature, "min_p": min_p, "top_k": 0} if temperature else {"do_sample": False}
     )
-    pad = tokenizer.token_to_id("<pad>")
+    pad: Any = tokenizer.token_to_id("<pad>")
     for _ in range(max_turns):
         running = [attempt for attempt in attempts if not attempt.done]
         if not running:

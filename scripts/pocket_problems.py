@@ -257,8 +257,11 @@ def _binomial(n: int, k: int, m: int) -> int:
     return row[k]
 
 
+Matrix = tuple[int, int, int, int]
+
+
 def _recurrence(s: int, t: int, p: int, q: int, n: int, m: int) -> int:
-    def times(x: tuple[int, ...], y: tuple[int, ...]) -> tuple[int, ...]:
+    def times(x: Matrix, y: Matrix) -> Matrix:
         a, b, c, d = x
         e, f, g, h = y
         return ((a * e + b * g) % m, (a * f + b * h) % m, (c * e + d * g) % m, (c * f + d * h) % m)

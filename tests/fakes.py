@@ -11,7 +11,7 @@ import selectors
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from aimo_solver.errors import EngineError, EngineUnavailable, LeaseTimeoutError
 from aimo_solver.kernels.pool import ExecutionResult
@@ -89,7 +89,7 @@ class ScriptedEngine:
                     play.breaks_after = play.breaks_after if play.for_good else None
                     yield Chunk(piece, (0.5,) * len(piece))
                     raise EngineUnavailable("scripted break")
-                finish = "stop" if over and not play.cut else "length" if over or full else None
+                finish: Literal["stop", "length"] | None = "stop" if over and not play.cut else "length" if over or full else None
                 yield Chunk(piece, (0.5,) * len(piece), finish, len(request.tokens) if finish else None)
                 if finish is not None:
                     attempt.plays = attempt.plays[1:] if done else attempt.plays

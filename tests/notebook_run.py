@@ -23,7 +23,7 @@ import nbformat
 _LIMIT_S = 900
 
 
-async def run(mode: str, folder: Path, csv: str | None) -> None:
+async def run(mode: str, folder: Path, csv: str | None = None) -> None:
     notebook = nbformat.read(folder / "notebook.ipynb", as_version=4)
     client = nbclient.NotebookClient(
         notebook, timeout=_LIMIT_S, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
@@ -71,4 +71,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "rerun":
         os.environ["KAGGLE_IS_COMPETITION_RERUN"] = "1"
         os.environ["STAND_IN_HOST"] = "localhost"
-    asyncio.run(run(sys.argv[1], Path(sys.argv[2]), *(sys.argv[3:] or [None])))
+    asyncio.run(run(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:]))

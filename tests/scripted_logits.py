@@ -11,7 +11,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor, RequestLogitsProcessor
 
 
-class Scripted(AdapterLogitsProcessor):
+class Scripted(AdapterLogitsProcessor):  # type: ignore[misc]
     """Forces the tokens of a request's script; ignores requests without one."""
 
     def is_argmax_invariant(self) -> bool:

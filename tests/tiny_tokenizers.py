@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -124,7 +125,7 @@ def harmony_folder(path: Path) -> Path:
     return path
 
 
-def _write(path: Path, core: Tokenizer, config: dict[str, object], template: str, *, bos: str, eos: str) -> Path:
+def _write(path: Path, core: Tokenizer, config: Mapping[str, object], template: str, *, bos: str, eos: str) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     core.save(str(path / "tokenizer.json"))
     (path / "config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -351,7 +351,7 @@ def run_on_served_model(workspace: Workspace) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def background(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[None]]]:
     """Starts the work of the last two tests before the first test, because starting a server takes half a minute on one core."""
-    work = {
+    work: dict[str, Callable[[Workspace], None]] = {
         test_served_model_serves_a_run_and_ends_with_ctrl_c.__name__: run_on_served_model,
         test_a_run_starts_its_own_server.__name__: partial(check, WITH_ITS_SERVER),
     }

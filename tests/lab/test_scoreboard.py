@@ -49,9 +49,9 @@ def simulated() -> tuple[Simulation, ...]:
 
 
 def text(*tables: object) -> str:
-    console = Console(file=io.StringIO(), width=200)
-    console.print(*tables)
-    return console.file.getvalue()
+    output = io.StringIO()
+    Console(file=output, width=200).print(*tables)
+    return output.getvalue()
 
 
 def test_values_are_plain_and_complete() -> None:
