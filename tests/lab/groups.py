@@ -36,3 +36,11 @@ def group(answers: Sequence[int | None], **values: Any) -> Group:
         ],
         **values,
     )
+
+
+def six_groups(**values: Any) -> list[Group]:
+    """Six problems in two runs, with truth 1 and five attempts each; the later problems have votes for 2."""
+    return [
+        group([1 + (i * number) % 2 for i in range(5)], problem_id=str(number), run=f"run{number % 2}", **values)
+        for number in range(6)
+    ]

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aimo_solver.config import Config
-from aimo_solver.lab.records import Group, Use
 from aimo_solver.lab.replay import Replay, parse_policy, replay
 from aimo_solver.lab.report.format import duration, log_ticks, percentage_points, short_number, short_time, ticks
 from aimo_solver.lab.report.plots import histogram
@@ -20,33 +19,14 @@ from aimo_solver.lab.report.policy import StopRule
 from aimo_solver.lab.report.policy_plots import calibration_chart, save_replay_charts, save_sweep_chart, tokens_chart
 from aimo_solver.lab.report.svg import Chart
 from aimo_solver.lab.simulate import parse_play, sweep
-from aimo_solver.results import Attempt, FinishReason
+from tests.lab.groups import six_groups
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def groups() -> list[Group]:
-    made = []
-    for number in range(6):
-        ended = tuple(
-            Attempt(
-                problem_id=str(number),
-                index=index,
-                answer=1 + (index * number) % 2,
-                finish_reason=FinishReason.ANSWERED,
-                tokens=100 * (index + 1),
-                seconds=10.0 * (index + 1),
-            )
-            for index in range(5)
-        )
-        use = Use.ACCURACY | Use.STOPPING
-        made.append(Group(run="r", model="m", problem_id=str(number), truth=1, ended=ended, cut=(), timed=True, use=use))
-    return made
-
-
 @pytest.fixture
 def replayed() -> Replay:
-    return replay(groups(), [parse_policy(name, Config().voting) for name in ("majority", "default/equal=2")], samples=50)
+    return replay(six_groups(), [parse_policy(name, Config().voting) for name in ("majority", "default/equal=2")], samples=50)
 
 
 def texts(path: Path) -> list[str]:
@@ -65,7 +45,7 @@ def test_files_of_a_replay_name_their_policies_and_count_every_group(tmp_path: P
 
 def test_the_file_of_a_sweep_has_a_line_per_configuration_and_a_band(tmp_path: Path) -> None:
     plays = [parse_play(name, Config()) for name in ("default", "default@even")]
-    save_sweep_chart(tmp_path, sweep(groups(), plays, [600, 1_200], competitions=5))
+    save_sweep_chart(tmp_path, sweep(six_groups(), plays, [600, 1_200], competitions=5))
     root = ElementTree.parse(tmp_path / "budget.svg").getroot()
     assert len([line for line in root.iter(f"{SVG}polyline") if "line" in line.attrib["class"]]) == 2
     assert len(list(root.iter(f"{SVG}polygon"))) == 1

@@ -8,7 +8,6 @@ import json
 from rich.console import Console
 
 from aimo_solver.config import Config
-from aimo_solver.lab.records import Group, Use
 from aimo_solver.lab.replay import Replay, parse_policy, replay
 from aimo_solver.lab.scoreboard import (
     replay_tables,
@@ -17,35 +16,18 @@ from aimo_solver.lab.scoreboard import (
     simulation_values,
 )
 from aimo_solver.lab.simulate import Simulation, parse_play, simulate
-from aimo_solver.results import Attempt, FinishReason
-
-
-def groups(*, timed: bool = True) -> list[Group]:
-    made = []
-    for number in range(6):
-        ended = tuple(
-            Attempt(
-                problem_id=str(number), index=i, answer=1 + (i * number) % 2, finish_reason=FinishReason.ANSWERED,
-                tokens=100 * (i + 1), seconds=10.0 * (i + 1) if timed else 0.0,
-            )
-            for i in range(5)
-        )  # fmt: skip
-        made.append(
-            Group(
-                run=f"run{number % 2}", model="m", problem_id=str(number), truth=1, ended=ended, cut=(), timed=timed,
-                use=Use.ACCURACY | Use.STOPPING,
-            )
-        )  # fmt: skip
-    return made
+from tests.lab.groups import six_groups
 
 
 def replayed(**values: bool) -> Replay:
     policies = [parse_policy(name, Config().voting) for name in ("majority", "default/equal=2")]
-    return replay(groups(**values), policies, samples=50)
+    return replay(six_groups(**values), policies, samples=50)
 
 
 def simulated() -> tuple[Simulation, ...]:
-    return simulate(groups(), [parse_play(name, Config()) for name in ("default", "default@even")], competitions=5, samples=50)
+    return simulate(
+        six_groups(), [parse_play(name, Config()) for name in ("default", "default@even")], competitions=5, samples=50
+    )
 
 
 def text(*tables: object) -> str:

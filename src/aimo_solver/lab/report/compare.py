@@ -1,4 +1,4 @@
-"""Two runs on the same problems: who got what, and whether the difference is more than chance."""
+"""Compares two runs on the same problems."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from aimo_solver.lab.statistics import Bootstrap, Interval, sign_test
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One problem; None where a run does not have it."""
+class ProblemPair:
+    """A problem in both runs; None for a run without it."""
 
     id: str
     truth: int | None
@@ -25,12 +25,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """B against A, on the `pairs` problems that both ended and whose truth is known.
+    """B against A, on the `pairs` problems with known truth that ended in both.
 
     Attributes:
         difference: accuracy of B minus accuracy of A; 95 % bootstrap interval over problems, zero without any.
         p_value: two-sided exact sign test over the problems on which the runs differ (McNemar's test, exact form).
-        changed: options that were set differently: name, in A, in B.
+        changed: options that differ, as (name, value in A, value in B).
     """
 
     pairs: int
@@ -41,27 +41,27 @@ class Comparison:
     difference: Interval
     p_value: float
     changed: tuple[tuple[str, Any, Any], ...]
-    rows: tuple[Row, ...]
+    rows: tuple[ProblemPair, ...]
 
     @property
     def reading(self) -> str:
-        """The interval in words."""
+        """The conclusion from the interval."""
         if self.difference.low > 0:
             return "The interval lies above zero: B is better on these problems."
         if self.difference.high < 0:
             return "The interval lies below zero: A is better on these problems."
-        return "The interval holds zero: these problems cannot tell the runs apart."
+        return "The interval contains zero: these problems show no significant difference."
 
 
 def compare(a: RunReport, b: RunReport) -> Comparison:
-    """Problems are paired by id."""
+    """Pairs the problems of two runs by id."""
     first = {problem.id: problem for problem in a.problems}
     second = {problem.id: problem for problem in b.problems}
     rows = []
     for problem_id in first | second:
         sides = (first.get(problem_id), second.get(problem_id))
         truths = [side.record.truth for side in sides if side is not None and side.record.truth is not None]
-        rows.append(Row(problem_id, truths[0] if truths else None, sides))
+        rows.append(ProblemPair(problem_id, truths[0] if truths else None, sides))
     outcomes = [(one.verdict is Verdict.RIGHT, two.verdict is Verdict.RIGHT) for one, two in map(_known, rows) if one and two]
     only_a, only_b = outcomes.count((True, False)), outcomes.count((False, True))
     differences = [int(two) - int(one) for one, two in outcomes]
@@ -78,7 +78,7 @@ def compare(a: RunReport, b: RunReport) -> Comparison:
     )
 
 
-def _known(row: Row) -> tuple[ProblemReport | None, ProblemReport | None]:
+def _known(row: ProblemPair) -> tuple[ProblemReport | None, ProblemReport | None]:
     a, b = (None if side is None or side.verdict in (Verdict.OPEN, Verdict.UNKNOWN) else side for side in row.sides)
     return a, b
 
