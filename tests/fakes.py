@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from aimo_solver.errors import EngineError, EngineUnavailable, LeaseTimeoutError
-from aimo_solver.kernels.pool import ExecutionResult
+from aimo_solver.kernels.session import ExecutionResult
 from aimo_solver.server.client import CompletionRequest
 from aimo_solver.server.completions import Chunk
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aimo_solver.config import Config, load_config
-from aimo_solver.log.writer import ProblemResult, RunLog
-from aimo_solver.policy.voting import Candidate
+from aimo_solver.log.writer import RunLog
+from aimo_solver.problems import Candidate, Problem, ProblemResult
 from aimo_solver.results import Attempt, FinishReason
 
 ATTEMPTS = Path(__file__).parents[1].parent / "shared" / "replay" / "attempts.csv"
@@ -75,7 +75,7 @@ class Simulation:
     def problem(self, problem_id: str, truth: int | None, rows: list[dict[str, str]], *, finish: bool = True) -> None:
         self.clock.now = self.t
         text = f"Let $n$ be the number of ways to tile problem {problem_id}.\nFind the remainder when $n^2$ is divided by $10^5$."
-        self.log.problem_started(problem_id, text, truth, 900.0)
+        self.log.problem_started(Problem(problem_id, text, truth), 900.0)
         slots = [0.0] * SLOTS
         attempts = []
         for index, row in enumerate(rows):
@@ -89,7 +89,7 @@ class Simulation:
             self.log.attempt_finished(attempt)
             if attempt.answer is not None:
                 votes[attempt.answer] += 1
-            self.log.votes(problem_id, _candidates(votes))
+            self.log.write_votes(problem_id, _candidates(votes))
             if order == len(attempts) // 2 and not finish:
                 return
         best = _candidates(votes)
@@ -119,8 +119,8 @@ class Simulation:
         calls, errors = int(row["tool_calls"] or 4), int(row["tool_errors"] or 0)
         entropy = float(row["entropy"] or 0.6)
         self.clock.now = self.t + started
-        writer = self.log.trajectory(problem_id, index)
-        writer.prompt(self._ids(180), "<|start|>system<|message|>Reasoning: high. Answer in \\boxed{}.<|end|><|start|>user")
+        writer = self.log.start_trajectory(problem_id, index)
+        writer.write_prompt(self._ids(180), "<|start|>system<|message|>Reasoning: high. Answer in \\boxed{}.<|end|><|start|>user")
         tool_seconds = 0.0
         share, thinking = tokens // (calls + 1), seconds * 0.9 / (calls + 1)
         for call in range(calls + 1):
@@ -130,7 +130,7 @@ class Simulation:
             entropies = [self.random.gammavariate(0.4, entropy / 0.4) for _ in range(share)]
             kind = "final" if final else "tool_call"
             text = f"<|channel|>analysis<|message|>{self._words(share)}\n\n{tail}"
-            writer.turn(self._ids(share), text, entropies, seconds=thinking, waited_s=0.2, kind=kind, finish="stop")
+            writer.write_turn(self._ids(share), text, entropies, seconds=thinking, waited_s=0.2, kind=kind, finish="stop")
             if not final:
                 spent = self.random.uniform(0.01, seconds * 0.1 / calls)
                 self.clock.now += spent
@@ -142,8 +142,10 @@ class Simulation:
                     else f"{call * 37} of {call**2}"
                 )
                 code = CODE.format(n=call + 10, m=index + 2)
-                writer.tool(code, output, seconds=spent, error_name=name, timed_out=name == "TimeoutError")
-                writer.inserted(self._ids(20), f"<|start|>python<|message|>{output}<|end|><|start|>assistant", "tool_result")
+                writer.write_tool_call(code, output, seconds=spent, error_name=name, timed_out=name == "TimeoutError")
+                writer.write_insertion(
+                    self._ids(20), f"<|start|>python<|message|>{output}<|end|><|start|>assistant", "tool_result"
+                )
         self.clock.now = self.t + started + seconds
         writer.close()
         return Attempt(

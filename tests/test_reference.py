@@ -17,7 +17,8 @@ import mpmath
 import numpy as np
 import pytest
 
-from aimo_solver.problems import Problem, read_problems
+from aimo_solver.cli.problem_file import read_problems
+from aimo_solver.problems import Problem
 
 CSV = Path(__file__).parents[1] / "data" / "reference.csv"
 PROBLEMS = {problem.id: problem for problem in read_problems(CSV)}

@@ -1,4 +1,4 @@
-"""The one clock of a run: when everything ends, and what is left until then."""
+"""The one clock of a run."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from aimo_solver.options import BudgetConfig
 
 @dataclass(frozen=True, slots=True)
 class RunClock:
-    """The one clock of a run.
+    """The end of a run and the time left until then.
 
     Attributes:
-        now: seconds that only grow, like `time.monotonic`; setting the machine's date does not move it.
-        limit: time of `now` at which everything is over.
-        end: `limit` less the margin; after it no problem gets a second more.
+        now: a monotonic clock, seconds; changes of the date do not affect it.
+        limit: time of `now` at which the run is over.
+        end: `limit` less the margin; problems get no time after it.
     """
 
     now: Callable[[], float]
@@ -27,7 +27,7 @@ class RunClock:
 
     @classmethod
     def begin(cls, budget: BudgetConfig, now: Callable[[], float], started: float) -> RunClock:
-        """The clock of a run that started at `started`. A margin larger than a tenth of a short limit is cut to that."""
+        """Makes the clock of a run that started at `started`. The margin is at most a tenth of the time limit."""
         limit = started + budget.time_limit_s
         return cls(now, limit, limit - min(budget.margin_s, budget.time_limit_s / 10))
 
@@ -37,11 +37,10 @@ class RunClock:
 
 
 def process_age_s() -> float:
-    """Seconds since this process was started.
+    """Returns the seconds since this process started; 0 if that is unknown.
 
-    Both times are read from the same clock at once, so a date that is set later does not matter. Some sandboxes report
-    no start time, which would make the process look decades old: a value before this machine's boot counts as 0, as does
-    one that cannot be read.
+    Both times are read from one clock at once, so later changes of the date do not matter. Some sandboxes report no start
+    time, so that the process seems decades old: a start before this machine's boot counts as unknown.
     """
     try:
         created, booted = psutil.Process().create_time(), psutil.boot_time()

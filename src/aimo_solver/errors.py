@@ -1,7 +1,7 @@
 """Every exception this library raises on purpose.
 
 AimoError
-├── UserError                 bad input; the message says what to do (CLI exit code 2)
+├── UserError                 bad input; the message states the remedy (CLI exit code 2)
 │   ├── ConfigError           an option that is unknown or impossible
 │   ├── ProblemFileError      a problem CSV that cannot be used
 │   ├── ModelError            a model folder that cannot be used
@@ -9,21 +9,22 @@ AimoError
 │   ├── RunDirectoryError     a run directory that cannot be written, resumed or read
 │   ├── RecordsError          logged attempts that cannot be replayed
 │   └── CacheError            a compile cache that cannot be made, packed or read
-├── ServerError               a vLLM server of ours failed
-│   ├── ServerStartError      it never became ready: command line and end of the log are in the message
-│   └── ServerDiedError       it was ready and is gone
+├── ServerError               our vLLM server failed
+│   ├── ServerStartError      it never became ready
+│   └── ServerDiedError       it was ready and has died
 ├── EngineError               a completion request failed
-│   ├── EngineUnavailable     no answer from the server; worth another try
+│   ├── EngineUnavailable     no answer from the server; the same request may succeed later
 │   ├── EngineRejected        the server refused the request; another try would fail too
-│   │   └── ContextExceeded   it does not fit the model's context; asking for less may help
-│   └── EngineLost            the server is gone for good
-├── KernelError               a Python session failed for reasons of its own, not of the code it ran
-│   ├── KernelStartError      a kernel did not come up
-│   ├── KernelMessageError    a kernel sent what cannot be read
+│   │   └── ContextExceeded   it does not fit the model's context; a shorter one may
+│   └── EngineLost            the server is lost for good
+├── KernelError               a Python session failed for reasons other than the code it ran
+│   ├── KernelStartError      a kernel did not start
+│   ├── KernelMessageError    a kernel sent an unreadable message
 │   ├── LeaseTimeoutError     no kernel was free in time
-│   └── PoolClosedError       a lease was asked of a closed pool
-├── BootError                 the parts of a run did not come up
-├── PathNotFoundError         none of the places where Kaggle mounts a thing holds it
+│   └── PoolClosedError       the pool is closed
+├── WheelError                a package that the image lacks could not be installed
+├── BootError                 the parts of a run did not start
+├── PathNotFoundError         nothing found in the places where Kaggle mounts things
 └── LocalGatewayError         a local run that Kaggle's gateway would have ended without a submission
 """
 
@@ -38,84 +39,52 @@ class AimoError(Exception):
 
 
 class UserError(AimoError):
-    """Bad input from the user. `str(error)` is one line that says what to do."""
+    """Bad input from the user. The message is one line that states the remedy."""
 
 
 class ConfigError(UserError):
-    """An option that is unknown, has the wrong type or an impossible value.
-
-    Attributes:
-        option: dotted name, for instance ``solver.slots``.
-    """
+    """An option that is unknown, has the wrong type or an impossible value."""
 
     def __init__(self, option: str, problem: str) -> None:
+        """`option` is its dotted name, for instance ``solver.slots``."""
         super().__init__(f"option {option}: {problem}")
-        self.option = option
 
 
 class ProblemFileError(UserError):
-    """A problem CSV that cannot be used.
-
-    Attributes:
-        path: the file.
-        row: 1-based data row, or None if the whole file is meant.
-    """
+    """A problem CSV that cannot be used."""
 
     def __init__(self, path: Path, problem: str, row: int | None = None) -> None:
-        place = f"{path}" if row is None else f"{path}, row {row}"
-        super().__init__(f"{place}: {problem}")
-        self.path = path
-        self.row = row
+        """`row` counts from 1; None means the whole file."""
+        super().__init__(f"{path}: {problem}" if row is None else f"{path}, row {row}: {problem}")
 
 
 class ModelError(UserError):
-    """A model folder that cannot be used.
-
-    Attributes:
-        path: the folder.
-    """
+    """A model folder that cannot be used."""
 
     def __init__(self, path: Path | str, problem: str) -> None:
         super().__init__(f"model {path}: {problem}")
-        self.path = path
 
 
 class EndpointError(UserError):
-    """An endpoint that does not answer, or does not serve the model asked for.
-
-    Attributes:
-        url: the endpoint's base URL.
-    """
+    """An endpoint that does not answer, or does not serve the model."""
 
     def __init__(self, url: str, problem: str) -> None:
         super().__init__(f"endpoint {url}: {problem}")
-        self.url = url
 
 
 class RunDirectoryError(UserError):
-    """A run directory that cannot be written, resumed or read.
-
-    Attributes:
-        path: the directory.
-    """
+    """A run directory that cannot be written, resumed or read."""
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"run directory {path}: {problem}")
-        self.path = path
 
 
 class RecordsError(UserError):
-    """Logged attempts that cannot be replayed.
+    """Logged attempts that cannot be replayed."""
 
-    Attributes:
-        path: the file.
-        row: 1-based record, or None if the whole file is meant.
-    """
-
-    def __init__(self, path: Path, problem: str, row: int | None = None) -> None:
-        super().__init__(f"{path}: {problem}" if row is None else f"{path}, record {row}: {problem}")
-        self.path = path
-        self.row = row
+    def __init__(self, path: Path, problem: str, record: int | None = None) -> None:
+        """`record` counts from 1; None means the whole file."""
+        super().__init__(f"{path}: {problem}" if record is None else f"{path}, record {record}: {problem}")
 
 
 class CacheError(UserError):
@@ -123,18 +92,16 @@ class CacheError(UserError):
 
 
 class ServerError(AimoError):
-    """A vLLM server of ours failed.
+    """Our vLLM server failed.
 
     Attributes:
-        command: its command line.
         exit_code: None while it still runs.
-        log_tail: the last lines it wrote.
+        log_tail: the last lines of its log.
     """
 
     def __init__(self, problem: str, command: Sequence[str], exit_code: int | None, log_tail: Sequence[str]) -> None:
         tail = "\n  ".join(log_tail) or "(empty)"
         super().__init__(f"{problem}\ncommand: {' '.join(command)}\nlast lines of its log:\n  {tail}")
-        self.command = tuple(command)
         self.exit_code = exit_code
         self.log_tail = tuple(log_tail)
 
@@ -144,7 +111,7 @@ class ServerStartError(ServerError):
 
 
 class ServerDiedError(ServerError):
-    """The server was ready and is gone."""
+    """The server was ready and has died."""
 
 
 class EngineError(AimoError):
@@ -156,24 +123,18 @@ class EngineUnavailable(EngineError):
 
 
 class EngineRejected(EngineError):
-    """The server refused the request.
-
-    Attributes:
-        status: HTTP status.
-        body: the server's own words.
-    """
+    """The server refused the request with the HTTP status `status`."""
 
     def __init__(self, status: int, body: str) -> None:
         super().__init__(f"server answered {status}: {body[:500]}")
         self.status = status
-        self.body = body
 
 
 class ContextExceeded(EngineRejected):
     """The request does not fit the model's context; a shorter one may.
 
     Attributes:
-        context_tokens: what the server says that it holds; None if it does not say.
+        context_tokens: the server's context as it reports it; None if it does not.
     """
 
     def __init__(self, status: int, body: str, context_tokens: int | None) -> None:
@@ -182,43 +143,34 @@ class ContextExceeded(EngineRejected):
 
 
 class EngineLost(EngineError):
-    """The server is gone for good; whoever waits for it waits in vain."""
+    """The server is lost for good."""
 
 
 class KernelError(AimoError):
-    """A Python session failed for reasons of its own, not of the code it ran."""
+    """A Python session failed for reasons other than the code it ran."""
 
 
 class KernelStartError(KernelError):
-    """A kernel did not come up."""
+    """A kernel did not start."""
 
 
 class KernelMessageError(KernelError):
-    """A kernel sent what cannot be read."""
+    """A kernel sent an unreadable message."""
 
 
 class LeaseTimeoutError(KernelError):
-    """No kernel was free in time.
-
-    Attributes:
-        timeout_s: how long was waited.
-    """
+    """No kernel was free in time."""
 
     def __init__(self, timeout_s: float) -> None:
         super().__init__(f"no kernel was free within {round(timeout_s, 2):g} s")
-        self.timeout_s = timeout_s
 
 
 class PoolClosedError(KernelError):
-    """A lease was asked of a pool that is closed."""
+    """The pool is closed."""
 
 
 class WheelError(AimoError):
-    """What the image lacks could not be installed.
-
-    Attributes:
-        log_tail: the last lines pip wrote.
-    """
+    """A package that the image lacks could not be installed. `log_tail` has the last lines of pip's output."""
 
     def __init__(self, problem: str, log_tail: Sequence[str]) -> None:
         tail = "\n  ".join(log_tail) or "(empty)"
@@ -227,20 +179,14 @@ class WheelError(AimoError):
 
 
 class BootError(AimoError):
-    """The parts of a run did not come up."""
+    """The parts of a run did not start."""
 
 
 class PathNotFoundError(AimoError):
-    """None of the places where Kaggle mounts a thing holds it.
-
-    Attributes:
-        thing: what was looked for.
-        tried: every path that was tried.
-    """
+    """Nothing found in the places where Kaggle mounts things. `tried` has all of them."""
 
     def __init__(self, thing: str, tried: Sequence[Path]) -> None:
         super().__init__(f"{thing} not found; tried " + ", ".join(str(path) for path in tried))
-        self.thing = thing
         self.tried = tuple(tried)
 
 

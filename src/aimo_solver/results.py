@@ -9,9 +9,9 @@ from enum import StrEnum
 class FinishReason(StrEnum):
     """Why an attempt ended."""
 
-    ANSWERED = "answered"  # it gave its final text by itself
-    FORCED = "forced"  # it was asked for its answer near a limit, and gave one
-    NO_ANSWER = "no_answer"  # a final text without a usable answer
+    ANSWERED = "answered"  # by a final text of its own
+    FORCED = "forced"  # by an answer that was asked for near a limit
+    NO_ANSWER = "no_answer"  # by a final text without a usable answer
     TURN_LIMIT = "turn_limit"
     TOKEN_LIMIT = "token_limit"  # the attempt's token budget or the context is used up
     DEADLINE = "deadline"
@@ -21,21 +21,21 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """What one attempt did, and what voters and stop rules may know of it.
+    """One attempt: the input of voters and stop rules, and a line of ``attempts.jsonl``.
 
     Attributes:
-        index: 0-based order of starting within the problem.
-        answer: the integer it gave, None if none that counts.
+        index: order of starting within the problem, from 0.
+        answer: None if it gave none that counts.
         entropy: mean over sampled tokens of the entropy in nats of the (top-k) next-token distribution; None if unknown.
         tail_entropy: median over the last window of tokens, nats; None if unknown.
-        tokens: sampled tokens. prompt_tokens: tokens of the longest prompt. cached_tokens: of all prompts, as the server says.
+        tokens: sampled tokens. prompt_tokens: length of the longest prompt. cached_tokens: cached by the server, all prompts.
         turns: model turns. malformed: turns that needed salvage or a complaint.
         tool_errors: calls that ended in an error, a timeout or a kill.
-        seen_in_tool: the answer stood in a tool's output.
+        seen_in_tool: the answer occurred in a tool's output.
         started_s, seconds: start, counted from the problem's start, and duration.
-        tool_seconds: the part of `seconds` that was spent waiting for Python.
+        tool_seconds: the part of `seconds` spent waiting for Python.
         prompt: name of the prompt variant.
-        error: the last fault of the server or of Python, which the attempt may have survived.
+        error: the last fault of the server or of Python, also one that the attempt survived.
         finish_order: 1 for the attempt that finished first, None if it did not finish by itself.
     """
 

@@ -19,6 +19,7 @@ import pytest_asyncio
 
 from aimo_solver.chat.prompts import VARIANTS
 from aimo_solver.chat.turns import ChatFormat
+from aimo_solver.config import Config
 from aimo_solver.kernels.pool import KernelPool
 from aimo_solver.log.writer import NullLog
 from aimo_solver.options import AttemptConfig, KernelConfig, SamplingConfig
@@ -27,7 +28,7 @@ from aimo_solver.results import Attempt, FinishReason
 from aimo_solver.server.client import CompletionRequest, VllmEngine
 from aimo_solver.server.completions import Chunk
 from aimo_solver.server.process import ServerCommand, ServerProcess, free_port
-from aimo_solver.solve.attempt import AgentRun, AttemptTools
+from aimo_solver.solve.attempt import Resources, RunningAttempt
 from tests.chat_families import NAMES, Family
 from tests.conftest import ROOT
 from tests.tiny_tokenizers import fenced_folder
@@ -114,22 +115,16 @@ async def pool() -> AsyncIterator[KernelPool]:
 
 async def _attempt(engine: VllmEngine, chat: ChatFormat, pool: KernelPool, **limits: int) -> Attempt:
     now = time.monotonic()
-    tools = AttemptTools(
-        engine=engine,
-        chat=chat,
-        pool=pool,
-        limits=AttemptConfig(**limits),
-        kernels=KernelConfig(timeout_s=30.0),
-        clock=time.monotonic,
-    )
-    run = AgentRun(
-        tools,
+    config = Config(attempt=AttemptConfig(**limits), kernels=KernelConfig(timeout_s=30.0))
+    resources = Resources(engine=engine, chat=chat, pool=pool, config=config)
+    run = RunningAttempt(
+        resources,
         Problem("p", "What is 6 * 7?"),
         0,
         VARIANTS["tool"],
         deadline=now + 200,
         problem_started=now,
-        trajectory=NullLog().trajectory("p", 0),
+        trajectory=NullLog().start_trajectory("p", 0),
     )
     return await run.run()
 

@@ -10,7 +10,8 @@ import pytest
 
 from aimo_solver.config import Config
 from aimo_solver.lab.records import CSV_COLUMNS
-from aimo_solver.log.writer import ProblemResult, RunLog
+from aimo_solver.log.writer import RunLog
+from aimo_solver.problems import Problem, ProblemResult
 from aimo_solver.server.compile_cache import read_stamp
 from tests.cli.test_cli import assert_refused, run
 from tests.conftest import MODEL
@@ -40,7 +41,7 @@ def run_directory(tmp_path: Path) -> Path:
     """A finished run: one right answer, one wrong one."""
     with RunLog.create(tmp_path / "run", config=Config(), environment={}) as log:
         for number, answer in enumerate((2, 3)):
-            log.problem_started(f"problem-{number}", "What is 1 + 1?", 2, 60.0)
+            log.problem_started(Problem(f"problem-{number}", "What is 1 + 1?", 2), 60.0)
             log.problem_finished(ProblemResult(problem_id=f"problem-{number}", answer=answer, truth=2, reason="equal"))
         log.finish()
     return tmp_path / "run"

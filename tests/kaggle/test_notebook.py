@@ -148,7 +148,7 @@ INJECTED = """
 import aimo_solver.solve.attempt as agent
 import aimo_solver.solve.solver as solver
 
-vote, attempt = solver.rank, agent.AgentRun.run
+vote, attempt = solver.rank, agent.RunningAttempt.run
 
 
 def rank(attempts, voting):
@@ -165,7 +165,7 @@ async def run(self):
     return await attempt(self)
 
 
-solver.rank, agent.AgentRun.run = rank, run
+solver.rank, agent.RunningAttempt.run = rank, run
 
 run = notebook_run("""
 

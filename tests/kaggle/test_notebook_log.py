@@ -14,7 +14,8 @@ import pytest
 
 from aimo_solver.config import Config
 from aimo_solver.kaggle.notebook import open_log
-from aimo_solver.log.writer import NullLog, RunLog, read_run
+from aimo_solver.log.reader import read_run
+from aimo_solver.log.writer import NullLog, RunLog
 
 
 def opened(directory: Path) -> RunLog:

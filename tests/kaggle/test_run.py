@@ -24,10 +24,9 @@ from aimo_solver.kaggle.gateway import make_predict
 from aimo_solver.kaggle.local_gateway import LocalInferenceServer
 from aimo_solver.kaggle.notebook import notebook_run
 from aimo_solver.kaggle.run import GRACE_S, LoggingObserver, Run, SessionFactory
-from aimo_solver.log.writer import ProblemResult
 from aimo_solver.options import BudgetConfig
 from aimo_solver.policy.budget import BUDGET_RULES, Allotment
-from aimo_solver.problems import Problem
+from aimo_solver.problems import Problem, ProblemResult
 from aimo_solver.results import Attempt, FinishReason
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL
 
@@ -308,7 +307,7 @@ def test_a_failure_of_the_vote_gives_the_most_frequent_answer(harness: Harness, 
     @asynccontextmanager
     async def open_session(observer: LoggingObserver) -> AsyncIterator[FakeSession]:
         def play(problem: Problem, allotment: Allotment) -> int:
-            observer.problem_started(problem, allotment)
+            observer.problem_started(problem, allotment.seconds)
             for index, answer in enumerate([44, 33, 33]):
                 observer.attempt_finished(attempt(problem, answer, index))
             raise ZeroDivisionError("in the vote")

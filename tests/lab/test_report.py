@@ -26,10 +26,10 @@ from aimo_solver.lab.report.data import RunReport, Verdict, load_report
 from aimo_solver.lab.report.page import TEXT_LIMIT, render_page
 from aimo_solver.lab.report.text import PackedText, fit_texts
 from aimo_solver.lab.report.timeline import Activity, count_active, entropy_curve, split_segments
-from aimo_solver.log.reader import read_run
-from aimo_solver.log.trajectory import Step, TrajectoryRecord
-from aimo_solver.log.writer import ProblemResult, RunLog
-from aimo_solver.policy.voting import Candidate
+from aimo_solver.log.reader import Step, TrajectoryRecord, read_run
+from aimo_solver.log.resume import resume_run
+from aimo_solver.log.writer import RunLog
+from aimo_solver.problems import Candidate, Problem, ProblemResult
 from aimo_solver.results import Attempt, FinishReason
 from tests.chromium import CHROMIUM, Page
 from tests.simulated_run import ATTEMPTS, simulate
@@ -47,18 +47,18 @@ def write_run(directory: Path, answers: dict[str, tuple[int | None, list[int | N
     log.event("stage_started", stage="server")
     log.event("stage_ended", stage="server", seconds=0.0, outcome="done")
     for problem_id, (truth, choices) in answers.items():
-        log.problem_started(problem_id, f"Find $n$. {HOSTILE}", truth, 900.0)
+        log.problem_started(Problem(problem_id, f"Find $n$. {HOSTILE}", truth), 900.0)
         for index, answer in enumerate(choices):
-            trajectory = log.trajectory(problem_id, index)
-            trajectory.prompt([1, 2], "prompt")
+            trajectory = log.start_trajectory(problem_id, index)
+            trajectory.write_prompt([1, 2], "prompt")
             now += 2
-            trajectory.turn(
+            trajectory.write_turn(
                 [3] * 50, f"thinking {HOSTILE}", [0.5] * 50, seconds=2.0, waited_s=0.5, kind="tool_call", finish="stop"
             )
             now += 1
-            trajectory.tool(f"print(1) # {HOSTILE}", "1", seconds=1.0, error_name="NameError" if index == 1 else None)
+            trajectory.write_tool_call(f"print(1) # {HOSTILE}", "1", seconds=1.0, error_name="NameError" if index == 1 else None)
             now += 1
-            trajectory.turn([4] * 10, f"\\boxed{{{answer}}}", [0.1] * 10, seconds=1.0, kind="final", finish="stop")
+            trajectory.write_turn([4] * 10, f"\\boxed{{{answer}}}", [0.1] * 10, seconds=1.0, kind="final", finish="stop")
             finish = FinishReason.NO_ANSWER if answer is None else FinishReason.ANSWERED
             log.attempt_finished(
                 Attempt(
@@ -79,7 +79,7 @@ def write_run(directory: Path, answers: dict[str, tuple[int | None, list[int | N
         candidates = tuple(
             Candidate(a, ballot.count(a), ballot.count(a), ballot.count(a) / len(ballot)) for a in dict.fromkeys(ballot)
         )
-        log.votes(problem_id, candidates)
+        log.write_votes(problem_id, candidates)
         answer = candidates[0].answer if candidates else 0
         log.problem_finished(
             ProblemResult(
@@ -194,7 +194,7 @@ def test_a_boot_stage_without_an_end_lasts_until_the_run_ends(tmp_path: Path) ->
         ("server", 1.0, 9.0, "cut"),
     ]
     assert [event.kind for event in one.notable] == ["server_fault"]
-    with RunLog.resume(tmp_path / "run", clock=lambda: now) as log:
+    with resume_run(tmp_path / "run", clock=lambda: now) as log:
         log.event("stage_started", stage="server")
         now = 12.0
         log.event("stage_ended", stage="server", seconds=3.0, outcome="done")
@@ -230,10 +230,10 @@ def test_the_entropy_curve_preserves_the_mean(values: list[float], bins: int) ->
 
 def test_an_interrupted_run_is_reported(tmp_path: Path) -> None:
     directory = write_run(tmp_path / "run", {"done": (7, [7])}, end=False)
-    with RunLog.resume(directory) as log:
-        log.problem_started("open", "?", 7, 60.0)
-        trajectory = log.trajectory("open", 0)
-        trajectory.turn([1, 2, 3], "x", [0.5] * 3, seconds=1.0, kind="tool_call", finish="stop")
+    with resume_run(directory) as log:
+        log.problem_started(Problem("open", "?", 7), 60.0)
+        trajectory = log.start_trajectory("open", 0)
+        trajectory.write_turn([1, 2, 3], "x", [0.5] * 3, seconds=1.0, kind="tool_call", finish="stop")
         os.truncate(directory / "attempts.jsonl", (directory / "attempts.jsonl").stat().st_size - 5)
     one = load_report(read_run(directory))
     assert one.state == "interrupted"
@@ -452,12 +452,13 @@ import itertools, os, sys
 from pathlib import Path
 from aimo_solver.config import Config
 from aimo_solver.log.writer import RunLog
+from aimo_solver.problems import Problem
 log = RunLog.create(Path(sys.argv[1]), config=Config(), environment={})
-log.problem_started("p", "?", 7, 60.0)
-trajectory = log.trajectory("p", 0)
-trajectory.prompt([1], "p")
-trajectory.turn([2, 3], "call", [0.5, 0.5], seconds=0.1, kind="tool_call", finish="stop")
-trajectory.tool("1/0", "no", seconds=0.1, error_name="ZeroDivisionError")
+log.problem_started(Problem("p", "?", 7), 60.0)
+trajectory = log.start_trajectory("p", 0)
+trajectory.write_prompt([1], "p")
+trajectory.write_turn([2, 3], "call", [0.5, 0.5], seconds=0.1, kind="tool_call", finish="stop")
+trajectory.write_tool_call("1/0", "no", seconds=0.1, error_name="ZeroDivisionError")
 os.kill(os.getpid(), 9)
 """
 

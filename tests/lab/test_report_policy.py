@@ -15,8 +15,9 @@ from aimo_solver.lab.report.page import render_page
 from aimo_solver.lab.report.policy import Moment, PolicyReport, assess_policy
 from aimo_solver.lab.statistics import proportion
 from aimo_solver.log.reader import read_run
-from aimo_solver.log.writer import ProblemResult, RunLog
+from aimo_solver.log.writer import RunLog
 from aimo_solver.policy.selection import Method
+from aimo_solver.problems import Problem, ProblemResult
 from aimo_solver.results import Attempt, FinishReason
 
 # By problem: the truth, the chosen answer, and (answer, end in seconds) of each attempt. All attempts start at second 0 and
@@ -32,7 +33,7 @@ def reported(directory: Path, problems: dict[str, Any], *, looks: bool = False) 
     config = load_config({"voting": {"voter": "majority", "stop": "equal", "equal": 2}})
     with RunLog.create(directory, config=config, environment={}, clock=lambda: 0.0) as log:
         for problem_id, (truth, answer, attempts) in problems.items():
-            log.problem_started(problem_id, "?", truth, 900.0)
+            log.problem_started(Problem(problem_id, "?", truth), 900.0)
             for index, (given, seconds) in enumerate(attempts):
                 reason = FinishReason.NO_ANSWER if given is None else FinishReason.ANSWERED
                 attempt = Attempt(problem_id=problem_id, index=index, answer=given, finish_reason=reason)

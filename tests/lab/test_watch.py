@@ -20,23 +20,23 @@ import sys
 from pathlib import Path
 from aimo_solver.results import Attempt, FinishReason
 from aimo_solver.config import Config
-from aimo_solver.log.writer import ProblemResult, RunLog
-from aimo_solver.policy.voting import Candidate
+from aimo_solver.log.writer import RunLog
+from aimo_solver.problems import Candidate, Problem, ProblemResult
 
 log = RunLog.create(Path(sys.argv[1]), config=Config(), environment={})
 log.event("server_fault", error="it died\\nOut of memory")
-log.problem_started("first", "?", 7, 60.0)
+log.problem_started(Problem("first", "?", 7), 60.0)
 log.problem_finished(ProblemResult(problem_id="first", answer=7, truth=7, reason="equal", votes=4, tokens=1000))
-log.problem_started("second", "?", 7, 60.0)
-thinking, calling, done = (log.trajectory("second", index) for index in range(3))
-thinking.prompt([1], "p")
-thinking.turn([2] * 100, "call", seconds=0.1, kind="tool_call", finish="stop")
-thinking.tool("1/0", "no", seconds=0.1, error_name="ZeroDivisionError")
-calling.prompt([1], "p")
-calling.turn([2] * 40, "call", seconds=0.1, kind="tool_call", finish="stop")
-done.turn([2] * 7, "7", seconds=0.1, kind="final", finish="stop")
+log.problem_started(Problem("second", "?", 7), 60.0)
+thinking, calling, done = (log.start_trajectory("second", index) for index in range(3))
+thinking.write_prompt([1], "p")
+thinking.write_turn([2] * 100, "call", seconds=0.1, kind="tool_call", finish="stop")
+thinking.write_tool_call("1/0", "no", seconds=0.1, error_name="ZeroDivisionError")
+calling.write_prompt([1], "p")
+calling.write_turn([2] * 40, "call", seconds=0.1, kind="tool_call", finish="stop")
+done.write_turn([2] * 7, "7", seconds=0.1, kind="final", finish="stop")
 log.attempt_finished(Attempt(problem_id="second", index=2, answer=7, finish_reason=FinishReason.ANSWERED, tokens=7, turns=1))
-log.votes("second", [Candidate(7, 1.0, 1, 1.0)])
+log.write_votes("second", [Candidate(7, 1.0, 1, 1.0)])
 print("ready", flush=True)
 sys.stdin.readline()
 log.problem_finished(ProblemResult(problem_id="second", answer=8, truth=7, reason="attempts", votes=1, tokens=200))

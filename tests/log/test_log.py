@@ -1,4 +1,4 @@
-"""The run directory keeps everything, whenever the run ends. About 5 s, and 40 s for the one test on the vLLM server."""
+"""A run directory is complete at any moment. About 5 s, and 40 s for the one test on the vLLM server."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ from hypothesis import strategies as st
 
 from aimo_solver.config import Config, load_config
 from aimo_solver.errors import RunDirectoryError
-from aimo_solver.log.jsonl import json_line, read_lines
-from aimo_solver.log.lock import is_running
-from aimo_solver.log.reader import CandidateRecord, trajectory_path
-from aimo_solver.log.writer import NullLog, ProblemResult, RunLog, describe_environment, read_run, summarise
+from aimo_solver.log.environment import describe_environment
+from aimo_solver.log.files import json_line, read_lines, trajectory_path
+from aimo_solver.log.reader import is_running, read_run
+from aimo_solver.log.resume import resume_run
+from aimo_solver.log.writer import NullLog, RunLog, summarise_run
+from aimo_solver.problems import Candidate, Problem, ProblemResult
 from aimo_solver.results import Attempt, FinishReason
 from tests.conftest import ROOT, Served
 
@@ -32,7 +34,7 @@ WARMUP = ROOT / "data" / "warmup.csv"
 
 
 @dataclass
-class HandClock:
+class ManualClock:
     now: float = 100.0
 
     def __call__(self) -> float:
@@ -44,40 +46,40 @@ def attempt(problem_id: str, index: int = 0, **values: object) -> Attempt:
 
 
 def result(problem_id: str, **values: object) -> ProblemResult:
-    known = {"answer": 7, "truth": 7, "reason": "equal", "candidates": (CandidateRecord(7, 3, 2.5, 1.0),)}
+    known = {"answer": 7, "truth": 7, "reason": "equal", "candidates": (Candidate(7, 2.5, 3, 1.0),)}
     return ProblemResult(problem_id=problem_id, **(known | values))  # type: ignore[arg-type]
 
 
 @pytest.fixture
-def clock() -> HandClock:
-    return HandClock()
+def clock() -> ManualClock:
+    return ManualClock()
 
 
 @pytest.fixture
-def log(tmp_path: Path, clock: HandClock) -> RunLog:
+def log(tmp_path: Path, clock: ManualClock) -> RunLog:
     return RunLog.create(tmp_path / "run", config=Config(), environment={"python": "3"}, clock=clock)
 
 
-def play(log: RunLog, problem_id: str, *, finish: bool = True) -> None:
-    """One problem with one attempt of two turns and a tool call."""
-    log.problem_started(problem_id, "What is 3 + 4?", 7, 60.0)
-    trajectory = log.trajectory(problem_id, 0)
-    trajectory.prompt([1, 2, 3], "<user>What is 3 + 4?")
-    trajectory.sampled([4, 5], [0.5, 0.25])
-    trajectory.turn([4, 5], "call", [0.5, 0.25], seconds=1.5, waited_s=0.5, kind="tool_call", finish="stop")
-    trajectory.tool("print(3 + 4)", "7\n", seconds=0.02)
-    trajectory.inserted([6], "7", "tool_result")
-    trajectory.turn([7, 8], "\\boxed{7}", [0.125, 0.0], seconds=0.5, kind="final", finish="stop")
+def write_problem(log: RunLog, problem_id: str, *, finish: bool = True) -> None:
+    """Writes one problem with one attempt of two turns and a tool call."""
+    log.problem_started(Problem(problem_id, "What is 3 + 4?", 7), 60.0)
+    trajectory = log.start_trajectory(problem_id, 0)
+    trajectory.write_prompt([1, 2, 3], "<user>What is 3 + 4?")
+    trajectory.add_sampled([4, 5], [0.5, 0.25])
+    trajectory.write_turn([4, 5], "call", [0.5, 0.25], seconds=1.5, waited_s=0.5, kind="tool_call", finish="stop")
+    trajectory.write_tool_call("print(3 + 4)", "7\n", seconds=0.02)
+    trajectory.write_insertion([6], "7", "tool_result")
+    trajectory.write_turn([7, 8], "\\boxed{7}", [0.125, 0.0], seconds=0.5, kind="final", finish="stop")
     if finish:
         log.attempt_finished(attempt(problem_id, tokens=4))
-        log.votes(problem_id, [CandidateRecord(7, 1, 1.0, 1.0)])
+        log.write_votes(problem_id, [Candidate(7, 1.0, 1, 1.0)])
         log.problem_finished(result(problem_id, tokens=4))
 
 
-def test_everything_written_is_read_back(log: RunLog, clock: HandClock) -> None:
+def test_everything_written_is_read_back(log: RunLog, clock: ManualClock) -> None:
     log.event("server_ready", seconds=3.5)
     clock.now += 10
-    play(log, "a")
+    write_problem(log, "a")
     clock.now += 5
     log.finish()
 
@@ -91,16 +93,16 @@ def test_everything_written_is_read_back(log: RunLog, clock: HandClock) -> None:
     assert problem.result == result("a", tokens=4)
     assert run.attempts == (attempt("a", tokens=4),)
     assert run.votes[0].t == 10.0
-    assert run.votes[0].candidates == (CandidateRecord(7, 1, 1.0, 1.0),)
+    assert run.votes[0].candidates == (Candidate(7, 1.0, 1, 1.0),)
     assert run.summary is not None
     assert run.summary["accuracy"] == 1.0
     assert run.summary["seconds"] == 15.0
 
 
 def test_the_tokens_of_all_steps_are_the_conversation(log: RunLog) -> None:
-    play(log, "a")
+    write_problem(log, "a")
     log.close()
-    trajectory = read_run(log.directory).trajectory("a", 0)
+    trajectory = read_run(log.directory).read_trajectory("a", 0)
     assert trajectory is not None
     assert [token for step in trajectory.steps for token in step.tokens] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert [step.kind for step in trajectory.steps] == ["prompt", "turn", "tool", "inserted", "turn"]
@@ -109,36 +111,36 @@ def test_the_tokens_of_all_steps_are_the_conversation(log: RunLog) -> None:
     assert not trajectory_path(log.directory, "a", 0).exists()
 
 
-def test_a_turn_that_never_ended_keeps_its_tokens(log: RunLog, clock: HandClock) -> None:
-    log.problem_started("a", "?", None, 60.0)
-    trajectory = log.trajectory("a", 0, decode=lambda tokens: "".join(map(chr, tokens)))
-    trajectory.prompt([1], "p")
+def test_an_unfinished_turn_keeps_its_tokens(log: RunLog, clock: ManualClock) -> None:
+    log.problem_started(Problem("a", "?", None), 60.0)
+    trajectory = log.start_trajectory("a", 0, decode=lambda tokens: "".join(map(chr, tokens)))
+    trajectory.write_prompt([1], "p")
     for token in b"hello":
         clock.now += 0.4
-        trajectory.sampled([token], [0.5])
-    running = read_run(log.directory).trajectory("a", 0)
+        trajectory.add_sampled([token], [0.5])
+    running = read_run(log.directory).read_trajectory("a", 0)
     assert running is not None
     assert running.steps[-1].text == "hel"  # written after a second; the rest follows
     assert running.ended is None
     trajectory.close()
     log.close()
-    closed = read_run(log.directory).trajectory("a", 0)
+    closed = read_run(log.directory).read_trajectory("a", 0)
     assert closed is not None
     assert closed.steps[-1].text == "hello"
     assert closed.steps[-1].tokens == tuple(b"hello")
     assert closed.steps[-1].turn == "cut"
 
 
-def test_a_step_is_dated_by_its_beginning(log: RunLog, clock: HandClock) -> None:
-    log.problem_started("a", "?", None, 60.0)
-    trajectory = log.trajectory("a", 0)
-    trajectory.prompt([1], "p")
+def test_the_time_of_a_step_is_its_start(log: RunLog, clock: ManualClock) -> None:
+    log.problem_started(Problem("a", "?", None), 60.0)
+    trajectory = log.start_trajectory("a", 0)
+    trajectory.write_prompt([1], "p")
     clock.now += 7
-    trajectory.turn([2, 3], "x", seconds=6.0, waited_s=3.0, kind="tool_call", finish="stop")
+    trajectory.write_turn([2, 3], "x", seconds=6.0, waited_s=3.0, kind="tool_call", finish="stop")
     clock.now += 2
-    trajectory.tool("1/0", "", seconds=2.0, error_name="ZeroDivisionError")
+    trajectory.write_tool_call("1/0", "", seconds=2.0, error_name="ZeroDivisionError")
     log.close()
-    record = read_run(log.directory).trajectory("a", 0)
+    record = read_run(log.directory).read_trajectory("a", 0)
     assert record is not None
     assert [(step.t, step.seconds) for step in record.steps] == [(0.0, 0.0), (1.0, 6.0), (7.0, 2.0)]
     assert record.steps[1].waited_s == 3.0
@@ -151,16 +153,17 @@ import sys
 from pathlib import Path
 from aimo_solver.config import Config
 from aimo_solver.log.writer import RunLog
+from aimo_solver.problems import Problem
 now = 0.0
 log = RunLog.create(Path(sys.argv[1]), config=Config(), environment={}, clock=lambda: now)
-log.problem_started("a", "?", 7, 60.0)
-trajectory = log.trajectory("a", 0)
-trajectory.prompt([0], "p")
+log.problem_started(Problem("a", "?", 7), 60.0)
+trajectory = log.start_trajectory("a", 0)
+trajectory.write_prompt([0], "p")
 step = 0
 while True:
     step += 1
     now += 0.25
-    trajectory.sampled([step])
+    trajectory.add_sampled([step])
     log.event("tick", step=step)
     print(step, flush=True)
 """
@@ -175,22 +178,22 @@ def test_kill_9_loses_at_most_the_last_second(tmp_path: Path) -> None:
     assert is_running(tmp_path / "run")
     child.send_signal(signal.SIGKILL)
     child.wait()
-    told = [int(line) for line in child.stdout] or [100]
+    printed = [int(line) for line in child.stdout] or [100]
     child.stdout.close()
 
     assert not is_running(tmp_path / "run")
     run = read_run(tmp_path / "run")
     ticks = [event.values["step"] for event in run.events if event.kind == "tick"]
-    assert ticks[: told[-1]] == list(range(1, told[-1] + 1))
-    trajectory = run.trajectory("a", 0)
+    assert ticks[: printed[-1]] == list(range(1, printed[-1] + 1))
+    trajectory = run.read_trajectory("a", 0)
     assert trajectory is not None
     tokens = trajectory.steps[-1].tokens
     assert tokens == tuple(range(1, len(tokens) + 1))
-    assert len(tokens) >= told[-1] - 4  # four steps a second
+    assert len(tokens) >= printed[-1] - 4  # four steps a second
     assert run.problems[0].result is None
 
 
-def test_a_file_cut_anywhere_reads_as_its_whole_lines(tmp_path: Path) -> None:
+def test_a_truncated_file_reads_as_its_whole_lines(tmp_path: Path) -> None:
     records = [{"n": 1, "text": "ä\n"}, {"n": 2}, {"n": 3, "list": [1, 2]}]
     data = b"".join(map(json_line, records))
     path = tmp_path / "x.jsonl"
@@ -199,28 +202,28 @@ def test_a_file_cut_anywhere_reads_as_its_whole_lines(tmp_path: Path) -> None:
         whole = [line for line in read_lines(path) if line is not None]
         lines = data[:end].count(b"\n")
         assert whole[:lines] == records[:lines]
-        assert len(whole) - lines in (0, 1)  # a line that lacks nothing but its newline counts
+        assert len(whole) - lines in (0, 1)  # a line that lacks only its newline counts
         assert whole == records[: len(whole)]
 
 
-def test_resume_goes_on_with_what_was_open(log: RunLog, clock: HandClock) -> None:
+def test_resuming_keeps_finished_problems_and_restarts_open_ones(log: RunLog, clock: ManualClock) -> None:
     clock.now += 50
-    play(log, "done")
-    play(log, "open", finish=False)
+    write_problem(log, "done")
+    write_problem(log, "open", finish=False)
     log.attempt_finished(attempt("open"))
-    log.votes("open", [CandidateRecord(7, 1, 1.0, 1.0)])
+    log.write_votes("open", [Candidate(7, 1.0, 1, 1.0)])
     log.close()
     with (log.directory / "attempts.jsonl").open("ab") as file:
         file.write(b'{"t": 3.0, "problem_id": "op')
     with (log.directory / "events.jsonl").open("ab") as file:
         file.write(b'{"t": 3.0, "ki')
 
-    later = HandClock(9_000.0)
-    resumed = RunLog.resume(log.directory, clock=later)
+    later = ManualClock(9_000.0)
+    resumed = resume_run(log.directory, clock=later)
     assert set(resumed.finished) == {"done"}
     assert resumed.config["solver"]["slots"] == Config().solver.slots
     assert resumed.t == 50.0  # the last second written
-    play(resumed, "open")
+    write_problem(resumed, "open")
     assert resumed.finish()["problems"] == 2
 
     run = read_run(log.directory)
@@ -233,32 +236,32 @@ def test_resume_goes_on_with_what_was_open(log: RunLog, clock: HandClock) -> Non
     assert (aside / "trajectories" / "open" / "0.jsonl.gz").exists()
 
 
-def test_resume_with_another_configuration_writes_it_down(log: RunLog) -> None:
+def test_resuming_with_another_configuration_records_the_changes(log: RunLog) -> None:
     log.close()
     config = load_config({"solver": {"slots": 2, "max_attempts": 4}})
-    resumed = RunLog.resume(log.directory, config=config)
+    resumed = resume_run(log.directory, config=config)
     resumed.close()
     run = read_run(log.directory)
     assert load_config(run.config) == config
     assert resumed.config == config.as_dict()
     assert run.events[-1].values["changed"] == {"solver.slots": 2, "solver.max_attempts": 4}
-    RunLog.resume(log.directory, config=config).close()
+    resume_run(log.directory, config=config).close()
     assert read_run(log.directory).events[-1].values["changed"] == {}
 
 
-def test_the_seconds_of_a_resumed_run_count_from_its_start(log: RunLog, clock: HandClock) -> None:
+def test_the_clock_of_a_resumed_run_counts_from_its_start(log: RunLog, clock: ManualClock) -> None:
     clock.now += 50
     log.event("x")
     log.close()
-    resumed = RunLog.resume(log.directory, clock=HandClock(9_000.0))
+    resumed = resume_run(log.directory, clock=ManualClock(9_000.0))
     resumed.close()
     assert resumed.started == 8_950.0
 
 
-def test_a_problem_that_starts_again_leaves_one_record_of_each_attempt(log: RunLog) -> None:
-    play(log, "other")
+def test_a_problem_that_starts_again_has_one_record_of_each_attempt(log: RunLog) -> None:
+    write_problem(log, "other")
     for _ in range(3):
-        play(log, "again")
+        write_problem(log, "again")
     log.finish()
     run = read_run(log.directory)
     assert [(attempt.problem_id, attempt.index) for attempt in run.attempts] == [("other", 0), ("again", 0)]
@@ -270,13 +273,13 @@ def test_a_problem_that_starts_again_leaves_one_record_of_each_attempt(log: RunL
         assert (aside / "trajectories" / "again" / "0.jsonl.gz").exists()
 
 
-def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(RunDirectoryError, match=r"is not empty.*--resume"):
         RunLog.create(tmp_path, config=Config(), environment={})
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(RunDirectoryError, match=r"no run\.json"):
-        RunLog.resume(tmp_path)
+        resume_run(tmp_path)
     with pytest.raises(RunDirectoryError, match="no such folder"):
         read_run(tmp_path / "nowhere")
 
@@ -286,15 +289,15 @@ def test_another_schema_is_refused(log: RunLog) -> None:
     head = json.loads((log.directory / "run.json").read_text())
     (log.directory / "run.json").write_text(json.dumps(head | {"schema": 99}))
     with pytest.raises(RunDirectoryError, match="schema 99"):
-        RunLog.resume(log.directory)
+        resume_run(log.directory)
 
 
-def test_a_run_is_written_by_one_process_only(log: RunLog) -> None:
-    code = "import sys\nfrom aimo_solver.log.writer import RunLog\nRunLog.resume(sys.argv[1])"
+def test_only_one_process_can_write_a_run(log: RunLog) -> None:
+    code = "import sys\nfrom aimo_solver.log.resume import resume_run\nresume_run(sys.argv[1])"
     other = subprocess.run([sys.executable, "-c", code, str(log.directory)], capture_output=True, text=True, check=False)
     assert "is being written by another process" in other.stderr
     log.close()
-    RunLog.resume(log.directory).close()
+    resume_run(log.directory).close()
 
 
 FULL = """
@@ -306,7 +309,7 @@ log = RunLog.create(Path(sys.argv[1]), config=Config(), environment={})
 resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, 4_000))
 for step in range(200):
     log.event("tick", step=step)
-log.trajectory("a", 0).prompt([1], "p")
+log.start_trajectory("a", 0).write_prompt([1], "p")
 print(log.finish()["problems"])
 """
 
@@ -320,7 +323,7 @@ def test_a_full_disk_never_stops_the_run(tmp_path: Path) -> None:
     assert ticks == list(range(len(ticks)))
 
 
-def test_lines_of_many_threads_stay_whole(log: RunLog) -> None:
+def test_lines_written_by_many_threads_stay_whole(log: RunLog) -> None:
     def write(name: int) -> None:
         for step in range(100):
             log.event("tick", name=name, step=step, padding="x" * 500)
@@ -335,9 +338,9 @@ def test_lines_of_many_threads_stay_whole(log: RunLog) -> None:
     assert sorted((tick["name"], tick["step"]) for tick in ticks) == [(name, step) for name in range(8) for step in range(100)]
 
 
-def test_every_file_is_one_line_of_polars(log: RunLog) -> None:
+def test_polars_reads_every_file(log: RunLog) -> None:
     for problem_id in ("a", "b"):
-        play(log, problem_id)
+        write_problem(log, problem_id)
     log.finish()
     assert pl.read_ndjson(log.directory / "attempts.jsonl")["truth"].to_list() == [7, 7]
     assert pl.read_ndjson(log.directory / "problems.jsonl")["right"].to_list() == [True, True]
@@ -349,7 +352,7 @@ def test_every_file_is_one_line_of_polars(log: RunLog) -> None:
 
 @given(st.lists(st.text(st.characters(exclude_categories=())), min_size=1, max_size=5, unique=True))
 @settings(max_examples=200, deadline=None)
-def test_any_problem_id_has_a_place_of_its_own(ids: list[str]) -> None:
+def test_any_problem_id_has_a_path_of_its_own(ids: list[str]) -> None:
     root = Path("/run")
     paths = [trajectory_path(root, problem_id, 0) for problem_id in ids]
     assert len(set(paths)) == len(ids)
@@ -364,7 +367,7 @@ DOC = ROOT / "docs" / "run-directory.md"
 
 
 def test_the_documented_code_reads_a_run(log: RunLog, capsys: pytest.CaptureFixture[str]) -> None:
-    play(log, "ID")
+    write_problem(log, "ID")
     log.finish()
     blocks = re.findall(r"```python\n(.*?)```", DOC.read_text(encoding="utf-8"), re.DOTALL)
     known: dict[str, object] = {}
@@ -376,8 +379,8 @@ def test_the_documented_code_reads_a_run(log: RunLog, capsys: pytest.CaptureFixt
 
 
 def test_every_field_of_a_record_is_documented(log: RunLog) -> None:
-    play(log, "ID")
-    log.trajectory("ID", 1).sampled([1])
+    write_problem(log, "ID")
+    log.start_trajectory("ID", 1).add_sampled([1])
     log.finish()
     text = DOC.read_text(encoding="utf-8")
     for name in ("attempts", "votes", "problems", "summary", "run"):
@@ -420,20 +423,20 @@ def test_the_null_log_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     log = NullLog()
     log.event("x")
-    play(log, "a")
+    write_problem(log, "a")
     assert log.finish()["problems"] == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_accuracy_counts_known_truths_only() -> None:
+def test_accuracy_counts_only_known_truths() -> None:
     results = (result("a"), result("b", answer=8), result("c", truth=None, tokens=50))
-    summary = summarise(results, 10.0, {})
+    summary = summarise_run(results, 10.0, {})
     assert (summary["problems"], summary["right"], summary["accuracy"]) == (3, 1, 0.5)
     assert (summary["tokens"], summary["tokens_per_s"]) == (50, 5.0)
-    assert summarise((result("c", truth=None),), 1.0, {})["accuracy"] is None
+    assert summarise_run((result("c", truth=None),), 1.0, {})["accuracy"] is None
 
 
-def test_the_environment_names_versions() -> None:
+def test_the_environment_has_versions() -> None:
     environment = describe_environment()
     assert environment["python"].startswith("3.")
     assert environment["versions"]["numpy"]
@@ -442,7 +445,7 @@ def test_the_environment_names_versions() -> None:
 
 @pytest.mark.vllm
 @pytest.mark.kernels
-def test_an_evaluation_killed_in_mid_problem_is_reported_and_resumed(vllm: Served, tmp_path: Path) -> None:
+def test_an_evaluation_killed_during_a_problem_is_reported_and_resumed(vllm: Served, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     command = [sys.executable, "-m", "aimo_solver.cli"]
     begin = [
@@ -459,8 +462,8 @@ def test_an_evaluation_killed_in_mid_problem_is_reported_and_resumed(vllm: Serve
         "12",
     ]
 
-    def in_mid_problem() -> bool:
-        """Two problems have ended, and an attempt at the third has sampled something."""
+    def is_during_a_problem() -> bool:
+        """Returns whether two problems have ended and an attempt at the third has sampled tokens."""
         if not (run_dir / "problems.jsonl").exists():
             return False
         run = read_run(run_dir)
@@ -469,7 +472,7 @@ def test_an_evaluation_killed_in_mid_problem_is_reported_and_resumed(vllm: Serve
             step
             for problem_id in opened
             for index in run.trajectory_indices(problem_id)
-            for trajectory in [run.trajectory(problem_id, index)]
+            for trajectory in [run.read_trajectory(problem_id, index)]
             if trajectory
             for step in trajectory.steps
         ]
@@ -480,8 +483,8 @@ def test_an_evaluation_killed_in_mid_problem_is_reported_and_resumed(vllm: Serve
         while True:
             assert solver.poll() is None
             assert time.monotonic() < end
-            solver.send_signal(signal.SIGSTOP)  # what is looked at is what the kill finds
-            if in_mid_problem():
+            solver.send_signal(signal.SIGSTOP)  # nothing changes between the check and the kill
+            if is_during_a_problem():
                 break
             solver.send_signal(signal.SIGCONT)
             time.sleep(0.05)
@@ -492,7 +495,7 @@ def test_an_evaluation_killed_in_mid_problem_is_reported_and_resumed(vllm: Serve
     assert killed.summary is None
     done = killed.results
     (cut,) = (problem for problem in killed.problems if problem.result is None)
-    trajectories = [killed.trajectory(cut.problem_id, index) for index in killed.trajectory_indices(cut.problem_id)]
+    trajectories = [killed.read_trajectory(cut.problem_id, index) for index in killed.trajectory_indices(cut.problem_id)]
     assert any(step.tokens for trajectory in trajectories if trajectory for step in trajectory.steps)
     page = ["report", str(run_dir), "--out", str(tmp_path / "killed.html")]
     reported = subprocess.run([*command, *page], capture_output=True, text=True, check=True)

@@ -187,7 +187,7 @@ async def test_attempts_continue_after_kills_and_a_restart_with_less_context(ben
 
 async def draw(engine: VllmEngine) -> Sampled:
     """A first turn that asks for all that the context holds."""
-    conversation = Conversation(engine, CHAT, time.monotonic, NullLog().trajectory("p", 0))
+    conversation = Conversation(engine, CHAT, time.monotonic, NullLog().start_trajectory("p", 0))
     conversation.begin([5] * 500)
     return await conversation.sample(conversation.room, time.monotonic() + 120, "p-0-1")
 

@@ -1,4 +1,4 @@
-"""However an attempt goes, it is asked for its answer: scripted models and kernels under a clock that jumps."""
+"""Every attempt is asked for its answer, on scripted models and kernels under a virtual clock."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from aimo_solver.chat.prompts import FINAL_ANSWER, NO_SESSION, SESSION_LOST, VARIANTS
 from aimo_solver.chat.turns import Malformed
+from aimo_solver.config import Config
 from aimo_solver.errors import EngineLost, EngineRejected, KernelError, KernelStartError, PoolClosedError
 from aimo_solver.log.writer import NullLog
-from aimo_solver.options import AttemptConfig, KernelConfig
+from aimo_solver.options import AttemptConfig
 from aimo_solver.problems import Problem
 from aimo_solver.results import Attempt, FinishReason
-from aimo_solver.solve.attempt import AgentRun, AttemptTools
+from aimo_solver.solve.attempt import Resources, RunningAttempt
 from tests.chat_families import Family, family
 from tests.fakes import Deed, Lease, Play, ScriptedEngine, ScriptedPool, run_virtually
 
@@ -36,8 +37,8 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Family:
 
 
 @dataclass(frozen=True)
-class Played:
-    """An attempt that ended, and what the model was sent. `asked` says whether a request asked for the answer."""
+class Outcome:
+    """An attempt that ended, and the prompts of the model. `asked` is whether one of them asked for the answer."""
 
     attempt: Attempt
     prompts: list[str]
@@ -48,7 +49,7 @@ class Played:
         return any(prompt.endswith(FINAL_ANSWER) for prompt in self.prompts)
 
 
-def played(
+def run_attempt(
     model: Family,
     plays: Sequence[Play],
     pool: ScriptedPool | None = None,
@@ -56,46 +57,40 @@ def played(
     seconds: float = 100.0,
     context: int = 65_536,
     on_request: Callable[[ScriptedEngine], object] = lambda engine: None,
-    **limits: int,
-) -> Played:
-    """Plays one attempt. `context` counts from behind the prompt."""
+    **options: int,
+) -> Outcome:
+    """Runs one attempt. `context` excludes the prompt."""
     pool, variant = pool or ScriptedPool(), VARIANTS["tool"]
     prompt = model.chat.prompt(variant.system, variant.user("What is 1 + 1?"), tools=variant.tool)
     engine = ScriptedEngine(lambda index: plays, len(prompt) + context)
     engine.on_request = on_request
 
     async def attempt(clock: Callable[[], float]) -> Attempt:
-        tools = AttemptTools(
-            engine=engine,
-            chat=model.chat,
-            pool=pool,
-            limits=AttemptConfig(**limits),
-            kernels=KernelConfig(),
-            clock=clock,
-        )
-        return await AgentRun(
-            tools,
+        config = Config(attempt=AttemptConfig(**options))
+        resources = Resources(engine=engine, chat=model.chat, pool=pool, config=config, clock=clock)
+        return await RunningAttempt(
+            resources,
             Problem("p", "What is 1 + 1?"),
             0,
             variant,
             deadline=clock() + seconds,
             problem_started=clock(),
-            trajectory=NullLog().trajectory("p", 0),
+            trajectory=NullLog().start_trajectory("p", 0),
         ).run()
 
     done = run_virtually(attempt)
-    return Played(done, [model.chat.decode(request.tokens) for request in engine.requests], pool)
+    return Outcome(done, [model.chat.decode(request.tokens) for request in engine.requests], pool)
 
 
 def answer(model: Family, number: int = 7) -> Play:
-    """What the model says when it is asked."""
+    """The model's reply to the request for its answer."""
     return Play(model.template(f"{number}}}$.{model.final_parts[1]}"))
 
 
 def test_a_long_output_leaves_room_for_the_answer(model: Family) -> None:
     call = model.call("print(1)")
     plays = [Play(call), Play(model.template("so "), endless=True), answer(model)]
-    run = played(model, plays, ScriptedPool([Deed(OUTPUT)]), context=len(call) + 900)
+    run = run_attempt(model, plays, ScriptedPool([Deed(OUTPUT)]), context=len(call) + 900)
     assert (run.attempt.answer, run.attempt.tool_calls) == (7, 1)
     assert "1000 1001" in run.prompts[1]
     assert "characters left out" in run.prompts[1]
@@ -107,29 +102,29 @@ def test_a_complaint_leaves_room_for_the_answer(model: Family) -> None:
     assert isinstance(parsed, Malformed)
     complaint = model.chat.complaint(turn, parsed.reason)
     context = len(turn) + max(65, len(complaint) + 10)
-    run = played(model, [Play(turn), answer(model), answer(model)], context=context, answer_tokens=64)
+    run = run_attempt(model, [Play(turn), answer(model), answer(model)], context=context, answer_tokens=64)
     assert run.attempt.malformed == 1
     assert run.asked
     assert run.attempt.answer == 7
 
 
-def test_what_a_late_call_printed_is_shown(model: Family) -> None:
+def test_the_model_sees_the_output_of_a_late_call(model: Family) -> None:
     plays = [Play(model.call("print(1)")), answer(model)]
-    run = played(model, plays, ScriptedPool([Deed("the sum is 31415", seconds=21)]), seconds=30)  # asked from second 20 on
+    run = run_attempt(model, plays, ScriptedPool([Deed("the sum is 31415", seconds=21)]), seconds=30)  # asked from second 20 on
     assert "the sum is 31415" in run.prompts[-1]
     assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.FORCED)
 
 
-def test_an_attempt_that_gets_no_kernel_goes_on_without(model: Family) -> None:
+def test_an_attempt_without_a_kernel_continues_without_python(model: Family) -> None:
     final = Play(model.final("The answer is \\boxed{7}."))
-    run = played(model, [Play(model.call("print(1)")), final], ScriptedPool(leases=[Lease(seconds=10_000)]))
+    run = run_attempt(model, [Play(model.call("print(1)")), final], ScriptedPool(leases=[Lease(seconds=10_000)]))
     assert NO_SESSION in run.prompts[-1]
     assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.ANSWERED)
 
 
-def test_waiting_for_kernels_takes_forty_seconds_of_an_attempt_at_most(gemma: Family) -> None:
+def test_an_attempt_waits_at_most_forty_seconds_for_kernels(gemma: Family) -> None:
     plays = [*(Play(gemma.call("print(1)")) for _ in range(22)), Play(gemma.final("\\boxed{7}"))]
-    run = played(gemma, plays, ScriptedPool(leases=[Lease(seconds=10_000)]), seconds=900)
+    run = run_attempt(gemma, plays, ScriptedPool(leases=[Lease(seconds=10_000)]), seconds=900)
     assert run.attempt.answer == 7
     assert run.attempt.seconds <= 40
 
@@ -137,38 +132,38 @@ def test_waiting_for_kernels_takes_forty_seconds_of_an_attempt_at_most(gemma: Fa
 @pytest.mark.parametrize("seconds", [3.0, 12.0, 20.0])
 def test_waiting_for_a_kernel_ends_in_time_for_the_answer(gemma: Family, seconds: float) -> None:
     plays = [Play(gemma.call("print(1)")), answer(gemma)]
-    run = played(gemma, plays, ScriptedPool(leases=[Lease(seconds=10_000)]), seconds=seconds)
+    run = run_attempt(gemma, plays, ScriptedPool(leases=[Lease(seconds=10_000)]), seconds=seconds)
     assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.FORCED)
 
 
-def test_a_pool_that_cannot_start_kernels_costs_the_calls_only(gemma: Family) -> None:
+def test_an_attempt_answers_when_kernels_cannot_start(gemma: Family) -> None:
     plays = [Play(gemma.call("print(1)")), Play(gemma.final("\\boxed{7}"))]
-    run = played(gemma, plays, ScriptedPool(leases=[Lease(fault=KernelStartError("no kernels"))]))
+    run = run_attempt(gemma, plays, ScriptedPool(leases=[Lease(fault=KernelStartError("no kernels"))]))
     assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.ANSWERED)
     assert run.attempt.error == "KernelStartError: no kernels"
     assert run.attempt.tool_errors == 0
 
 
-def test_a_session_that_fails_is_told_of_and_replaced(gemma: Family) -> None:
+def test_a_failed_session_is_reported_to_the_model_and_replaced(gemma: Family) -> None:
     calls = [Play(gemma.call("print(1)")) for _ in range(2)]
     pool = ScriptedPool([Deed(fault=KernelError("gone")), Deed("42")])
-    run = played(gemma, [*calls, Play(gemma.final("\\boxed{42}"))], pool)
+    run = run_attempt(gemma, [*calls, Play(gemma.final("\\boxed{42}"))], pool)
     assert SESSION_LOST in run.prompts[1]
     assert run.attempt.seen_in_tool
     assert (run.attempt.answer, run.attempt.finish_reason) == (42, FinishReason.ANSWERED)
     assert pool.leased == 0
 
 
-def test_a_call_that_never_returns_does_not_take_the_answers_time(gemma: Family) -> None:
+def test_a_call_that_never_returns_leaves_time_for_the_answer(gemma: Family) -> None:
     pool = ScriptedPool([Deed(seconds=10_000)])
-    run = played(gemma, [Play(gemma.call("print(1)")), answer(gemma)], pool, seconds=60)
+    run = run_attempt(gemma, [Play(gemma.call("print(1)")), answer(gemma)], pool, seconds=60)
     assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.FORCED)
 
 
-def test_a_call_that_never_returns_costs_its_session_not_the_attempt(gemma: Family) -> None:
+def test_a_call_that_never_returns_ends_its_session_but_not_the_attempt(gemma: Family) -> None:
     pool = ScriptedPool([Deed(seconds=10_000), Deed("42")])
     calls = [Play(gemma.call("print(1)"))] * 2
-    run = played(gemma, [*calls, Play(gemma.final("\\boxed{42}"))], pool, seconds=900)
+    run = run_attempt(gemma, [*calls, Play(gemma.final("\\boxed{42}"))], pool, seconds=900)
     assert SESSION_LOST in run.prompts[1]
     assert (run.attempt.finish_reason, run.attempt.seen_in_tool) == (FinishReason.ANSWERED, True)
     assert run.attempt.seconds < 60
@@ -177,35 +172,35 @@ def test_a_call_that_never_returns_costs_its_session_not_the_attempt(gemma: Fami
 def test_no_kernel_is_held_while_the_answer_is_asked_for(gemma: Family) -> None:
     pool = ScriptedPool()
     held: list[int] = []
-    run = played(
+    run = run_attempt(
         gemma, [Play(gemma.call("print(1)")), answer(gemma)], pool, on_request=lambda _: held.append(pool.leased), max_turns=1
     )
     assert run.asked
     assert held == [0, 0]
 
 
-def test_a_turn_that_the_server_refuses_is_followed_by_asking(gemma: Family) -> None:
-    run = played(gemma, [Play((), refused=EngineRejected(400, "no")), answer(gemma)])
+def test_a_refused_turn_is_followed_by_a_request_for_the_answer(gemma: Family) -> None:
+    run = run_attempt(gemma, [Play((), refused=EngineRejected(400, "no")), answer(gemma)])
     assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.FORCED)
     assert run.attempt.error == "server answered 400: no"
 
 
-def test_a_server_that_is_lost_ends_the_attempt_with_the_reason(gemma: Family) -> None:
-    run = played(gemma, [Play((), refused=EngineLost("gone"))] * 2)
+def test_a_lost_server_ends_the_attempt_and_is_recorded(gemma: Family) -> None:
+    run = run_attempt(gemma, [Play((), refused=EngineLost("gone"))] * 2)
     assert (run.attempt.answer, run.attempt.finish_reason, run.attempt.error) == (None, FinishReason.ENGINE_ERROR, "gone")
 
 
 def test_a_turn_of_very_many_calls_leaves_room_for_the_answer(model: Family) -> None:
     one = [token for token in model.call("1") if token not in model.chat.stop_token_ids]
     calls = [*one * 300, model.call("1")[-1]]
-    run = played(model, [Play(calls), *[answer(model)] * 2], context=len(calls) + 600)
+    run = run_attempt(model, [Play(calls), *[answer(model)] * 2], context=len(calls) + 600)
     assert run.asked
     assert run.attempt.answer == 7
 
 
 @pytest.mark.parametrize("left", [3_000, 350])
-def test_an_attempt_longer_than_the_context_that_is_left_gives_up_its_end(model: Family, left: int) -> None:
-    """A server that comes back with safer settings may hold less than the conversation is long."""
+def test_a_conversation_longer_than_a_reduced_context_loses_its_end(model: Family, left: int) -> None:
+    """A server that restarts with safer settings may have a context shorter than the conversation."""
     call = model.call("print(1)")
     plays = [Play(call), Play(model.template("so "), endless=True), answer(model)]
     pool = ScriptedPool([Deed(OUTPUT[:1_000])])
@@ -216,14 +211,14 @@ def test_an_attempt_longer_than_the_context_that_is_left_gives_up_its_end(model:
         if len(engine.requests) == 2:
             engine.context_tokens = first[0] - 6_000 + left
 
-    run = played(model, plays, pool, context=6_000, on_request=shrink)
+    run = run_attempt(model, plays, pool, context=6_000, on_request=shrink)
     assert run.asked
     assert run.attempt.answer == 7
     assert ("1000 1001" in run.prompts[-1]) == (left == 3_000)
 
 
 def _plays(model: Family) -> st.SearchStrategy[Play]:
-    """Turns of every kind, whole or broken off, at any pace."""
+    """Turns of every kind, whole or interrupted, at any speed."""
     call, final = model.call("print(1)"), model.final("It is \\boxed{7}.")
     turns = [call, call * 3, final, model.final("I do not know."), model.template("so "), model.call(""), call[:3], call[:-1], []]
     refusals = st.sampled_from([EngineRejected(400, "no"), EngineLost("gone")])
@@ -252,8 +247,8 @@ LEASES = st.builds(Lease, seconds=SECONDS, fault=st.none() | st.none() | KERNEL_
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_no_attempt_ends_without_having_been_asked(model: Family, data: st.DataObject) -> None:
-    """Whatever happens to it, as long as a second and room for 64 tokens are left."""
+def test_every_attempt_answers_or_is_asked_for_its_answer(model: Family, data: st.DataObject) -> None:
+    """Given at least a second and room for 64 tokens."""
     draw = data.draw
     least = 64 + len(model.chat.ask_answer(()))
     contexts = draw(st.lists(st.integers(least, 3_000), min_size=1, max_size=4))
@@ -264,7 +259,7 @@ def test_no_attempt_ends_without_having_been_asked(model: Family, data: st.DataO
         engine.context_tokens += following - now
 
     seconds = draw(st.floats(1.0, 900.0))
-    run = played(
+    run = run_attempt(
         model,
         [*draw(st.lists(_plays(model), max_size=8)), *[answer(model)] * 200],
         ScriptedPool(draw(st.lists(DEEDS, min_size=1, max_size=4)), draw(st.lists(LEASES, min_size=1, max_size=3))),

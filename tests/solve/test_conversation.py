@@ -1,4 +1,4 @@
-"""A turn that is sampled to its end, whatever the server does in between."""
+"""Sampling a turn to its end over faults of the server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHAT = load_chat_format(MODEL)
 
 
 def begun(engine: Engine, prompt: int) -> Conversation:
-    made = Conversation(engine, CHAT, time.monotonic, NullLog().trajectory("p", 0))
+    made = Conversation(engine, CHAT, time.monotonic, NullLog().start_trajectory("p", 0))
     made.begin([5] * prompt)
     return made
 
@@ -31,54 +31,54 @@ async def drawn(engine: Engine, room: int | None = None, *, prompt: int = 500, s
     return await made.sample(made.room if room is None else room, time.monotonic() + seconds, "p-0-1")
 
 
-async def test_a_server_that_came_back_with_less_context_is_asked_for_less() -> None:
+async def test_a_server_that_restarted_with_less_context_is_asked_for_less() -> None:
     server = HttpVllm(context_tokens=49_152)
     async with server.engine(context_tokens=65_536) as engine:
         sampled = await drawn(engine)
-        assert (sampled.tokens, sampled.limit) == ([7, 8, 9], None)
+        assert (sampled.tokens, sampled.cut_by) == ([7, 8, 9], None)
         assert engine.context_tokens == 49_152
     assert [body["max_tokens"] for body in server.requests] == [65_036, 48_652]
 
 
 @pytest.mark.parametrize("fault", [503, 429, 500, sends(event({"error": {"message": "engine dead", "code": 500}})), reset])
-async def test_failures_in_a_row_are_outlived(fault: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_consecutive_failures_do_not_end_the_turn(fault: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conversation, "_FIRST_PAUSE_S", 0.001)
     server = HttpVllm()
     server.faults.extend([fault] * 9)
     async with server.engine() as engine:
         sampled = await drawn(engine)
-    assert (sampled.tokens, sampled.limit) == ([7, 8, 9], None)
+    assert (sampled.tokens, sampled.cut_by) == ([7, 8, 9], None)
     assert len(server.requests) == 10
 
 
-async def test_a_server_that_fails_for_good_is_asked_until_the_deadline_with_growing_pauses() -> None:
+async def test_requests_are_repeated_with_growing_pauses_until_the_deadline() -> None:
     server = HttpVllm()
     server.for_good = 503
     async with server.engine() as engine:
         sampled = await drawn(engine, seconds=1.0)
-    assert (sampled.tokens, sampled.limit) == ([], FinishReason.DEADLINE)
+    assert (sampled.tokens, sampled.cut_by) == ([], FinishReason.DEADLINE)
     assert "503" in (sampled.error or "")
     assert len(server.requests) <= 4  # at 0, 0.1, 0.3 and 0.7 s
 
 
-async def test_tokens_that_came_before_a_break_are_sent_along_and_not_sampled_again() -> None:
+async def test_tokens_before_a_broken_stream_are_part_of_the_next_prompt() -> None:
     server = HttpVllm(turn=(8, 9))
     server.faults.append(sends(event({"choices": [{"text": "a", "token_ids": [7], "finish_reason": None}]}) + "data: {"))
     async with server.engine() as engine:
         sampled = await drawn(engine, prompt=3)
-    assert (sampled.tokens, sampled.limit) == ([7, 8, 9], None)
+    assert (sampled.tokens, sampled.cut_by) == ([7, 8, 9], None)
     assert [body["prompt"] for body in server.requests] == [[5, 5, 5], [5, 5, 5, 7]]
 
 
-async def test_a_conversation_that_a_smaller_context_cannot_hold_is_cut_and_not_sent_again() -> None:
+async def test_a_conversation_that_exceeds_the_context_is_cut_and_not_sent_again() -> None:
     server = HttpVllm(context_tokens=400)
     async with server.engine() as engine:
         sampled = await drawn(engine, 1_000)
-    assert (sampled.tokens, sampled.limit) == ([], FinishReason.TOKEN_LIMIT)
+    assert (sampled.tokens, sampled.cut_by) == ([], FinishReason.TOKEN_LIMIT)
     assert len(server.requests) <= 2
 
 
-async def test_a_server_that_only_says_that_it_is_too_much_is_asked_for_half_until_all_is_sampled() -> None:
+async def test_a_server_that_refuses_the_length_without_naming_its_context_is_asked_for_half() -> None:
     server = HttpVllm(turn=range(10, 60))
     words = web.json_response({"error": {"message": "max_tokens is too large for now", "code": 400}}, status=400)
 
@@ -91,30 +91,30 @@ async def test_a_server_that_only_says_that_it_is_too_much_is_asked_for_half_unt
     server.for_good = refuses_more_than_32
     async with server.engine() as engine:
         sampled = await drawn(engine, 100)
-    assert sampled.limit is FinishReason.TOKEN_LIMIT
+    assert sampled.cut_by is FinishReason.TOKEN_LIMIT
     assert [body["max_tokens"] for body in server.requests] == [100, 50, 25, 25, 25, 25]
     assert len(sampled.tokens) == 100
 
 
-async def test_a_refusal_for_another_reason_is_not_sent_again() -> None:
+async def test_a_request_refused_for_another_reason_is_not_repeated() -> None:
     server = HttpVllm()
     server.for_good = 404
     async with server.engine() as engine:
         sampled = await drawn(engine)
-    assert sampled.limit is FinishReason.ENGINE_ERROR
+    assert sampled.cut_by is FinishReason.ENGINE_ERROR
     assert "404" in (sampled.error or "")
     assert len(server.requests) == 1
 
 
 @pytest.mark.vllm
-async def test_vllm_itself_says_how_much_less_it_holds(vllm: Served) -> None:
+async def test_vllm_reports_its_context(vllm: Served) -> None:
     async with vllm.engine() as engine:
         engine.context_tokens = 65_536
         assert (await drawn(engine)).tokens
         assert engine.context_tokens == vllm.context_tokens == 4_096
         engine.context_tokens = 65_536
         sampled = await drawn(engine, 1_000, prompt=5_000)
-        assert (sampled.tokens, sampled.limit, engine.context_tokens) == ([], FinishReason.TOKEN_LIMIT, 4_096)
+        assert (sampled.tokens, sampled.cut_by, engine.context_tokens) == ([], FinishReason.TOKEN_LIMIT, 4_096)
         engine.context_tokens = 65_536
         await engine.wait_ready()
         assert engine.context_tokens == 4_096

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from aimo_solver.config import Config, load_config
-from aimo_solver.log.writer import NullLog, ProblemResult
+from aimo_solver.log.writer import NullLog
 from aimo_solver.options import ServerConfig
+from aimo_solver.problems import ProblemResult
 from aimo_solver.server import launch
 from aimo_solver.server.cache_build import pack_cache
 from aimo_solver.server.compile_cache import add_shipped_cache, make_stamp
@@ -128,7 +129,7 @@ async def fails_later(*arguments: object, **options: object) -> None:
 async def test_every_stage_is_logged_and_a_session_without_a_run_directory_works(served: EventLog) -> None:
     async with session.local_session(MODEL, CONFIG, served) as ready:
         assert ready.lost is None
-        async with ready.tools.pool.lease(10) as kernel:
+        async with ready.resources.pool.lease(10) as kernel:
             assert (await kernel.execute("1 + 1", timeout_s=10)).value == "2"
     assert served.outcomes("done") == STAGES
 
@@ -182,5 +183,6 @@ async def test_restarts_come_back_after_a_problem_that_ended_well(served: EventL
     monkeypatch.setattr(session.Supervisor, "refill", lambda self: refilled.append(1))
     async with session.local_session(MODEL, CONFIG, served) as ready:
         for votes in (0, 1):
-            ready.solver._on_problem_end(ProblemResult(problem_id="p", answer=0, reason="equal", votes=votes))
+            for observer in ready.solver._observers:
+                observer.problem_finished(ProblemResult(problem_id="p", answer=0, reason="equal", votes=votes))
     assert len(refilled) == 1

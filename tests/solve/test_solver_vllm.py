@@ -1,4 +1,4 @@
-"""One problem on real vLLM: slots stay busy until the decision, and are free after it."""
+"""One problem on real vLLM: slots are busy until the decision, and free after it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from aimo_solver.policy.budget import Allotment
 from aimo_solver.problems import Problem
 from aimo_solver.results import Attempt
 from aimo_solver.server.client import CompletionRequest, VllmEngine
-from aimo_solver.solve.attempt import AttemptTools
-from aimo_solver.solve.solver import SilentObserver, Solver
+from aimo_solver.solve.attempt import Resources
+from aimo_solver.solve.solver import Observer, Solver
 from tests.conftest import MODEL, Served
 
 pytestmark = [pytest.mark.vllm, pytest.mark.kernels]
 PROBLEM = Problem("p", "What is the remainder of $794^{2846}$ modulo 4042?", 2218)
 
 
-class Finished(SilentObserver):
-    """Keeps what ended."""
+class Finished(Observer):
+    """Collects the finished attempts."""
 
     def __init__(self) -> None:
         self.attempts: list[Attempt] = []
@@ -49,35 +49,28 @@ async def pool() -> AsyncIterator[KernelPool]:
         yield pool
 
 
-def solver(engine: VllmEngine, pool: KernelPool, config: Config, watcher: SilentObserver) -> Solver:
-    tools = AttemptTools(
-        engine=engine,
-        chat=load_chat_format(MODEL),
-        pool=pool,
-        limits=config.attempt,
-        kernels=config.kernels,
-        clock=time.monotonic,
-    )
-    return Solver(tools, config, NullLog(), watcher)
+def solver(engine: VllmEngine, pool: KernelPool, config: Config, *observers: Observer) -> Solver:
+    resources = Resources(engine=engine, chat=load_chat_format(MODEL), pool=pool, config=config)
+    return Solver(resources, NullLog(), observers)
 
 
-async def test_freed_slots_are_filled_until_the_attempts_are_used_up(vllm: Served, pool: KernelPool) -> None:
+async def test_freed_slots_start_attempts_until_none_are_left(vllm: Served, pool: KernelPool) -> None:
     config = load_config(settings=["solver.slots=4", "solver.max_attempts=24", "voting.stop=never", 'prompt.mix=["bare"]'])
     finished = Finished()
     async with vllm.engine(config) as engine:
         result = await solver(engine, pool, config, finished).solve(PROBLEM, Allotment(300.0))
     assert result.attempts == 24
-    # Whichever attempts they are, the k-th end frees the slot of the (k + 4)-th start.
+    # In any order of attempts, the k-th end frees the slot of the (k + 4)-th start.
     starts = sorted(attempt.started_s for attempt in finished.attempts)
     ends = sorted(attempt.started_s + attempt.seconds for attempt in finished.attempts)
     gaps = [start - end for start, end in zip(starts[4:], ends, strict=False)]
     assert min(gaps) >= 0
-    # A median, as a machine may stand still for a while.
+    # A median, as a busy machine may pause.
     assert median(gaps) < 0.1 * median(attempt.seconds for attempt in finished.attempts)
 
 
-async def test_the_server_has_as_many_requests_as_there_are_slots(vllm: Served, pool: KernelPool) -> None:
-    """By its own metrics, at first and after freed slots found other attempts, for which there are always more."""
+async def test_the_server_runs_as_many_requests_as_there_are_slots(vllm: Served, pool: KernelPool) -> None:
+    """By the server's metrics, at first and after freed slots started further attempts."""
     limits = ["attempt.max_tokens=500", "attempt.answer_tokens=8"]
     rules = ["solver.slots=4", "solver.max_attempts=4096", "voting.stop=never", 'prompt.mix=["bare"]']
     config = load_config(settings=[*limits, *rules])
@@ -92,7 +85,7 @@ async def test_the_server_has_as_many_requests_as_there_are_slots(vllm: Served, 
                 assert running <= 4
 
         while await engine.running_requests():
-            pass  # what another test left
+            pass  # requests of an earlier test
         problem = asyncio.create_task(solver(engine, pool, config, finished).solve(PROBLEM, Allotment(600.0)))
         for after_attempts in (0, 1, 5):
             await full(after_attempts)
@@ -100,10 +93,10 @@ async def test_the_server_has_as_many_requests_as_there_are_slots(vllm: Served, 
         await asyncio.wait([problem])
 
 
-async def test_after_a_decision_the_server_runs_nothing(vllm: Served, pool: KernelPool) -> None:
+async def test_after_a_decision_the_server_is_idle(vllm: Served, pool: KernelPool) -> None:
     config = load_config(settings=["voting.equal=1", 'prompt.mix=["bare"]'])
     async with vllm.engine(config) as engine:
-        result = await solver(engine, pool, config, SilentObserver()).solve(PROBLEM, Allotment(120.0))
+        result = await solver(engine, pool, config).solve(PROBLEM, Allotment(120.0))
         decided = time.monotonic()
         while await engine.running_requests():
             assert time.monotonic() - decided < 20

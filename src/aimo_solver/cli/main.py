@@ -20,15 +20,18 @@ import typer
 
 from aimo_solver.cli import measure
 from aimo_solver.cli.common import EMBEDDED_MODEL, ConfigFile, ModelFolder, Settings, console, guarded
+from aimo_solver.cli.problem_file import read_problems
 from aimo_solver.cli.progress import TerminalProgress, result_table
 from aimo_solver.clock import RunClock
 from aimo_solver.config import Config, load_config
 from aimo_solver.errors import ConfigError, RunDirectoryError
 from aimo_solver.lab.report.command import report_runs
 from aimo_solver.lab.report.watch import watch
-from aimo_solver.log.lock import is_running
-from aimo_solver.log.writer import Run, RunLog, describe_environment, read_run
-from aimo_solver.problems import Problem, read_problems
+from aimo_solver.log.environment import describe_environment
+from aimo_solver.log.reader import RunRecord, is_running, read_run
+from aimo_solver.log.resume import resume_run
+from aimo_solver.log.writer import RunLog
+from aimo_solver.problems import Problem
 from aimo_solver.server.launch import check_model, plan_launch
 from aimo_solver.solve.endpoint import Endpoint, endpoint_session, find_endpoint_folder
 from aimo_solver.solve.evaluate import evaluate
@@ -94,7 +97,7 @@ def evaluate_command(
     if earlier is not None:
         done = {result.problem_id for result in earlier.results}
         _check_time(earlier, config, sum(problem.id not in done for problem in problems))
-        log = RunLog.resume(out, config=config)
+        log = resume_run(out, config=config)
     else:
         log = RunLog.create(out, config=config, environment=describe_environment(), started=started)
     todo = [problem for problem in problems if problem.id not in log.finished]
@@ -174,16 +177,18 @@ async def _run(job: _Job, started: float) -> None:
     with TerminalProgress(console, len(job.problems)) as progress:
         if job.endpoint is None:
             console.print(f"starting vLLM on {job.model}, log in {job.log.directory / 'server.log'}", highlight=False)
-            opened = local_session(job.model, job.config, job.log, progress)
+            opened = local_session(job.model, job.config, job.log, [progress])
         else:
-            opened = endpoint_session(job.endpoint, job.model, job.config, job.log, progress)
+            opened = endpoint_session(job.endpoint, job.model, job.config, job.log, [progress])
         async with opened as session:
             console.print(f"ready after {time.monotonic() - started:.0f} s", highlight=False)
             parallel = job.config.solver.parallel
-            await evaluate(session.solver, job.problems, job.config.budget, clock, parallel=parallel, lost=lambda: session.lost)
+            await evaluate(
+                session.solver.solve, job.problems, job.config.budget, clock, parallel=parallel, lost=lambda: session.lost
+            )
 
 
-def _check_time(earlier: Run, config: Config, todo: int) -> None:
+def _check_time(earlier: RunRecord, config: Config, todo: int) -> None:
     clock = RunClock.begin(config.budget, lambda: earlier.last_t, 0.0)
     if todo and clock.left_s <= 0:
         used = f"the run has used {earlier.last_t:.0f} of its {clock.end:.0f} s, and {todo} problems are open"

@@ -11,11 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from aimo_solver.lab.report.watch import result_line
-from aimo_solver.log.writer import ProblemResult
-from aimo_solver.policy.budget import Allotment
-from aimo_solver.problems import Problem
+from aimo_solver.problems import Problem, ProblemResult
 from aimo_solver.results import Attempt, FinishReason
-from aimo_solver.solve.attempt import AgentRun
+from aimo_solver.solve.attempt import RunningAttempt
 
 _STATES = {"waiting": ("·", "dim"), "thinking": ("▸", "cyan"), "tool": ("λ", "yellow"), "answering": ("!", "magenta")}
 
@@ -38,11 +36,11 @@ class TerminalProgress:
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def problem_started(self, problem: Problem, allotment: Allotment) -> None:
-        self._open[problem.id] = _OpenProblem(problem, allotment.seconds)
+    def problem_started(self, problem: Problem, allotted_s: float) -> None:
+        self._open[problem.id] = _OpenProblem(problem, allotted_s)
 
-    def attempt_changed(self, run: AgentRun) -> None:
-        self._open[run.problem.id].runs[run.index] = run
+    def attempt_changed(self, attempt: RunningAttempt) -> None:
+        self._open[attempt.problem.id].runs[attempt.index] = attempt
 
     def attempt_finished(self, attempt: Attempt) -> None:
         self._open[attempt.problem_id].finished[attempt.index] = attempt
@@ -66,7 +64,7 @@ class _OpenProblem:
         self.problem = problem
         self.seconds = seconds
         self.started = time.monotonic()
-        self.runs: dict[int, AgentRun] = {}
+        self.runs: dict[int, RunningAttempt] = {}
         self.finished: dict[int, Attempt] = {}
 
     def row(self) -> Text:

@@ -66,7 +66,7 @@ class _Sessions:
             self._log = await asyncio.to_thread(open_log, self._directory, config, self._started)
         self._wheels = await asyncio.to_thread(self._wheels.renewed)
         try:
-            async with local_session(folder, config, self._log, observer, self._wheels) as session:
+            async with local_session(folder, config, self._log, [observer], self._wheels) as session:
                 yield session
         except Exception as error:
             self._log.event("boot_failed", error=f"{type(error).__name__}: {error}")

@@ -22,14 +22,13 @@ from typing import TYPE_CHECKING, Protocol
 from aimo_solver.clock import RunClock
 from aimo_solver.errors import AimoError, BootError
 from aimo_solver.kaggle.gateway import PendingAnswer
-from aimo_solver.log.reader import ProblemResult
 from aimo_solver.options import BudgetConfig
 from aimo_solver.policy.budget import Allotment, Clock, allot
-from aimo_solver.problems import Problem
+from aimo_solver.problems import Problem, ProblemResult
 from aimo_solver.results import Attempt
 
 if TYPE_CHECKING:
-    from aimo_solver.solve.attempt import AgentRun
+    from aimo_solver.solve.attempt import RunningAttempt
 
 GRACE_S = 5.0  # predict waits for the solver so long after a problem's budget
 PAUSES_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # before the next boot: after a lost session, a failed boot, a second one ...
@@ -51,10 +50,10 @@ class LoggingObserver:
         self.answers: dict[str, Counter[int]] = {}
         self._clock = clock
 
-    def problem_started(self, problem: Problem, allotment: Allotment) -> None:
+    def problem_started(self, problem: Problem, allotted_s: float) -> None:
         self.answers.setdefault(problem.id, Counter())  # a problem may start again in another session
 
-    def attempt_changed(self, run: AgentRun) -> None: ...
+    def attempt_changed(self, attempt: RunningAttempt) -> None: ...
 
     def attempt_finished(self, attempt: Attempt) -> None:
         if attempt.answer is not None:

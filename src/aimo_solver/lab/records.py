@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aimo_solver.errors import RecordsError
-from aimo_solver.log.reader import read_lines
+from aimo_solver.log.files import read_lines
 from aimo_solver.policy.selection import Method
 from aimo_solver.results import Attempt, FinishReason
 

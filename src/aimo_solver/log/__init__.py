@@ -1,8 +1,8 @@
-"""Writes a run down as it happens, and reads it back.
+"""Writes a run directory while the run goes on, and reads it back.
 
-`writer` and `trajectory` write, `reader` reads; docs/run-directory.md describes every file and field.
+`writer` and `trajectory` write, `reader` reads, `resume` continues an interrupted run; docs/run-directory.md has every field.
 
 May import: nothing but the top.
 """
 
-__all__ = ["environment", "lock", "reader", "trajectory", "writer"]
+__all__ = ["environment", "files", "reader", "resume", "trajectory", "writer"]

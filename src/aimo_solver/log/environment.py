@@ -1,4 +1,4 @@
-"""The machine and the versions a run is made with."""
+"""The machine and the package versions of a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PACKAGES = (
 
 
 def describe_environment() -> dict[str, Any]:
-    """The machine and the versions a run was made with."""
+    """Describes the machine and the installed versions, as plain values for ``run.json``."""
     versions = {}
     for package in _PACKAGES:
         try:

@@ -1,51 +1,26 @@
-"""The run directory: what is in it, and reading it back. docs/run-directory.md describes every field.
+"""Reads a run directory, at any moment; docs/run-directory.md describes every file and field.
 
-    run.json                    schema, start, configuration, environment
-    events.jsonl                boot stages, problems started, restarts, faults
-    problems.jsonl              one line per problem that ended
-    attempts.jsonl              one line per attempt that ended
-    votes.jsonl                 the candidates after every change
-    trajectories/ID/N.jsonl.gz  every token, tool call and output of attempt N (plain .jsonl while it runs)
-    summary.json                the score, when the run ended by itself
-    interrupted/K/              attempts at problems that the K-th interruption left open, or that started again
-
-Everything reads at any moment, also while the run goes on and after it was killed: a line that was cut is left out and counted.
+A run that goes on or was killed reads like any other: torn lines are skipped and counted.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
-import os
-import shutil
-import zlib
-from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
+from typing import Any, TypeVar
 
 from aimo_solver.errors import RunDirectoryError
-from aimo_solver.log.jsonl import json_line, read_lines, record_of
-from aimo_solver.log.trajectory import TrajectoryRecord, read_trajectory
+from aimo_solver.log.files import SCHEMA, read_lines, trajectory_path
+from aimo_solver.problems import Candidate, ProblemResult
 from aimo_solver.results import Attempt, FinishReason
 
-__all__ = [
-    "SCHEMA",
-    "CandidateRecord",
-    "Event",
-    "ProblemRecord",
-    "ProblemResult",
-    "Run",
-    "VoteRecord",
-    "cut_torn_line",
-    "read_lines",
-    "read_run",
-    "set_aside",
-    "trajectory_path",
-]
+_STARTED = ("problem_id", "text", "truth", "allotted_s")
 
-SCHEMA = 1
+_Record = TypeVar("_Record")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,54 +34,12 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class CandidateRecord:
-    """An answer on the ballot: how many attempts gave it, the score it got from the voter, and its share of all scores."""
-
-    answer: int
-    votes: int
-    score: float
-    share: float
-
-
-@dataclass(frozen=True, slots=True)
 class VoteRecord:
-    """The ballot at one moment, best candidate first."""
+    """The ranking at one moment, best candidate first."""
 
     t: float
     problem_id: str
-    candidates: tuple[CandidateRecord, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProblemResult:
-    """How one problem ended.
-
-    Attributes:
-        answer: what was answered.
-        truth: the right answer, None where it is unknown.
-        reason: why the problem ended, as the solver says.
-        votes: attempts that gave `answer`.
-        attempts, tool_calls, tokens: sums over all its attempts.
-        seconds, allotted_s: used, and given by the budget.
-        candidates: the last ballot, best first.
-    """
-
-    problem_id: str
-    answer: int
-    truth: int | None = None
-    reason: str
-    votes: int = 0
-    attempts: int = 0
-    tool_calls: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    allotted_s: float | None = None
-    candidates: tuple[Any, ...] = ()
-
-    @property
-    def right(self) -> bool | None:
-        """Whether the answer is the truth; None where that is unknown."""
-        return None if self.truth is None else self.answer == self.truth
+    candidates: tuple[Candidate, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +55,51 @@ class ProblemRecord:
     ended: float | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One line of a trajectory. `t` is when it began, seconds of the run; fields that its kind lacks are empty.
+
+    Attributes:
+        kind: "prompt", "turn" (sampled by the model), "tool" (a Python call) or "inserted" (tokens that were not sampled).
+        tokens, text: exact token ids, and their text. The tokens of all steps in order are the conversation.
+        waited_s: the part of a turn's `seconds` before its first token.
+        entropies: nats, one per sampled token; empty if not measured.
+        turn: "tool_call", "final", "malformed", or "cut" by a limit, a cancellation or a crash.
+        finish: the engine's reason for a turn's end: "stop", "length", or "" for any other.
+        why: why tokens were inserted: "tool_result", "complaint" or "ask_answer"; "given_up" inserts none, and its text states
+            how many tokens were dropped from the end of the conversation.
+    """
+
+    kind: str
+    t: float
+    seconds: float = 0.0
+    waited_s: float = 0.0
+    tokens: tuple[int, ...] = ()
+    text: str = ""
+    entropies: tuple[float, ...] = ()
+    turn: str = ""
+    finish: str = ""
+    why: str = ""
+    code: str = ""
+    output: str = ""
+    error_name: str | None = None
+    timed_out: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TrajectoryRecord:
+    """The steps of an attempt, from `t` to `ended` (None: it was still running at the last line)."""
+
+    problem_id: str
+    index: int
+    t: float
+    steps: tuple[Step, ...]
+    ended: float | None
+
+
 @dataclass(frozen=True)
-class Run:
-    """A run directory, read. Trajectories are large and read one by one with `trajectory`."""
+class RunRecord:
+    """The content of a run directory. Trajectories are large and read one by one with `read_trajectory`."""
 
     directory: Path
     started: str
@@ -143,31 +118,22 @@ class Run:
         """The problems that ended, in the order of their start."""
         return tuple(problem.result for problem in self.problems if problem.result is not None)
 
-    def trajectory(self, problem_id: str, index: int) -> TrajectoryRecord | None:
-        """None if nothing was written for it."""
+    def read_trajectory(self, problem_id: str, index: int) -> TrajectoryRecord | None:
+        """Reads an attempt's trajectory; None if nothing was written for it."""
         for suffix in (".jsonl.gz", ".jsonl"):
             path = trajectory_path(self.directory, problem_id, index).with_suffix(suffix)
             if path.exists():
-                return read_trajectory(path)
+                return _read_trajectory(path)
         return None
 
     def trajectory_indices(self, problem_id: str) -> tuple[int, ...]:
-        """The attempts at a problem that left a trajectory, running ones included."""
+        """Returns the attempts at a problem that have a trajectory, running ones included."""
         folder = trajectory_path(self.directory, problem_id, 0).parent
         names = {path.name.split(".")[0] for path in folder.glob("*.jsonl*")} if folder.is_dir() else set()
         return tuple(sorted(int(name) for name in names if name.isdecimal()))
 
 
-def trajectory_path(directory: Path, problem_id: str, index: int) -> Path:
-    """Where an attempt is written while it runs. Any text is a safe problem id here."""
-    name = quote(problem_id, safe=" +=,@()[]", errors="surrogatepass")
-    name = name.replace(".", "%2E") if name.strip(".") == "" else name
-    if len(name) > 120:
-        name = f"{name[:100]}~{zlib.crc32(problem_id.encode('utf-8', 'surrogatepass')):08x}"
-    return directory / "trajectories" / (name or "%") / f"{index}.jsonl"
-
-
-def read_run(directory: Path | str) -> Run:
+def read_run(directory: Path | str) -> RunRecord:
     """Reads a run directory, finished or not.
 
     Raises:
@@ -182,37 +148,33 @@ def read_run(directory: Path | str) -> Run:
         Event(line["t"], line["wall"], line["kind"], {k: v for k, v in line.items() if k not in ("t", "wall", "kind")})
         for line in good["events"]
     )
-    problems: dict[str, ProblemRecord] = {}
-    for event in events:
-        if event.kind == "problem_started":
-            started = ProblemRecord(t=event.t, **{name: event.values[name] for name in _STARTED})
-            problems.pop(started.problem_id, None)  # started again after an interruption
-            problems[started.problem_id] = started
-    for line in good["problems"]:
-        result = record_of(ProblemResult, line | {"candidates": _candidates(line["candidates"])})
-        start = problems.get(result.problem_id) or ProblemRecord(result.problem_id, line["t"], "", None, None)
-        problems[result.problem_id] = ProblemRecord(
-            start.problem_id, start.t, start.text, result.truth, result.allotted_s, result, line["t"]
-        )
-    last = max((line["t"] for name in good for line in good[name]), default=0.0)
-    return Run(
+    return RunRecord(
         directory=directory,
         started=head["started"],
         config=head["config"],
         environment=head["environment"],
         events=events,
-        problems=tuple(problems.values()),
+        problems=_problems(events, good["problems"]),
         attempts=tuple(
-            record_of(Attempt, line | {"finish_reason": FinishReason(line["finish_reason"])}) for line in good["attempts"]
+            _record(Attempt, line | {"finish_reason": FinishReason(line["finish_reason"])}) for line in good["attempts"]
         ),
         votes=tuple(VoteRecord(line["t"], line["problem_id"], _candidates(line["candidates"])) for line in good["votes"]),
         summary=_read_json(directory / "summary.json") if (directory / "summary.json").exists() else None,
         torn_lines=torn,
-        last_t=last,
+        last_t=max((line["t"] for name in good for line in good[name]), default=0.0),
     )
 
 
-_STARTED = ("problem_id", "text", "truth", "allotted_s")
+def is_running(directory: Path) -> bool:
+    """Returns whether some process writes this run."""
+    try:
+        with (directory / "events.jsonl").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _read_head(directory: Path) -> dict[str, Any]:
@@ -236,34 +198,65 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _candidates(lines: list[Mapping[str, Any]]) -> tuple[CandidateRecord, ...]:
-    return tuple(record_of(CandidateRecord, line) for line in lines)
+def _problems(events: tuple[Event, ...], ended: list[dict[str, Any]]) -> tuple[ProblemRecord, ...]:
+    problems: dict[str, ProblemRecord] = {}
+    for event in events:
+        if event.kind == "problem_started":
+            started = ProblemRecord(t=event.t, **{name: event.values[name] for name in _STARTED})
+            problems.pop(started.problem_id, None)  # started again after an interruption
+            problems[started.problem_id] = started
+    for line in ended:
+        result = _record(ProblemResult, line | {"candidates": _candidates(line["candidates"])})
+        start = problems.get(result.problem_id) or ProblemRecord(result.problem_id, line["t"], "", None, None)
+        problems[result.problem_id] = ProblemRecord(
+            start.problem_id, start.t, start.text, result.truth, result.allotted_s, result, line["t"]
+        )
+    return tuple(problems.values())
 
 
-def cut_torn_line(path: Path) -> None:
-    """Removes a last line that is not whole, in place: a new file would not have the lock."""
-    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+def _candidates(lines: list[Mapping[str, Any]]) -> tuple[Candidate, ...]:
+    return tuple(_record(Candidate, line) for line in lines)
 
 
-def set_aside(directory: Path, kept: Set[str]) -> None:
-    """Moves what was written about other problems than those `kept` to ``interrupted/K/``, and drops lines that are not whole."""
-    folder = directory / "interrupted"
-    folder /= str(1 + sum(1 for _ in folder.iterdir()) if folder.is_dir() else 1)
-    for name in ("problems", "attempts", "votes"):
-        path = directory / f"{name}.jsonl"
-        lines = list(read_lines(path))
-        keep = [line for line in lines if line and line["problem_id"] in kept]
-        gone = [line for line in lines if line and line["problem_id"] not in kept]
-        if gone:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / path.name).write_bytes(b"".join(map(json_line, gone)))
-        if len(keep) < len(lines):
-            part = path.with_suffix(".part")
-            part.write_bytes(b"".join(map(json_line, keep)))
-            os.replace(part, path)
-    done = {trajectory_path(directory, problem_id, 0).parent.name for problem_id in kept}
-    trajectories = directory / "trajectories"
-    for path in sorted(trajectories.iterdir()) if trajectories.is_dir() else ():
-        if path.name not in done:
-            (folder / "trajectories").mkdir(parents=True, exist_ok=True)
-            shutil.move(path, folder / "trajectories" / path.name)
+def _read_trajectory(path: Path) -> TrajectoryRecord:
+    """Reads one attempt. Tokens that a running or killed attempt had sampled so far become a turn that is "cut"."""
+    steps: list[Step] = []
+    problem_id, index, start, ended = "", 0, 0.0, None
+    cut: list[Mapping[str, Any]] = []
+    for line in filter(None, read_lines(path)):
+        kind = line["kind"]
+        if kind == "sampled":
+            cut.append(line)
+            continue
+        if kind == "start":
+            problem_id, index, start = line["problem_id"], line["index"], line["t"]
+        elif kind == "end":
+            ended = line["t"]
+        else:
+            if cut and kind != "turn":
+                steps.append(_cut_turn(cut))
+            cut = []
+            listed = {name: tuple(line[name]) for name in ("tokens", "entropies") if line.get(name)}
+            steps.append(_record(Step, {k: v for k, v in line.items() if v is not None} | listed))
+    if cut:
+        steps.append(_cut_turn(cut))
+    return TrajectoryRecord(problem_id, index, start, tuple(steps), ended)
+
+
+def _cut_turn(sampled: list[Mapping[str, Any]]) -> Step:
+    start = sampled[0]["since"]
+    return Step(
+        kind="turn",
+        turn="cut",
+        t=start,
+        seconds=sampled[-1]["t"] - start,
+        tokens=tuple(token for line in sampled for token in line["tokens"]),
+        text="".join(line["text"] for line in sampled),
+        entropies=tuple(value for line in sampled for value in line["entropies"]),
+    )
+
+
+def _record(kind: type[_Record], line: Mapping[str, Any]) -> _Record:
+    """Makes a record of the known fields; later versions may have written more."""
+    names = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in line.items() if name in names})

@@ -19,8 +19,8 @@ from enum import StrEnum
 
 from aimo_solver.chat.prompts import PromptVariant
 from aimo_solver.options import SelectionConfig
-from aimo_solver.policy.voting import Candidate, evidence
-from aimo_solver.problems import Problem
+from aimo_solver.policy.voting import evidence
+from aimo_solver.problems import Candidate, Problem
 from aimo_solver.results import Attempt
 
 

@@ -24,27 +24,12 @@ from statistics import median_low
 from typing import Any
 
 from aimo_solver.options import VotingConfig
+from aimo_solver.problems import Candidate
 from aimo_solver.results import Attempt, FinishReason
 
 TYPICAL_ENTROPY = 0.63  # nats, if not measured: the median of 1,614 logged attempts of gpt-oss-120b
 LEAST_ENTROPY = 0.05  # nats; lower ones count as this much
 _DIGITS = 9  # scores are rounded before they are compared, so that rounding errors decide no tie
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """An answer with its score.
-
-    Attributes:
-        score: given by the voter; comparable within one ranking only.
-        votes: attempts that gave the answer.
-        share: part of all scores, 0..1.
-    """
-
-    answer: int
-    score: float
-    votes: int
-    share: float
 
 
 @dataclass(frozen=True, slots=True)

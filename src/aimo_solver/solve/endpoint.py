@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,8 @@ from aimo_solver.options import SamplingConfig
 from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.completions import ServedModel
 from aimo_solver.server.launch import check_model
-from aimo_solver.solve.session import STRAGGLERS_S, Boot, Session, choose_chat_format, make_tools
+from aimo_solver.solve.attempt import Resources
+from aimo_solver.solve.session import STRAGGLERS_S, Boot, Session, choose_chat_format
 from aimo_solver.solve.solver import Observer, Solver
 
 _UNKNOWN_CONTEXT = 32_768  # tokens, for an endpoint that does not report its context
@@ -37,7 +38,7 @@ class Endpoint:
 
 @asynccontextmanager
 async def endpoint_session(
-    endpoint: Endpoint, model: Path, config: Config, log: RunLog, observer: Observer | None = None
+    endpoint: Endpoint, model: Path, config: Config, log: RunLog, observers: Sequence[Observer] = ()
 ) -> AsyncIterator[Session]:
     """Starts a session on the server. `model` is the folder with the served model's tokenizer.
 
@@ -59,8 +60,8 @@ async def endpoint_session(
         await engine.probe()
         pool, kernels = boot.start_kernels()
         await asyncio.wait({kernels}, timeout=STRAGGLERS_S)
-        tools = make_tools(engine, chat, pool, config)
-        yield Session(Solver(tools, config, log, observer), engine, tools)
+        resources = Resources(engine=engine, chat=chat, pool=pool, config=config)
+        yield Session(Solver(resources, log, observers), engine, resources)
 
 
 async def find_served_model(endpoint: Endpoint) -> ServedModel:

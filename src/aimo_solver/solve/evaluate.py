@@ -1,27 +1,19 @@
-"""Problems in a row, or several side by side, under one clock."""
+"""Many problems under one clock."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Sequence
 
 from aimo_solver.clock import RunClock
 from aimo_solver.errors import EngineLost
-from aimo_solver.log.writer import ProblemResult
 from aimo_solver.options import BudgetConfig
 from aimo_solver.policy.budget import Allotment, Clock, allot
-from aimo_solver.problems import Problem
-
-
-class Solves(Protocol):
-    """What an evaluation needs of a solver."""
-
-    async def solve(self, problem: Problem, allotment: Allotment) -> ProblemResult: ...
+from aimo_solver.problems import Problem, ProblemResult
 
 
 async def evaluate(
-    solver: Solves,
+    solve: Callable[[Problem, Allotment], Awaitable[ProblemResult]],
     problems: Sequence[Problem],
     budget: BudgetConfig,
     clock: RunClock,
@@ -29,16 +21,17 @@ async def evaluate(
     parallel: int = 1,
     lost: Callable[[], str | None] = lambda: None,
 ) -> list[ProblemResult]:
-    """Results in the order of `problems`. Each problem's seconds are allotted when it starts.
+    """Solves problems in their order, `parallel` at a time, each within the seconds that are allotted when it starts.
 
-    Cancelling it cancels the problems under way; those finished are in the run log already.
+    Cancellation cancels the problems under way; the run log holds those that finished.
 
     Args:
-        lost: tells why nothing can be solved any more, None while something can.
+        solve: `Solver.solve`.
+        lost: returns why no problem can be solved any more, None while they can.
 
     Raises:
-        EngineLost: it was lost before the last problem began; the run can be resumed.
-        ExceptionGroup: problems that a defect ended, when all others have had their turn.
+        EngineLost: the server was lost before the last problem started; the run can be resumed.
+        ExceptionGroup: the defects that ended problems, after all other problems.
     """
     results: dict[str, ProblemResult] = {}
     waiting = list(reversed(problems))
@@ -49,7 +42,7 @@ async def evaluate(
             problem = waiting.pop()
             allotment = allot(Clock(clock.left_s, len(waiting), parallel), budget)
             try:
-                results[problem.id] = await solver.solve(problem, allotment)
+                results[problem.id] = await solve(problem, allotment)
             except Exception as defect:  # noqa: BLE001 (raised when the other problems are done)
                 defects.append(defect)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,8 @@ from aimo_solver.chat.families import load_chat_format
 from aimo_solver.chat.turns import ChatFormat
 from aimo_solver.config import Config, check_context
 from aimo_solver.kernels.pool import KernelPool
-from aimo_solver.log.writer import ProblemResult, RunLog
+from aimo_solver.log.writer import RunLog
+from aimo_solver.problems import ProblemResult
 from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.compile_cache import add_shipped_cache
 from aimo_solver.server.launch import LaunchPlan, check_model, plan_launch
@@ -27,7 +28,7 @@ from aimo_solver.server.readahead import read_ahead
 from aimo_solver.server.supervisor import Supervisor
 from aimo_solver.server.warmup import warm_up
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation
-from aimo_solver.solve.attempt import AttemptTools
+from aimo_solver.solve.attempt import Resources
 from aimo_solver.solve.solver import Observer, Solver
 
 _WHEELS_S = 900.0  # pip takes a minute or two; if it takes longer than this, it hangs on a mount that is gone
@@ -49,7 +50,7 @@ class Session:
 
     solver: Solver
     engine: VllmEngine
-    tools: AttemptTools
+    resources: Resources
     plan: LaunchPlan | None = None
 
     @property
@@ -63,7 +64,7 @@ async def local_session(
     model: Path,
     config: Config,
     log: RunLog,
-    observer: Observer | None = None,
+    observers: Sequence[Observer] = (),
     wheels: Installation = NOTHING_TO_INSTALL,
 ) -> AsyncIterator[Session]:
     """Starts a session on a vLLM server of its own, whose output goes to the log's ``server.log``.
@@ -103,13 +104,19 @@ async def local_session(
             requests = warm_up(engine, slots=plan.slots, vocabulary=plan.vocabulary)
             await boot.optional_stage("first requests", requests, None, limit_s=_WARM_UP_S)
         await asyncio.wait({kernels, reading}, timeout=STRAGGLERS_S)
+        resources = Resources(engine=engine, chat=chat, pool=pool, config=config)
+        yield Session(Solver(resources, log, [*observers, _RestartRefill(supervisor)]), engine, resources, plan)
 
-        def refill_restarts(result: ProblemResult) -> None:
-            if result.votes:
-                supervisor.refill()
 
-        tools = make_tools(engine, chat, pool, config)
-        yield Session(Solver(tools, config, log, observer, on_problem_end=refill_restarts), engine, tools, plan)
+class _RestartRefill(Observer):
+    """Gives the server's restarts back after a problem that was answered."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+
+    def problem_finished(self, result: ProblemResult) -> None:
+        if result.votes:
+            self._supervisor.refill()
 
 
 async def _read_weights(model: Path, log: RunLog, overtaken: threading.Event) -> None:
@@ -178,8 +185,3 @@ class Boot:
 def choose_chat_format(model: Path, config: Config) -> ChatFormat:
     """Returns the chat format of the model, or the one that `prompt.family` names."""
     return load_chat_format(model, config.prompt.family, reasoning_effort=config.prompt.reasoning_effort)
-
-
-def make_tools(engine: VllmEngine, chat: ChatFormat, pool: KernelPool, config: Config) -> AttemptTools:
-    """Returns what attempts share, with the real clock."""
-    return AttemptTools(engine=engine, chat=chat, pool=pool, limits=config.attempt, kernels=config.kernels, clock=time.monotonic)

@@ -1,9 +1,9 @@
-"""One problem: attempts side by side, a vote after each that ends, an early stop, backfill of freed slots.
+"""One problem: attempts side by side, a vote whenever one ends, an early stop, and new attempts in freed slots.
 
-A `Solver` is re-entrant: problems can be solved side by side on one engine and one kernel pool.
+A `Solver` is re-entrant: several problems can be solved side by side on one engine and one kernel pool.
 
-No defect costs an answer that is there: whatever is not an attempt itself (the vote, a second look, log, observer, hook) runs
-inside `Solver.contained`, and attempts inside `_ProblemWork._guarded`.
+No defect costs an answer that is there. Attempts run inside `_ProblemWork._run_attempt`, everything else (the vote, a second
+look, the log, observers) inside `_ProblemWork._contained`.
 """
 
 from __future__ import annotations
@@ -20,149 +20,129 @@ from typing import Any, Protocol
 
 from aimo_solver.answers import FALLBACK_ANSWER
 from aimo_solver.chat.prompts import VARIANTS, PromptVariant
-from aimo_solver.config import Config
-from aimo_solver.log.writer import ProblemResult, RunLog
+from aimo_solver.log.writer import RunLog
 from aimo_solver.options import VotingConfig
 from aimo_solver.policy.budget import Allotment
 from aimo_solver.policy.selection import Method, Question, count_picks, is_contested, settle, shortlist, write_questions
 from aimo_solver.policy.stopping import Decision, decide
-from aimo_solver.policy.voting import Candidate, rank
-from aimo_solver.problems import Problem
+from aimo_solver.policy.voting import rank
+from aimo_solver.problems import Candidate, Problem, ProblemResult
 from aimo_solver.results import Attempt, FinishReason
-from aimo_solver.solve.attempt import AgentRun, AttemptTools
+from aimo_solver.solve.attempt import Resources, RunningAttempt
 
-_LAST_VOTE_S = 0.5  # attempts end that long before their problem, so that their last answers still count
-_SERVER_LOSSES = 2  # so often may the server be lost during a problem before its attempts are ended
-_LOOK_S = 1.0  # how often that is looked at
-_END_S = 5.0  # what cancelled attempts may take to end
+_LAST_VOTE_S = 0.5  # attempts end that much before their problem, so that their last answers still count
+_SERVER_LOSSES = 2  # losses of the server during one problem that end its attempts
+_CHECK_S = 1.0  # how often the losses are counted
+_END_S = 5.0  # longest wait for cancelled attempts
 _PLAIN_VOTE = VotingConfig(voter="majority")
 
 _log = logging.getLogger(__name__)
 
 
 class Observer(Protocol):
-    """Whoever shows progress."""
+    """Follows problems while they are solved. Subclasses override the methods they need."""
 
-    def problem_started(self, problem: Problem, allotment: Allotment) -> None: ...
-    def attempt_changed(self, run: AgentRun) -> None: ...
-    def attempt_finished(self, attempt: Attempt) -> None: ...
-    def problem_finished(self, result: ProblemResult) -> None: ...
+    def problem_started(self, problem: Problem, allotted_s: float) -> None:
+        return
 
+    def attempt_changed(self, attempt: RunningAttempt) -> None:
+        return
 
-class SilentObserver:
-    """Shows nothing."""
+    def attempt_finished(self, attempt: Attempt) -> None:
+        return
 
-    def problem_started(self, problem: Problem, allotment: Allotment) -> None: ...
-    def attempt_changed(self, run: AgentRun) -> None: ...
-    def attempt_finished(self, attempt: Attempt) -> None: ...
-    def problem_finished(self, result: ProblemResult) -> None: ...
+    def problem_finished(self, result: ProblemResult) -> None:
+        return
 
 
 class Solver:
     """Solves problems with one engine and one kernel pool."""
 
-    def __init__(
-        self,
-        tools: AttemptTools,
-        config: Config,
-        log: RunLog,
-        observer: Observer | None = None,
-        *,
-        on_problem_end: Callable[[ProblemResult], None] = lambda result: None,
-    ) -> None:
-        """`on_problem_end` is called after each problem, when it is logged and shown."""
-        self._tools = tools
-        self._config = config
+    def __init__(self, resources: Resources, log: RunLog, observers: Sequence[Observer] = ()) -> None:
+        self._resources = resources
         self._log = log
-        self._observer = observer or SilentObserver()
-        self._on_problem_end = on_problem_end
-        self._prompts = [VARIANTS[name] for name in config.prompt.mix]
+        self._observers = (log, *observers)
         self._best: dict[str, int] = {}
 
     def best(self, problem_id: str) -> int:
-        """The best answer so far, from any thread; the fallback answer before there is one."""
+        """Returns the best answer so far, from any thread; the fallback answer before there is one."""
         return self._best.get(problem_id, FALLBACK_ANSWER)
 
     async def solve(self, problem: Problem, allotment: Allotment) -> ProblemResult:
-        """The answer to one problem, after at most `allotment.seconds` and what its attempts take to end.
+        """Solves one problem in at most `allotment.seconds` plus the time its attempts take to end.
 
-        Nothing is raised but for cancellation, which ends the attempts and frees their GPU slots and kernels. The result's
-        `reason` is the stop rule that decided, "attempts" or "time" when they were used up, "server" when the server was lost
-        twice, "fault" after a defect.
+        Only cancellation is raised; it ends the attempts and frees their GPU slots and kernels. The result's `reason` is the stop
+        rule that decided, "attempts" or "time" when they are used up, "server" when the server was lost twice, or "fault"
+        after a defect.
         """
-        work = _ProblemWork(self, problem, allotment)
-        with self.contained(problem.id):
-            self._log.problem_started(problem.id, problem.text, problem.answer, allotment.seconds)
-        with self.contained(problem.id):
-            self._observer.problem_started(problem, allotment)
-        reason = "fault"
-        try:
-            with self.contained(problem.id):
-                reason = await work.run_attempts()
-            await work.cancel_rest()
-            with self.contained(problem.id):
-                await work.look_again(reason)
-        finally:
-            await work.cancel_rest()
-        result = work.result(reason)
-        for tell in (self._log.problem_finished, self._observer.problem_finished, self._on_problem_end):
-            with self.contained(problem.id):
-                tell(result)
-        return result
-
-    @contextlib.contextmanager
-    def contained(self, problem_id: str) -> Iterator[None]:
-        """A defect inside ends the block only, and is recorded with its traceback."""
-        try:
-            yield
-        except Exception as fault:  # noqa: BLE001 (of whatever kind; it becomes no answer)
-            self.record_fault("problem_fault", fault, problem_id=problem_id)
-
-    def record_fault(self, kind: str, fault: BaseException, **values: Any) -> None:
-        """Writes a defect into the run's log, or to standard error if that is broken too."""
-        text = "".join(traceback.format_exception(fault))
-        try:
-            self._log.event(kind, **values, traceback=text)
-        except Exception:  # noqa: BLE001 (the same)
-            _log.error("%s %s\n%s", kind, values, text)
+        on_leader = functools.partial(self._best.__setitem__, problem.id)
+        return await _ProblemWork(self._resources, self._log, self._observers, problem, allotment, on_leader).solve()
 
 
 class _ProblemWork:
     """The attempts of one problem while it is being solved."""
 
-    def __init__(self, solver: Solver, problem: Problem, allotment: Allotment) -> None:
-        self._solver = solver
+    def __init__(
+        self,
+        resources: Resources,
+        log: RunLog,
+        observers: Sequence[Observer],
+        problem: Problem,
+        allotment: Allotment,
+        on_leader: Callable[[int], None],
+    ) -> None:
+        """`on_leader` is called with the leader of every vote."""
+        self._resources = resources
+        self._log = log
+        self._observers = observers
         self._problem = problem
         self._allotment = allotment
-        self._clock = solver._tools.clock
-        self._contained = functools.partial(solver.contained, problem.id)
-        self._faults_before = solver._tools.engine.faults
+        self._on_leader = on_leader
+        self._clock = resources.clock
+        self._config = resources.config
+        self._prompts = [VARIANTS[name] for name in self._config.prompt.mix]
+        self._faults_before = resources.engine.faults
         self._started = self._clock()
         self._deadline = self._started + allotment.seconds
         self._attempt_deadline = self._deadline - min(_LAST_VOTE_S, allotment.seconds / 10)
-        config = solver._config.solver
-        self._max_attempts = min(config.max_attempts, allotment.max_attempts or config.max_attempts)
-        self._slots = min(config.slots, self._max_attempts)
+        options = self._config.solver
+        self._max_attempts = min(options.max_attempts, allotment.max_attempts or options.max_attempts)
+        self._slots = min(options.slots, self._max_attempts)
         self._indices = iter(range(self._max_attempts))
         self._finals: dict[int, str] = {}  # final texts by attempt index
-        self._settled: int | None = None  # what a second look chose
-        self._runs: dict[asyncio.Task[Attempt], AgentRun] = {}
+        self._settled: int | None = None  # the answer of a second look
+        self._running: dict[asyncio.Task[Attempt], RunningAttempt] = {}
         self._finished: list[Attempt] = []  # by themselves, in order of finishing
         self._cancelled: list[Attempt] = []
 
-    async def run_attempts(self) -> str:
-        """Runs attempts until there is a reason to end the problem; says which."""
+    async def solve(self) -> ProblemResult:
+        self._notify(lambda observer: observer.problem_started(self._problem, self._allotment.seconds))
+        reason = "fault"
+        try:
+            with self._contained():
+                reason = await self._run_attempts()
+            await self._cancel_running()
+            with self._contained():
+                await self._look_again(reason)
+        finally:
+            await self._cancel_running()
+        result = self._result(reason)
+        self._notify(lambda observer: observer.problem_finished(result))
+        return result
+
+    async def _run_attempts(self) -> str:
+        """Runs attempts until there is a reason to end the problem; returns the reason."""
         self._fill_slots()
-        while self._runs:
-            wait_s = min(_LOOK_S, max(0.0, self._deadline - self._clock()))
-            done, _ = await asyncio.wait(self._runs, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
-            for task in sorted(done, key=lambda task: self._runs[task].index):
+        while self._running:
+            wait_s = min(_CHECK_S, max(0.0, self._deadline - self._clock()))
+            done, _ = await asyncio.wait(self._running, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(done, key=lambda task: self._running[task].index):
                 self._finish(task)
-            decision = self._decided() if done else None
+            decision = self._decide() if done else None
             if decision is not None:
                 return decision.reason
-            # Its next attempts, or those that wait for a restart, would only kill the server again, and with it all problems.
-            if self._solver._tools.engine.faults - self._faults_before >= _SERVER_LOSSES:
+            # More attempts would kill the server again, and with it the problems that follow.
+            if self._resources.engine.faults - self._faults_before >= _SERVER_LOSSES:
                 return "server"
             if (now := self._clock()) >= self._deadline:
                 return "time"
@@ -170,47 +150,48 @@ class _ProblemWork:
                 self._fill_slots()
         return "attempts" if self._clock() < self._attempt_deadline else "time"
 
-    async def cancel_rest(self) -> None:
-        """Cancels what still runs and keeps a record of it."""
-        if not self._runs:
+    async def _cancel_running(self) -> None:
+        """Cancels the running attempts and keeps their records."""
+        if not self._running:
             return
-        for task in self._runs:
+        for task in self._running:
             task.cancel()
-        await asyncio.wait(self._runs, timeout=_END_S)
-        for task, run in self._runs.items():
+        await asyncio.wait(self._running, timeout=_END_S)
+        for task, run in self._running.items():
+            has_result = task.done() and not task.cancelled() and task.exception() is None
             reason = FinishReason.DEADLINE if self._clock() >= self._attempt_deadline else FinishReason.CANCELLED
-            self._cancelled.append(task.result() if _has_result(task) else run.record(reason))
-            self._keep(self._cancelled[-1])
-        self._runs.clear()
+            attempt = task.result() if has_result else run.record(reason)
+            self._cancelled.append(attempt)
+            self._report(attempt)
+        self._running.clear()
 
-    async def look_again(self, reason: str) -> None:
-        """Asks the model about a contested vote with the time that is left, as far as the configuration wants it."""
-        selection = self._solver._config.selection
+    async def _look_again(self, reason: str) -> None:
+        """Asks the model about a contested vote if time is left and the configuration allows it."""
+        selection = self._config.selection
         candidates = self._rank()
         if reason != "attempts" or not is_contested(candidates, selection):
             return
-        wanted = {Method.SELECT: selection.select, Method.VERIFY: selection.verify}
+        modes = {Method.SELECT: selection.select, Method.VERIFY: selection.verify}
         shown = shortlist(candidates, self._finished, self._finals, selection)
         decisive = []
-        for method, mode in wanted.items():
+        for method, mode in modes.items():
             if mode == "off" or self._attempt_deadline - self._clock() < selection.least_s:
                 continue
             choice = count_picks(method, shown, await self._ask(write_questions(method, self._problem, shown, selection)))
-            self._solver._log.event("selection", problem_id=self._problem.id, **dataclasses.asdict(choice))
+            self._log.event("selection", problem_id=self._problem.id, **dataclasses.asdict(choice))
             decisive += [choice] if mode == "use" else []
         if decisive:
             self._settled = settle(candidates, decisive)
 
     async def _ask(self, questions: Sequence[Question]) -> list[int | None]:
-        used = len(self._finished) + len(self._cancelled)
-        for number, ask in enumerate(questions):
-            self._launch(self._new_run(used + number, ask.problem, ask.prompt))
-        await asyncio.wait(self._runs, timeout=max(0.0, self._deadline - self._clock()))
         before = len(self._cancelled)
-        await self.cancel_rest()
+        for index, question in enumerate(questions, start=len(self._finished) + before):
+            self._start(index, question.problem, question.prompt)
+        await asyncio.wait(self._running, timeout=max(0.0, self._deadline - self._clock()))
+        await self._cancel_running()
         return [attempt.answer for attempt in self._cancelled[before:]]
 
-    def result(self, reason: str) -> ProblemResult:
+    def _result(self, reason: str) -> ProblemResult:
         candidates = self._rank()
         attempts = [*self._finished, *self._cancelled]
         voted = candidates[0].answer if candidates else FALLBACK_ANSWER
@@ -231,70 +212,76 @@ class _ProblemWork:
 
     def _rank(self) -> tuple[Candidate, ...]:
         with self._contained():
-            return rank(self._finished, self._solver._config.voting)
+            return rank(self._finished, self._config.voting)
         return rank(self._finished, _PLAIN_VOTE)
 
-    def _decided(self) -> Decision | None:
-        voting, confidence = self._solver._config.voting, self._allotment.confidence
+    def _decide(self) -> Decision | None:
+        voting, confidence = self._config.voting, self._allotment.confidence
         with self._contained():
             return decide(self._finished, voting, max_attempts=self._max_attempts, confidence=confidence)
         return None
 
     def _fill_slots(self) -> None:
-        prompts = self._solver._prompts
-        for index in itertools.islice(self._indices, self._slots - len(self._runs)):
-            self._launch(self._new_run(index, self._problem, prompts[index % len(prompts)]))
+        for index in itertools.islice(self._indices, self._slots - len(self._running)):
+            self._start(index, self._problem, self._prompts[index % len(self._prompts)])
 
-    def _launch(self, run: AgentRun) -> None:
-        task = asyncio.create_task(self._guarded(run), name=f"attempt-{self._problem.id}-{run.index}")
-        self._runs[task] = run
-
-    def _new_run(self, index: int, problem: Problem, prompt: PromptVariant) -> AgentRun:
-        solver = self._solver
-        return AgentRun(
-            solver._tools,
+    def _start(self, index: int, problem: Problem, prompt: PromptVariant) -> None:
+        run = RunningAttempt(
+            self._resources,
             problem,
             index,
             prompt,
             deadline=self._attempt_deadline,
             problem_started=self._started,
-            trajectory=solver._log.trajectory(self._problem.id, index, decode=solver._tools.chat.decode),
-            on_change=self._changed,
+            trajectory=self._log.start_trajectory(problem.id, index, decode=self._resources.chat.decode),
+            on_change=lambda run: self._notify(lambda observer: observer.attempt_changed(run)),
         )
+        task = asyncio.create_task(self._run_attempt(run), name=f"attempt-{problem.id}-{index}")
+        self._running[task] = run
 
-    def _changed(self, run: AgentRun) -> None:
-        with self._contained():
-            self._solver._observer.attempt_changed(run)
-
-    async def _guarded(self, run: AgentRun) -> Attempt:
+    async def _run_attempt(self, run: RunningAttempt) -> Attempt:
+        """Runs one attempt; a defect ends it without an answer."""
         try:
             return await run.run()
-        except BaseException as fault:
-            # A defect in one attempt must not cost the problem, and a SystemExit would end the whole event loop. It is
-            # recorded with its traceback and never becomes an answer.
+        except BaseException as fault:  # a SystemExit would end the whole event loop
             task = asyncio.current_task()
             if isinstance(fault, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise
-            self._solver.record_fault("attempt_fault", fault, problem_id=self._problem.id, index=run.index)
+            self._record_fault("attempt_fault", fault, index=run.index)
             return run.record(FinishReason.ENGINE_ERROR, error=f"{type(fault).__name__}: {fault}")
 
     def _finish(self, task: asyncio.Task[Attempt]) -> None:
-        run = self._runs.pop(task)
+        run = self._running.pop(task)
         self._finals[run.index] = run.final
         attempt = dataclasses.replace(task.result(), finish_order=len(self._finished) + 1)
         self._finished.append(attempt)
-        self._keep(attempt)
+        self._report(attempt)
         candidates = self._rank()
         if candidates:
-            self._solver._best[self._problem.id] = candidates[0].answer
+            self._on_leader(candidates[0].answer)
         with self._contained():
-            self._solver._log.votes(self._problem.id, candidates)
+            self._log.write_votes(self._problem.id, candidates)
 
-    def _keep(self, attempt: Attempt) -> None:
-        for tell in (self._solver._log.attempt_finished, self._solver._observer.attempt_finished):
+    def _report(self, attempt: Attempt) -> None:
+        self._notify(lambda observer: observer.attempt_finished(attempt))
+
+    def _notify(self, tell: Callable[[Observer], None]) -> None:
+        for observer in self._observers:
             with self._contained():
-                tell(attempt)
+                tell(observer)
 
+    @contextlib.contextmanager
+    def _contained(self) -> Iterator[None]:
+        """Records a defect in the block, which ends the block only."""
+        try:
+            yield
+        except Exception as fault:  # noqa: BLE001 (any defect; none becomes an answer)
+            self._record_fault("problem_fault", fault)
 
-def _has_result(task: asyncio.Task[Attempt]) -> bool:
-    return task.done() and not task.cancelled() and task.exception() is None
+    def _record_fault(self, kind: str, fault: BaseException, **values: Any) -> None:
+        """Writes a defect to the run's log, or to standard error if the log is broken too."""
+        text = "".join(traceback.format_exception(fault))
+        try:
+            self._log.event(kind, problem_id=self._problem.id, **values, traceback=text)
+        except Exception:  # noqa: BLE001 (the same)
+            _log.error("%s %s %s\n%s", kind, self._problem.id, values, text)

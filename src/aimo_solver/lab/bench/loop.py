@@ -26,7 +26,7 @@ from aimo_solver.options import AttemptConfig
 from aimo_solver.problems import Problem
 from aimo_solver.server.client import CompletionRequest, VllmEngine
 from aimo_solver.server.completions import Chunk
-from aimo_solver.solve.attempt import AgentRun, AttemptTools
+from aimo_solver.solve.attempt import Resources, RunningAttempt
 from aimo_solver.solve.session import Session
 
 PROMPT_TOKENS = 300
@@ -63,7 +63,7 @@ class Target:
         return cls(
             base_url=session.engine.base_url,
             model=session.engine.model,
-            chat=session.tools.chat,
+            chat=session.resources.chat,
             config=plan.config,
             context_tokens=session.engine.context_tokens,
             vocabulary=plan.vocabulary,
@@ -193,9 +193,9 @@ async def run_loop(target: Target, streams: int, turn_tokens: int | None, serial
     """Measures `streams` attempts of `tokens` tokens, with a tool call after every `turn_tokens`, or in one turn if None."""
     turn_tokens = tokens if turn_tokens is None else min(turn_tokens, max(1, tokens // 2))
     measured = Measurement()
-    config = target.config
     turns = max(1, tokens // turn_tokens)
-    limits = AttemptConfig(max_turns=turns + 1, answer_tokens=1, answer_s=1.0)
+    attempts = AttemptConfig(max_turns=turns + 1, answer_tokens=1, answer_s=1.0)
+    config = dataclasses.replace(target.config, attempt=attempts)
     with tempfile.TemporaryDirectory() as folder:
         log = RunLog.create(Path(folder) / "run", config=config, environment=describe_environment())
         async with KernelPool.from_config(dataclasses.replace(config.kernels, size=streams)) as pool:
@@ -203,18 +203,16 @@ async def run_loop(target: Target, streams: int, turn_tokens: int | None, serial
             async def attempt(index: int) -> None:
                 chat = _SyntheticTurns(target.chat, new_prompt(target, serial), turns)
                 async with _FixedTurnEngine(target, turn_tokens, measured, chat) as engine:
-                    tools = AttemptTools(
-                        engine=engine, chat=chat, pool=pool, limits=limits, kernels=config.kernels, clock=time.monotonic
-                    )
+                    resources = Resources(engine=engine, chat=chat, pool=pool, config=config)
                     started = time.monotonic()
-                    record = await AgentRun(
-                        tools,
+                    record = await RunningAttempt(
+                        resources,
                         Problem("bench", "synthetic"),
                         index,
                         PromptVariant("bench"),
                         deadline=started + _HORIZON_S,
                         problem_started=started,
-                        trajectory=log.trajectory("bench", index, decode=chat.decode),
+                        trajectory=log.start_trajectory("bench", index, decode=chat.decode),
                     ).run()
                 log.attempt_finished(record)
 

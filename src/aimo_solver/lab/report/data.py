@@ -24,9 +24,8 @@ from aimo_solver.lab.report.timeline import (
     split_segments,
     tool_error,
 )
-from aimo_solver.log.lock import is_running
-from aimo_solver.log.reader import CandidateRecord, Event, ProblemRecord, Run, VoteRecord
-from aimo_solver.log.trajectory import TrajectoryRecord
+from aimo_solver.log.reader import Event, ProblemRecord, RunRecord, TrajectoryRecord, VoteRecord, is_running
+from aimo_solver.problems import Candidate
 from aimo_solver.results import Attempt, FinishReason
 
 
@@ -80,7 +79,7 @@ class ProblemReport:
     why: str
     attempts: tuple[AttemptReport, ...]
     votes: tuple[VoteRecord, ...]
-    answers: tuple[CandidateRecord, ...]
+    answers: tuple[Candidate, ...]
     right_votes: int
     events: tuple[Event, ...]
 
@@ -117,7 +116,7 @@ class RunReport:
         streams, kernels: (second, number busy from then on).
     """
 
-    run: Run
+    run: RunRecord
     name: str
     state: str
     seconds: float
@@ -143,7 +142,7 @@ class RunReport:
         return Counter(problem.verdict for problem in self.problems)
 
 
-def load_report(run: Run) -> RunReport:
+def load_report(run: RunRecord) -> RunReport:
     """Reads the trajectories of a run and computes its report."""
     problems = tuple(_problem(run, record) for record in run.problems)
     attempts = [attempt for problem in problems for attempt in problem.attempts]
@@ -171,7 +170,7 @@ def load_report(run: Run) -> RunReport:
     )
 
 
-def run_state(run: Run, running: bool) -> str:
+def run_state(run: RunRecord, running: bool) -> str:
     return "running" if running else "finished" if run.summary is not None else "interrupted"
 
 
@@ -197,7 +196,7 @@ def attempt_so_far(trajectory: TrajectoryRecord, problem: ProblemRecord) -> Atte
     )
 
 
-def _problem(run: Run, record: ProblemRecord) -> ProblemReport:
+def _problem(run: RunRecord, record: ProblemRecord) -> ProblemReport:
     records = {attempt.index: attempt for attempt in run.attempts if attempt.problem_id == record.problem_id}
     indices = sorted(records.keys() | set(run.trajectory_indices(record.problem_id)))
     attempts = tuple(_attempt(run, record, index, records.get(index)) for index in indices)
@@ -214,8 +213,8 @@ def _problem(run: Run, record: ProblemRecord) -> ProblemReport:
     return ProblemReport(record, verdict, why, attempts, votes, answers, right_votes, events)
 
 
-def _attempt(run: Run, problem: ProblemRecord, index: int, attempt: Attempt | None) -> AttemptReport:
-    trajectory = run.trajectory(problem.problem_id, index)
+def _attempt(run: RunRecord, problem: ProblemRecord, index: int, attempt: Attempt | None) -> AttemptReport:
+    trajectory = run.read_trajectory(problem.problem_id, index)
     if trajectory is None:
         assert attempt is not None
         whole = Segment(Activity.THINKING, attempt.started_s, attempt.started_s + attempt.seconds)
@@ -229,7 +228,7 @@ def _attempt(run: Run, problem: ProblemRecord, index: int, attempt: Attempt | No
     return AttemptReport(attempt, running, parts, entropy_curve(trajectory.steps), errors, text)
 
 
-def _verdict(record: ProblemRecord, right_votes: int, answers: Sequence[CandidateRecord]) -> Verdict:
+def _verdict(record: ProblemRecord, right_votes: int, answers: Sequence[Candidate]) -> Verdict:
     if record.result is None:
         return Verdict.OPEN
     if record.truth is None:
@@ -245,7 +244,7 @@ def _why(
     record: ProblemRecord,
     verdict: Verdict,
     attempts: Sequence[AttemptReport],
-    answers: Sequence[CandidateRecord],
+    answers: Sequence[Candidate],
     right_votes: int,
 ) -> str:
     ends = Counter(str(attempt.attempt.finish_reason).replace("_", " ") for attempt in attempts)
@@ -276,7 +275,7 @@ def _count_busy(problems: Sequence[ProblemReport], *activities: Activity) -> tup
     )
 
 
-def _shares(run: Run, problems: Sequence[ProblemReport]) -> TimeShares:
+def _shares(run: RunRecord, problems: Sequence[ProblemReport]) -> TimeShares:
     spent = dict.fromkeys(Activity, 0.0)
     idle = 0.0
     slots = int(run.config["solver"]["slots"])

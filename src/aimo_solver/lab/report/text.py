@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aimo_solver.log.trajectory import TrajectoryRecord
+from aimo_solver.log.reader import TrajectoryRecord
 
 _LEAST_CHARS = 120
 _LEAST_SHARE = 0.04  # steps are left out before texts become shorter

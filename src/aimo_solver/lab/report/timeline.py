@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from aimo_solver.log.reader import Event
-from aimo_solver.log.trajectory import Step, TrajectoryRecord
+from aimo_solver.log.reader import Event, Step, TrajectoryRecord
 
 ENTROPY_BINS = 40
 _BOOKKEEPING = {"run_started", "run_resumed", "run_finished", "problem_started", "stage_started", "stage_ended", "server_ready"}

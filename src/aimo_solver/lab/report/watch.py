@@ -17,9 +17,8 @@ from rich.text import Text
 from aimo_solver.lab.report.data import attempt_so_far, run_state
 from aimo_solver.lab.report.format import duration, plain_value, short_number
 from aimo_solver.lab.report.timeline import is_fault, is_notable
-from aimo_solver.log.lock import is_running
-from aimo_solver.log.reader import Event, ProblemRecord, ProblemResult, Run, VoteRecord, read_run
-from aimo_solver.log.trajectory import TrajectoryRecord
+from aimo_solver.log.reader import Event, ProblemRecord, RunRecord, TrajectoryRecord, VoteRecord, is_running, read_run
+from aimo_solver.problems import ProblemResult
 from aimo_solver.results import Attempt
 
 EVERY_S = 1.0
@@ -57,7 +56,7 @@ class Snapshot:
         open: problems that are being solved.
     """
 
-    run: Run
+    run: RunRecord
     running: bool
     t: float
     tokens: int
@@ -148,11 +147,11 @@ def result_line(result: ProblemResult, position: str = "") -> Text:
     return Text.assemble((name, style), f"{result.answer:>6}", (truth, "red"), (detail, "dim"))
 
 
-def _problem_now(run: Run, problem: ProblemRecord) -> ProblemNow:
+def _problem_now(run: RunRecord, problem: ProblemRecord) -> ProblemNow:
     records = {attempt.index: attempt for attempt in run.attempts if attempt.problem_id == problem.problem_id}
     attempts = [AttemptNow(attempt, "") for attempt in records.values()]
     for index in run.trajectory_indices(problem.problem_id):
-        trajectory = None if index in records else run.trajectory(problem.problem_id, index)
+        trajectory = None if index in records else run.read_trajectory(problem.problem_id, index)
         if trajectory is not None:
             attempts.append(AttemptNow(attempt_so_far(trajectory, problem), _activity(trajectory)))
     ballots = [vote for vote in run.votes if vote.problem_id == problem.problem_id]
@@ -167,12 +166,12 @@ def _activity(trajectory: TrajectoryRecord) -> str:
     return "Python" if last is not None and last.turn == "tool_call" else "thinking"
 
 
-def _seconds(run: Run, now: float) -> float:
+def _seconds(run: RunRecord, now: float) -> float:
     start = next((event for event in reversed(run.events) if event.kind in ("run_started", "run_resumed")), None)
     return run.last_t if start is None else max(run.last_t, start.t + now - datetime.fromisoformat(start.wall).timestamp())
 
 
-def _results(run: Run) -> list[ProblemResult]:
+def _results(run: RunRecord) -> list[ProblemResult]:
     """By end."""
     problems = sorted(run.problems, key=lambda problem: problem.ended or 0.0)
     return [problem.result for problem in problems if problem.result is not None]

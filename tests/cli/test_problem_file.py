@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from aimo_solver.cli.problem_file import read_problems
 from aimo_solver.errors import ProblemFileError
-from aimo_solver.problems import Problem, read_problems
+from aimo_solver.problems import Problem
 
-SHARED = Path(__file__).parents[2] / "shared" / "problems"
-DATA = Path(__file__).parents[1] / "data"
+SHARED = Path(__file__).parents[3] / "shared" / "problems"
 
 
 def write(folder: Path, text: str) -> Path:
@@ -28,7 +28,7 @@ def test_answer_is_optional(tmp_path: Path) -> None:
     assert read_problems(write(tmp_path, "id,problem\nx,What?\n")) == (Problem("x", "What?", None),)
 
 
-def test_byte_order_mark_and_newlines_in_fields(tmp_path: Path) -> None:
+def test_byte_order_mark_and_newlines_in_fields_are_accepted(tmp_path: Path) -> None:
     assert read_problems(write(tmp_path, '\ufeffid,problem\nx,"two\nlines"\n'))[0].text == "two\nlines"
 
 
@@ -37,7 +37,7 @@ def test_ids_select_and_order(tmp_path: Path) -> None:
     assert [problem.id for problem in read_problems(path, ids=["c", "a"])] == ["c", "a"]
 
 
-def test_limit_keeps_the_first(tmp_path: Path) -> None:
+def test_limit_keeps_the_first_problems(tmp_path: Path) -> None:
     assert len(read_problems(write(tmp_path, "id,problem\na,A\nb,B\nc,C\n"), limit=2)) == 2
 
 
@@ -50,13 +50,13 @@ def test_limit_keeps_the_first(tmp_path: Path) -> None:
         ("id,problem\n", "holds no problem"),
         ("id,problem\na,\n", "row 1: problem a has no text"),
         ("id,problem\n,A\n", "row 1: the id is empty"),
-        ("id,problem\na,A\na,B\n", "row 2: id a is there twice"),
+        ("id,problem\na,A\na,B\n", "row 2: id a occurs twice"),
         ("id,problem,answer\na,A,1.5\n", "row 1: the answer of a is not an integer: '1.5'"),
         ("id,problem,answer\na,A,x\n", "not an integer"),
         ("id,problem,answer\na,A,100000\n", "is 100000, outside 0..99999"),
         ("id,problem,answer\na,A,-1\n", "outside 0..99999"),
-        ("id,problem\na,A,3\n", "another number of fields"),
-        ("id,problem,answer\na\n", "another number of fields"),
+        ("id,problem\na,A,3\n", "more or fewer fields than the header"),
+        ("id,problem,answer\na\n", "more or fewer fields than the header"),
     ],
 )
 def test_bad_file_gives_a_one_line_error(tmp_path: Path, text: str, says: str) -> None:
