@@ -109,7 +109,7 @@ def _boot(out: Path, tiny: bool, name: str, model: Path, caches: Path | None, **
         os.environ.update(compile_cache.cache_environment(caches))
     run = WORK / "runs" / name
     shutil.rmtree(run, ignore_errors=True)
-    stages = asyncio.run(bench_boot.side_by_side(model, _config(tiny, **server), run, began=BEGAN))
+    stages = asyncio.run(bench_boot.boot_side_by_side(model, _config(tiny, **server), run, began=BEGAN))
     shutil.copy(run / "server.log", out / f"{name}.server.log")
     rows = [(stage.name, stage.start, stage.end, stage.end - stage.start) for stage in stages]
     return BenchResult(
@@ -284,11 +284,11 @@ def files(out: Path, tiny: bool) -> Any:
 @stage
 def readahead(out: Path, tiny: bool) -> Any:
     """Read-ahead against other readers, on half of the files, and the warm second call on all of them."""
-    from aimo_solver.lab.bench.boot import weights
+    from aimo_solver.lab.bench.boot import weight_files
     from aimo_solver.lab.bench.readahead import bench_read_ahead
     from aimo_solver.server.readahead import read_ahead
 
-    every = weights(_weights(tiny))
+    every = weight_files(_weights(tiny))
     result = bench_read_ahead(every[: max(1, len(every) // 2)], limit_bytes=100 << 30)
     for number in ("the rest", "warm", "warm"):
         print(number, read_ahead(every, limit_bytes=100 << 30))

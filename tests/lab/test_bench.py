@@ -15,7 +15,6 @@ from rich.console import Console
 from aimo_solver.chat.families import load_chat_format
 from aimo_solver.config import load_config
 from aimo_solver.errors import UserError
-from aimo_solver.lab.bench.boot import _stages
 from aimo_solver.lab.bench.engine import bench_engine
 from aimo_solver.lab.bench.loop import Target
 from aimo_solver.lab.bench.readahead import bench_read_ahead, evict, make_files
@@ -99,17 +98,6 @@ async def test_first_requests_fit_any_context(vllm: Served) -> None:
         await warm_up(engine, slots=3, vocabulary=1_000)
         assert engine.running == 0
         assert engine.tokens_streamed > 0
-
-
-def test_stages_are_read_off_the_log() -> None:
-    events = [
-        {"t": 0.5, "kind": "stage_started", "stage": "server"},
-        {"t": 0.6, "kind": "stage_started", "stage": "kernels"},
-        {"t": 2.0, "kind": "stage_ended", "stage": "kernels", "seconds": 1.4},
-        {"t": 9.0, "kind": "stage_ended", "stage": "server", "seconds": 8.5},
-    ]
-    stages = _stages([json.dumps(event) for event in events])
-    assert [(stage.name, stage.start, stage.end) for stage in stages] == [("kernels", 0.6, 2.0), ("server", 0.5, 9.0)]
 
 
 def test_a_result_includes_machine_and_command(tmp_path: Path) -> None:

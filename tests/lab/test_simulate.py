@@ -128,7 +128,7 @@ def test_no_play_exceeds_its_limit(groups: list[Group], config: Config, startup_
     assert result.overruns == (
         0 if startup_s <= config.budget.time_limit_s else 20 * RUNS
     )  # starting too late is no budget's fault
-    assert result.longest <= max(startup_s, config.budget.time_limit_s) + 1e-6
+    assert result.longest_seconds <= max(startup_s, config.budget.time_limit_s) + 1e-6
     assert 0 <= result.two_run <= PROBLEMS
 
 
@@ -137,7 +137,7 @@ def test_certain_attempts_give_a_certain_score() -> None:
     (result,) = simulate(groups, [("x", Config())], competitions=10, problems=5, samples=100)
     assert (result.score.mean, result.score.low, result.score.high, result.two_run, result.spread) == (5, 5, 5, 5, 0)
     # Four of eight equal streams of 1,000 tokens decide, all at once.
-    assert result.seconds == pytest.approx(300 + 5 * 1_000 / (640 / 8))
+    assert result.mean_seconds == pytest.approx(300 + 5 * 1_000 / (640 / 8))
 
 
 def test_policies_see_the_same_problems_and_attempts() -> None:
@@ -156,8 +156,8 @@ def test_a_free_slot_takes_the_next_attempt_at_once() -> None:
     groups = [group_of_tuples(0, [(None, 800, 0, 0.5)])]
     config = load_config({"solver": {"slots": 8, "max_attempts": 16}, "voting": {"stop": "never"}})
     (result,) = simulate(groups, [("x", config)], competitions=2, problems=1, startup_s=0, samples=10)
-    assert result.seconds == pytest.approx(2 * 800 / 80)
-    assert result.tokens == pytest.approx(16 * 800)
+    assert result.mean_seconds == pytest.approx(2 * 800 / 80)
+    assert result.mean_tokens == pytest.approx(16 * 800)
 
 
 def test_streams_share_the_measured_throughput() -> None:

@@ -62,12 +62,17 @@ class GroupOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Stratum:
-    """One run's share of a score. `gained` and `missed`: groups that only this, or only the first policy gets right."""
+    """One run's share of a score.
+
+    Attributes:
+        oracle: groups in which the truth is present.
+        gained, missed: groups that only this policy, or only the first one, gets right.
+    """
 
     run: str
     groups: int
     right: int
-    truth_present: int
+    oracle: int
     gained: int
     missed: int
 
@@ -228,7 +233,7 @@ def _stratum(run: str, pairs: Sequence[tuple[GroupOutcome, GroupOutcome]]) -> St
         run=run,
         groups=len(pairs),
         right=sum(own.right for own, _ in pairs),
-        truth_present=sum(own.group.truth_present for own, _ in pairs),
+        oracle=sum(own.group.truth_present for own, _ in pairs),
         gained=sum(own.right and not first.right for own, first in pairs),
         missed=sum(first.right and not own.right for own, first in pairs),
     )

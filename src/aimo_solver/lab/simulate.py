@@ -61,8 +61,8 @@ class Simulation:
         spread: standard deviation of one run's score across competitions.
         two_run: expected two-run score (both right 1, one right 0.5).
         diff: score minus the first configuration's, paired.
-        seconds, tokens: mean per run, start-up included.
-        longest: seconds of the longest run.
+        mean_seconds, mean_tokens: per run, start-up included.
+        longest_seconds: of the longest run.
         overruns: runs that took longer than the time limit minus the margin.
         undecided: share of the problems that ran out of time.
         score_of: expected right answers by group of the pool, for pairing.
@@ -75,9 +75,9 @@ class Simulation:
     spread: float
     two_run: float
     diff: Interval
-    seconds: float
-    longest: float
-    tokens: float
+    mean_seconds: float
+    longest_seconds: float
+    mean_tokens: float
     overruns: int
     undecided: float
     score_of: tuple[float, ...]
@@ -198,9 +198,9 @@ def _result(name: str, played: Competitions, draws: Bootstrap, first: Sequence[f
         spread=float(scores.std()),
         two_run=float(each.sum(axis=1).mean()),
         diff=draws.mean(problems * (score_of - (score_of if first is None else first))),
-        seconds=float(played.used.mean()),
-        longest=float(played.used.max()),
-        tokens=float(played.tokens.mean()),
+        mean_seconds=float(played.used.mean()),
+        longest_seconds=float(played.used.max()),
+        mean_tokens=float(played.tokens.mean()),
         overruns=int((played.used > played.limit + 1e-6).sum()),
         undecided=played.undecided / played.right.size,
         score_of=tuple(score_of.tolist()),

@@ -2,7 +2,7 @@
 
 Never in the notebook.
 
-May import: chat, policy, server, kernels, log, solve.
+May import: chat, policy, server, kernels, log, solve, lab.report.
 """
 
 __all__ = ["boot", "degenerate", "engine", "kernels", "loop", "parse", "readahead", "soak", "table"]

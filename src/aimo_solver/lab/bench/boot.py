@@ -1,13 +1,11 @@
-"""The boot, stage by stage: one after another, and side by side as a run does it."""
+"""Measures the stages of a boot, one after another and side by side as in a run."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine
 from contextlib import aclosing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,9 @@ from aimo_solver.config import Config
 from aimo_solver.kernels.pool import KernelPool
 from aimo_solver.lab.bench.readahead import evict
 from aimo_solver.lab.bench.table import BenchResult
+from aimo_solver.lab.report.timeline import BootStage, boot_stages
 from aimo_solver.log.environment import describe_environment
+from aimo_solver.log.reader import read_run
 from aimo_solver.log.writer import RunLog
 from aimo_solver.server.client import CompletionRequest, VllmEngine
 from aimo_solver.server.compile_cache import add_shipped_cache
@@ -28,28 +28,19 @@ from aimo_solver.solve.session import local_session
 _FIRST_PROMPT = 200
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One stage of a boot, in seconds from the boot's beginning."""
-
-    name: str
-    start: float
-    end: float
-
-
 async def bench_boot(model: Path, config: Config, folder: Path, *, cold_files: bool = False) -> BenchResult:
-    """Boots twice, to the first token of a request: one stage after another, then as a run does it.
+    """Boots twice, to the first token of a request: one stage after another, then side by side.
 
     Args:
-        folder: gets the run directory and the server's log.
-        cold_files: the model's files are evicted from the page cache before each boot.
+        folder: where the run directory and the server's log are written.
+        cold_files: whether to evict the model's files from the page cache before each boot.
     """
     if cold_files:
-        await asyncio.to_thread(evict, weights(model))
-    sequence = await _one_after_another(model, config, folder)
+        await asyncio.to_thread(evict, weight_files(model))
+    sequence = await _boot_in_sequence(model, config, folder)
     if cold_files:
-        await asyncio.to_thread(evict, weights(model))
-    overlapped = await side_by_side(model, config, folder / "run")
+        await asyncio.to_thread(evict, weight_files(model))
+    overlapped = await boot_side_by_side(model, config, folder / "run")
     total = {"one after another": sequence[-1].end, "side by side": overlapped[-1].end}
     alone = {stage.name: stage.end - stage.start for stage in sequence}
     slower = max(alone["weights"], alone["server"])
@@ -66,19 +57,19 @@ async def bench_boot(model: Path, config: Config, folder: Path, *, cold_files: b
         notes=(
             f"first token after {total['side by side']:.1f} s, one after another {total['one after another']:.1f} s",
             f"side by side takes {ratio:.2f} times the slower of reading and server start ({slower:.1f} s)",
-            "the model's files were evicted from memory first" if cold_files else "the model's files were left in memory",
+            "the model's files were evicted from the page cache" if cold_files else "the model's files were not evicted",
         ),
         details={"total_s": total, "alone_s": alone, "over_slower": ratio},
     )
 
 
-def weights(model: Path) -> list[Path]:
-    """The files that hold a model's weights."""
+def weight_files(model: Path) -> list[Path]:
+    """Returns the files of a model's weights."""
     return sorted(model.glob("*.safetensors"))
 
 
-async def side_by_side(model: Path, config: Config, run_dir: Path, *, began: float | None = None) -> list[Stage]:
-    """The stages of a run's own boot, from its log, with the first token behind them.
+async def boot_side_by_side(model: Path, config: Config, run_dir: Path, *, began: float | None = None) -> list[BootStage]:
+    """Boots as a run does and returns the stages from its log, then the first token.
 
     Args:
         began: reading of `time.monotonic` that counts as second 0; now by default.
@@ -90,30 +81,17 @@ async def side_by_side(model: Path, config: Config, run_dir: Path, *, began: flo
         await _first_token(session.engine)
         first = time.monotonic() - began
     log.close()
-    stages = _stages((run_dir / "events.jsonl").read_text(encoding="utf-8").splitlines())
-    return [*stages, Stage("first token", ready, first)]
+    return [*boot_stages(read_run(run_dir).events, first), BootStage("first token", ready, first)]
 
 
-def _stages(lines: Sequence[str]) -> list[Stage]:
-    started: dict[str, float] = {}
-    stages = []
-    for line in lines:
-        event: Mapping[str, Any] = json.loads(line)
-        if event["kind"] == "stage_started":
-            started[event["stage"]] = event["t"]
-        elif event["kind"] == "stage_ended":
-            stages.append(Stage(event["stage"], started[event["stage"]], event["t"]))
-    return stages
-
-
-async def _one_after_another(model: Path, config: Config, folder: Path) -> list[Stage]:
+async def _boot_in_sequence(model: Path, config: Config, folder: Path) -> list[BootStage]:
     began = time.monotonic()
-    stages: list[Stage] = []
+    stages: list[BootStage] = []
 
     async def stage(name: str, work: Coroutine[Any, Any, object]) -> None:
         start = time.monotonic() - began
         await work
-        stages.append(Stage(name, start, time.monotonic() - began))
+        stages.append(BootStage(name, start, time.monotonic() - began))
 
     await stage("weights", asyncio.to_thread(read_ahead, [model]))
     pool = KernelPool.from_config(config.kernels, leases=config.solver.streams)

@@ -31,7 +31,7 @@ class BootStage:
     name: str
     start: float
     end: float
-    outcome: str
+    outcome: str = "done"
 
 
 @dataclass(frozen=True, slots=True)
