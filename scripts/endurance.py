@@ -94,7 +94,7 @@ def _write_problems(path: Path, seed: int, count: int, stand_in: bool) -> dict[s
         with path.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("id", "problem", "answer"), *rows])
     else:
-        maker = [sys.executable, ROOT / "scripts" / "train_pocket_model.py", "problems"]
+        maker = [sys.executable, str(ROOT / "scripts" / "train_pocket_model.py"), "problems"]
         subprocess.run([*maker, "--seed", str(seed), "--count", str(count), "--out", path], check=True, stdout=subprocess.DEVNULL)
     with path.open(newline="", encoding="utf-8") as file:
         return {row["id"]: int(row["answer"]) for row in csv.DictReader(file)}
@@ -224,7 +224,8 @@ class Watch:
     def _harm(self, planned: list[Fault]) -> None:
         for fault in planned:
             with self._changed:
-                self._changed.wait_for(lambda fault=fault: self._asked > fault.problem or self._process.poll() is not None)
+                while self._asked <= fault.problem and self._process.poll() is None:
+                    self._changed.wait()
             time.sleep(fault.after_s * self._scale)
             if self._process.poll() is not None:
                 return

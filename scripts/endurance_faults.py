@@ -42,7 +42,7 @@ def plan(seed: int, problems: int, kinds: tuple[str, ...]) -> list[Fault]:
     """Returns the faults of a run by its seed, one per `EVERY` problems: each kind once, then pairs and single ones in turn."""
     random = Random(seed)
     count = max(1, problems // EVERY)
-    chosen = [(kind,) for kind in random.sample(kinds, len(kinds))][:count]
+    chosen: list[tuple[str, ...]] = [(kind,) for kind in random.sample(kinds, len(kinds))[:count]]
     while len(chosen) < count:
         chosen.append(tuple(random.sample(kinds, min(len(kinds), 2 - len(chosen) % 2))))
     random.shuffle(chosen)

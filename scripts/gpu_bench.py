@@ -214,7 +214,7 @@ def boot_spawn(out: Path, tiny: bool) -> Any:
         kept = tuple(variable for variable in plan.variables if variable.name != method.name)
         return dataclasses.replace(plan, variables=(*kept, method))
 
-    session.plan_launch = plan_spawned  # type: ignore[attr-defined]
+    session.plan_launch = plan_spawned  # type: ignore[assignment, attr-defined]
     return _boot(out, tiny, "boot-spawn", _shape(tiny), None, load_format="dummy", compile_cache=str(_archive()))
 
 

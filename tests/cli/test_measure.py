@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -17,7 +18,12 @@ from tests.cli.test_cli import assert_refused, run
 from tests.conftest import MODEL
 
 # By problem: the truth, and the answers in order of finishing. Majority is right at a and c, two equal answers at a and b.
-ATTEMPTS = {"a": (5, [5, 5, 5, 9]), "b": (6, [6, 6, 8, 8, 8]), "c": (7, [1, 1, 7, 7, 7]), "d": (8, [3, 3, None])}
+ATTEMPTS: dict[str, tuple[int, list[int | None]]] = {
+    "a": (5, [5, 5, 5, 9]),
+    "b": (6, [6, 6, 8, 8, 8]),
+    "c": (7, [1, 1, 7, 7, 7]),
+    "d": (8, [3, 3, None]),
+}
 
 
 @pytest.fixture
@@ -47,7 +53,7 @@ def run_directory(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def as_json(*arguments: object) -> dict[str, object]:
+def as_json(*arguments: object) -> dict[str, Any]:
     done = run(*arguments, "--json")
     assert done.returncode == 0, done.stderr
     values = json.loads(done.stdout)

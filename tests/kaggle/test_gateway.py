@@ -72,7 +72,7 @@ def ask(backend: ScriptedBackend, problem: Any = "What is 1+1?", id_: Any = "0a1
     assert frame.schema == {"id": pl.String, "answer": pl.Int64}
     assert frame.height == 1
     assert frame["answer"][0] in ANSWER_RANGE
-    return frame.row(0)  # type: ignore[return-value]
+    return frame["id"][0], frame["answer"][0]
 
 
 def test_predict_is_a_plain_function_of_that_name() -> None:
@@ -333,8 +333,13 @@ def test_predict_with_two_parameters_fails_on_the_truth_column(run: LocalRun) ->
 
 
 def test_rows_are_asked_in_one_worker_thread(run: LocalRun) -> None:
-    threads = []
-    run(lambda id_, n: (threads.append(threading.current_thread().name), pl_frame(id_, n))[1])
+    threads: list[str] = []
+
+    def predict(id_: Any, number: Any) -> pl.DataFrame:
+        threads.append(threading.current_thread().name)
+        return pl_frame(id_, number)
+
+    run(predict)
     assert set(threads) == {"ThreadPoolExecutor-0_0"}
 
 
@@ -448,7 +453,7 @@ def test_a_rerun_over_grpc_between_two_processes(tmp_path: Path) -> None:
         ("ee0005", "exit"),
     ]
     pl.DataFrame(rows, schema=["id", "problem"], orient="row").write_csv(tmp_path / "test.csv")
-    command = [sys.executable, TESTS / "lonely.py", sys.executable, "-c", RERUN, SERVER, str(STAND_IN)]
+    command = [sys.executable, str(TESTS / "lonely.py"), sys.executable, "-c", RERUN, SERVER, str(STAND_IN)]
     environment = {
         **os.environ,
         "KAGGLE_IS_COMPETITION_RERUN": "1",

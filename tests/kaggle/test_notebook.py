@@ -56,14 +56,16 @@ class Place:
 
     @contextmanager
     def running(self, mode: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-        command = [sys.executable, TESTS / "lonely.py", sys.executable, TESTS / "notebook_run.py", mode, self.folder, *arguments]
+        isolated = str(TESTS / "lonely.py"), sys.executable, str(TESTS / "notebook_run.py")
+        command = [sys.executable, *isolated, mode, str(self.folder), *arguments]
         with (self.folder / "runner.log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
             try:
                 yield process
             finally:
-                tree = [process, *psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
-                for one in tree:
-                    one.kill()
+                below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+                process.kill()
+                for child in below:
+                    child.kill()
 
     def run(self, mode: str, *arguments: str) -> None:
         with self.running(mode, *arguments) as process:
@@ -96,7 +98,7 @@ def place(tmp_path: Path) -> Place:
     competition.mkdir()
     (competition / "kaggle_evaluation").symlink_to(TESTS / "kaggle_stand_in" / "kaggle_evaluation")
     build = [sys.executable, ROOT / "scripts" / "build_notebook.py", "--model", MODEL, "--competition", competition]
-    subprocess.run([*build, "--out", tmp_path / "notebook.ipynb"], check=True, capture_output=True)
+    subprocess.run([*map(str, build), "--out", tmp_path / "notebook.ipynb"], check=True, capture_output=True)
     return Place(tmp_path)
 
 

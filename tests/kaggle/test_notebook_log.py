@@ -42,7 +42,7 @@ def test_a_run_gets_the_number_after_the_largest_one(tmp_path: Path, there: tupl
 def test_a_number_taken_by_another_run_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     create = RunLog.create.__func__  # type: ignore[attr-defined]
 
-    def slow(cls: type[RunLog], directory: Path, **values: object) -> RunLog:
+    def slow(cls: type[RunLog], /, directory: Path, **values: object) -> RunLog:
         if directory.name in ("run-1", "run-2"):
             directory.mkdir()
             (directory / "run.json").write_text("{}")

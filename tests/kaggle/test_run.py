@@ -264,7 +264,7 @@ def test_a_boot_that_never_ends_costs_no_more_than_the_clock(harness: Harness) -
     @asynccontextmanager
     async def open_session(observer: LoggingObserver) -> AsyncIterator[FakeSession]:
         await asyncio.Event().wait()
-        yield
+        yield FakeSession(ScriptedSolver(lambda problem, allotment: 0))
 
     assert ask(harness(open_session, limit_s=0.5)) == FALLBACK_ANSWER
 
@@ -378,7 +378,7 @@ def test_close_during_the_boot_ends_it(harness: Harness) -> None:
             await asyncio.sleep(3_600)
         finally:
             down.set()
-        yield
+        yield FakeSession(ScriptedSolver(lambda problem, allotment: 0))
 
     run = harness(open_session)
     time.sleep(0.1)

@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, settings
 
 from aimo_solver.lab.records import Group, Use
 from aimo_solver.results import Attempt, FinishReason
-from tests.simulated_run import ATTEMPTS as PUBLIC
+from tests.simulated_run import ATTEMPTS
 
+PUBLIC = ATTEMPTS
 public = pytest.mark.skipif(not PUBLIC.exists(), reason="the public records are not here")
 untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is not a failure
 

@@ -109,9 +109,9 @@ def test_a_result_includes_machine_and_command(tmp_path: Path) -> None:
 
 
 def test_a_table_is_markdown() -> None:
-    console = Console(file=io.StringIO(), width=80)
-    BenchResult(name="x", columns=("a", "b"), rows=((1_234, 0.12345),), notes=("careful",)).show(console)
-    lines = console.file.getvalue().split("\n")
+    output = io.StringIO()
+    BenchResult(name="x", columns=("a", "b"), rows=((1_234, 0.12345),), notes=("careful",)).show(Console(file=output, width=80))
+    lines = output.getvalue().split("\n")
     assert [line for line in lines if line.strip()] == [
         "| a     |     b |",
         "|-------|-------|",
@@ -121,9 +121,9 @@ def test_a_table_is_markdown() -> None:
 
 
 def test_cells_are_printed_literally() -> None:
-    console = Console(file=io.StringIO(), width=80)
-    BenchResult(name="x", columns=("a",), rows=(("'['",), ("[b]",)), notes=("[i]",)).show(console)
-    assert [text for text in ("'['", "[b]", "[i]") if text not in console.file.getvalue()] == []
+    output = io.StringIO()
+    BenchResult(name="x", columns=("a",), rows=(("'['",), ("[b]",)), notes=("[i]",)).show(Console(file=output, width=80))
+    assert [text for text in ("'['", "[b]", "[i]") if text not in output.getvalue()] == []
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,8 @@ def test_stopping_never_costs_more_than_waiting(answers: list[int | None], stop:
     one = group(answers)
     early = play(one, parse_policy(f"{voter}/{stop}", VOTING))
     late = play(one, parse_policy(voter, VOTING))
+    assert early.seconds is not None
+    assert late.seconds is not None
     assert early.seconds <= late.seconds
     assert early.tokens <= late.tokens
     assert early.seen <= late.seen == len(answers)
@@ -106,7 +108,10 @@ def test_voters_and_stop_rules_are_scored_on_suitable_records() -> None:
         group([1, 1], run="hinted", problem_id="c", use=Use.STOPPING),
         group([1, 1], run="selected", problem_id="d", use=Use.NONE),
     ]
-    runs = lambda *policies: [s.run for s in replay_names(*policies, groups=groups).scores[0].strata]  # noqa: E731
+
+    def runs(*policies: str) -> list[str]:
+        return [stratum.run for stratum in replay_names(*policies, groups=groups).scores[0].strata]
+
     assert runs("majority") == ["both", "cut"]
     assert runs("majority", "majority/equal=4") == ["both", "hinted"]
     with pytest.raises(ConfigError, match="no group"):
@@ -178,8 +183,10 @@ def test_stopping_at_equal_answers_costs_nothing_against_24_attempts() -> None:
     groups = [one for one in read_groups([PUBLIC]) if one.run == "jxm/shiv-latest-hinted" and len(one.attempts) == 24]
     whole, *early = replay_names("majority", *(f"majority/equal={k}" for k in (3, 4, 5)), groups=groups).scores
     assert len(whole.outcomes) == 30
+    assert whole.mean_seconds is not None
     for score in early:
         assert score.right == whole.right
+        assert score.mean_seconds is not None
         assert score.mean_seconds < 0.65 * whole.mean_seconds
 
 

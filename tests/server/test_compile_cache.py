@@ -10,6 +10,7 @@ import tarfile
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,8 +66,9 @@ def test_the_stamp_is_read_back_unchanged(archive: Path, made: Stamp) -> None:
 def test_a_cache_for_another_gpu_or_version_is_ignored_with_a_warning(
     archive: Path, made: Stamp, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    changed: dict[str, Any] = {name: "other"}
     with caplog.at_level(logging.WARNING):
-        assert place_cache(archive, replace(made, **{name: "other"})) is None
+        assert place_cache(archive, replace(made, **changed)) is None
     assert not Path(made.root).exists()
     assert f"made with {name} " in caplog.text
     assert "here is other" in caplog.text

@@ -184,7 +184,8 @@ def test_flags_that_vllm_lacks_are_dropped_or_take_their_former_name(tmp_path: P
 def test_every_flag_has_a_reason(model: Path) -> None:
     for name in PRESETS:
         planned = plan(model, preset=name)
-        assert all(item.reason for item in (*planned.flags, *planned.variables))
+        assert all(flag.reason for flag in planned.flags)
+        assert all(variable.reason for variable in planned.variables)
 
 
 def test_the_flags_of_a_missing_vllm_are_unknown(tmp_path: Path) -> None:
@@ -203,7 +204,7 @@ def test_flags_are_found_in_both_layouts_of_vllm(tmp_path: Path, place: str) -> 
     (package / place / "cli_args.py").write_text(
         "class FrontendArgs:\n    port: int = 1\n    enable_x: bool = False\n    def f(self): ...\n"
     )
-    assert installed_flags([str(tmp_path)]) == {"--model", "--async-scheduling", "--port", "--enable-x"}
+    assert installed_flags([str(tmp_path)]) == frozenset({"--model", "--async-scheduling", "--port", "--enable-x"})
 
 
 def test_the_installed_vllm_accepts_every_command_line(tmp_path: Path) -> None:
