@@ -194,8 +194,8 @@ def test_kill_9_loses_at_most_the_last_second(tmp_path: Path) -> None:
 
 
 def test_a_truncated_file_reads_as_its_whole_lines(tmp_path: Path) -> None:
-    records = [{"n": 1, "text": "ä\n"}, {"n": 2}, {"n": 3, "list": [1, 2]}]
-    data = b"".join(map(json_line, records))
+    records: list[dict[str, object]] = [{"n": 1, "text": "ä\n"}, {"n": 2}, {"n": 3, "list": [1, 2]}]
+    data = b"".join(json_line(record) for record in records)
     path = tmp_path / "x.jsonl"
     for end in range(len(data) + 1):
         path.write_bytes(data[:end])

@@ -22,6 +22,7 @@ from aimo_solver.server.compile_cache import add_shipped_cache, make_stamp
 from aimo_solver.server.launch import plan_launch
 from aimo_solver.server.machine import Gpu, Machine
 from aimo_solver.server.process import ServerCommand
+from aimo_solver.server.supervisor import Supervisor
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation
 from aimo_solver.solve import session
 from tests.conftest import MODEL
@@ -180,7 +181,7 @@ async def test_a_part_that_cannot_be_closed_does_not_keep_the_others_open(
 
 async def test_restarts_come_back_after_a_problem_that_ended_well(served: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
     refilled = []
-    monkeypatch.setattr(session.Supervisor, "refill", lambda self: refilled.append(1))
+    monkeypatch.setattr(Supervisor, "refill", lambda self: refilled.append(1))
     async with session.local_session(MODEL, CONFIG, served) as ready:
         for votes in (0, 1):
             for observer in ready.solver._observers:

@@ -22,6 +22,7 @@ from aimo_solver.kernels.pool import KernelPool
 from aimo_solver.log.writer import NullLog, RunLog
 from aimo_solver.options import BudgetConfig, VotingConfig
 from aimo_solver.policy.budget import Allotment
+from aimo_solver.policy.voting import rank
 from aimo_solver.problems import Problem, ProblemResult
 from aimo_solver.results import Attempt, FinishReason
 from aimo_solver.solve.attempt import Resources, RunningAttempt
@@ -215,7 +216,7 @@ class BrokenLog(NullLog):
     def write_votes(self, *values: object, **named: object) -> None:
         raise RuntimeError("log")
 
-    event = problem_started = attempt_finished = problem_finished = write_votes  # type: ignore[assignment]
+    event = problem_started = attempt_finished = problem_finished = write_votes
 
 
 class Events(NullLog):
@@ -263,10 +264,8 @@ async def test_a_defect_in_voting_or_the_second_look_falls_back_to_the_majority(
     def defect(*values: object, **options: object) -> NoReturn:
         raise RuntimeError("defect")
 
-    whole = solver_module.rank
-
     def broken_rank(attempts: Sequence[Attempt], voting: VotingConfig) -> object:
-        return whole(attempts, voting) if voting.voter == "majority" else defect()
+        return rank(attempts, voting) if voting.voter == "majority" else defect()
 
     monkeypatch.setattr(solver_module, part, broken_rank if part == "rank" else defect)
     events = Events()
