@@ -1,7 +1,7 @@
-"""What model code does to kernels, and what has to come of it: the table behind tests/kernels/test_pool.py and the soak.
+"""Hard cases for kernels, with the expected results: the table behind tests/kernels/test_pool.py and the soak test.
 
-Every case runs on a kernel of its own. `cells` run before the one that counts; `after` and its value show what the same
-session is like afterwards, `next` and its value that the next lease knows nothing of it.
+Every case runs on a kernel of its own. `cells` run before the cell under test; `after` and its value check the same session
+afterwards, `next` and its value check that the next lease is not affected.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from aimo_solver.kernels.pool import ExecutionResult, Guard, KernelLimits, KillReason
+from aimo_solver.kernels.limits import Isolation, KernelLimits, KillReason
+from aimo_solver.kernels.session import ExecutionResult
 
 # small enough to be reached in a test
 LIMITS = KernelLimits(
@@ -23,8 +24,8 @@ LIMITS = KernelLimits(
     flood_bytes=500_000,
     grace_s=2.0,
 )
-_NAMESPACES = frozenset({Guard.NAMESPACES})
-_CONFINED = frozenset({Guard.NAMESPACES, Guard.LANDLOCK})  # any of them: writing is confined
+_NAMESPACES = frozenset({Isolation.NAMESPACES})
+_CONFINED = frozenset({Isolation.NAMESPACES, Isolation.LANDLOCK})  # either of them confines writes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,12 +33,12 @@ class Case:
     """One row.
 
     Attributes:
-        code: the cell that counts.
-        error: the exception it ends with; "any" for one of several, None for none.
-        killed: why the process is lost; several where it depends on who is first.
-        out, value, note, trace: text that stdout, the notes and the traceback hold, and the whole value.
-        anything: the call itself may end in whatever way; what counts is what comes after it.
-        needs: this row only holds where one of these guards does.
+        code: the cell under test.
+        error: the exception that ends it; "any" for one of several, None for none.
+        killed: why the process is lost; several reasons where they race.
+        out, value, note, trace: text that stdout, the notes and the traceback contain, and the whole value.
+        anything: the call may end in any way; only what follows it is checked.
+        needs: the row applies where one of these is active.
     """
 
     name: str
@@ -57,14 +58,14 @@ class Case:
     after_value: str = ""
     next: str = ""
     next_value: str = ""
-    needs: frozenset[Guard] = frozenset()
+    needs: frozenset[Isolation] = frozenset()
 
-    def holds(self, guards: Iterable[Guard]) -> bool:
-        """The row says something about kernels with these guards."""
-        return not self.needs or not self.needs.isdisjoint(guards)
+    def applies(self, isolation: Iterable[Isolation]) -> bool:
+        """Whether the row applies to kernels with this isolation."""
+        return not self.needs or not self.needs.isdisjoint(isolation)
 
     def problems(self, result: ExecutionResult) -> list[str]:
-        """What of `result` is not as this row says."""
+        """Returns how `result` differs from this row."""
         if self.anything:
             return []
         lost = result.killed_for is not None
@@ -172,7 +173,7 @@ LEAKS = [
         value="True",
         next="import os\nos.path.exists('/dev/shm/leak')",
         next_value="False",
-        needs=frozenset({Guard.NAMESPACES, Guard.USER}),
+        needs=frozenset({Isolation.NAMESPACES, Isolation.USER}),
     ),
     Case(
         name="thread",
@@ -265,7 +266,7 @@ ENDS = [
         name="kills its parent",
         code="import os, time\ntry:\n    os.kill(os.getppid(), 9)\nexcept PermissionError:\n    pass\ntime.sleep(0.2)\n'alive'",
         value="'alive'",
-        needs=frozenset({Guard.NAMESPACES, Guard.USER}),
+        needs=frozenset({Isolation.NAMESPACES, Isolation.USER}),
     ),
     Case(
         name="kills everybody",
@@ -304,7 +305,7 @@ ENDS = [
         after_value="(2, 3, 4)",
     ),
     Case(
-        name="lost process whose cells were dear",
+        name="lost process whose cells were slow",
         code="import os\nos._exit(0)",
         cells=("import time\ny = 1\ntime.sleep(1.2)",),
         killed=_killed(KillReason.EXIT),
@@ -468,19 +469,19 @@ LIMITED = [
         code="import os\nwhile True:\n    os.fork()",
         timeout_s=2.0,
         anything=True,
-        needs=frozenset({Guard.USER}),
+        needs=frozenset({Isolation.USER}),
     ),
     Case(
         name="fork bomb of the shell",
         code="!bomb() { bomb | bomb & }; bomb; sleep 1; echo done",
         anything=True,
-        needs=frozenset({Guard.USER}),
+        needs=frozenset({Isolation.USER}),
     ),
     Case(
         name="threads",
         code="import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()",
         error="RuntimeError",
-        needs=frozenset({Guard.USER}),
+        needs=frozenset({Isolation.USER}),
     ),
     Case(name="open files", code="f = []\nwhile True: f.append(open('/dev/null'))", error="OSError", trace="Too many open files"),
     Case(
@@ -500,7 +501,7 @@ LIMITED = [
         anything=True,
     ),
     Case(
-        name="deep recursion that is wanted",
+        name="deep recursion by request",
         code="def f(n): return f(n - 1) + 1 if n else 0\nimport sys\nsys.setrecursionlimit(10**6)\nf(20_000)",
         value="20000",
     ),
@@ -513,34 +514,34 @@ BARRED = [
         code="import socket\nsocket.create_connection(('1.1.1.1', 80), 2)",
         error="OSError",
         trace="unreachable",
-        needs=frozenset({Guard.SECCOMP}),
+        needs=frozenset({Isolation.SECCOMP}),
     ),
     Case(
         name="download",
         code="import urllib.request\nurllib.request.urlopen('http://example.com', timeout=2)",
         error="URLError",
-        needs=frozenset({Guard.SECCOMP, Guard.NETWORK}),
+        needs=frozenset({Isolation.SECCOMP, Isolation.NETWORK}),
     ),
     Case(
         name="server on this host",
         code="import socket\ns = socket.socket()\ns.bind(('', 0))\ns.listen()\nsocket.create_connection(s.getsockname(), 2)",
         error="OSError",
-        needs=frozenset({Guard.SECCOMP, Guard.NETWORK}),
+        needs=frozenset({Isolation.SECCOMP, Isolation.NETWORK}),
     ),
     Case(
         name="socket of a child",
         code="!python3 -c 'import socket; socket.create_connection((\"1.1.1.1\", 80), 2)'",
         out="unreachable",
-        needs=frozenset({Guard.SECCOMP, Guard.NETWORK}),
+        needs=frozenset({Isolation.SECCOMP, Isolation.NETWORK}),
     ),
-    Case(name="writes to /etc", code="open('/etc/leak', 'w')", error="any", needs=frozenset({Guard.USER, *_CONFINED})),
+    Case(name="writes to /etc", code="open('/etc/leak', 'w')", error="any", needs=frozenset({Isolation.USER, *_CONFINED})),
     Case(
         name="removes a library",
         code="import os\nos.remove(sympy.core.numbers.__file__)",
         error="any",
         next="import importlib\nimportlib.reload(importlib.import_module('sympy.core.numbers')).__name__",
         next_value="'sympy.core.numbers'",
-        needs=frozenset({Guard.USER, *_CONFINED}),
+        needs=frozenset({Isolation.USER, *_CONFINED}),
     ),
     Case(name="secrets in the environment", code="import os\n[k for k in os.environ if 'SECRET' in k]", value="[]"),
     Case(
@@ -550,13 +551,13 @@ BARRED = [
             "        if b'KERNEL_TEST_SECRET' in open(p, 'rb').read(): found.append(p)\n    except OSError: pass\nfound"
         ),
         value="[]",
-        needs=frozenset({Guard.USER, Guard.NAMESPACES}),
+        needs=frozenset({Isolation.USER, Isolation.NAMESPACES}),
     ),
     Case(
         name="becomes root",
         code="import os\nos.setuid(0)\nopen('/etc/leak', 'w')",
         error="any",
-        needs=frozenset({Guard.USER, *_CONFINED}),
+        needs=frozenset({Isolation.USER, *_CONFINED}),
     ),
     Case(name="the library itself", code="import aimo_solver.kernels.pool", error="ModuleNotFoundError", needs=_NAMESPACES),
     Case(
@@ -567,13 +568,13 @@ BARRED = [
     ),
 ]
 
-# what fills disks and memory beside what a process shows as its own; without a file system that ends, the kernel is killed
+# disk space and memory that a process does not show as its own; without a file system of limited size, the kernel is killed
 _OWN_FOLDER = (
     "import os\nfrom ipykernel.kernelapp import IPKernelApp\nd = os.path.dirname(IPKernelApp.instance().connection_file)\n"
 )
 _CALL = "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
 _REFUSED = "(-1, 1)"  # EPERM
-_SECCOMP = frozenset({Guard.SECCOMP})
+_SECCOMP = frozenset({Isolation.SECCOMP})
 RESOURCES = [
     Case(
         name="full disk",
@@ -608,13 +609,13 @@ RESOURCES = [
         name="writes beside its sockets",
         code=_OWN_FOLDER + "try: os.chmod(d, 0o700)\nexcept OSError: pass\nopen(d + '/file', 'w')",
         error="any",
-        needs=frozenset({Guard.USER, *_CONFINED}),
+        needs=frozenset({Isolation.USER, *_CONFINED}),
     ),
     Case(name="looks for keys to kernels", code=_OWN_FOLDER + "os.path.exists(d + '/connection.json')", value="False"),
     Case(
         name="files in /dev/shm",
         code=(
-            # named by its pool (a pool's user ids are 256 in a row), as other pools may share the folder
+            # named by the pool (256 consecutive user ids), as other pools may share the directory
             "import os, time\nfor i in range(100):\n    p = f'/dev/shm/fill-{(os.getuid() - 100_000) // 256}-{os.getuid()}-{i}'\n"
             "    with open(p, 'wb') as f: f.write(bytes(10**7))\n    time.sleep(0.02)"
         ),
@@ -622,7 +623,7 @@ RESOURCES = [
         killed=_killed(KillReason.MEMORY),
         next="import os\n[n for n in os.listdir('/dev/shm') if n.startswith(f'fill-{(os.getuid() - 100_000) // 256}-')]",
         next_value="[]",
-        needs=frozenset({Guard.NAMESPACES, Guard.USER}),
+        needs=frozenset({Isolation.NAMESPACES, Isolation.USER}),
     ),
     Case(
         name="memory shared by children",
@@ -680,7 +681,7 @@ RESOURCES = [
 ]
 
 ODD = [
-    Case(name="input", code="x = input('number? ')", error="EOFError", trace="input() has nobody to ask"),
+    Case(name="input", code="x = input('number? ')", error="EOFError", trace="input() is not available"),
     Case(name="standard input", code="import sys\nsys.stdin.read()", value="''"),
     Case(name="shell line", code="!echo hi; echo ho >&2", out="hi\nho"),
     Case(name="shell line assigned", code="x = !echo hi\nx", value="['hi']"),
@@ -799,8 +800,8 @@ ODD = [
 
 CASES = [*LEAKS, *ENDS, *HANGS, *FLOODS, *LIMITED, *BARRED, *RESOURCES, *ODD]
 
-# what is worth trying again where there are fewer guards: everything about processes, files and rights
-GUARDED = [
+# cases to repeat with less isolation: everything about processes, files and rights
+ISOLATION_CASES = [
     *ENDS,
     *BARRED,
     *RESOURCES,

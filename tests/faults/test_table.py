@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from aimo_solver.kernels.pool import Guard, KernelPool
+from aimo_solver.kernels.limits import Isolation
+from aimo_solver.kernels.pool import KernelPool
 from tests.conftest import ROOT
 from tests.faults import injection, table
 from tests.faults.injection import KERNEL, Failing
@@ -66,13 +67,13 @@ def test_files_left_outside_the_temporary_folder_are_found(tmp_path: Path) -> No
     subprocess.run([sys.executable, "-c", LEAVING, tmp_path], cwd=ROOT, check=True)
 
 
-async def test_no_guard_is_given_up_for_a_shortage_that_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def guards() -> tuple[Guard, ...]:
+async def test_a_passing_shortage_disables_no_isolation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def active() -> tuple[Isolation, ...]:
         async with KernelPool(size=1, spares=0) as pool, pool.lease():
-            return pool.guards
+            return pool.isolation
 
     monkeypatch.setattr(subprocess.Popen, "__init__", subprocess.Popen.__init__)  # put back afterwards
-    before = await guards()
+    before = await active()
     injection.arm(Failing("os.fork", "EAGAIN", process=KERNEL), 1, tmp_path / "tally")
-    assert await guards() == before
+    assert await active() == before
     assert injection.Tally(tmp_path / "tally").value == 1

@@ -1,4 +1,4 @@
-"""What the system and hostile code do to a kernel pool: no room, a stopped forkserver, unreadable messages. On real kernels."""
+"""Faults of the system and hostile code: no room, a stopped forkserver, unreadable messages. With real kernels."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ import pytest
 import pytest_asyncio
 
 from aimo_solver.errors import KernelError, KernelStartError, LeaseTimeoutError
-from aimo_solver.kernels.limits import UIDS_PER_POOL
-from aimo_solver.kernels.pool import Guard, KernelPool, KillReason
-from aimo_solver.kernels.spawner import Nursery
+from aimo_solver.kernels.limits import UIDS_PER_POOL, Isolation, KillReason
+from aimo_solver.kernels.pool import KernelPool
+from aimo_solver.kernels.spawner import Spawner
 from tests.faults.kernel_cases import LIMITS
+from tests.kernels.pools import directory, forkserver, until_warm
 from tests.processes import runs
 
 pytestmark = [pytest.mark.kernels]
 
-PATIENCE_S = 30.0  # for what ends by itself, on however busy a machine
+PATIENCE_S = 30.0  # for what ends by itself, on a busy machine too
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             pytest.skip("needs the right to mount")
         try:
             monkeypatch.setattr(tempfile, "tempdir", place)
-            monkeypatch.setattr("aimo_solver.kernels.spawner._OTHER_PLACES", ())
+            monkeypatch.setattr("aimo_solver.kernels.spawner._FALLBACK_PLACES", ())
             number = 0
             while True:
                 try:
@@ -78,10 +79,8 @@ async def test_a_lease_has_a_deadline() -> None:
         assert await works(pool)
 
 
-async def test_a_pool_without_room_for_files_says_so_and_works_when_there_is_room(
-    full_disk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("aimo_solver.kernels.spawner.PATIENCE_S", 0.5)
+async def test_a_pool_on_a_full_disk_raises_the_reason_and_recovers(full_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aimo_solver.kernels.pool.PATIENCE_S", 0.5)
     events: list[str] = []
     pool = KernelPool(size=4, spares=1, limits=LIMITS, on_event=lambda kind, **values: events.append(kind))
     with pytest.raises(KernelStartError, match="No space left"):
@@ -89,31 +88,30 @@ async def test_a_pool_without_room_for_files_says_so_and_works_when_there_is_roo
     with pytest.raises(KernelStartError, match="No space left"):
         await asyncio.wait_for(pool.lease().__aenter__(), PATIENCE_S)
     make_room(full_disk)
-    await asyncio.wait_for(pool.full(), PATIENCE_S)
+    await asyncio.wait_for(until_warm(pool), PATIENCE_S)
     assert all(await asyncio.gather(*(works(pool) for _ in range(4))))
     await pool.close()
     assert events == ["kernels_fail", "kernels_recovered"]
     assert os.listdir(full_disk) == []
 
 
-async def test_kernels_are_kept_elsewhere_while_the_temporary_directory_is_full(
+async def test_kernels_use_another_place_while_the_temporary_directory_is_full(
     full_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_room(full_disk)
     with tempfile.TemporaryDirectory(prefix="kt-", dir="/tmp") as place:
         os.chmod(place, 0o711)
         async with KernelPool(size=1, spares=0, limits=LIMITS) as pool:
-            assert pool.directory is not None
-            assert pool.directory.parent == full_disk
-            monkeypatch.setattr("aimo_solver.kernels.spawner._OTHER_PLACES", (place,))
+            assert directory(pool).parent == full_disk
+            monkeypatch.setattr("aimo_solver.kernels.spawner._FALLBACK_PLACES", (place,))
             fill(full_disk)
             for _ in range(3):
                 assert await works(pool)
-            assert pool.directory.parent == Path(place)
+            assert directory(pool).parent == Path(place)
         assert os.listdir(place) == []
 
 
-async def test_those_who_wait_while_the_disk_is_full_get_their_kernels_when_it_is_not(full_disk: Path) -> None:
+async def test_leases_that_wait_for_a_full_disk_get_kernels_when_it_has_room(full_disk: Path) -> None:
     pool = KernelPool(size=4, spares=0, limits=LIMITS)
     starting = asyncio.ensure_future(pool.start())
     waiting = [asyncio.ensure_future(works(pool)) for _ in range(4)]
@@ -125,8 +123,8 @@ async def test_those_who_wait_while_the_disk_is_full_get_their_kernels_when_it_i
     await pool.close()
 
 
-async def test_without_descriptors_no_kernel_starts_and_with_them_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aimo_solver.kernels.spawner.PATIENCE_S", 0.3)
+async def test_kernels_start_again_once_there_are_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aimo_solver.kernels.pool.PATIENCE_S", 0.3)
     pool = KernelPool(size=1, spares=0, limits=LIMITS)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(set(range(1_000)) - set(map(int, os.listdir("/proc/self/fd")))), hard))
@@ -135,27 +133,25 @@ async def test_without_descriptors_no_kernel_starts_and_with_them_again(monkeypa
             await pool.start()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    await asyncio.wait_for(pool.full(), PATIENCE_S)
+    await asyncio.wait_for(until_warm(pool), PATIENCE_S)
     assert await works(pool)
     await pool.close()
 
 
-async def test_a_stopped_forkserver_is_replaced_and_nothing_of_it_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stopped_forkserver_is_replaced_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aimo_solver.kernels.spawner._FORK_TIMEOUT_S", 1.0)
     gc.collect()
     descriptors = psutil.Process().num_fds()
     async with KernelPool(size=2, spares=0, limits=LIMITS) as pool, pool.lease() as kernel:
         await kernel.execute("x = 5", PATIENCE_S)
-        assert pool.zygote_pid is not None
-        assert pool.directory is not None
-        stopped, directory = psutil.Process(pool.zygote_pid), pool.directory
+        stopped, place = forkserver(pool), directory(pool)
         stopped.suspend()
         for _ in range(2):
             assert await works(pool)
         assert (await kernel.execute("x", PATIENCE_S)).value == "5"
-        assert pool.zygote_pid != stopped.pid
+        assert forkserver(pool) != stopped
     assert not runs(stopped)
-    assert not directory.exists()
+    assert not place.exists()
     assert psutil.Process().num_fds() <= descriptors
 
 
@@ -173,69 +169,67 @@ os.fork = fork
 
 @pytest.fixture
 def failing_fork(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest) -> tuple[str]:
-    """The name of a module that has forks of the forkserver fail."""
+    """Returns the name of a module that makes forks of the forkserver fail."""
     (tmp_path / "failing_fork.py").write_text(_FORK.format(failing=request.param))
     monkeypatch.setattr("aimo_solver.kernels.spawner._SETTINGS", {"PYTHONPATH": str(tmp_path)})
     return ("failing_fork",)
 
 
 @pytest.mark.parametrize("failing_fork", ["len(calls) in (2, 3)"], indirect=True)
-async def test_a_fork_that_fails_is_tried_again_by_the_same_forkserver(failing_fork: tuple[str]) -> None:
+async def test_a_failed_fork_is_repeated_by_the_same_forkserver(failing_fork: tuple[str]) -> None:
     async with KernelPool(size=3, spares=0, limits=LIMITS, preload=failing_fork) as pool:
-        forkserver = pool.zygote_pid
-        await asyncio.wait_for(pool.full(), PATIENCE_S)
-        assert pool.zygote_pid == forkserver
+        first = forkserver(pool)
+        await asyncio.wait_for(until_warm(pool), PATIENCE_S)
+        assert forkserver(pool) == first
 
 
 @pytest.mark.parametrize("failing_fork", ["True"], indirect=True)
-async def test_starts_that_fail_give_their_user_ids_back(failing_fork: tuple[str]) -> None:
-    nursery = Nursery(LIMITS, failing_fork)
+async def test_failed_starts_release_their_user_ids(failing_fork: tuple[str]) -> None:
+    spawner = Spawner(LIMITS, failing_fork)
     for _ in range(UIDS_PER_POOL + 10):
         with pytest.raises(KernelStartError, match="fork"):
-            await nursery.spawn()
-    assert os.listdir(nursery.directory) == []
-    await nursery.close()
+            await spawner.spawn()
+    assert os.listdir(spawner.directory) == []
+    await spawner.close()
 
 
 async def test_a_removed_directory_is_replaced() -> None:
     async with KernelPool(size=1, spares=0, limits=LIMITS) as pool:
-        assert pool.directory is not None
-        shutil.rmtree(pool.directory)
+        shutil.rmtree(directory(pool))
         for _ in range(2):
             assert await works(pool)
 
 
-async def test_a_call_that_loses_its_process_tells_its_output_though_no_other_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aimo_solver.kernels.spawner.PATIENCE_S", 0.3)
+async def test_a_call_that_loses_its_process_returns_its_output_even_if_no_other_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aimo_solver.kernels.pool.PATIENCE_S", 0.3)
 
-    async def fail(self: Nursery) -> None:
+    async def fail(self: Spawner) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     async with KernelPool(size=1, spares=0, limits=LIMITS) as pool, pool.lease() as kernel:
         await kernel.execute("x = 5", PATIENCE_S)
         with monkeypatch.context() as patch:
-            patch.setattr(Nursery, "spawn", fail)
-            result = await kernel.execute("print('told')\nimport os\nos._exit(1)", PATIENCE_S)
-            assert (result.stdout, result.killed_for) == ("told\n", KillReason.EXIT)
+            patch.setattr(Spawner, "spawn", fail)
+            result = await kernel.execute("print('kept')\nimport os\nos._exit(1)", PATIENCE_S)
+            assert (result.stdout, result.killed_for) == ("kept\n", KillReason.EXIT)
             assert "not available" in result.notes[-1]
             with pytest.raises(KernelError):
                 await kernel.execute("x", 0.1)
-        await asyncio.wait_for(pool.full(), PATIENCE_S)
+        await asyncio.wait_for(until_warm(pool), PATIENCE_S)
         assert (await kernel.execute("x", PATIENCE_S)).value == "5"
 
 
-@pytest.mark.parametrize("guards", [frozenset(Guard), frozenset({Guard.USER})], ids=["all guards", "no namespaces"])
-async def test_closing_removes_a_tree_of_any_depth(guards: frozenset[Guard]) -> None:
+@pytest.mark.parametrize("isolation", [frozenset(Isolation), frozenset({Isolation.USER})], ids=["all", "no namespaces"])
+async def test_closing_removes_a_tree_of_any_depth(isolation: frozenset[Isolation]) -> None:
     cell = "import os\nfor _ in range(1_500):\n    os.mkdir('d')\n    os.chdir('d')"
-    pool = KernelPool(size=1, spares=0, limits=replace(LIMITS, guards=guards))
+    pool = KernelPool(size=1, spares=0, limits=replace(LIMITS, isolation=isolation))
     await pool.start()
-    directory = pool.directory
+    place = directory(pool)
     async with pool.lease() as kernel:
         result = await kernel.execute(cell, PATIENCE_S)
         assert not result.failed, result.as_text()
         await pool.close()
-    assert directory is not None
-    assert not directory.exists()
+    assert not place.exists()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -272,7 +266,7 @@ _HOSTILE = {
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("cell", _HOSTILE.values(), ids=_HOSTILE)
-async def test_a_kernel_that_cannot_be_read_is_replaced(shared: KernelPool, cell: str) -> None:
+async def test_a_kernel_with_unreadable_messages_is_replaced(shared: KernelPool, cell: str) -> None:
     async with shared.lease() as kernel:
         assert not (await kernel.execute(_SOCKET, PATIENCE_S)).failed
         result = await kernel.execute(cell, PATIENCE_S)
@@ -292,7 +286,7 @@ async def test_cells_after_which_the_session_is_lost_again_are_dropped(shared: K
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_output_is_shown_as_by_a_terminal(shared: KernelPool) -> None:
+async def test_output_is_rendered_as_by_a_terminal(shared: KernelPool) -> None:
     cell = "for i in range(101): print(f'\\r\\x1b[32m{i:3} %\\x1b[0m', end='')\nprint('\\0')\nprint('done')"
     async with shared.lease() as kernel:
         assert (await kernel.execute(cell, PATIENCE_S)).as_text() == "100 %\ndone"

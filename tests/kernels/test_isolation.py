@@ -1,4 +1,4 @@
-"""What a kernel still sees of the machine once it is contained."""
+"""What an isolated kernel can access."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from aimo_solver.kernels.inside.isolation import needs_to_read_all
-from aimo_solver.kernels.limits import Guard, KernelLimits
+from aimo_solver.kernels.limits import Isolation, KernelLimits
 from aimo_solver.kernels.pool import KernelPool
 from tests.conftest import ROOT
 from tests.faults.kernel_cases import BARRED, RESOURCES, Case
@@ -29,8 +29,8 @@ asyncio.run(main())
 """
 
 
-def test_python_may_be_installed_below_the_folder_that_kernels_see_empty(tmp_path: Path) -> None:
-    """Kernels get a /tmp of their own; an environment that lies in the machine's /tmp must still be found."""
+def test_python_may_be_installed_below_tmp(tmp_path: Path) -> None:
+    """Kernels get a /tmp of their own; an environment in the machine's /tmp must stay accessible."""
     environment = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     python = environment / "bin" / "python"
@@ -43,7 +43,7 @@ def test_python_may_be_installed_below_the_folder_that_kernels_see_empty(tmp_pat
     assert done.stdout.strip() == "1024", done.stderr
 
 
-# before the pool starts: root with the capabilities that Docker leaves it, and a user like any other
+# run before the pool starts: root with Docker's default capabilities, and an unprivileged user
 _RIGHTS = {
     "docker": """
 import ctypes, platform, struct
@@ -51,7 +51,7 @@ kept = 0xA80425FB
 libc = ctypes.CDLL(None)
 for capability in range(64):
     if not kept >> capability & 1:
-        libc.prctl(24, capability, 0, 0, 0)  # out of the bounding set
+        libc.prctl(24, capability, 0, 0, 0)  # removes it from the bounding set
 capset = {"x86_64": 126, "aarch64": 91}[platform.machine()]
 assert libc.syscall(capset, struct.pack("=Ii", 0x20080522, 0), struct.pack("=6I", kept, kept, 0, 0, 0, 0)) == 0
 """,
@@ -66,7 +66,7 @@ async def main():
     async with KernelPool(size=1, spares=1, limits=LIMITS) as pool:
         found = {}
         for case in (*RESOURCES, *BARRED):
-            if not case.holds(pool.guards):
+            if not case.applies(pool.isolation):
                 continue
             async with pool.lease() as kernel:
                 for cell in case.cells:
@@ -75,15 +75,15 @@ async def main():
             async with pool.lease() as kernel:
                 if case.next and (value := (await kernel.execute(case.next, 30)).value) != case.next_value:
                     found[case.name].append(f"is followed by {value}")
-        print(json.dumps([pool.guards, found]))
+        print(json.dumps([pool.isolation, found]))
 
 asyncio.run(main())
 """
 
 
 @pytest.fixture(scope="module", params=_RIGHTS)
-def held(request: pytest.FixtureRequest) -> tuple[str, list[str], dict[str, list[str]]]:
-    """Who starts the pool, the guards that hold, and what of each case is not as its row says."""
+def outcome(request: pytest.FixtureRequest) -> tuple[str, list[str], dict[str, list[str]]]:
+    """Returns the rights that the pool has, its active isolation, and the problems of each case."""
     rights: str = request.param
     if os.geteuid() != 0:
         pytest.skip("only root can have fewer rights")
@@ -96,20 +96,20 @@ def held(request: pytest.FixtureRequest) -> tuple[str, list[str], dict[str, list
     return rights, *json.loads(done.stdout)
 
 
-def test_every_kernel_is_a_user_of_its_own_wherever_python_lies(held: tuple[str, list[str], dict[str, list[str]]]) -> None:
-    rights, guards, _ = held
-    assert ("user" in guards) == (rights == "docker")
+def test_kernels_of_root_are_users_of_their_own(outcome: tuple[str, list[str], dict[str, list[str]]]) -> None:
+    rights, isolation, _ = outcome
+    assert ("user" in isolation) == (rights == "docker")
 
 
 @pytest.mark.parametrize("case", [*RESOURCES, *BARRED], ids=lambda case: case.name)
-def test_hard_case_with_fewer_rights(held: tuple[str, list[str], dict[str, list[str]]], case: Case) -> None:
-    if case.name not in held[2]:
+def test_hard_case_with_fewer_rights(outcome: tuple[str, list[str], dict[str, list[str]]], case: Case) -> None:
+    if case.name not in outcome[2]:
         pytest.skip(f"needs one of {', '.join(sorted(case.needs))}")
-    assert held[2][case.name] == []
+    assert outcome[2][case.name] == []
 
 
-async def test_a_kernel_of_the_solvers_own_user_reaches_no_socket_of_that_user() -> None:
-    limits = KernelLimits(guards=frozenset({Guard.SECCOMP}))
+async def test_a_kernel_with_the_solvers_user_id_connects_to_no_unix_socket() -> None:
+    limits = KernelLimits(isolation=frozenset({Isolation.SECCOMP}))
     async with KernelPool(size=1, spares=0, limits=limits) as pool, pool.lease() as kernel:
         result = await kernel.execute("import socket\nsocket.socket(socket.AF_UNIX).connect('/no/such/socket')", 30)
     assert result.error_name == "PermissionError", result.as_text()

@@ -1,4 +1,4 @@
-"""The kernel pool, on real kernels, real signals and real deaths. Takes about three minutes on two cores."""
+"""The kernel pool, with real kernels, signals and crashes. Takes about three minutes on two cores."""
 
 from __future__ import annotations
 
@@ -23,26 +23,30 @@ from hypothesis import strategies as st
 
 from aimo_solver.config import load_config
 from aimo_solver.errors import KernelError, KernelStartError, PoolClosedError
-from aimo_solver.kernels.inside import report as kernel_report
-from aimo_solver.kernels.pool import ExecutionResult, Guard, Kernel, KernelLimits, KernelPool, KillReason
-from aimo_solver.lab.bench import soak as kernel_soak
-from tests.faults.kernel_cases import CASES, GUARDED, LIMITS, Case
+from aimo_solver.kernels.inside.formatting import format_value
+from aimo_solver.kernels.limits import Isolation, KernelLimits, KillReason
+from aimo_solver.kernels.pool import KernelPool
+from aimo_solver.kernels.session import ExecutionResult, Kernel
+from tests.conftest import ROOT
+from tests.faults.kernel_cases import CASES, ISOLATION_CASES, LIMITS, Case
+from tests.kernels.pools import directory, forkserver, until_warm
+from tests.kernels.soak import soak
 from tests.processes import runs
 
 pytestmark = [pytest.mark.kernels]
 
-FULL_S = 5.0  # in which a pool is full again
-PATIENCE_S = 30.0  # for cells that end by themselves, on however busy a machine
-HANG = "sum(range(10**13))"  # never looks for signals
+FULL_S = 5.0  # for a pool to be full again
+PATIENCE_S = 30.0  # for cells that end by themselves, on a busy machine too
+HANG = "sum(range(10**13))"  # never checks for signals
 
 # as root in a container without CAP_SYS_ADMIN, and on a system that allows nothing
-FEWER = {"no namespaces": frozenset({Guard.USER, Guard.SECCOMP, Guard.LANDLOCK}), "no guards": frozenset[Guard]()}
+LESS = {"no namespaces": frozenset({Isolation.USER, Isolation.SECCOMP, Isolation.LANDLOCK}), "none": frozenset[Isolation]()}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A secret in the environment, and a temporary directory in which no pool leaves anything."""
-    tmp_path_factory.getbasetemp()  # the session's own folder lies elsewhere, whichever module comes first
+    """Sets a secret in the environment, and a temporary directory in which no pool may leave anything."""
+    tmp_path_factory.getbasetemp()  # created before the temporary directory changes
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="kt-") as place:
         os.chmod(place, 0o711)
         patch.setenv("KERNEL_TEST_SECRET", "KERNEL_TEST_SECRET")
@@ -53,27 +57,22 @@ def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def guarded() -> AsyncIterator[KernelPool]:
+async def isolated() -> AsyncIterator[KernelPool]:
     async with KernelPool(size=2, spares=1, limits=LIMITS) as pool:
         yield pool
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=FEWER)
-async def unguarded(request: pytest.FixtureRequest) -> AsyncIterator[KernelPool]:
-    async with KernelPool(size=2, spares=1, limits=replace(LIMITS, guards=FEWER[request.param])) as pool:
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=LESS)
+async def less_isolated(request: pytest.FixtureRequest) -> AsyncIterator[KernelPool]:
+    async with KernelPool(size=2, spares=1, limits=replace(LIMITS, isolation=LESS[request.param])) as pool:
         yield pool
 
 
-def zygote(pool: KernelPool) -> psutil.Process:
-    assert pool.zygote_pid is not None
-    return psutil.Process(pool.zygote_pid)
-
-
 def escaped(pool: KernelPool) -> list[int]:
-    """Processes with a user id of this pool's kernels that are not below its zygote."""
-    known = {process.pid for process in zygote(pool).children(recursive=True)}
-    first = 100_000 + zygote(pool).pid % (1 << 22) * 256
-    assert Guard.USER not in pool.guards or any(first <= _uid(pid) < first + 256 for pid in known)
+    """Returns processes with a user id of this pool's kernels that are not below its forkserver."""
+    known = {process.pid for process in forkserver(pool).children(recursive=True)}
+    first = 100_000 + forkserver(pool).pid % (1 << 22) * 256
+    assert Isolation.USER not in pool.isolation or any(first <= _uid(pid) < first + 256 for pid in known)
     return [pid for pid in psutil.pids() if pid not in known and first <= _uid(pid) < first + 256]
 
 
@@ -85,21 +84,21 @@ def _uid(pid: int) -> int:
 
 
 def is_full(pool: KernelPool) -> bool:
-    """Per kernel a warden, the kernel and a directory, and nothing else."""
-    if pool.warm < pool.size + pool.spares or pool.directory is None:
+    """Whether there are a monitor, a process and a directory for each kernel, and nothing else."""
+    if pool.warm < pool.size + pool.spares:
         return False
-    below = zygote(pool).children(recursive=True)
-    return len(below) == 2 * pool.warm and len(os.listdir(pool.directory)) == pool.warm and not escaped(pool)
+    below = forkserver(pool).children(recursive=True)
+    return len(below) == 2 * pool.warm and len(os.listdir(directory(pool))) == pool.warm and not escaped(pool)
 
 
-async def full(pool: KernelPool) -> bool:
+async def becomes_full(pool: KernelPool) -> bool:
     waited_s = 0.0
     while waited_s < FULL_S:
         if is_full(pool):
             return True
         began = time.monotonic()
         await asyncio.sleep(0.02)
-        waited_s += min(time.monotonic() - began, 0.1)  # a machine that stands still lets nobody go on
+        waited_s += min(time.monotonic() - began, 0.1)  # a pause of the whole machine does not count
     return False
 
 
@@ -117,30 +116,30 @@ async def run_case(pool: KernelPool, case: Case) -> None:
         if case.after:
             after = await kernel.execute(case.after, PATIENCE_S)
             assert after.value == case.after_value, after.as_text()
-    if Guard.NAMESPACES not in pool.guards:
-        assert await full(pool)  # where kernels share a file system, a file is there until its kernel is gone
+    if Isolation.NAMESPACES not in pool.isolation:
+        assert await becomes_full(pool)  # in a shared file system, files exist until their kernel has ended
     async with pool.lease() as kernel:
         if case.next:
             result = await kernel.execute(case.next, PATIENCE_S)
             assert result.value == case.next_value, result.as_text()
         assert (await kernel.execute("2**10", PATIENCE_S)).value == "1024"
-    assert await full(pool)
+    assert await becomes_full(pool)
 
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-async def test_hard_case(guarded: KernelPool, case: Case) -> None:
-    if not case.holds(guarded.guards):
+async def test_hard_case(isolated: KernelPool, case: Case) -> None:
+    if not case.applies(isolated.isolation):
         pytest.skip(f"needs one of {', '.join(sorted(case.needs))}")
-    await run_case(guarded, case)
+    await run_case(isolated, case)
 
 
 @pytest.mark.asyncio(loop_scope="module")
-@pytest.mark.parametrize("case", GUARDED, ids=lambda case: case.name)
-async def test_hard_case_with_fewer_guards(unguarded: KernelPool, case: Case) -> None:
-    if not case.holds(unguarded.guards):
+@pytest.mark.parametrize("case", ISOLATION_CASES, ids=lambda case: case.name)
+async def test_hard_case_with_less_isolation(less_isolated: KernelPool, case: Case) -> None:
+    if not case.applies(less_isolated.isolation):
         pytest.skip(f"needs one of {', '.join(sorted(case.needs))}")
-    await run_case(unguarded, case)
+    await run_case(less_isolated, case)
 
 
 @pytest_asyncio.fixture
@@ -149,7 +148,7 @@ async def pool() -> AsyncIterator[KernelPool]:
         yield pool
 
 
-async def test_a_lease_waits_while_all_are_out(pool: KernelPool) -> None:
+async def test_a_lease_waits_while_all_kernels_are_leased(pool: KernelPool) -> None:
     async def attempt() -> str | None:
         async with pool.lease() as kernel:
             return (await kernel.execute("1 + 1", PATIENCE_S)).value
@@ -168,12 +167,12 @@ async def test_a_cancelled_wait_for_a_lease_loses_no_kernel(pool: KernelPool) ->
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
-    assert await full(pool)
+    assert await becomes_full(pool)
 
 
-async def test_a_cancelled_wait_for_a_kernel_loses_none() -> None:
+async def test_a_cancelled_wait_for_a_start_loses_no_kernel() -> None:
     async with KernelPool(size=2, spares=0, limits=LIMITS) as pool, pool.lease() as kernel:
-        for delay in (0, 0, 0.01, 0.05, 0.1):  # the pool has just one more, and it may come at any moment
+        for delay in (0, 0, 0.01, 0.05, 0.1):  # the pool has one more kernel, which can become ready at any moment
             task = asyncio.ensure_future(hold(pool))
             await asyncio.sleep(delay)
             task.cancel()
@@ -183,7 +182,7 @@ async def test_a_cancelled_wait_for_a_kernel_loses_none() -> None:
             assert (await other.execute("2**10", PATIENCE_S)).value == "1024"
 
 
-async def test_a_cancelled_call_gives_the_lease_back(pool: KernelPool) -> None:
+async def test_a_cancelled_call_returns_the_lease(pool: KernelPool) -> None:
     async def attempt() -> None:
         async with pool.lease() as kernel:
             await kernel.execute("while True: pass", 1_000.0)
@@ -193,10 +192,10 @@ async def test_a_cancelled_call_gives_the_lease_back(pool: KernelPool) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await full(pool)
+    assert await becomes_full(pool)
 
 
-async def test_a_cancelled_call_does_not_run_on_into_the_next(pool: KernelPool) -> None:
+async def test_a_cancelled_call_does_not_continue_during_the_next(pool: KernelPool) -> None:
     async with pool.lease() as kernel:
         await kernel.execute("x = 5", PATIENCE_S)
         with pytest.raises(TimeoutError):
@@ -205,14 +204,14 @@ async def test_a_cancelled_call_does_not_run_on_into_the_next(pool: KernelPool) 
         assert (result.value, result.stdout) == ("5", "")
 
 
-async def test_calls_of_one_lease_wait_for_each_other(pool: KernelPool) -> None:
+async def test_calls_of_one_lease_run_one_after_another(pool: KernelPool) -> None:
     async with pool.lease() as kernel:
         cells = ["import time\nx = 0"] + ["y = x; time.sleep(0.05); x = y + 1; x"] * 4
         results = await asyncio.gather(*(kernel.execute(cell, PATIENCE_S) for cell in cells))
     assert [result.value for result in results] == [None, "1", "2", "3", "4"]
 
 
-async def test_a_kernel_is_of_no_use_after_its_lease(pool: KernelPool) -> None:
+async def test_a_kernel_cannot_be_used_after_its_lease(pool: KernelPool) -> None:
     async with pool.lease() as kernel:
         pass
     with pytest.raises(KernelError):
@@ -221,7 +220,7 @@ async def test_a_kernel_is_of_no_use_after_its_lease(pool: KernelPool) -> None:
 
 async def test_the_next_lease_does_not_wait_for_a_hang() -> None:
     async with KernelPool(size=2, spares=1, limits=replace(LIMITS, cpu_s=60)) as pool:
-        await pool.full()
+        await until_warm(pool)
         async with pool.lease() as kernel:
             hanging = asyncio.ensure_future(kernel.execute(HANG, 3.0))
             await asyncio.sleep(0.1)
@@ -235,12 +234,12 @@ async def test_the_next_lease_does_not_wait_for_a_hang() -> None:
 
 async def test_closing_ends_leased_kernels_and_leaves_nothing() -> None:
     pool = KernelPool(size=2, spares=1, limits=LIMITS)
-    gc.collect()  # what other tests left must not go meanwhile
+    gc.collect()  # leftovers of other tests must not disappear during this one
     threads = set(threading.enumerate())
     descriptors = psutil.Process().num_fds()
     await pool.start()
-    processes = [zygote(pool)]
-    directory = pool.directory
+    processes = [forkserver(pool)]
+    place = directory(pool)
     async with pool.lease() as kernel:
         await kernel.execute("import subprocess\nsubprocess.Popen(['sleep', '1000'])", PATIENCE_S)
         running = asyncio.ensure_future(kernel.execute(HANG, 1_000.0))
@@ -251,15 +250,14 @@ async def test_closing_ends_leased_kernels_and_leaves_nothing() -> None:
         with pytest.raises(PoolClosedError):
             await running
     assert [process for process in processes if runs(process)] == []
-    assert directory is not None
-    assert not directory.exists()
+    assert not place.exists()
     assert set(threading.enumerate()) <= threads
     assert psutil.Process().num_fds() <= descriptors
     with pytest.raises(PoolClosedError):
         await pool.lease().__aenter__()
 
 
-async def test_closing_disappoints_those_who_wait() -> None:
+async def test_closing_fails_waiting_leases() -> None:
     pool = KernelPool(size=1, spares=0, limits=LIMITS)
     starting = asyncio.ensure_future(pool.start())
     await asyncio.sleep(0)
@@ -270,58 +268,60 @@ async def test_closing_disappoints_those_who_wait() -> None:
 
 _SOLVER = """
 import asyncio, sys
-from aimo_solver.kernels.pool import *
+from aimo_solver.kernels.limits import Isolation, KernelLimits
+from aimo_solver.kernels.pool import KernelPool
+from tests.kernels.pools import directory, forkserver
 async def main():
-    async with KernelPool(size=2, spares=1, limits=KernelLimits(guards=frozenset(map(Guard, sys.argv[1:])))) as pool:
+    async with KernelPool(size=2, spares=1, limits=KernelLimits(isolation=frozenset(map(Isolation, sys.argv[1:])))) as pool:
         async with pool.lease() as kernel:
             cell = "import subprocess\\nfor _ in range(3): subprocess.Popen(['sleep', '1000'], start_new_session=True)"
             await kernel.execute(cell)
-            print(pool.zygote_pid, pool.directory, flush=True)
+            print(forkserver(pool).pid, directory(pool), flush=True)
             await kernel.execute("while True: pass", 1000.0)
 asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("guards", [frozenset(Guard), *FEWER.values()], ids=["all guards", *FEWER])
+@pytest.mark.parametrize("isolation", [frozenset(Isolation), *LESS.values()], ids=["all", *LESS])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["SIGKILL", "SIGINT"])
-def test_no_kernel_outlives_a_killed_solver(guards: frozenset[Guard], number: int) -> None:
-    command = [sys.executable, "-c", _SOLVER, *guards]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as solver:
+def test_no_kernel_outlives_a_killed_solver(isolation: frozenset[Isolation], number: int) -> None:
+    command = [sys.executable, "-c", _SOLVER, *isolation]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT) as solver:
         assert solver.stdout is not None
-        pid, directory = solver.stdout.readline().split()
+        pid, place = solver.stdout.readline().split()
         below = [psutil.Process(int(pid)), *psutil.Process(int(pid)).children(recursive=True)]
-        assert len(below) >= 6  # a zygote, a warden, a kernel, its three children
+        assert len(below) >= 6  # a forkserver, a monitor, a kernel, its three children
         solver.send_signal(number)
     deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline and (any(map(runs, below)) or Path(directory).exists()):
+    while time.monotonic() < deadline and (any(map(runs, below)) or Path(place).exists()):
         time.sleep(0.02)
     assert [p for p in below if runs(p)] == []
-    assert not Path(directory).exists()
+    assert not Path(place).exists()
 
 
-async def test_a_killed_zygote_is_replaced_and_leases_go_on(pool: KernelPool) -> None:
+async def test_a_killed_forkserver_is_replaced_and_leases_go_on(pool: KernelPool) -> None:
     async with pool.lease() as kernel:
         await kernel.execute("x = 5", PATIENCE_S)
-        zygote(pool).kill()
+        forkserver(pool).kill()
         assert (await kernel.execute("x", PATIENCE_S)).value == "5"
         for _ in range(4):
             async with pool.lease() as other:
                 assert (await other.execute("2**10", PATIENCE_S)).value == "1024"
 
 
-async def test_a_killed_warden_takes_its_kernel_with_it(pool: KernelPool) -> None:
+async def test_a_kernel_ends_with_its_killed_monitor(pool: KernelPool) -> None:
     async with pool.lease() as kernel:
         await kernel.execute("x = 5", PATIENCE_S)
-        await pool.full()  # a kernel that starts has parents for a moment only
-        wardens = zygote(pool).children()
-        for warden in wardens:
-            warden.kill()
-        await asyncio.to_thread(psutil.wait_procs, wardens, PATIENCE_S)
+        await until_warm(pool)  # parents of a starting kernel exist for a moment only
+        monitors = forkserver(pool).children()
+        for monitor in monitors:
+            monitor.kill()
+        await asyncio.to_thread(psutil.wait_procs, monitors, PATIENCE_S)
         await asyncio.sleep(0.2)
         result = await kernel.execute("x", PATIENCE_S)
         assert result.value == "5"
         assert any("restarted" in note for note in result.notes)
-    assert await full(pool)
+    assert await becomes_full(pool)
 
 
 _DAEMON = """
@@ -338,21 +338,21 @@ int(os.read(read, 20))
 """
 
 
-@pytest.mark.parametrize("guards", FEWER.values(), ids=FEWER)
-async def test_a_killed_warden_leaves_no_daemon(guards: frozenset[Guard]) -> None:
-    async with KernelPool(size=1, spares=0, limits=replace(LIMITS, guards=guards)) as pool, pool.lease() as kernel:
+@pytest.mark.parametrize("isolation", LESS.values(), ids=LESS)
+async def test_a_killed_monitor_leaves_no_daemon(isolation: frozenset[Isolation]) -> None:
+    async with KernelPool(size=1, spares=0, limits=replace(LIMITS, isolation=isolation)) as pool, pool.lease() as kernel:
         daemon = psutil.Process(int((await kernel.execute(_DAEMON, PATIENCE_S)).value or ""))
-        zygote(pool).children()[0].kill()
+        forkserver(pool).children()[0].kill()
         await asyncio.to_thread(daemon.wait, PATIENCE_S)
         assert (await kernel.execute("2**10", PATIENCE_S)).value == "1024"
 
 
 async def test_a_spare_that_dies_is_replaced(pool: KernelPool) -> None:
-    assert await full(pool)
-    spare = zygote(pool).children()[0].children()[0]
+    assert await becomes_full(pool)
+    spare = forkserver(pool).children()[0].children()[0]
     spare.kill()
     await asyncio.to_thread(spare.wait, 10)
-    assert await full(pool)
+    assert await becomes_full(pool)
 
 
 def test_a_pool_from_a_configuration_leaves_half_of_the_machines_memory_to_others() -> None:
@@ -363,8 +363,8 @@ def test_a_pool_from_a_configuration_leaves_half_of_the_machines_memory_to_other
     assert KernelPool.from_config(replace(config, pool_memory_mb=70)).limits.pool_memory_mb == 70
 
 
-async def test_the_largest_kernel_pays_for_the_pools_memory() -> None:
-    limits = replace(LIMITS, pool_memory_mb=260)  # what is reported may be 64 MB old
+async def test_the_largest_kernel_is_killed_for_the_pools_memory() -> None:
+    limits = replace(LIMITS, pool_memory_mb=260)  # reports can be 64 MB behind
     async with KernelPool(size=2, spares=0, limits=limits) as pool, pool.lease() as small, pool.lease() as large:
         assert (await small.execute("x = b'y' * (100 * 2**20)", PATIENCE_S)).failed is False
         result = await large.execute("x = b'y' * (300 * 2**20)\nimport time\ntime.sleep(20)", PATIENCE_S)
@@ -388,25 +388,25 @@ def test_a_pool_works_in_a_loop_of_another_thread() -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aimo_solver.kernels.spawner.PATIENCE_S", 0.0)
+    monkeypatch.setattr("aimo_solver.kernels.pool.PATIENCE_S", 0.0)
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_pool_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_pool_that_cannot_start_raises_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(KernelStartError):
         await KernelPool(size=1).__aenter__()
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_zygote_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_the_error_of_a_failed_forkserver_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "ipykernel.py").write_text("raise ImportError('this is no ipykernel')")
     monkeypatch.setattr("aimo_solver.kernels.spawner._SETTINGS", {"PYTHONPATH": str(tmp_path)})
     with pytest.raises(KernelStartError, match="this is no ipykernel"):
         await KernelPool(size=1).__aenter__()
 
 
-async def test_a_module_to_preload_is_there_and_a_missing_one_does_no_harm() -> None:
+async def test_modules_are_preloaded_and_missing_ones_ignored() -> None:
     async with KernelPool(size=1, spares=0, preload=("wsgiref.util", "no_such_module")) as pool, pool.lease() as kernel:
         assert (await kernel.execute("import sys\n'wsgiref.util' in sys.modules", PATIENCE_S)).value == "True"
 
@@ -427,14 +427,14 @@ def test_impossible_sizes_are_refused(size: int, spares: int) -> None:
         KernelPool(size=size, spares=spares)
 
 
-async def test_output_comes_in_the_order_it_was_written(pool: KernelPool) -> None:
+async def test_output_keeps_the_order_of_writing(pool: KernelPool) -> None:
     code = "import os, sys\nprint(1)\nos.write(1, b'2\\n')\nprint(3, file=sys.stderr)\nos.system('echo 4')\n!echo 5\nprint(6)\n7"
     async with pool.lease() as kernel:
         result = await kernel.execute(code, PATIENCE_S)
     assert (result.stdout, result.value) == ("1\n2\n3\n4\n5\n6\n", "0" if result.value == "0" else "7")
 
 
-async def test_kernels_of_one_zygote_draw_different_random_numbers(pool: KernelPool) -> None:
+async def test_kernels_of_one_forkserver_draw_different_random_numbers(pool: KernelPool) -> None:
     code = "import random, uuid, tempfile\nrandom.random(), np.random.random(), sympy.core.random.random(), uuid.uuid4()"
     async with pool.lease() as one, pool.lease() as other:
         first, second = await asyncio.gather(one.execute(code, PATIENCE_S), other.execute(code, PATIENCE_S))
@@ -443,13 +443,13 @@ async def test_kernels_of_one_zygote_draw_different_random_numbers(pool: KernelP
     assert set(first.value.split(", ")).isdisjoint(second.value.split(", "))
 
 
-async def test_a_soak_meets_no_surprises() -> None:
+async def test_soak() -> None:
     gc.collect()  # descriptors are counted
-    soaked = await kernel_soak.soak(12, seed=3, parallel=2)
+    soaked = await soak(12, seed=3, parallel=2)
     assert soaked.surprises == ()
     assert soaked.flat
-    assert soaked.after.directories == soaked.before.directories == 4
-    assert soaked.after.processes == soaked.before.processes == 9  # a zygote, four wardens, four kernels
+    assert soaked.samples[0].directories == 4
+    assert soaked.samples[0].processes == 9  # a forkserver, four monitors, four kernels
 
 
 def result_of(stdout: str = "", value: str | None = None, traceback: str | None = None, *notes: str) -> ExecutionResult:
@@ -470,7 +470,7 @@ def test_text_shows_output_value_notes_and_traceback_in_this_order() -> None:
     assert result_of("out\n", "value", "trace\nValueError: x", "note").as_text() == "out\nvalue\n[note]\ntrace\nValueError: x"
 
 
-def test_text_of_silence_says_so() -> None:
+def test_text_without_output_is_not_empty() -> None:
     assert result_of().as_text() == "[no output]"
 
 
@@ -480,7 +480,7 @@ def test_short_output_stays_whole_beside_a_long_traceback() -> None:
     assert text.endswith("ValueError: x")
 
 
-@example(stdout="0" * 20, value="0" * 19, trace="0" * 17, limit=60)  # a limit that the note alone would fill
+@example(stdout="0" * 20, value="0" * 19, trace="0" * 17, limit=60)  # the note alone fills the limit
 @given(
     stdout=st.text(max_size=400),
     value=st.none() | st.text(max_size=400),
@@ -506,15 +506,15 @@ def test_a_huge_integer_is_shown_by_its_ends(head: int, middle: int, tail: int, 
     number = (head * 10**middle + tail) * (-1 if sign else 1)
     sys.set_int_max_str_digits(0)
     digits = str(abs(number))
-    shown = kernel_report.value_text(number)
+    shown = format_value(number)
     assert shown.startswith(f"{sign}{digits[:50]}...{digits[-50:]} [an integer of {len(digits):,} digits")
 
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(1, 40), st.integers(0, 9))
-def test_the_digits_of_a_huge_integer_are_counted_right_at_powers_of_ten(exponent: int, last: int) -> None:
+def test_digits_of_huge_integers_are_counted_correctly_near_powers_of_ten(exponent: int, last: int) -> None:
     number = 10 ** (120_500 + exponent) - 5 + last
-    assert f"of {120_500 + exponent + (last >= 5):,} digits" in kernel_report.value_text(number)
+    assert f"of {120_500 + exponent + (last >= 5):,} digits" in format_value(number)
 
 
 async def test_the_example_of_the_documentation_works() -> None:

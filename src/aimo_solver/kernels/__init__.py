@@ -1,9 +1,9 @@
 """Runs the model's Python in pooled, isolated Jupyter kernels.
 
-`pool` leases sessions; `session`, `process` and `spawner` are the solver's side of a kernel, `inside` is the other.
-`limits` says what a kernel may use; both sides import it.
+`pool` leases sessions; `session`, `process` and `spawner` are the solver's side, `inside` is what runs in the kernels'
+processes. `limits` and `text` are shared by both sides.
 
 May import: nothing but the top.
 """
 
-__all__ = ["limits", "pool", "session", "terminal"]
+__all__ = ["limits", "pool", "session", "text"]

@@ -1,8 +1,8 @@
-"""The solver's end of a kernel's shell channel: as much of ZMTP 3.0 as one Unix socket needs, and every message bounded.
+"""The shell channel of a kernel: the part of ZMTP 3.0 that one Unix socket needs, with bounded messages.
 
-Code in a kernel can send what it likes on the kernel's socket. libzmq bounds the size of a frame, but not the frames of a
-message, which it holds in the solver's memory; and a peer that sent too much it disconnects without telling its user. Here
-what comes is read up to `CALL_BYTES` for a call and not further, and whatever is wrong with it ends as one exception.
+Code in a kernel can send anything on the kernel's socket. libzmq bounds the size of a frame but not the number of frames,
+which it holds in the solver's memory, and it disconnects a peer that sent too much without reporting it. This client reads at
+most `MAX_CALL_BYTES` per call, and every fault of the peer raises one of two exceptions.
 
 Framing: https://rfc.zeromq.org/spec/23. Messages: https://jupyter-client.readthedocs.io/en/stable/messaging.html.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -19,8 +19,8 @@ from jupyter_client.session import DELIM, Session
 
 from aimo_solver.errors import KernelMessageError
 
-CALL_BYTES = 2_000_000  # a reply holds two texts of 100,000 characters, each of up to 6 bytes in JSON
-_FRAME_BYTES = 1_000  # what a frame counts for beside its content, so that their number is bounded, too
+MAX_CALL_BYTES = 2_000_000  # a reply holds two texts of 100,000 characters, each of up to 6 bytes in JSON
+_FRAME_BYTES = 1_000  # counted for each frame in addition to its content, which bounds the number of frames
 _GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 _READY = b"\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER\x08Identity\x00\x00\x00\x00"
 _MORE, _LONG, _COMMAND = 1, 2, 4
@@ -28,36 +28,36 @@ _MORE, _LONG, _COMMAND = 1, 2, 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What a kernel says of a call.
+    """A kernel's reply to a call.
 
     Attributes:
         value: the last expression's value as a notebook shows it; None if there was none.
-        error_name: class of the exception that ended the call; None if none did.
-        traceback: trimmed, ending in ``ErrorName: message``.
+        error_name: class of the exception that ended the call; None if it succeeded.
+        traceback: trimmed; the last line is ``ErrorName: message``.
     """
 
-    value: str | None
-    error_name: str | None
-    traceback: str | None
+    value: str | None = None
+    error_name: str | None = None
+    traceback: str | None = None
 
 
 class ShellChannel:
-    """A connection to a kernel. `open` makes one."""
+    """A connection to a kernel, made by `open`."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, key: str) -> None:
         self._reader = reader
         self._writer = writer
         self._session = Session(key=key.encode())
-        self._room = CALL_BYTES
+        self._bytes_left = MAX_CALL_BYTES
 
     @classmethod
     async def open(cls, connection: Mapping[str, Any]) -> Self:
-        """Connects to the kernel of a connection file.
+        """Connects to a kernel; `connection` is the content of its connection file.
 
         Raises:
-            OSError: nobody listens.
+            OSError: the socket does not exist.
             EOFError: the connection was closed.
-            KernelMessageError: the peer does not speak ZMTP 3.
+            KernelMessageError: the peer does not use ZMTP 3.
         """
         reader, writer = await asyncio.open_unix_connection(f"{connection['ip']}-{connection['shell_port']}")
         channel = cls(reader, writer, connection["key"])
@@ -65,29 +65,30 @@ class ShellChannel:
             writer.write(_GREETING)
             greeting = await reader.readexactly(len(_GREETING))
             if greeting[0] != 0xFF or greeting[10] < 3:
-                raise KernelMessageError("it does not speak ZMTP 3")
+                raise KernelMessageError("it does not use ZMTP 3")
             writer.write(_frame(_COMMAND, _READY))
-            await channel._receive_frame()  # its own READY
+            await channel._receive_frame()  # the peer's READY
         except BaseException:
             channel.close()
             raise
         return channel
 
     async def execute(self, code: str) -> Reply:
-        """Sends a cell and waits for the reply.
+        """Runs a cell and waits for the reply.
 
         Raises:
             EOFError: the kernel closed the connection.
-            KernelMessageError: what came cannot be read.
+            KernelMessageError: its message cannot be read.
         """
         content = {"code": code, "silent": False, "store_history": True, "user_expressions": {}}
         request = self._session.msg("execute_request", content | {"allow_stdin": False, "stop_on_error": False})
-        self._room = CALL_BYTES
+        self._bytes_left = MAX_CALL_BYTES
         try:
-            self._send(self._session.serialize(request))
+            *frames, last = self._session.serialize(request)
+            self._writer.writelines([*(_frame(_MORE, frame) for frame in frames), _frame(0, last)])
             await self._writer.drain()
             while True:
-                reply = _reply(await self._receive(), request["header"]["msg_id"])
+                reply = _parse_reply(await self._receive(), request["header"]["msg_id"])
                 if reply is not None:
                     return reply
         except OSError as error:
@@ -96,13 +97,8 @@ class ShellChannel:
     def close(self) -> None:
         self._writer.transport.abort()
 
-    def _send(self, frames: Sequence[bytes]) -> None:
-        for frame in frames[:-1]:
-            self._writer.write(_frame(_MORE, frame))
-        self._writer.write(_frame(0, frames[-1]))
-
     async def _receive(self) -> list[bytes]:
-        """The frames of the next message."""
+        """Returns the frames of the next message."""
         frames: list[bytes] = []
         while True:
             flags, content = await self._receive_frame()
@@ -114,9 +110,9 @@ class ShellChannel:
     async def _receive_frame(self) -> tuple[int, bytes]:
         flags = (await self._reader.readexactly(1))[0]
         size = int.from_bytes(await self._reader.readexactly(8 if flags & _LONG else 1), "big")
-        self._room -= size + _FRAME_BYTES
-        if self._room < 0:
-            raise KernelMessageError(f"it sent more than {CALL_BYTES:,} bytes")
+        self._bytes_left -= size + _FRAME_BYTES
+        if self._bytes_left < 0:
+            raise KernelMessageError(f"it sent more than {MAX_CALL_BYTES:,} bytes")
         return flags, await self._reader.readexactly(size)
 
 
@@ -126,23 +122,23 @@ def _frame(flags: int, content: bytes) -> bytes:
     return bytes((flags | _LONG,)) + len(content).to_bytes(8, "big") + content
 
 
-def _reply(frames: list[bytes], message_id: str) -> Reply | None:
-    """The reply to a message; None if it answers another."""
+def _parse_reply(frames: list[bytes], message_id: str) -> Reply | None:
+    """Returns the reply to a message; None if it is the reply to another one."""
     try:
         _, _, parent, _, content = frames[frames.index(DELIM) + 1 :][:5]
         if json.loads(parent).get("msg_id") != message_id:
             return None
         values = json.loads(content)
         return Reply(
-            value=None if values.get("value") is None else _text(values["value"]),
-            error_name=_text(values["ename"]) if values.get("status") == "error" else None,
+            value=None if values.get("value") is None else _check_text(values["value"]),
+            error_name=_check_text(values["ename"]) if values.get("status") == "error" else None,
             traceback="\n".join(values.get("traceback") or ()) or None,
         )
-    except Exception as error:  # noqa: BLE001 - the message comes from code that nobody has read
+    except Exception as error:  # noqa: BLE001 - the message comes from untrusted code
         raise KernelMessageError(f"its reply cannot be read: {type(error).__name__}") from None
 
 
-def _text(value: object) -> str:
+def _check_text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError
     return value

@@ -1,12 +1,9 @@
-"""What a kernel may use, which guards hold it, and why one was killed.
-
-Imported on both sides of the fence, by the solver and by the process that forks kernels, so it needs the standard
-library only.
-"""
+"""Limits and isolation of a kernel, and the reasons for killing one. Shared with the forkserver: standard library only."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Self
@@ -14,52 +11,52 @@ from typing import Self
 UIDS_PER_POOL = 256  # kernels of one pool that can be alive at a time
 
 
-class Guard(StrEnum):
-    """A way to contain a kernel. Whether the system allows it is tried out when a pool starts."""
+class Isolation(StrEnum):
+    """A mechanism that isolates a kernel. The forkserver tries out at its start which ones the system allows."""
 
     USER = "user"  # a user id of its own (needs root), so that file permissions and RLIMIT_NPROC hold
-    NETWORK = "network-namespace"  # no network interface at all
-    NAMESPACES = "namespaces"  # sees and signals only its own processes, all of which die with it; all files are
-    # read-only but a private tmpfs of limited size; no System V memory shared with others
-    SECCOMP = "seccomp"  # no sockets but Unix ones, no memory or objects that nobody counts, in every child process too
-    LANDLOCK = "landlock"  # nothing is written outside the scratch directory and /dev/shm; used where namespaces cannot be had
+    NETWORK = "network-namespace"  # no network interface
+    NAMESPACES = "namespaces"  # a pid namespace, whose processes die together; a mount namespace, read-only except for a
+    # private tmpfs of limited size; an IPC namespace
+    SECCOMP = "seccomp"  # a system call filter for all its processes: Unix sockets only, no memory that is not accounted for
+    LANDLOCK = "landlock"  # writes only to the scratch directory and /dev/shm; used where namespaces are not available
 
 
 class KillReason(StrEnum):
-    """Why a kernel's process was gone before its lease ended."""
+    """Why the process of a kernel ended before its lease."""
 
     HANG = "hang"  # did not end within the grace period after the interrupt
-    OUTPUT = "output"  # the same, after it was interrupted for printing too much
-    MEMORY = "memory"  # all its processes together held more than the limit
-    POOL_MEMORY = "pool memory"  # the pool held more than its limit, and this kernel the most of it
-    DISK = "disk"  # its files together were larger or more than the limit
+    OUTPUT = "output"  # the same, after an interrupt for printing too much
+    MEMORY = "memory"  # all its processes together exceeded the limit
+    POOL_MEMORY = "pool memory"  # the pool exceeded its limit, and this kernel was the largest
+    DISK = "disk"  # its files together were too large or too many
     CPU_TIME = "cpu time"
-    EXIT = "exit"  # ended itself, as os._exit does
-    CRASH = "crash"  # died of a signal, as by a segmentation fault
-    PROTOCOL = "protocol"  # what it sent in place of a reply could not be read
+    EXIT = "exit"  # the process exited, for example by os._exit
+    CRASH = "crash"  # died of a signal, for example a segmentation fault
+    PROTOCOL = "protocol"  # its reply could not be read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelLimits:
-    """Limits of one kernel; all of them hold from its start to the end of its lease.
+    """Limits of one kernel, in force from its start to the end of its lease.
 
     Attributes:
-        memory_mb: what a process may add to a fresh kernel's memory, so that Python raises MemoryError; also what all
-            processes of a kernel, and the files in /dev/shm, may hold together before they are killed (pages that processes
-            share count for each of them where the system does not tell).
-        pool_memory_mb: what all kernels of the pool may hold together; the largest one is killed. None means no limit.
+        memory_mb: growth of one process beyond a fresh kernel, after which Python raises MemoryError; also the total of all
+            processes of a kernel and its files in /dev/shm, above which the kernel is killed (shared pages count once per
+            process where the system does not report shares).
+        pool_memory_mb: total of all kernels, above which the largest one is killed; None means no limit.
         cpu_s: CPU seconds of one process.
-        processes: processes and threads. Root without `Guard.USER` is exempt from it.
+        processes: processes and threads. Does not hold for root without `Isolation.USER`.
         open_files: file descriptors of one process.
-        scratch_mb: size of one file, and of all files together. With `Guard.NAMESPACES` their file system holds no more;
-            otherwise a kernel that has written more is killed, as is one that wrote four times that in all.
-        scratch_files: number of files and directories, in the same way.
-        output_bytes: what is kept of a call's output; more is cut in the middle.
-        flood_bytes: a call that prints more is stopped.
-        grace_s: how long an interrupted call may take to end before its kernel is killed.
-        replay_s: the successor of a lost kernel runs the lease's cells again if they took no longer than this in all.
+        scratch_mb: size of one file, and of all files together. With `Isolation.NAMESPACES` the file system has this size;
+            otherwise a kernel that stores more, or has written four times as much, is killed.
+        scratch_files: number of files and directories, enforced in the same way.
+        output_bytes: output of a call that is kept; more is cut in the middle.
+        flood_bytes: output after which a call is interrupted.
+        grace_s: time for an interrupted call to end before its kernel is killed.
+        replay_s: cells of a lost kernel are run again if they took no longer than this together.
         nice, start_nice: scheduling priority of a leased kernel, and of one that starts or waits.
-        guards: those to be used where the system allows them.
+        isolation: mechanisms to use where the system allows them.
     """
 
     memory_mb: int = 4_096
@@ -75,34 +72,32 @@ class KernelLimits:
     replay_s: float = 1.0
     nice: int = 5
     start_nice: int = 15
-    guards: frozenset[Guard] = frozenset(Guard)
+    isolation: frozenset[Isolation] = frozenset(Isolation)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ZygoteSpec:
-    """What the process that forks kernels is started with.
+class ForkserverSpec:
+    """Arguments of the forkserver.
 
     Attributes:
-        directory: the pool's directory; removed in the end.
-        solver_pid: the process it must not outlive.
-        package: the library's own source directory, hidden from kernels where possible.
-        preload: modules imported before the first fork; a missing one is passed over.
+        directory: the pool's directory, which the forkserver removes when it ends.
+        solver_pid: the process that the forkserver must not outlive.
+        package: the source directory of this library, hidden from kernels where possible.
+        preload: modules to import before the first fork; missing ones are ignored.
     """
 
     directory: str
     solver_pid: int
     package: str
-    preload: tuple[str, ...]
+    preload: Sequence[str]
     limits: KernelLimits
 
     def to_json(self) -> str:
-        values = asdict(self)
-        values["limits"]["guards"] = sorted(self.limits.guards)
-        return json.dumps(values)
+        return json.dumps(asdict(self), default=sorted)  # sets become lists
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         values = json.loads(text)
         limits = values.pop("limits")
-        guards = frozenset(map(Guard, limits.pop("guards")))
-        return cls(**{**values, "preload": tuple(values["preload"])}, limits=KernelLimits(**limits, guards=guards))
+        isolation = frozenset(map(Isolation, limits.pop("isolation")))
+        return cls(**values, limits=KernelLimits(**limits, isolation=isolation))

@@ -1,7 +1,7 @@
-"""One kernel's process as the solver sees it: its warden's socket, the pipe of its output, its Jupyter shell channel.
+"""One kernel's process: the socket of its monitor, the pipe for its output, and its Jupyter shell channel.
 
-All three may carry whatever code in the kernel likes. What is read of each at a time is bounded, and none of it raises: a
-kernel whose messages cannot be read is killed.
+Code in the kernel can send anything on all three. Reads are bounded and never raise: a kernel whose messages cannot be read is
+killed.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from typing import Any
 
 from aimo_solver.errors import KernelStartError
 from aimo_solver.kernels.channel import Reply, ShellChannel
-from aimo_solver.kernels.limits import Guard, KernelLimits, KillReason
+from aimo_solver.kernels.limits import Isolation, KernelLimits, KillReason
 
-_END_TIMEOUT_S = 10.0  # only a process stuck in the operating system takes longer to be killed
-_KILL_S = 5.0  # how long a call waits for that
-_DYING_S = 2.0  # from the end of a process's connection to its warden's word
-_TICK_S = 0.05  # how often a running call's output is looked at
+_END_TIMEOUT_S = 10.0  # only a process stuck in the operating system takes longer to die
+_KILL_TIMEOUT_S = 5.0  # the same, for a call that waits for it
+_EXIT_TIMEOUT_S = 2.0  # from the end of a process's connection to its monitor's message
+_TICK_S = 0.05  # between two reads of a running call's output
 _PIPE_BYTES = 1 << 20
-_READS = 4  # of so many bytes at a time
+_READS = 4  # of _PIPE_BYTES at a time
 _DATAGRAM_BYTES = 65_536
 _REMOVE_TIMEOUT_S = 60.0
-_REMOVE = 'rm -rf -- "$1" || { chmod -R u+rwx -- "$1"; rm -rf -- "$1"; }'  # not in Python, which is slow and recursive
+_REMOVE = 'rm -rf -- "$1" || { chmod -R u+rwx -- "$1"; rm -rf -- "$1"; }'  # shutil.rmtree is slow and recursive
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a kernel's process ended; `reason` is None if the solver wanted it."""
+    """How a kernel's process ended; `reason` is None if the solver ended it."""
 
     reason: KillReason | None
     detail: str
@@ -45,12 +45,12 @@ class Ending:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of one call.
+    """The result of one call.
 
     Attributes:
-        reply: None if the process ended before it came.
-        interrupted: HANG at the time limit, OUTPUT for too much output, None if the call was let run.
-        ending: set if the process is gone.
+        reply: None if the process ended before it replied.
+        interrupted: HANG at the time limit, OUTPUT for too much output, None if the call was not interrupted.
+        ending: set if the process has ended.
     """
 
     stdout: str
@@ -62,7 +62,7 @@ class Outcome:
 
 
 class _Output:
-    """Head and tail of what is read from a pipe during one call."""
+    """Head and tail of what was read from a pipe during one call."""
 
     def __init__(self, pipe: io.FileIO, keep: int) -> None:
         self._pipe = pipe
@@ -72,12 +72,12 @@ class _Output:
         self.total = 0
 
     def read(self, limit: int = sys.maxsize) -> None:
-        """Takes what is there, a few MB at most, until `limit` bytes were read in all."""
+        """Reads what is available, at most a few MB, until `limit` bytes were read in all."""
         for _ in range(_READS):
             if self.total >= limit or self._pipe.closed:
                 return
             data = self._pipe.read(_PIPE_BYTES)
-            if not data:  # nothing now, or never again
+            if not data:  # nothing at the moment, or the end
                 return
             self.total += len(data)
             room = self._half - len(self._head)
@@ -86,28 +86,34 @@ class _Output:
             del self._tail[: -self._half]
 
     @property
-    def truncated(self) -> bool:
-        return self.total > len(self._head) + len(self._tail)
+    def missing(self) -> int:
+        """Bytes that were read and not kept."""
+        return self.total - len(self._head) - len(self._tail)
 
     def text(self) -> str:
-        missing = self.total - len(self._head) - len(self._tail)
-        note = f"\n[... {missing:,} bytes left out ...]\n".encode() if missing else b""
+        note = f"\n[... {self.missing:,} bytes left out ...]\n".encode() if self.missing else b""
         return (self._head + note + self._tail).decode("utf-8", "replace")
 
 
 class KernelProcess:
-    """A kernel's process, from the moment it is asked for."""
+    """A kernel's process, from the request to the forkserver on.
+
+    Attributes:
+        pid: 0 until it is ready.
+        memory_mb: what its monitor reported last; `on_memory` is called when that changes.
+        forked, ready, ended: futures. `ready` raises KernelStartError.
+    """
 
     def __init__(
         self, directory: Path, control: socket.socket, pipe: int, connection: Mapping[str, Any], limits: KernelLimits
     ) -> None:
         loop = asyncio.get_running_loop()
-        loop.add_reader(control.fileno(), self._hear)
+        loop.add_reader(control.fileno(), self._receive)
         self.directory = directory
         self.pid = 0
         self.memory_mb = 0.0
-        self.heavier: Callable[[], None] = lambda: None  # called when memory_mb has changed
-        self.guards: tuple[Guard, ...] = ()
+        self.on_memory: Callable[[], None] = lambda: None
+        self.isolation: tuple[Isolation, ...] = ()
         self.forked: asyncio.Future[None] = loop.create_future()
         self.ready: asyncio.Future[None] = loop.create_future()
         self.ended: asyncio.Future[Ending] = loop.create_future()
@@ -115,14 +121,13 @@ class KernelProcess:
         self._limits = limits
         self._control = control
         self._pipe = io.FileIO(pipe)
-        self._killed_for: KillReason | None = None
-        self._killed_because = ""
+        self._killed = Ending(None, "")  # reason and detail given to `kill`
         self._channel: ShellChannel | None = None
-        with suppress(OSError):  # a user may hold only so much in pipes
+        with suppress(OSError):  # the system limits the memory of a user's pipes
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
     async def connect(self) -> None:
-        """Opens the shell channel; the rest of the Jupyter protocol is not needed. Raises what `ShellChannel.open` does."""
+        """Opens the shell channel; the other Jupyter channels are not used. Raises what `ShellChannel.open` raises."""
         self._channel = await ShellChannel.open(self._connection)
 
     @property
@@ -130,20 +135,19 @@ class KernelProcess:
         return not self.ended.done()
 
     def lease(self) -> None:
-        """Raises its priority from that of a spare."""
+        """Raises the priority from that of a spare."""
         self._command(b"l")
 
-    def kill(self, reason: KillReason | None, because: str = "") -> None:
-        """Has everything killed; `ended` tells when that is done."""
-        self._killed_for = self._killed_for or reason
-        self._killed_because = self._killed_because or because
+    def kill(self, reason: KillReason | None, detail: str = "") -> None:
+        """Requests that all processes of the kernel be killed; `ended` is set when that is done."""
+        self._killed = Ending(self._killed.reason or reason, self._killed.detail or detail)
         self._command(b"k")
 
     def _command(self, command: bytes) -> None:
         with suppress(OSError):
             self._control.send(command)
 
-    def _hear(self) -> None:
+    def _receive(self) -> None:
         try:
             message = self._control.recv(_DATAGRAM_BYTES)
         except BlockingIOError:
@@ -153,41 +157,40 @@ class KernelProcess:
         if not self.forked.done():
             self.forked.set_result(None)
         try:
-            self._heed(json.loads(message) if message else {"reason": KillReason.CRASH, "detail": "with its warden"})
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with the message
-            problem = f"its warden's message cannot be read: {type(error).__name__}"
+            self._handle(json.loads(message) if message else {"reason": KillReason.CRASH, "detail": "with its monitor"})
+        except Exception as error:  # noqa: BLE001 - the message may hold anything
+            problem = f"its monitor's message cannot be read: {type(error).__name__}"
             self.kill(KillReason.PROTOCOL, problem)
             self._fail(problem)
 
-    def _heed(self, values: Mapping[str, Any]) -> None:
-        if "memory_mb" in values:
-            self.memory_mb = float(values["memory_mb"])
-            self.heavier()
-        elif "pid" in values:
-            self.pid = int(values["pid"])
-            self.guards = tuple(map(Guard, values["guards"]))
+    def _handle(self, message: Mapping[str, Any]) -> None:
+        if "memory_mb" in message:
+            self.memory_mb = float(message["memory_mb"])
+            self.on_memory()
+        elif "pid" in message:
+            self.pid = int(message["pid"])
+            self.isolation = tuple(map(Isolation, message["isolation"]))
             if not self.ready.done():
                 self.ready.set_result(None)
-        elif "failed" in values:
-            self._fail(str(values["failed"]))
-        elif "reason" in values:
-            reason, detail = values["reason"], str(values["detail"])
-            own = Ending(self._killed_for, self._killed_because or detail)
-            self._end(Ending(KillReason(reason), detail) if reason else own)
+        elif "failed" in message:
+            self._fail(str(message["failed"]))
+        elif "reason" in message:
+            reason, detail = message["reason"], str(message["detail"])
+            self._end(KillReason(reason) if reason else self._killed.reason, detail if reason else self._killed.detail or detail)
 
-    def _end(self, ending: Ending) -> None:
+    def _end(self, reason: KillReason | None, detail: str) -> None:
         asyncio.get_running_loop().remove_reader(self._control.fileno())
         if not self.ended.done():
-            self.ended.set_result(ending)
-        self._fail(f"a kernel ended while it started: {ending.detail}")
+            self.ended.set_result(Ending(reason, detail))
+        self._fail(f"a kernel ended while it started: {detail}")
 
     def _fail(self, reason: str) -> None:
         if not self.ready.done():
             self.ready.set_exception(KernelStartError(reason))
-            self.ready.exception()  # nobody may be waiting
+            self.ready.exception()  # marks it as retrieved
 
     async def call(self, code: str, timeout_s: float) -> Outcome:
-        """Runs `code`. Takes `timeout_s` plus the grace period at most, plus what killing takes."""
+        """Runs `code`. Takes at most `timeout_s`, the grace period and the time of killing."""
         assert self._channel is not None
         started = time.monotonic()
         limits = self._limits
@@ -209,7 +212,7 @@ class KernelProcess:
                     await reply
         return Outcome(
             stdout=output.text(),
-            truncated=output.truncated,
+            truncated=output.missing > 0,
             reply=None if ending else reply.result(),
             interrupted=interrupted,
             ending=ending,
@@ -217,10 +220,10 @@ class KernelProcess:
         )
 
     async def _conclude(self, reply: asyncio.Future[Reply], interrupted: KillReason | None) -> Ending | None:
-        """How the process ended; None if there is a reply. Without one, what is left of the process is killed."""
+        """Returns None if there is a reply; otherwise kills the rest of the process and returns how it ended."""
         error = reply.exception() if reply.done() else None
         if isinstance(error, EOFError):
-            await asyncio.wait({self.ended}, timeout=_DYING_S)
+            await asyncio.wait({self.ended}, timeout=_EXIT_TIMEOUT_S)
             self.kill(interrupted or KillReason.PROTOCOL, "it closed its connection")
         elif error is not None:
             self.kill(interrupted or KillReason.PROTOCOL, str(error))
@@ -228,24 +231,24 @@ class KernelProcess:
             return None
         else:
             self.kill(interrupted)
-        await asyncio.wait({self.ended}, timeout=_KILL_S)
-        return self.ended.result() if self.ended.done() else Ending(interrupted or self._killed_for, "it cannot be killed")
+        await asyncio.wait({self.ended}, timeout=_KILL_TIMEOUT_S)
+        return self.ended.result() if self.ended.done() else Ending(interrupted or self._killed.reason, "it cannot be killed")
 
     async def _wait(self, reply: asyncio.Future[Any], output: _Output, until: float, limit: int = sys.maxsize) -> None:
-        """Until there is a reply, the process ended, `limit` bytes were printed, or the time is up."""
+        """Waits for a reply, the end of the process, `limit` bytes of output, or the time `until`."""
         while not reply.done() and self.alive and output.total < limit and (left := until - time.monotonic()) > 0:
             done, _ = await asyncio.wait({reply, self.ended}, timeout=min(left, _TICK_S), return_when=asyncio.FIRST_COMPLETED)
             if not done:
                 output.read(limit)
 
-    def last_words(self) -> str:
-        """The end of what it printed outside of calls."""
+    def read_output(self) -> str:
+        """Returns the end of what it printed outside of calls."""
         output = _Output(self._pipe, 4_000)
         output.read()
         return output.text().strip()
 
     async def close(self) -> None:
-        """Has it killed if it lives, waits for that, and frees what it held here, the directory too. Never raises."""
+        """Kills it, waits for that, and frees its resources, including the directory. Never raises."""
         if self.alive:
             self.kill(None)
             await asyncio.wait({self.ended}, timeout=_END_TIMEOUT_S)
@@ -253,9 +256,9 @@ class KernelProcess:
         await remove_tree(self.directory)
 
     def release(self) -> None:
-        """Frees descriptors. The end of its socket has the warden kill whatever still lives."""
+        """Closes descriptors. At the end of its socket the monitor kills what is still alive."""
         if self._control.fileno() >= 0:
-            self._end(Ending(self._killed_for, "it was given up"))
+            self._end(self._killed.reason, "it was given up")
             self._control.close()
             self._pipe.close()
             if self._channel is not None:
@@ -263,27 +266,27 @@ class KernelProcess:
 
 
 async def remove_tree(directory: Path) -> None:
-    """Removes a directory, however deep and full it is, in a process of its own. What cannot be removed stays; never raises."""
-    remover = _remover(directory)
-    if remover is not None and not await ends(remover, _REMOVE_TIMEOUT_S):
+    """Removes a directory of any size and depth in a process of its own. What cannot be removed stays. Never raises."""
+    remover = _start_removal(directory)
+    if remover is not None and not await wait_for_exit(remover, _REMOVE_TIMEOUT_S):
         remover.kill()
-        await ends(remover, _END_TIMEOUT_S)
+        await wait_for_exit(remover, _END_TIMEOUT_S)
 
 
-def _remover(directory: Path) -> Popen[bytes] | None:
+def _start_removal(directory: Path) -> Popen[bytes] | None:
     with suppress(OSError):
-        directory.rmdir()  # as a rule its warden has emptied it
+        directory.rmdir()  # a monitor has usually emptied it
     with suppress(OSError):
         if directory.exists():
             return Popen(["sh", "-c", _REMOVE, "sh", str(directory)], stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL)
     return None
 
 
-async def ends(process: Popen[bytes], timeout_s: float) -> bool:
-    """Whether `process` ends in that time."""
+async def wait_for_exit(process: Popen[bytes], timeout_s: float) -> bool:
+    """Returns whether `process` ended within that time."""
     deadline = asyncio.get_running_loop().time() + timeout_s
     while process.poll() is None:
         if asyncio.get_running_loop().time() > deadline:
             return False
-        await asyncio.sleep(0.005)  # waiting by a thread costs more
+        await asyncio.sleep(0.005)  # cheaper than a waiting thread
     return True

@@ -1,4 +1,4 @@
-"""A leased Python session and the record of one call."""
+"""A leased Python session and the result of one call."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from aimo_solver.errors import KernelError, LeaseTimeoutError, PoolClosedError
 from aimo_solver.kernels.channel import Reply
 from aimo_solver.kernels.limits import KernelLimits, KillReason
 from aimo_solver.kernels.process import Ending, KernelProcess, Outcome
-from aimo_solver.kernels.terminal import rendered
+from aimo_solver.kernels.text import cut_middle, render_terminal
 
-_TEXT_CHARS = 200_000  # more than a kernel sends by itself
+_TEXT_CHARS = 200_000  # more than an unmodified kernel sends
 _NAME_CHARS = 200
-_GONE = "the session was restarted: what the cells before this one defined is gone"
-_SUCCESSOR_S = 2.0  # how long a call that lost its process waits for the next one
+_STATE_LOST = "the session was restarted: what the cells before this one defined is gone"
+_SUCCESSOR_S = 2.0  # that a call which lost its process waits for the next one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionResult:
-    """What one call did.
+    """The result of one call.
 
     Attributes:
-        stdout: what was printed, standard error included, in the order it was written.
+        stdout: what was printed, including standard error, in the order of writing.
         value: the last expression's value as a notebook shows it; None if there was none.
-        error_name: class of the exception that ended the call; None if none did or the process was lost.
-        traceback: trimmed, ending in ``ErrorName: message``.
+        error_name: class of the exception that ended the call; None if there was none or the process ended.
+        traceback: trimmed; the last line is ``ErrorName: message``.
         timed_out: the time limit was reached.
-        killed_for: why the process is gone; None if it lives on.
-        truncated: `stdout` is not all that was printed.
+        killed_for: why the process ended; None if it still runs.
+        truncated: `stdout` is incomplete.
         seconds: from the call to its reply.
         notes: remarks for the model, one line each.
     """
@@ -52,28 +52,19 @@ class ExecutionResult:
         return self.error_name is not None or self.timed_out or self.killed_for is not None
 
     def as_text(self, limit: int = 8_000) -> str:
-        """What the model is shown: output, value, notes in square brackets, traceback.
+        """Returns the text for the model: output, value, notes in square brackets, traceback.
 
-        Cut in the middle to `limit` characters and the notes that say so; output gives way before notes and traceback.
+        Output is cut first, then notes and traceback, each in the middle, to `limit` characters plus the marks of the cuts.
         """
-        told = "\n".join(part.rstrip("\n") for part in (self.stdout, self.value) if part)
-        went_wrong = "\n".join([*(f"[{note}]" for note in self.notes), *filter(None, [self.traceback])])
-        for_wrong = min(len(went_wrong), max(limit // 2, limit - len(told)))
-        parts = [cut_middle(told, limit - for_wrong), cut_middle(went_wrong, for_wrong)]
+        printed = "\n".join(part.rstrip("\n") for part in (self.stdout, self.value) if part)
+        problems = "\n".join([*(f"[{note}]" for note in self.notes), *filter(None, [self.traceback])])
+        problem_chars = min(len(problems), max(limit // 2, limit - len(printed)))
+        parts = [cut_middle(printed, limit - problem_chars), cut_middle(problems, problem_chars)]
         return "\n".join(filter(None, parts)) or "[no output]"
 
 
-def cut_middle(text: str, limit: int) -> str:
-    """Head and tail of a text, `limit` characters in all, with a note between them; the text itself if it is no longer."""
-    if len(text) <= limit:
-        return text
-    head = limit // 2
-    tail = limit - head
-    return f"{text[:head]}\n[... {len(text) - limit:,} characters left out ...]\n{text[len(text) - tail :]}"
-
-
 @asynccontextmanager
-async def within(timeout_s: float | None) -> AsyncIterator[None]:
+async def lease_timeout(timeout_s: float | None) -> AsyncIterator[None]:
     """Bounds a wait for a kernel; raises LeaseTimeoutError."""
     try:
         async with asyncio.timeout(timeout_s):
@@ -83,11 +74,10 @@ async def within(timeout_s: float | None) -> AsyncIterator[None]:
 
 
 class Kernel:
-    """A Python session. It outlives its process: one that had to be killed is replaced within the lease.
+    """A Python session. If its process has to be killed, another one takes its place within the lease.
 
     Args:
-        process: the one to begin with.
-        exchange: gives a process up and takes a fresh one, within so many seconds.
+        exchange: discards a process and returns a new one within that many seconds.
     """
 
     def __init__(
@@ -96,99 +86,101 @@ class Kernel:
         self.process: KernelProcess | None = process
         self._exchange = exchange
         self._limits = limits
-        self._cells: list[tuple[str, float]] = []  # those that ended by themselves, with their seconds
+        self._cells: list[tuple[str, float]] = []  # those that ran to their end, with their seconds
         self._lock = asyncio.Lock()
-        self._rebuilt = False  # the cells were run again, and no call has succeeded since
-        self._abandoned = False  # a cancelled call may still run, or the process was given up
+        self._replayed = False  # the cells were run again, and no call has succeeded since
+        self._unusable = False  # a cancelled call may still run, or the process was discarded
 
     async def execute(self, code: str, timeout_s: float = 6.0) -> ExecutionResult:
-        """Runs a cell. Calls of one lease wait for each other.
+        """Runs a cell. Calls of one lease run one after another.
 
-        Takes `timeout_s`, a fresh process for a lost one included, and in the worst case a few seconds more: the grace period,
-        the killing, and `_SUCCESSOR_S` for a successor.
+        Takes at most `timeout_s`, including the replacement of a lost process, and in the worst case a few seconds more: the
+        grace period, the time of killing, and `_SUCCESSOR_S` for a new process.
 
         Raises:
-            PoolClosedError: the pool was closed meanwhile.
-            KernelStartError: a lost process has no successor. The next call asks for one again.
-            LeaseTimeoutError: it has none in time.
-            KernelError: the lease is over.
+            PoolClosedError: the pool was closed.
+            KernelStartError: a lost process could not be replaced. The next call tries again.
+            LeaseTimeoutError: it could not be replaced in time.
+            KernelError: the lease has ended.
         """
         async with self._lock:
             left, notes = timeout_s, list[str]()
-            process = self._held()
-            if self._abandoned or not process.alive:
+            if self._unusable or not self._current().alive:
                 began = time.monotonic()
-                process, note = await self._replace(process, timeout_s)
+                notes.append(await self._restart(timeout_s))
                 left = max(0.0, began + timeout_s - time.monotonic())
-                notes.append(note)
-            self._abandoned = True
-            outcome = await process.call(code.encode("utf-8", "replace").decode(), left)
-            self._abandoned = False
+            outcome = await self._call(code.encode("utf-8", "replace").decode(), left)
             if outcome.interrupted is not None:
-                notes.append(self._interruption(outcome, left))
-            if outcome.ending is None:
-                if outcome.interrupted is None:
-                    self._cells.append((code, outcome.seconds))
-                    self._rebuilt = False
+                notes.append(self._describe_interrupt(outcome, left))
+            elif outcome.ending is None:
+                self._cells.append((code, outcome.seconds))
+                self._replayed = False
             else:
-                if outcome.interrupted is None:
-                    notes.append(_obituary(outcome.ending))
-                notes.append(await self._succeed(process))
+                notes.append(_describe(outcome.ending))
+            if outcome.ending is not None:
+                notes.append(await self._try_restart())
             return _result(outcome, tuple(notes))
 
-    def _held(self) -> KernelProcess:
+    def _current(self) -> KernelProcess:
         if self.process is None:
-            raise KernelError("the lease of this kernel is over")
+            raise KernelError("the lease of this kernel has ended")
         return self.process
 
-    async def _succeed(self, process: KernelProcess) -> str:
+    async def _call(self, code: str, timeout_s: float) -> Outcome:
+        process = self._current()
+        self._unusable = True  # should this be cancelled
+        outcome = await process.call(code, timeout_s)
+        self._unusable = False
+        return outcome
+
+    async def _renew(self, timeout_s: float) -> None:
+        process = self._current()
+        self._unusable = True
+        self.process = await self._exchange(process, timeout_s)
+        self._unusable = False
+
+    async def _try_restart(self) -> str:
         try:
-            return (await self._replace(process, _SUCCESSOR_S))[1]
+            return await self._restart(_SUCCESSOR_S)
         except PoolClosedError:
             raise
         except KernelError:
             return "the session is lost, and Python is not available at the moment"
 
-    async def _replace(self, process: KernelProcess, timeout_s: float) -> tuple[KernelProcess, str]:
-        """A fresh process, with the session built up again if that is cheap, and the note that says so."""
-        self._abandoned = True
-        process = self.process = await self._exchange(process, timeout_s)
-        self._abandoned = False
+    async def _restart(self, timeout_s: float) -> str:
+        """Gets a new process, runs the cells again if that is cheap, and returns a note about it."""
+        await self._renew(timeout_s)
         cells, self._cells = self._cells, []
         if not cells:
-            return process, "the session was restarted"
-        if self._rebuilt:
-            self._rebuilt = False
-            return process, f"{_GONE}; they were not run again, as the session was lost after them once more"
-        if sum(seconds for _, seconds in cells) <= self._limits.replay_s:
-            for code, seconds in cells:
-                self._abandoned = True
-                outcome = await process.call(code, self._limits.replay_s + seconds)
-                if outcome.interrupted is not None or outcome.ending is not None:
-                    process = self.process = await self._exchange(process, timeout_s)
-                    self._abandoned = False
-                    break
-                self._abandoned = False
-            else:
-                self._cells = cells
-                self._rebuilt = True
-                return process, "the session was restarted, and the cells before this one were run again"
-        return process, _GONE
+            return "the session was restarted"
+        if self._replayed:
+            self._replayed = False
+            return f"{_STATE_LOST}; they were not run again, because the session was lost again after they had been"
+        if sum(seconds for _, seconds in cells) > self._limits.replay_s:
+            return _STATE_LOST
+        for code, seconds in cells:
+            outcome = await self._call(code, self._limits.replay_s + seconds)
+            if outcome.interrupted is not None or outcome.ending is not None:
+                await self._renew(timeout_s)
+                return _STATE_LOST
+        self._cells = cells
+        self._replayed = True
+        return "the session was restarted, and the cells before this one were run again"
 
-    def _interruption(self, outcome: Outcome, timeout_s: float) -> str:
+    def _describe_interrupt(self, outcome: Outcome, timeout_s: float) -> str:
         if outcome.interrupted is KillReason.OUTPUT:
             return f"stopped: it printed more than {self._limits.flood_bytes:,} bytes"
         return f"stopped at the time limit of {round(timeout_s, 2):g} s" + ("" if outcome.stdout else "; nothing was printed")
 
 
-def _obituary(ending: Ending) -> str:
+def _describe(ending: Ending) -> str:
     match ending.reason:
         case KillReason.EXIT:
             return f"the code ended the Python process ({ending.detail})"
         case KillReason.CRASH:
             return f"the Python process crashed ({ending.detail})"
         case KillReason.PROTOCOL:
-            return f"the Python process was killed, because it could not be talked to ({ending.detail})"
+            return f"the Python process was killed because of a communication error ({ending.detail})"
         case None:
             return f"the Python process was killed ({ending.detail})"
         case reason:
@@ -196,12 +188,12 @@ def _obituary(ending: Ending) -> str:
 
 
 def _result(outcome: Outcome, notes: tuple[str, ...]) -> ExecutionResult:
-    reply = outcome.reply or Reply(value=None, error_name=None, traceback=None)
+    reply = outcome.reply or Reply()
     return ExecutionResult(
-        stdout=rendered(outcome.stdout),
-        value=None if reply.value is None else rendered(cut_middle(reply.value, _TEXT_CHARS)),
-        error_name=None if reply.error_name is None else rendered(reply.error_name[:_NAME_CHARS]),
-        traceback=None if reply.traceback is None else rendered(cut_middle(reply.traceback, _TEXT_CHARS)),
+        stdout=render_terminal(outcome.stdout),
+        value=None if reply.value is None else render_terminal(cut_middle(reply.value, _TEXT_CHARS)),
+        error_name=None if reply.error_name is None else render_terminal(reply.error_name[:_NAME_CHARS]),
+        traceback=None if reply.traceback is None else render_terminal(cut_middle(reply.traceback, _TEXT_CHARS)),
         timed_out=outcome.interrupted is KillReason.HANG,
         killed_for=outcome.ending.reason if outcome.ending else None,
         truncated=outcome.truncated,

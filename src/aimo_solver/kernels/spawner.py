@@ -1,4 +1,4 @@
-"""Where kernels come from: the solver's side of the process that forks them, and the directory they live in."""
+"""Starts kernels: the solver's side of the forkserver, and the directory of a pool."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import errno
 import itertools
 import json
-import math
 import os
 import shutil
 import socket
@@ -14,42 +13,38 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 from jupyter_client.connect import write_connection_file
 
 from aimo_solver.errors import KernelStartError
-from aimo_solver.kernels.limits import UIDS_PER_POOL, KernelLimits, ZygoteSpec
-from aimo_solver.kernels.process import KernelProcess, ends, remove_tree
+from aimo_solver.kernels.limits import UIDS_PER_POOL, ForkserverSpec, KernelLimits
+from aimo_solver.kernels.process import KernelProcess, remove_tree, wait_for_exit
 
-_IMPORT_TIMEOUT_S = 60.0  # for a zygote's first fork, before which it imports
-_FORK_TIMEOUT_S = 10.0  # for every other: it takes milliseconds, and a zygote that does not fork is stopped or stuck
+_IMPORT_TIMEOUT_S = 60.0  # for the first fork, which the forkserver's imports precede
+_FORK_TIMEOUT_S = 10.0  # for every other fork, which takes milliseconds; the forkserver is then stopped or stuck
 _START_TIMEOUT_S = 60.0
 _END_TIMEOUT_S = 15.0
-PATIENCE_S = 5.0
-_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
-_LONGEST_SOCKET_PATH = 107
+_MAX_SOCKET_PATH = 107
 _LOG_BYTES = 2_000
-_OTHER_PLACES = ("/tmp", "/var/tmp", "/dev/shm")
+_FALLBACK_PLACES = ("/tmp", "/var/tmp", "/dev/shm")  # for the pool's directory, after the temporary directory
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-_PROBE_BYTES = 16_384  # what a kernel's connection file and its neighbours need
+_PROBE_BYTES = 16_384  # more than a kernel's connection file takes
 
-# what a kernel inherits of the solver's environment, and nothing else
-_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_PREFIX")
+# all that a kernel inherits of the solver's environment
+_INHERITED = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_PREFIX")
 _THREADS = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB", "BLIS")}
 _SETTINGS = {
-    "CUDA_VISIBLE_DEVICES": "",  # the GPU is the model's
+    "CUDA_VISIBLE_DEVICES": "",  # the GPU is for the model
     "MPLBACKEND": "Agg",
     "NO_COLOR": "1",
     "PYTHONDONTWRITEBYTECODE": "1",
     "TERM": "dumb",
 }
 
-# passes over the package's __init__, which imports what only the solver needs
+# skips the package's __init__, which imports modules that only the solver needs
 _BOOTSTRAP = """
 import sys, types
 package = types.ModuleType('aimo_solver')
@@ -62,41 +57,22 @@ main()
 """
 
 
-@dataclass(slots=True)
-class Failures:
-    """Starts that failed in a row, on a clock of the caller's.
+class Spawner:
+    """A forkserver and the kernels that it forks.
 
     Attributes:
-        since: when the first of them began.
-        pause_s: before the next; doubled with every failure.
-        fault: what those who wait are told, once starts have failed for `PATIENCE_S`.
-    """
-
-    count: int = 0
-    since: float = math.inf
-    pause_s: float = _PAUSE_S / 2
-    fault: str | None = None
-
-    def add(self, error: Exception, began: float, now: float) -> None:
-        self.count += 1
-        self.since = min(self.since, began)
-        self.pause_s = min(2 * self.pause_s, _LONGEST_PAUSE_S)
-        if now - self.since >= PATIENCE_S:
-            self.fault = str(error) if isinstance(error, KernelStartError) else f"{type(error).__name__}: {error}"
-
-
-class Nursery:
-    """A zygote and the kernels it forks.
+        directory: holds a directory for each kernel.
+        forkserver: the process.
 
     Raises:
-        KernelStartError: the temporary directory is no place for sockets.
-        OSError: there is no room for a directory, a descriptor or a process.
+        KernelStartError: the path of the temporary directory is too long for sockets.
+        OSError: no room for a directory, a descriptor or a process.
     """
 
     def __init__(self, limits: KernelLimits, preload: tuple[str, ...]) -> None:
         self._limits = limits
         self._numbers = itertools.count()
-        self._slots = deque(range(UIDS_PER_POOL))  # user ids; the one that was given back first is used first
+        self._slots = deque(range(UIDS_PER_POOL))  # free user ids, in the order in which they became free
         self._kernels: set[KernelProcess] = set()
         self._forked = False
         self._broken = False
@@ -104,68 +80,64 @@ class Nursery:
         with ExitStack() as undo:
             self.directory = _make_directory()
             undo.callback(self.directory.rmdir)
-            if len(str(self.directory / "k1234567" / "s-5")) > _LONGEST_SOCKET_PATH:
+            if len(str(self.directory / "k1234567" / "s-5")) > _MAX_SOCKET_PATH:
                 raise KernelStartError(f"{self.directory} is too long a path for Unix sockets; set TMPDIR to a shorter one")
-            self.directory.chmod(0o711)  # a kernel may reach its own directory, and list none
+            self.directory.chmod(0o711)  # a kernel may enter its own directory, and list none
             self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(self._requests.close)
             self._requests.setblocking(False)
             with theirs:
                 self._log = undo.enter_context(tempfile.TemporaryFile())
-                self._process = self._start_zygote(preload, theirs.fileno())
+                self.forkserver = self._start_forkserver(preload, theirs.fileno())
             undo.pop_all()
 
-    def _start_zygote(self, preload: tuple[str, ...], requests: int) -> subprocess.Popen[bytes]:
-        package = Path(__file__).resolve().parent
-        spec = ZygoteSpec(
+    def _start_forkserver(self, preload: tuple[str, ...], requests: int) -> subprocess.Popen[bytes]:
+        package = Path(__file__).resolve().parents[1]
+        spec = ForkserverSpec(
             directory=str(self.directory), solver_pid=os.getpid(), package=str(package), preload=preload, limits=self._limits
         )
         paths = "\n".join(p for p in sys.path if p and Path(p).resolve() not in (package, package.parent))
+        inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         return subprocess.Popen(
             [sys.executable, "-c", _BOOTSTRAP, str(package), paths, str(requests), spec.to_json()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._log,
-            env=_environment(os.environ) | {"HOME": str(self.directory)},
+            env=inherited | _THREADS | _SETTINGS | {"HOME": str(self.directory)},
             cwd="/",
             pass_fds=[requests],
-            start_new_session=True,  # a Ctrl-C is for the solver, which ends its kernels itself
+            start_new_session=True,  # Ctrl-C goes to the solver only, which ends its kernels itself
         )
 
     @property
     def alive(self) -> bool:
-        """The zygote runs and forks, and its directory has room."""
-        return not (self._broken or self._without_room) and self._process.poll() is None
-
-    @property
-    def pid(self) -> int:
-        """The zygote's."""
-        return self._process.pid
+        """The forkserver runs and forks, and its directory has room."""
+        return not (self._broken or self._without_room) and self.forkserver.poll() is None
 
     async def spawn(self) -> KernelProcess:
-        """A kernel that is ready for its first call.
+        """Starts a kernel and returns it when it is ready for its first call.
 
         Raises:
-            KernelStartError: it did not come up.
-            OSError: there is no room for its directory or its descriptors.
+            KernelStartError: it did not start.
+            OSError: no room for its directory or its descriptors.
         """
         process = self._request()
         try:
-            await self._come_up(process)
+            await self._wait_until_ready(process)
         except BaseException as error:
-            words = process.last_words()
+            output = process.read_output()
             process.release()
             shutil.rmtree(process.directory, ignore_errors=True)  # small, as no code has run there
             if isinstance(error, KernelStartError):
-                raise KernelStartError("\n".join(filter(None, [str(error), words, self._complaint()]))) from None
+                raise KernelStartError("\n".join(filter(None, [str(error), output, self._read_log()]))) from None
             raise
         return process
 
-    async def _come_up(self, process: KernelProcess) -> None:
+    async def _wait_until_ready(self, process: KernelProcess) -> None:
         limit = _FORK_TIMEOUT_S if self._forked else _IMPORT_TIMEOUT_S
         if not (await asyncio.wait({process.forked}, timeout=limit))[0]:
             self._broken = True
-            raise KernelStartError(f"the process that forks kernels did not answer within {limit:g} s")
+            raise KernelStartError(f"the forkserver did not answer within {limit:g} s")
         self._forked = True
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
@@ -175,9 +147,9 @@ class Nursery:
             raise KernelStartError(f"a kernel was not ready after {_START_TIMEOUT_S:g} s") from None
 
     def _request(self) -> KernelProcess:
-        """Asks the zygote for a kernel, with a directory and a user id of its own."""
+        """Requests a kernel from the forkserver, with a directory and a user id of its own."""
         if not self._slots:
-            raise KernelStartError(f"all {UIDS_PER_POOL} user ids are held by kernels that do not end")
+            raise KernelStartError(f"all {UIDS_PER_POOL} user ids are in use by kernels that have not ended")
         with ExitStack() as undo:
             directory = self.directory / f"k{next(self._numbers)}"
             try:
@@ -190,7 +162,7 @@ class Nursery:
                     key=os.urandom(16).hex().encode(),
                 )
             except OSError as error:
-                self._broken |= isinstance(error, FileNotFoundError)  # somebody removed all of it
+                self._broken |= isinstance(error, FileNotFoundError)  # the pool's directory was removed
                 self._without_room = error.errno in _NO_ROOM
                 raise
             control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -205,38 +177,38 @@ class Nursery:
                     socket.send_fds(self._requests, [request], [theirs.fileno(), write])
                 except OSError as error:
                     self._broken = True
-                    raise KernelStartError(f"the process that forks kernels takes no requests: {error}") from None
+                    raise KernelStartError(f"the forkserver accepts no requests: {error}") from None
                 finally:
                     os.close(write)
             process = KernelProcess(directory, control, read, connection, self._limits)
             undo.pop_all()
-        self._hold(process, self._slots.popleft())
+        self._track(process, self._slots.popleft())
         return process
 
-    def _hold(self, process: KernelProcess, slot: int) -> None:
-        def ended(_: object) -> None:
+    def _track(self, process: KernelProcess, slot: int) -> None:
+        def release_slot(_: object) -> None:
             self._kernels.discard(process)
             self._slots.append(slot)
 
         self._kernels.add(process)
-        process.ended.add_done_callback(ended)
+        process.ended.add_done_callback(release_slot)
 
-    def _complaint(self) -> str:
-        """The end of what the zygote wrote to its standard error."""
+    def _read_log(self) -> str:
+        """Returns the end of the forkserver's standard error."""
         end = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, end - _LOG_BYTES))
         return self._log.read(_LOG_BYTES).decode("utf-8", "replace").strip()
 
     async def close(self) -> None:
-        """Ends the zygote, when all kernels that it forked have ended, and removes the directory. Never raises."""
+        """Ends the forkserver, after all its kernels have ended, and removes the directory. Never raises."""
         self._requests.close()
         if self._broken:
-            self._process.kill()
+            self.forkserver.kill()
         if self._kernels:
             await asyncio.wait([process.ended for process in self._kernels])
-        if not await ends(self._process, _END_TIMEOUT_S):
-            _kill_tree(self._process.pid)
-            await ends(self._process, _END_TIMEOUT_S)
+        if not await wait_for_exit(self.forkserver, _END_TIMEOUT_S):
+            _kill_tree(self.forkserver.pid)
+            await wait_for_exit(self.forkserver, _END_TIMEOUT_S)
         self._log.close()
         await remove_tree(self.directory)
 
@@ -249,35 +221,26 @@ def _kill_tree(pid: int) -> None:
 
 
 def _make_directory() -> Path:
-    """A directory in the first place with room: the temporary directory, then those that every machine has.
+    """Creates a directory in the first place that has room.
 
     Raises:
-        OSError: none has; what the temporary directory said.
+        OSError: none has; the error of the temporary directory.
     """
-    faults = []
-    for place in (tempfile.gettempdir(), *_OTHER_PLACES):
+    errors = []
+    for place in (tempfile.gettempdir(), *_FALLBACK_PLACES):
         try:
-            Path(place).mkdir(parents=True, exist_ok=True)  # somebody may have removed it
+            Path(place).mkdir(parents=True, exist_ok=True)  # it may have been removed
             directory = Path(tempfile.mkdtemp(prefix="aimo-kernels-", dir=place)).resolve()
             try:
                 (directory / "probe").write_bytes(bytes(_PROBE_BYTES))
             except OSError:
-                _remove_probed(directory)
+                # not shutil.rmtree, which needs descriptors: they may be what is short
+                with suppress(OSError):
+                    (directory / "probe").unlink(missing_ok=True)
+                    directory.rmdir()
                 raise
             (directory / "probe").unlink()
             return directory
-        except OSError as fault:
-            faults.append(fault)
-    raise faults[0]
-
-
-def _remove_probed(directory: Path) -> None:
-    # By the two calls that take no descriptor: what is short may be those.
-    with suppress(OSError):
-        (directory / "probe").unlink()
-    with suppress(OSError):
-        directory.rmdir()
-
-
-def _environment(ours: Mapping[str, str]) -> dict[str, str]:
-    return {name: ours[name] for name in _ENVIRONMENT if name in ours} | _THREADS | _SETTINGS
+        except OSError as error:
+            errors.append(error)
+    raise errors[0]

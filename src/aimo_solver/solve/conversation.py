@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from aimo_solver.chat.turns import ChatFormat
 from aimo_solver.errors import ContextExceeded, EngineError, EngineUnavailable
-from aimo_solver.kernels.session import cut_middle
+from aimo_solver.kernels.text import cut_middle
 from aimo_solver.log.trajectory import TrajectoryWriter
 from aimo_solver.results import FinishReason
 from aimo_solver.server.client import CompletionRequest, Engine

@@ -1,6 +1,7 @@
-"""Runs in the kernels' own processes: forkserver, monitor, isolation, and the Jupyter kernel itself.
+"""Runs in the processes of the kernels: forkserver, monitor, isolation, and the Jupyter kernel itself.
 
-Imports the standard library only until a kernel is forked; the solver imports none of it.
+`forkserver` is the entry point; the solver imports none of it. Modules other than `ipython` and `formatting` import the
+standard library only.
 
 May import: kernels.
 """

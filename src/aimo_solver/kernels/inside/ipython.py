@@ -1,8 +1,8 @@
-"""The Jupyter kernel: IPython's, but that output goes straight into a pipe, and values and errors come with the reply.
+"""The Jupyter kernel: IPython's, except that output goes directly into a pipe, and the reply holds values and errors.
 
-Output takes the process's own file descriptors 1 and 2 and not ZMQ. So it reaches the solver in the order in which it was
-written, that of child processes and C code too, even if the next line never gives the interpreter back; and a full pipe
-stops whoever floods it.
+Output uses the process's file descriptors 1 and 2 instead of ZMQ. It therefore reaches the solver in the order in which it
+was written, including that of child processes and C code, even if the next line never returns to the interpreter; and a full
+pipe blocks a process that floods it.
 """
 
 # mypy: disable-error-code="no-untyped-call, override"
@@ -26,7 +26,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-sys.modules["debugpy"] = None  # type: ignore[assignment]  # nobody debugs these kernels, and it is slow to start
+sys.modules["debugpy"] = None  # type: ignore[assignment]  # slow to import, and kernels are not debugged
 from ipykernel import kernelapp  # noqa: E402
 from ipykernel.displayhook import ZMQDisplayHook, ZMQShellDisplayHook  # noqa: E402
 from ipykernel.iostream import IOPubThread  # noqa: E402
@@ -36,15 +36,15 @@ from IPython.core.compilerop import CachingCompiler  # noqa: E402
 from traitlets import Type  # noqa: E402
 from traitlets.config import Config  # noqa: E402
 
-from aimo_solver.kernels.inside import report  # noqa: E402
+from aimo_solver.kernels.inside import formatting  # noqa: E402
 
-# what the session finds imported: its name for it, and the module
+# modules that a session finds imported, by the name it uses for them
 _NAMES = {
     **{name: name for name in ("collections", "fractions", "functools", "itertools", "math", "mpmath", "numpy", "sympy")},
     "np": "numpy",
     "sp": "sympy",
 }
-# imported late by a kernel that starts or by its first calls; what one version of a package lacks is passed over
+# otherwise imported when a kernel starts or by its first calls; not every version of the packages has all of them
 _LATE = (
     *("IPython.core.magics.ast_mod", "IPython.core.magics.execution", "IPython.core.completerlib", "IPython.core.oinspect"),
     *("IPython.extensions.storemagic", "IPython.utils.module_paths", "ipykernel.debugger", "tornado.platform.asyncio"),
@@ -53,7 +53,7 @@ _LATE = (
 
 
 def preload() -> None:
-    """Imports what every kernel needs."""
+    """Imports the modules that every kernel needs."""
     for name in _NAMES.values():
         importlib.import_module(name)
     for name in _LATE:
@@ -62,10 +62,10 @@ def preload() -> None:
 
 
 def run_kernel(directory: Path, on_ready: Callable[[], object]) -> None:
-    """Serves the connection file in `directory`; calls `on_ready` when its sockets are bound. Returns when told to end."""
+    """Runs a kernel with the connection file in `directory`; calls `on_ready` when its sockets are bound."""
     _seed()
     sys.set_int_max_str_digits(0)
-    for message in ("To exit: use", "This process .* is multi-threaded"):  # of exit() and fork(), which are fine here
+    for message in ("To exit: use", "This process .* is multi-threaded"):  # from exit() and fork(), which are allowed here
         warnings.filterwarnings("ignore", message)
     kernelapp.IOPubThread = _IOPub  # type: ignore[misc, assignment, attr-defined, unused-ignore]
     config = Config()
@@ -75,19 +75,19 @@ def run_kernel(directory: Path, on_ready: Callable[[], object]) -> None:
     streams = _Streams()
     streams.restore()
     app.initialize([])
-    app.kernel.begin(streams)
+    app.kernel.set_up_session(streams)
     on_ready()
     app.start()
 
 
 def _seed() -> None:
-    """For the generators that, unlike Python's own, are not seeded anew by a fork."""
+    """Seeds the generators that, unlike Python's own, are not reseeded by a fork."""
     importlib.import_module("numpy.random").seed()
     importlib.import_module("sympy.core.random").seed(None)
 
 
 class _Streams:
-    """Standard input, output and error as they ought to be."""
+    """Standard input, output and error of the session, which it may have changed in a call."""
 
     def __init__(self) -> None:
         self._pipe = os.dup(1)
@@ -102,7 +102,6 @@ class _Streams:
         )
 
     def restore(self) -> None:
-        """Whatever the last call did to them."""
         for fd in (1, 2):
             if not _same_file(fd, self._pipe):
                 os.dup2(self._pipe, fd)
@@ -121,7 +120,7 @@ def _same_file(one: int, other: int) -> bool:
 
 
 class _Value(ZMQShellDisplayHook):
-    """Keeps the text of the last expression's value for the reply."""
+    """Holds the text of the last expression's value for the reply."""
 
     text: str | None = None
 
@@ -132,7 +131,7 @@ class _Value(ZMQShellDisplayHook):
         pass
 
     def compute_format_data(self, result: object) -> tuple[dict[str, str], dict[str, Any]]:
-        return {"text/plain": report.value_text(result)}, {}
+        return {"text/plain": formatting.format_value(result)}, {}
 
     def write_format_data(self, format_dict: dict[str, str], md_dict: object = None) -> None:
         self.text = format_dict["text/plain"]
@@ -142,21 +141,21 @@ class _Value(ZMQShellDisplayHook):
 
 
 class _Display(ZMQDisplayPublisher):
-    """`display(...)` prints the plain text among the representations; pictures have nobody to see them."""
+    """Makes `display(...)` print the plain text of an object; images are not shown."""
 
     def publish(self, data: dict[str, Any], *args: object, **options: object) -> None:
         text = data.get("text/plain")
-        print(report.clean(text) if isinstance(text, str) else f"[not shown: {', '.join(data)}]")
+        print(formatting.clean(text) if isinstance(text, str) else f"[not shown: {', '.join(data)}]")
 
     def clear_output(self, wait: bool = False) -> None:
         pass
 
 
 class _Compiler(CachingCompiler):
-    cell = ""  # the name the last cell was compiled under
+    cell = ""  # file name of the last cell
 
     def get_code_name(self, raw_code: str, transformed_code: str, number: int) -> str:
-        self.cell = report.cell_name(number)
+        self.cell = formatting.cell_name(number)
         return self.cell
 
 
@@ -164,7 +163,7 @@ class _Shell(ZMQInteractiveShell):
     displayhook_class = Type(_Value)
     display_pub_class = Type(_Display)
     compile: _Compiler
-    source = ""  # of the running cell, as it is compiled
+    source = ""  # of the running cell, after transformation
     _last_traceback: list[str] | None
 
     def init_instance_attrs(self) -> None:
@@ -172,7 +171,7 @@ class _Shell(ZMQInteractiveShell):
         self.compile = _Compiler()
 
     def init_environment(self) -> None:
-        """Leaves the environment as it is; the inherited method asks for colours."""
+        """Leaves the environment unchanged; the inherited method requests colours."""
 
     def transform_cell(self, raw_cell: str) -> str:
         self.source = super().transform_cell(raw_cell)
@@ -180,34 +179,33 @@ class _Shell(ZMQInteractiveShell):
 
     def showtraceback(self, exc_tuple: Any = None, *args: object, **options: object) -> None:
         error = self._get_exc_info(exc_tuple)[1]
-        self._last_traceback = [report.error_text(error, self.source, self.compile.cell)]
+        self._last_traceback = [formatting.format_error(error, self.source, self.compile.cell)]
 
     def showsyntaxerror(self, *args: object, **options: object) -> None:
         self.showtraceback()
 
     def _format_exception_for_storage(self, *args: object, **options: object) -> dict[str, object]:
-        return {}  # the history would keep tracebacks that nobody reads
+        return {}  # no tracebacks in the history
 
     def _tee(self, channel: str) -> AbstractContextManager[None]:
-        return nullcontext()  # and a copy of all output
+        return nullcontext()  # no copies of output
 
     def system_piped(self, cmd: str) -> None:
-        """``!cmd``, whose output takes the same way as all other."""
+        """Runs ``!cmd`` with the session's own standard output."""
         done = subprocess.run(self.var_expand(cmd, depth=1), shell=True, stdin=subprocess.DEVNULL, check=False)
         self.user_ns["_exit_code"] = done.returncode
 
     system = system_piped
 
 
-class GuardedKernel(IPythonKernel):
-    """Its execute_reply carries ``value``, text or None, and a ``traceback`` of one plain text."""
+class _Kernel(IPythonKernel):
+    """Adds ``value``, text or None, to the execute_reply; its ``traceback`` is one plain text."""
 
     shell: Any
     shell_class = Type(_Shell)
-    _execute_sleep = 0.0  # a wait for output on ZMQ, of which there is none
+    _execute_sleep = 0.0  # ipykernel's wait for output on ZMQ
 
-    def begin(self, streams: _Streams) -> None:
-        """Fills the session's namespace. To be called once."""
+    def set_up_session(self, streams: _Streams) -> None:
         self._streams = streams
         self._pid = os.getpid()
         display = importlib.import_module("IPython.display").display
@@ -224,7 +222,7 @@ class GuardedKernel(IPythonKernel):
 
     def start(self) -> None:
         super().start()
-        # without it an interrupt is noticed by the event loop only when something else happens
+        # without it the event loop notices an interrupt only at its next event
         wake, woken = socket.socketpair()
         for end in (wake, woken):
             end.setblocking(False)
@@ -244,42 +242,42 @@ class GuardedKernel(IPythonKernel):
         self._prepare()
         try:
             reply: dict[str, Any] = await super().do_execute(code, silent, *args, **options)
-        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the call failed in IPython itself, and says so
-            text = (self.shell._last_traceback or [report.error_text(error, "", "")])[0]
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the call failed in IPython itself
+            text = (self.shell._last_traceback or [formatting.format_error(error, "", "")])[0]
             reply = {"status": "error", "ename": type(error).__name__, "evalue": "", "traceback": [text]}
             reply |= {"execution_count": self.shell.execution_count - 1, "user_expressions": {}}
         finally:
             if os.getpid() != self._pid:
-                os._exit(0)  # a fork of the session, at the end of the cell
+                os._exit(0)  # a fork of the session ends with the cell
             for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
-                signal.setitimer(timer, 0)  # one that goes off between calls would end the kernel
+                signal.setitimer(timer, 0)  # a signal between calls would end the kernel
             self._streams.restore()
-            # the session's own filters shall not turn the kernel's warnings into errors
+            # filters of the session must not turn warnings of the kernel into errors
             warnings.filterwarnings("ignore", module=r"(ipykernel|IPython|jupyter_client|tornado|traitlets|zmq)\b")
         for page in reply.get("payload", ()):
-            if page.get("source") == "page":  # what `name?` shows
-                print(report.clean(page["data"].get("text/plain", "")), file=self._streams.stdout)
+            if page.get("source") == "page":  # the output of `name?`
+                print(formatting.clean(page["data"].get("text/plain", "")), file=self._streams.stdout)
         reply["payload"] = []
         reply["value"] = self.shell.displayhook.text
-        reply["evalue"] = report.clean(reply.get("evalue", ""), 1_000)
+        reply["evalue"] = formatting.clean(reply.get("evalue", ""), 1_000)
         return reply
 
 
 class _IOPub(IOPubThread):
-    """Without its pipe, a TCP socket for what forked children publish: nobody publishes here."""
+    """Omits the TCP socket on which forked children publish output."""
 
     def __init__(self, channel: Any, pipe: bool = False, **options: Any) -> None:
         super().__init__(channel, pipe=False, **options)
 
 
 class _App(kernelapp.IPKernelApp):
-    kernel_class = Type(GuardedKernel, klass="ipykernel.kernelbase.Kernel")  # type: ignore[assignment]
+    kernel_class = Type(_Kernel, klass="ipykernel.kernelbase.Kernel")  # type: ignore[assignment]
 
     def load_config_file(self, *args: object, **options: object) -> None:
-        """Nobody's profile shall change what a kernel does."""
+        """Ignores IPython profiles."""
 
     def write_connection_file(self, **options: object) -> None:
-        """The solver wrote it, and it is removed as soon as the sockets are bound."""
+        """Does nothing: the solver writes the file, and the monitor removes it as soon as the sockets are bound."""
 
     cleanup_connection_file = write_connection_file
 
@@ -287,15 +285,15 @@ class _App(kernelapp.IPKernelApp):
         sys.path.insert(0, "")
 
     def init_io(self) -> None:
-        """Leaves the streams as they are; the inherited method sends what is printed over ZMQ."""
+        """Leaves the streams unchanged; the inherited method redirects them to ZMQ."""
         self.displayhook = ZMQDisplayHook(self.session, self.iopub_socket)
 
     def init_pdb(self) -> None:
-        """There is nobody to talk to a debugger."""
+        """Does nothing: there is no debugger."""
 
 
 def _no_input(prompt: object = "") -> NoReturn:
-    raise EOFError("input() has nobody to ask; write the value into the code")
+    raise EOFError("input() is not available here; write the value into the code")
 
 
 def _exit(code: object = None) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Where a kernel lives, and how a process settles there: namespaces, guards, limits, and then it becomes a kernel."""
+"""Isolates a process step by step, namespaces, user, system call filter, limits, and turns it into a kernel."""
 
 from __future__ import annotations
 
@@ -14,28 +14,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from aimo_solver.kernels.inside import ipython as kernel_guard
-from aimo_solver.kernels.inside import linux as sandbox
+from aimo_solver.kernels.inside import ipython, linux
 from aimo_solver.kernels.inside.usage import PAGE_BYTES
-from aimo_solver.kernels.limits import Guard, KernelLimits
+from aimo_solver.kernels.limits import Isolation, KernelLimits
 
 _STACK_BYTES = 64 << 20
 _RESERVED_BYTES = 4 << 30  # address space without memory: malloc takes 64 MB for every thread
 _CPU_SPARE_S = 5  # between SIGXCPU and SIGKILL
 _WRITABLE_DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts", "shm")
-_CONNECTION_FILE = "connection.json"
-_WORK = "work"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Nest:
-    """Where a kernel lives.
+class Sandbox:
+    """The surroundings of one kernel.
 
     Attributes:
         directory: holds its connection file, its sockets and, without namespaces, its scratch directory.
-        uid: the user id it gets with `Guard.USER`.
-        package: a directory that it shall not see.
-        limits: with the guards that the system allows, and no others.
+        uid: the user id it runs as.
+        package: a directory to hide from it.
+        limits: with the isolation that the system allows, and no other.
     """
 
     directory: Path
@@ -43,71 +40,70 @@ class Nest:
     package: Path
     limits: KernelLimits
 
-
-def enter_namespaces(nest: Nest, uid: int, *, share_network: bool = False) -> Path:
-    """Goes on in a child process with the namespaces among the guards; returns the scratch directory.
-
-    With `share_network` the network namespace is the one that the process is in already.
-
-    Raises:
-        OSError: the system does not allow them.
-    """
-    guards = nest.limits.guards
-    if os.geteuid() != 0 and guards & {Guard.NAMESPACES, Guard.NETWORK}:
-        sandbox.enter_user_namespace()
-    if Guard.NETWORK in guards and not share_network:
-        sandbox.unshare(sandbox.CLONE_NEWNET)
-    for path in (nest.directory, *nest.directory.iterdir()):
-        os.chown(path, uid, -1)
-    if Guard.NAMESPACES in guards:
-        sandbox.unshare(sandbox.CLONE_NEWNS | sandbox.CLONE_NEWPID | sandbox.CLONE_NEWIPC)
-        child = os.fork()
-        if child:  # only the child is inside
-            os._exit(0 if _detached() else os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-        hidden = (nest.directory.parent, nest.package)
-        return sandbox.isolate_mounts(nest.directory, hidden, nest.limits.scratch_mb, nest.limits.scratch_files, uid)
-    with suppress(OSError):
-        sandbox.become_subreaper()
-    work = nest.directory / _WORK
-    work.mkdir(mode=0o700)
-    os.chown(work, uid, -1)
-    return work
+    def has(self, isolation: Isolation) -> bool:
+        return isolation in self.limits.isolation
 
 
-def close_directory(nest: Nest, uid: int) -> None:
-    """Leaves the kernel, whose sockets are bound, no place outside its scratch directory, and nobody the key to its sockets."""
-    (nest.directory / _CONNECTION_FILE).unlink(missing_ok=True)
-    if Guard.NAMESPACES in nest.limits.guards:
-        sandbox.set_read_only(nest.directory, True)
-    elif uid != os.geteuid():
-        os.chown(nest.directory, os.geteuid(), uid)
-        nest.directory.chmod(0o710)
-    else:  # Landlock, where there is one, lets it make nothing but sockets there
-        nest.directory.chmod(0o500)
-
-
-def open_directory(nest: Nest) -> None:
-    """Undoes `close_directory`, so that the directory can be emptied."""
-    if Guard.NAMESPACES in nest.limits.guards:
-        sandbox.set_read_only(nest.directory, False)
-    nest.directory.chmod(0o700)
-
-
-def _detached() -> bool:
-    """Nobody waits for this process."""
-    return signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
-
-
-def tell(control: socket.socket, **message: object) -> None:
-    """Sends the solver a datagram, if it is still there."""
+def send_message(control: socket.socket, **message: object) -> None:
+    """Sends the solver a datagram, if it still exists."""
     with suppress(OSError):
         control.send(json.dumps(message).encode())
 
 
-def become_kernel(nest: Nest, uid: int, work: Path, control: socket.socket, output: int, started: int) -> NoReturn:
+def enter_namespaces(sandbox: Sandbox, *, share_network: bool = False) -> Path:
+    """Continues in a child process with the namespaces of the sandbox; returns the scratch directory.
+
+    With `share_network` the process is already in the network namespace.
+
+    Raises:
+        OSError: the system does not allow them.
+    """
+    if os.geteuid() != 0 and (sandbox.has(Isolation.NAMESPACES) or sandbox.has(Isolation.NETWORK)):
+        linux.enter_user_namespace()
+    if sandbox.has(Isolation.NETWORK) and not share_network:
+        linux.unshare(linux.CLONE_NEWNET)
+    for path in (sandbox.directory, *sandbox.directory.iterdir()):
+        os.chown(path, sandbox.uid, -1)
+    if sandbox.has(Isolation.NAMESPACES):
+        linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWIPC)
+        child = os.fork()
+        if child:  # only the child is inside
+            awaited = signal.getsignal(signal.SIGCHLD) is not signal.SIG_IGN
+            os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if awaited else 0)
+        hidden, limits = (sandbox.directory.parent, sandbox.package), sandbox.limits
+        return linux.isolate_mounts(sandbox.directory, hidden, limits.scratch_mb, limits.scratch_files, sandbox.uid)
+    with suppress(OSError):
+        linux.become_subreaper()
+    work = sandbox.directory / "work"
+    work.mkdir(mode=0o700)
+    os.chown(work, sandbox.uid, -1)
+    return work
+
+
+def close_directory(sandbox: Sandbox) -> None:
+    """Removes the key to the kernel's sockets, which are bound, and makes their directory unwritable for it."""
+    directory = sandbox.directory
+    (directory / "connection.json").unlink(missing_ok=True)
+    if sandbox.has(Isolation.NAMESPACES):
+        linux.set_read_only(directory, True)
+    elif sandbox.uid != os.geteuid():
+        os.chown(directory, os.geteuid(), sandbox.uid)
+        directory.chmod(0o710)
+    else:  # with Landlock, the kernel can create only sockets there
+        directory.chmod(0o500)
+
+
+def open_directory(sandbox: Sandbox) -> None:
+    """Undoes `close_directory`, so that the directory can be emptied."""
+    if sandbox.has(Isolation.NAMESPACES):
+        linux.set_read_only(sandbox.directory, False)
+    sandbox.directory.chmod(0o700)
+
+
+def become_kernel(sandbox: Sandbox, work: Path, control: socket.socket, output: int, started: int) -> NoReturn:
     """Runs a kernel in the scratch directory `work` until it is told to end.
 
-    When its sockets are bound, it writes to the pipe `started` what the warden is to tell the solver.
+    When its sockets are bound, it writes to the pipe `started` the message that the monitor passes on to the solver.
     """
     try:
         os.setsid()
@@ -120,71 +116,70 @@ def become_kernel(nest: Nest, uid: int, work: Path, control: socket.socket, outp
         os.close(output)
         os.environ.update(HOME=str(work), TMPDIR=str(work), IPYTHONDIR=str(work / ".ipython"), PWD=str(work))
         os.chdir(work)
-        held = _restrict(nest, uid, work)
+        active = _restrict(sandbox, work)
 
-        def ready() -> None:
-            os.write(started, json.dumps({"guards": sorted(held), "pid": os.getpid()}).encode())
+        def report_ready() -> None:
+            os.write(started, json.dumps({"isolation": sorted(active), "pid": os.getpid()}).encode())
             os.close(started)
             control.close()
 
-        kernel_guard.run_kernel(nest.directory, ready)
-    except BaseException:  # noqa: BLE001 - told to the solver, which has nothing else to go by
-        tell(control, failed=traceback.format_exc()[-4_000:])
+        ipython.run_kernel(sandbox.directory, report_ready)
+    except BaseException:  # noqa: BLE001 - sent to the solver
+        send_message(control, failed=traceback.format_exc()[-4_000:])
         os._exit(1)
     os._exit(0)
 
 
-def _restrict(nest: Nest, uid: int, work: Path) -> set[Guard]:
-    """Puts up the guards that concern one process; returns all that hold."""
-    limits = nest.limits
-    held = limits.guards & {Guard.NETWORK, Guard.NAMESPACES}
+def _restrict(sandbox: Sandbox, work: Path) -> set[Isolation]:
+    """Applies the isolation and limits of a single process; returns all isolation that is active."""
+    limits = sandbox.limits
+    active = set(limits.isolation & {Isolation.NETWORK, Isolation.NAMESPACES})
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, limits.start_nice)
     with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")  # should the system run out of memory, kernels go first
-    if uid != os.geteuid():
-        sandbox.switch_user(uid, read_all=needs_to_read_all())
-        held |= {Guard.USER}
+        Path("/proc/self/oom_score_adj").write_text("1000")  # kernels are the first to go if the system runs out of memory
+    if sandbox.uid != os.geteuid():
+        linux.switch_user(sandbox.uid, read_all=needs_to_read_all())
+        active.add(Isolation.USER)
     else:
         with suppress(OSError):
-            sandbox.drop_capabilities()
+            linux.drop_capabilities()
     with suppress(OSError):
-        sandbox.forbid_privileges()
-    if Guard.SECCOMP in limits.guards:
-        sandbox.filter_calls(connect=Guard.USER in held)  # the sockets of its user's other processes
-        held |= {Guard.SECCOMP}
-    if Guard.LANDLOCK in limits.guards and Guard.NAMESPACES not in held:
-        sandbox.restrict_writes([work, *(Path("/dev", name) for name in _WRITABLE_DEVICES)], sockets=nest.directory)
-        held |= {Guard.LANDLOCK}
+        linux.forbid_privileges()
+    if sandbox.has(Isolation.SECCOMP):
+        # without a user of its own, the kernel could connect to sockets of the solver's user
+        linux.filter_syscalls(allow_connect=Isolation.USER in active)
+        active.add(Isolation.SECCOMP)
+    if sandbox.has(Isolation.LANDLOCK) and not sandbox.has(Isolation.NAMESPACES):
+        linux.restrict_writes([work, *(Path("/dev", name) for name in _WRITABLE_DEVICES)], sockets=sandbox.directory)
+        active.add(Isolation.LANDLOCK)
     with suppress(OSError):
-        sandbox.die_with_parent()
-    _set_limits(limits, held)
-    return set(held)
+        linux.die_with_parent()
+    _set_limits(limits, count_user=not active & {Isolation.USER, Isolation.NAMESPACES})
+    return active
 
 
 def needs_to_read_all() -> bool:
-    """Python or its packages lie where only their owner can read them."""
+    """Whether Python or its packages are readable only by their owner."""
     paths = {Path(p).resolve() for p in (sys.executable, *sys.path) if p and Path(p).exists()}
     return any(p.stat().st_mode & 0o005 != 0o005 for path in paths for p in (path, *path.parents))
 
 
-def _set_limits(limits: KernelLimits, held: frozenset[Guard]) -> None:
-    processes = limits.processes
-    if not held & {Guard.USER, Guard.NAMESPACES}:  # the limit counts all that this user runs
-        processes += _tasks_of_user()
+def _set_limits(limits: KernelLimits, count_user: bool) -> None:
+    """With `count_user`, RLIMIT_NPROC counts all processes of the solver's user, so those that run now are added to it."""
     space, _, _, _, _, data, _ = (int(n) * PAGE_BYTES for n in Path("/proc/self/statm").read_text().split())
     memory = limits.memory_mb << 20
     for kind, value in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, limits.open_files),
         (resource.RLIMIT_FSIZE, limits.scratch_mb << 20),
-        (resource.RLIMIT_NPROC, processes),
+        (resource.RLIMIT_NPROC, limits.processes + (_tasks_of_user() if count_user else 0)),
         (resource.RLIMIT_STACK, _STACK_BYTES),  # room for deep recursion through C code
         (resource.RLIMIT_DATA, data + memory),
-        (resource.RLIMIT_AS, space + 2 * memory + _RESERVED_BYTES),  # memory that is shared, which the above leaves out
+        (resource.RLIMIT_AS, space + 2 * memory + _RESERVED_BYTES),  # shared memory, which RLIMIT_DATA does not count
     ):
-        sandbox.limit(kind, value)
-    sandbox.limit(resource.RLIMIT_CPU, limits.cpu_s, spare=_CPU_SPARE_S)
+        linux.set_limit(kind, value)
+    linux.set_limit(resource.RLIMIT_CPU, limits.cpu_s, spare=_CPU_SPARE_S)
 
 
 def _tasks_of_user() -> int:

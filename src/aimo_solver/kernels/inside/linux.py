@@ -1,7 +1,7 @@
-"""Ways of Linux to contain a process, called through libc. Standard library only; nothing here is about kernels.
+"""Linux calls that isolate a process, made through libc. Standard library only; independent of kernels.
 
-Each function changes the calling process for good and raises `OSError` where the system does not allow it. They are
-meant for a process with one thread, right after fork.
+Each function changes the calling process permanently and raises `OSError` where the system does not allow it. Call them
+right after a fork, in a process with one thread.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from aimo_solver.kernels.inside.syscall_filter import CLONE_NEWUSER, filter_program, number
+from aimo_solver.kernels.inside.syscall_filter import CLONE_NEWUSER, build_filter, syscall_number
 
 CLONE_NEWNS = 0x0002_0000
 CLONE_NEWIPC = 0x0800_0000
@@ -43,7 +43,7 @@ def _check(result: int, what: str) -> int:
 
 
 def _syscall(name: str, *args: object) -> int:
-    return _check(int(_libc.syscall(ctypes.c_long(number(name)), *args)), name)
+    return _check(int(_libc.syscall(ctypes.c_long(syscall_number(name)), *args)), name)
 
 
 def _prctl(what: str, option: int, *args: object) -> None:
@@ -52,22 +52,22 @@ def _prctl(what: str, option: int, *args: object) -> None:
 
 
 def die_with_parent() -> None:
-    """SIGKILL for this process when its parent ends. To be called after a change of user, which resets it."""
+    """Has this process killed when its parent ends. A change of user resets it."""
     _prctl("parent death signal", _PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 def become_subreaper() -> None:
-    """Orphaned descendants become children of this process."""
+    """Makes orphaned descendants children of this process."""
     _prctl("subreaper", _PR_SET_CHILD_SUBREAPER, 1)
 
 
 def unshare(flags: int) -> None:
-    """New namespaces for this process; a new pid namespace holds from its next child on."""
+    """Moves this process into new namespaces; a new pid namespace starts with its next child."""
     _check(_libc.unshare(ctypes.c_int(flags)), "unshare")
 
 
 def enter_user_namespace() -> None:
-    """A user namespace in which this user keeps its id and may create namespaces of the other kinds."""
+    """Enters a user namespace in which this user keeps its id and may create other namespaces."""
     uid, gid = os.geteuid(), os.getegid()
     unshare(CLONE_NEWUSER)
     Path("/proc/self/setgroups").write_text("deny")
@@ -81,7 +81,7 @@ def _mount(source: str, target: str, kind: str, flags: int, data: str = "") -> N
 
 
 def set_read_only(target: Path, read_only: bool) -> None:
-    """For the mount at `target`; with `read_only` for all mounts below it, too."""
+    """Changes the mount at `target`; with `read_only` all mounts below it, too."""
     bits = (_MOUNT_ATTR_RDONLY, 0) if read_only else (0, _MOUNT_ATTR_RDONLY)
     attributes = struct.pack("=QQQQ", *bits, 0, 0)
     flags = _AT_RECURSIVE if read_only else 0
@@ -89,11 +89,13 @@ def set_read_only(target: Path, read_only: bool) -> None:
 
 
 def isolate_mounts(keep: Path, hide: Iterable[Path], size_mb: int, files: int, uid: int) -> Path:
-    """In a mount namespace of its own, makes all files read-only but those in `keep` and in a fresh tmpfs on /tmp and /dev/shm.
+    """Makes all files read-only except in `keep` and in a new tmpfs on /tmp and /dev/shm. Needs a mount namespace of its own.
 
-    The tmpfs holds `size_mb` and about as many `files`. The directories `hide` look empty, but for `keep`, and /proc shows
-    this process's pid namespace, which must be new. What Python itself needs stays readable where it is, below /tmp too.
-    Returns a directory of `uid` in the tmpfs.
+    The tmpfs holds `size_mb` and about `files` files. The directories `hide` appear empty except for `keep`; /proc shows
+    this process's pid namespace, which must be new. Python's own directories stay readable, even below /tmp.
+
+    Returns:
+        A directory of `uid` in the tmpfs.
     """
     _mount("none", "/", "none", _MS_REC | _MS_PRIVATE)
     _mount(str(keep), str(keep), "none", _MS_BIND)
@@ -110,7 +112,7 @@ def isolate_mounts(keep: Path, hide: Iterable[Path], size_mb: int, files: int, u
             if path.is_dir():
                 _mount("none", str(path), "tmpfs", _MS_NOSUID | _MS_NODEV, "size=4k,nr_inodes=8,mode=711")
         for path, descriptor in covered.items():
-            if not path.exists():  # it lies below /tmp, or in what is hidden
+            if not path.exists():  # it lies below /tmp or a hidden directory
                 path.mkdir(parents=True)
                 _mount(f"/proc/self/fd/{descriptor}", str(path), "none", _MS_BIND)
     finally:
@@ -121,16 +123,16 @@ def isolate_mounts(keep: Path, hide: Iterable[Path], size_mb: int, files: int, u
 
 
 def _python_below(folder: Path) -> list[Path]:
-    """The directories that Python is installed in or imports from and that lie below `folder`, outer ones first."""
+    """Returns the directories of Python and its packages that lie below `folder`, outer ones first."""
     named = {Path(name).resolve() for name in (sys.prefix, sys.base_prefix, sys.exec_prefix, *sys.path) if name}
     return sorted(path for path in named if path.is_dir() and path != folder and path.is_relative_to(folder))
 
 
 def switch_user(uid: int, read_all: bool) -> None:
-    """Becomes `uid`, a user without any rights; with `read_all` it may still read all files.
+    """Becomes `uid`, a user without privileges; with `read_all` it may still read all files.
 
-    Where this process lacks the right to read only, as in a container with Docker's capabilities, the user keeps the
-    right to write all files, too: no guard but a read-only file system or Landlock then stops it.
+    Where this process lacks CAP_DAC_READ_SEARCH, as in a container with Docker's default capabilities, `read_all` also
+    lets the user write all files; only a read-only file system or Landlock prevents that.
     """
     if read_all:
         _prctl("keep capabilities", _PR_SET_KEEPCAPS, 1)
@@ -146,15 +148,15 @@ def switch_user(uid: int, read_all: bool) -> None:
 
 
 def _keep_capability(capability: int) -> None:
-    """That one and no other, in the programs started from here too."""
+    """Drops all capabilities but one, which programs started from here inherit."""
     bit = 1 << capability
     _syscall("capset", _CAPABILITY_HEADER, struct.pack("=IIIIII", bit, bit, bit, 0, 0, 0))
     _prctl("ambient capability", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability)
 
 
 @contextmanager
-def looking_as(uid: int) -> Iterator[None]:
-    """Opens files as the user `uid` of the group `uid`: without CAP_SYS_PTRACE, only that user may look into its processes."""
+def file_access_as(uid: int) -> Iterator[None]:
+    """Opens files as user and group `uid`. Without CAP_SYS_PTRACE only that user can read /proc files of its processes."""
     own = os.geteuid(), os.getegid()
     if uid == own[0]:
         yield
@@ -162,7 +164,7 @@ def looking_as(uid: int) -> Iterator[None]:
     _libc.setfsgid(uid)
     _libc.setfsuid(uid)
     try:
-        _raise_capabilities()  # it may look into a process that has no right which it lacks
+        _raise_capabilities()  # the reader must hold every capability that the process has
         yield
     finally:
         _libc.setfsuid(own[0])
@@ -170,7 +172,7 @@ def looking_as(uid: int) -> Iterator[None]:
 
 
 def _raise_capabilities() -> None:
-    """Puts all permitted capabilities into effect; a change of user has taken some away."""
+    """Makes all permitted capabilities effective; a change of user has removed some."""
     held = ctypes.create_string_buffer(24)
     _syscall("capget", _CAPABILITY_HEADER, held)
     _, low, inheritable_low, _, high, inheritable_high = struct.unpack("=6I", held.raw)
@@ -179,31 +181,31 @@ def _raise_capabilities() -> None:
 
 
 def drop_capabilities() -> None:
-    """Takes root's powers from root, and those of its user namespace from another user."""
+    """Drops the capabilities of root, or those that another user has in its user namespace."""
     _syscall("capset", _CAPABILITY_HEADER, bytes(24))
 
 
 def forbid_privileges() -> None:
-    """No program started from here gains rights."""
+    """Keeps programs started from here from gaining privileges."""
     _prctl("no new privileges", _PR_SET_NO_NEW_PRIVS, 1)
 
 
-def filter_calls(connect: bool) -> None:
-    """Applies `filter_program` to this process and all programs that it starts. Needs `forbid_privileges`."""
-    program = filter_program(connect)
+def filter_syscalls(allow_connect: bool) -> None:
+    """Applies `build_filter` to this process and all programs that it starts. Needs `forbid_privileges`."""
+    program = build_filter(allow_connect)
     buffer = ctypes.create_string_buffer(program, len(program))
     _prctl("seccomp", _PR_SET_SECCOMP, 2, struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer)))
 
 
 def restrict_writes(writable: Iterable[Path], sockets: Path) -> None:
-    """Landlock: reading and executing is allowed everywhere, all else below `writable` only; in `sockets`, making Unix sockets.
+    """Uses Landlock to allow reading and executing everywhere, writing below `writable`, making Unix sockets in `sockets`.
 
-    From version 4 on TCP, and from 6 on signals and abstract Unix sockets to other processes are forbidden as well. Needs
+    Also forbids TCP from version 4 on, and signals and abstract Unix sockets to other processes from version 6 on. Needs
     `forbid_privileges`.
     """
     version = _syscall("landlock_create_ruleset", None, ctypes.c_size_t(0), 1)
     rights = (1 << (13, 14, 15, 15, 16)[min(version, 5) - 1]) - 1
-    of_files = 0b1100_0000_0000_0111 & rights  # execute, write, read, truncate, ioctl
+    file_rights = 0b1100_0000_0000_0111 & rights  # execute, write, read, truncate, ioctl
     reading, make_socket = 0b1101, 1 << 9
     rules = struct.pack("=Q", rights)
     if version >= 4:
@@ -216,7 +218,7 @@ def restrict_writes(writable: Iterable[Path], sockets: Path) -> None:
         for path, right in allowed.items():
             if path.exists():
                 place = os.open(path, os.O_PATH)
-                rule = struct.pack("=Qi", right if path.is_dir() else right & of_files, place)
+                rule = struct.pack("=Qi", right if path.is_dir() else right & file_rights, place)
                 try:
                     _syscall("landlock_add_rule", ruleset, 1, rule, 0)
                 finally:
@@ -226,8 +228,8 @@ def restrict_writes(writable: Iterable[Path], sockets: Path) -> None:
         os.close(ruleset)
 
 
-def limit(kind: int, value: int, spare: int = 0) -> None:
-    """Sets a resource limit to `value`, its hard limit to `spare` more; a lower hard limit that holds already stays."""
+def set_limit(kind: int, value: int, spare: int = 0) -> None:
+    """Sets a resource limit to `value` and its hard limit to `value + spare`; a lower hard limit stays in force."""
     hard = resource.getrlimit(kind)[1]
     highest = value + spare if hard == resource.RLIM_INFINITY else min(value + spare, hard)
     resource.setrlimit(kind, (min(value, highest), highest))

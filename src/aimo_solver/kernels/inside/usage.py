@@ -1,4 +1,4 @@
-"""What processes and directories hold, as /proc and the file system tell. Standard library only."""
+"""Memory, files and descendants of processes, read from /proc and the file system. Standard library only."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-_DEEPEST = 100  # directories one in another: every step down takes longer than the one before
-_CHILDREN = Path("/proc/thread-self/children")  # not every Linux is built with it
+_MAX_DEPTH = 100  # of directories: the time for one level grows with its depth
+_CHILDREN = Path("/proc/thread-self/children")  # missing if Linux was built without CONFIG_PROC_CHILDREN
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class DiskUsage:
     """Disk space, and the number of files and directories."""
 
     mb: float
     files: int
 
 
-def stored(root: Path, uid: int, most: int) -> Stored:
-    """What `uid` has below `root`. The count ends beyond `most` files, so that it takes bounded time.
+def disk_usage(root: Path, uid: int, max_files: int) -> DiskUsage:
+    """Returns what `uid` owns below `root`. Counting stops beyond `max_files`, which bounds the time.
 
-    A directory that cannot be listed, or that lies very deep, counts for `most` files.
+    A directory that cannot be listed or is nested too deeply counts as `max_files` files.
     """
     blocks = files = 0
     frontier = [(str(root), 0)]
-    while frontier and files <= most:
+    while frontier and files <= max_files:
         directory, depth = frontier.pop()
-        if depth > _DEEPEST:
-            files += most
+        if depth > _MAX_DEPTH:
+            files += max_files
             break
         try:
             with os.scandir(directory) as entries:
@@ -42,44 +42,44 @@ def stored(root: Path, uid: int, most: int) -> Stored:
                         blocks += info.st_blocks
                         if entry.is_dir(follow_symlinks=False):
                             frontier.append((entry.path, depth + 1))
-                    if files > most:
+                    if files > max_files:
                         break
-        except (FileNotFoundError, NotADirectoryError):  # removed meanwhile
+        except (FileNotFoundError, NotADirectoryError):  # removed in the meantime
             pass
         except OSError:
-            files += most
-    return Stored(blocks * 512 / 2**20, files)
+            files += max_files
+    return DiskUsage(blocks * 512 / 2**20, files)
 
 
 def written_mb(pid: int) -> float:
-    """What a process and the children it has waited for wrote to disks, or were about to; 0 where the system does not tell."""
-    values = _fields(f"/proc/{pid}/io")
+    """Returns what a process and the children it has reaped wrote to disks; 0 if the system does not report it."""
+    values = _read_fields(f"/proc/{pid}/io")
     return (values.get("write_bytes", 0) - values.get("cancelled_write_bytes", 0)) / 2**20
 
 
 def resident_mb(pid: int) -> float:
-    """Memory of a process, including all that it shares with others."""
+    """Returns the memory of a process, shared pages included."""
     with suppress(OSError):
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES / 2**20
     return 0.0
 
 
-def shared_out_mb(pids: Iterable[int], shm_mb: float) -> float:
-    """Memory of processes and of files in /dev/shm, where shared pages count once. Slow: some milliseconds for a process.
+def proportional_mb(pids: Iterable[int], shm_mb: float) -> float:
+    """Returns the memory of processes and of files in /dev/shm, with shared pages counted once.
 
-    Pages of other files do not count, as the system can take them back.
+    Takes some milliseconds per process. Pages of other files do not count, as the system can reclaim them.
     """
     private = shared = 0.0
     for pid in pids:
-        values = _fields(f"/proc/{pid}/smaps_rollup")
+        values = _read_fields(f"/proc/{pid}/smaps_rollup")
         shared += values.get("Pss_Shmem", 0) / 1024
-        told = values.get("Pss_Anon", values.get("Pss"))
-        private += resident_mb(pid) if told is None else told / 1024
-    return private + max(shared, shm_mb)  # such files are mapped, as a rule
+        anonymous = values.get("Pss_Anon", values.get("Pss"))
+        private += resident_mb(pid) if anonymous is None else anonymous / 1024
+    return private + max(shared, shm_mb)  # files in /dev/shm are usually mapped
 
 
-def _fields(path: str) -> dict[str, int]:
-    """The numbers in lines of the form ``name: number``."""
+def _read_fields(path: str) -> dict[str, int]:
+    """Returns the numbers in lines such as ``write_bytes: 4096``."""
     with suppress(OSError):
         lines = (line.split() for line in Path(path).read_text().splitlines())
         return {words[0][:-1]: int(words[1]) for words in lines if len(words) > 1 and words[0][-1] == ":"}
@@ -87,7 +87,6 @@ def _fields(path: str) -> dict[str, int]:
 
 
 def descendants(pid: int) -> list[int]:
-    """All processes below `pid`."""
     found: list[int] = []
     frontier = [pid]
     while frontier:
@@ -97,7 +96,6 @@ def descendants(pid: int) -> list[int]:
 
 
 def children(pid: int) -> list[int]:
-    """The processes whose parent is `pid`."""
     if not _CHILDREN.exists():
         return [child for child in map(int, filter(str.isdigit, os.listdir("/proc"))) if _parent(child) == pid]
     found: list[int] = []

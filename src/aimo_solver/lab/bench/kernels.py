@@ -13,7 +13,8 @@ from typing import Any
 
 from jupyter_client import AsyncKernelManager, KernelManager
 
-from aimo_solver.kernels.pool import Kernel, KernelPool
+from aimo_solver.kernels.pool import KernelPool
+from aimo_solver.kernels.session import Kernel
 from aimo_solver.lab.bench.table import BenchResult
 
 _SPARES = 4
@@ -44,13 +45,13 @@ async def bench_kernels(kernels: int = 16, rounds: int = 3, report: Callable[[st
         report(f"{kernels} kernels, pool, {number + 1} of {rounds}")
         began = time.perf_counter()
         async with KernelPool(size=kernels, spares=0) as pool:
-            await pool.full()
+            await pool.wait_until_warm()
             starts.append(time.perf_counter() - began)
             async with AsyncExitStack() as leases:
                 leased = [await leases.enter_async_context(pool.lease()) for _ in range(kernels)]
                 rates.append(await _rate([_pool_call(kernel) for kernel in leased]))
     async with KernelPool(size=kernels, spares=_SPARES) as pool:
-        await pool.full()
+        await pool.wait_until_warm()
         report("calls")
         call, plain_call = await _latencies(pool)
         report("leases")
@@ -157,7 +158,7 @@ async def _latencies(pool: KernelPool, rounds: int = 10, calls: int = 50) -> tup
 async def _lease_time(pool: KernelPool, leases: int = 100) -> float:
     times = []
     for _ in range(leases):
-        await pool.full()
+        await pool.wait_until_warm()
         began = time.perf_counter()
         async with pool.lease():
             times.append(time.perf_counter() - began)
@@ -167,7 +168,7 @@ async def _lease_time(pool: KernelPool, leases: int = 100) -> float:
 async def _hang_wait(pool: KernelPool, hangs: int = 5) -> float:
     waits = []
     for _ in range(hangs):
-        await pool.full()
+        await pool.wait_until_warm()
         async with pool.lease() as kernel:
             await kernel.execute(_HANG, timeout_s=0.2)
         began = time.perf_counter()

@@ -216,7 +216,7 @@ async def run_loop(target: Target, streams: int, turn_tokens: int | None, serial
                     ).run()
                 log.attempt_finished(record)
 
-            await pool.full()  # no kernel starts during the measurement
+            await pool.wait_until_warm()  # no kernel starts during the measurement
             await measured.time(attempt(index) for index in range(streams))
         log.finish()
     return measured

@@ -1,4 +1,4 @@
-"""What is left of a program's output once a terminal has shown it."""
+"""Text that comes out of a kernel: cut to a length, and rendered as a terminal shows it. Standard library only."""
 
 from __future__ import annotations
 
@@ -15,11 +15,20 @@ _TOKEN = re.compile(
 _DROPPED = dict.fromkeys([*range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0)])
 
 
-def rendered(text: str) -> str:
-    r"""Returns `text` as a terminal would leave it, in linear time.
+def cut_middle(text: str, limit: int) -> str:
+    """Returns head and tail of a text, `limit` characters together, with a note between them; a shorter text as it is."""
+    if len(text) <= limit:
+        return text
+    head = limit // 2
+    tail = limit - head
+    return f"{text[:head]}\n[... {len(text) - limit:,} characters left out ...]\n{text[len(text) - tail :]}"
 
-    Escape sequences and control characters are gone; ``\r`` and ``\b`` have overwritten what was before them, so that of a
-    progress bar the last state is left. Lone surrogates become question marks.
+
+def render_terminal(text: str) -> str:
+    r"""Returns what a terminal would show after `text` was printed, in linear time.
+
+    Escape sequences and control characters are removed. ``\r`` and ``\b`` overwrite, so that only the last state of a
+    progress bar remains. Lone surrogates become question marks.
     """
     if _PLAIN.fullmatch(text):
         return text
@@ -35,7 +44,7 @@ def rendered(text: str) -> str:
             column = 0
         elif shown == "\b":
             column = max(0, column - 1)
-        elif token[2] == "K":  # erases to the end of the line, or all of it
+        elif token[2] == "K":  # erases to the end of the line, or the whole line
             del line[0 if token[1] == "2" else column :]
             column = min(column, len(line))
         elif shown[0] != "\x1b":

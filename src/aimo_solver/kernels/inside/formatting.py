@@ -1,4 +1,4 @@
-"""What a kernel tells about a call: the value's text, a short traceback, which statement failed. Runs inside the kernel."""
+"""Formats values and errors of a cell for the reply: a value's text, a short traceback, the statement that failed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from typing import Any
 
 from IPython.lib import pretty
 
-_TEXT_CHARS = 100_000  # longest value or message that leaves the kernel
+from aimo_solver.kernels.text import cut_middle
+
+_TEXT_CHARS = 100_000  # longest value or message in a reply
 _LINE_CHARS = 300
 _WIDTH = 120
 _EDGE_FRAMES = 5  # shown at either end of a long traceback
-_SHOWN_BITS = 400_000  # longer integers are shown by their ends: the text of all digits takes time that grows quadratically
+_SHOWN_BITS = 400_000  # of longer integers only the ends are shown: converting all digits takes quadratic time
 _EDGE_DIGITS = 50
 
 _CELL = re.compile(r"<cell \d+>")
@@ -30,20 +32,17 @@ _OWN = str(Path(__file__).parent)
 
 
 def cell_name(number: int) -> str:
-    """The file name a cell is compiled under."""
+    """Returns the file name that a cell is compiled under."""
     return f"<cell {number}>"
 
 
 def clean(text: str, limit: int = _TEXT_CHARS) -> str:
-    """Without colours and lone surrogates, and cut in the middle to about `limit` characters."""
-    if len(text) > limit:
-        half = limit // 2
-        text = f"{text[:half]}\n[... {len(text) - 2 * half:,} characters left out ...]\n{text[-half:]}"
-    return _COLOUR.sub("", text).encode("utf-8", "backslashreplace").decode()
+    """Removes colours and lone surrogates, and cuts the middle out beyond `limit` characters."""
+    return _COLOUR.sub("", cut_middle(text, limit)).encode("utf-8", "backslashreplace").decode()
 
 
-def value_text(value: object) -> str:
-    """As a notebook shows it. Raises what the value's own repr raises."""
+def format_value(value: object) -> str:
+    """Returns the text that a notebook shows for a value. Raises what the value's own repr raises."""
     return clean(str(pretty.pretty(value, max_width=_WIDTH)))  # type: ignore[no-untyped-call]
 
 
@@ -53,7 +52,7 @@ def _print_int(value: int, printer: Any, cycle: bool) -> None:
         printer.text(repr(value))
         return
     size = abs(value)
-    digits = int((size.bit_length() - 1) * math.log10(2)) + 1  # or one less than that many
+    digits = int((size.bit_length() - 1) * math.log10(2)) + 1  # or one less
     head = size // 10 ** (digits - _EDGE_DIGITS)
     if head >= 10**_EDGE_DIGITS:
         head, digits = head // 10, digits + 1
@@ -67,8 +66,8 @@ def _print_int(value: int, printer: Any, cycle: bool) -> None:
 pretty.for_type(int, _print_int)  # type: ignore[no-untyped-call]
 
 
-def error_text(error: BaseException, source: str, name: str) -> str:
-    """A short traceback of `error`, which ended the cell `name`. ``ErrorName: message`` stands last.
+def format_error(error: BaseException, source: str, name: str) -> str:
+    """Returns a short traceback of `error`, which ended the cell `name`. The last line is ``ErrorName: message``.
 
     Args:
         source: the cell's text as it was compiled.
@@ -81,7 +80,7 @@ def error_text(error: BaseException, source: str, name: str) -> str:
     missing = _missing_package(error)
     if missing is not None:
         return f"{_last_line(error)} (package {missing} is not installed here and cannot be installed)"
-    lines = ["Traceback (most recent call last):", *_shown(frames)]
+    lines = ["Traceback (most recent call last):", *_frame_lines(frames)]
     cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     if cause is not None:
         lines.append(clean(f"[while handling {_last_line(cause)}]", _LINE_CHARS))
@@ -103,7 +102,7 @@ def _is_cell(code: CodeType) -> bool:
 def _last_line(error: BaseException) -> str:
     try:
         text = str(error)
-    except Exception as broken:  # noqa: BLE001 - whatever an exception's own __str__ may raise
+    except Exception as broken:  # noqa: BLE001 - an exception's own __str__ can raise anything
         text = f"<its message cannot be shown: {type(broken).__name__}>"
     return clean(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
@@ -118,8 +117,8 @@ def _missing_package(error: BaseException) -> str | None:
         return None
 
 
-def _shown(frames: list[tuple[CodeType, int]]) -> Iterator[str]:
-    """The frames of cells, and below each the innermost one of a library."""
+def _frame_lines(frames: list[tuple[CodeType, int]]) -> Iterator[str]:
+    """Shows the frames of cells, and below each the innermost frame of a library."""
     cells = [i for i, (code, _) in enumerate(frames) if _is_cell(code)]
     first = cells[0] if cells else max(len(frames) - 2, 0)
     kept = [i for i in range(first, len(frames)) if _is_cell(frames[i][0]) or i + 1 == len(frames) or _is_cell(frames[i + 1][0])]

@@ -1,4 +1,4 @@
-"""What is left of a program's output once a terminal has shown it."""
+"""Output as a terminal shows it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aimo_solver.kernels.terminal import rendered
+from aimo_solver.kernels.text import render_terminal
 
 
 @pytest.mark.parametrize(
@@ -29,13 +29,13 @@ from aimo_solver.kernels.terminal import rendered
         ("\x1b", ""),
     ],
 )
-def test_text_is_what_a_terminal_would_show(text: str, shown: str) -> None:
-    assert rendered(text) == shown
+def test_text_is_rendered_as_by_a_terminal(text: str, shown: str) -> None:
+    assert render_terminal(text) == shown
 
 
 @given(st.text(st.sampled_from("ab \n\r\b\t\x00\x1b[]0;?mKH\x07\\\x9b\ud800é"), max_size=60))
-def test_shown_text_is_shown_as_it_is(text: str) -> None:
-    shown = rendered(text)
-    assert rendered(shown) == shown
+def test_rendering_again_changes_nothing(text: str) -> None:
+    shown = render_terminal(text)
+    assert render_terminal(shown) == shown
     assert shown.count("\n") == text.count("\n")
     assert not set(shown) & {"\r", "\b", "\x00", "\x1b", "\x07", "\x9b", "\ud800"}
