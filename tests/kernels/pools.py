@@ -1,4 +1,4 @@
-"""The processes and the directory of a kernel pool, for tests."""
+"""Access to the processes and the directory of a kernel pool."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 import psutil
 
 from aimo_solver.kernels.pool import KernelPool
+
+PATIENCE_S = 30.0  # for what ends by itself, on a busy machine too
 
 
 def forkserver(pool: KernelPool) -> psutil.Process:

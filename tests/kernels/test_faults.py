@@ -24,12 +24,10 @@ from aimo_solver.kernels.limits import UIDS_PER_POOL, Isolation, KillReason
 from aimo_solver.kernels.pool import KernelPool
 from aimo_solver.kernels.spawner import Spawner
 from tests.faults.kernel_cases import LIMITS
-from tests.kernels.pools import directory, forkserver, until_warm
+from tests.kernels.pools import PATIENCE_S, directory, forkserver, until_warm
 from tests.processes import runs
 
 pytestmark = [pytest.mark.kernels]
-
-PATIENCE_S = 30.0  # for what ends by itself, on a busy machine too
 
 
 @pytest.fixture

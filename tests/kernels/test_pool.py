@@ -18,25 +18,21 @@ from pathlib import Path
 import psutil
 import pytest
 import pytest_asyncio
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from aimo_solver.config import load_config
 from aimo_solver.errors import KernelError, KernelStartError, PoolClosedError
-from aimo_solver.kernels.inside.formatting import format_value
 from aimo_solver.kernels.limits import Isolation, KernelLimits, KillReason
 from aimo_solver.kernels.pool import KernelPool
-from aimo_solver.kernels.session import ExecutionResult, Kernel
+from aimo_solver.kernels.session import Kernel
 from tests.conftest import ROOT
 from tests.faults.kernel_cases import CASES, ISOLATION_CASES, LIMITS, Case
-from tests.kernels.pools import directory, forkserver, until_warm
+from tests.kernels.pools import PATIENCE_S, directory, forkserver, until_warm
 from tests.kernels.soak import soak
 from tests.processes import runs
 
 pytestmark = [pytest.mark.kernels]
 
 FULL_S = 5.0  # for a pool to be full again
-PATIENCE_S = 30.0  # for cells that end by themselves, on a busy machine too
 HANG = "sum(range(10**13))"  # never checks for signals
 
 # as root in a container without CAP_SYS_ADMIN, and on a system that allows nothing
@@ -450,71 +446,6 @@ async def test_soak() -> None:
     assert soaked.flat
     assert soaked.samples[0].directories == 4
     assert soaked.samples[0].processes == 9  # a forkserver, four monitors, four kernels
-
-
-def result_of(stdout: str = "", value: str | None = None, traceback: str | None = None, *notes: str) -> ExecutionResult:
-    return ExecutionResult(
-        stdout=stdout,
-        value=value,
-        error_name=None if traceback is None else "ValueError",
-        traceback=traceback,
-        timed_out=False,
-        killed_for=None,
-        truncated=False,
-        seconds=0.0,
-        notes=notes,
-    )
-
-
-def test_text_shows_output_value_notes_and_traceback_in_this_order() -> None:
-    assert result_of("out\n", "value", "trace\nValueError: x", "note").as_text() == "out\nvalue\n[note]\ntrace\nValueError: x"
-
-
-def test_text_without_output_is_not_empty() -> None:
-    assert result_of().as_text() == "[no output]"
-
-
-def test_short_output_stays_whole_beside_a_long_traceback() -> None:
-    text = result_of("hello", None, "x" * 9_000 + "\nValueError: x").as_text(8_000)
-    assert text.startswith("hello\nxxx")
-    assert text.endswith("ValueError: x")
-
-
-@example(stdout="0" * 20, value="0" * 19, trace="0" * 17, limit=60)  # the note alone fills the limit
-@given(
-    stdout=st.text(max_size=400),
-    value=st.none() | st.text(max_size=400),
-    trace=st.none() | st.text(max_size=400),
-    limit=st.integers(60, 500),
-)
-def test_text_keeps_its_limit_and_the_last_line(stdout: str, value: str | None, trace: str | None, limit: int) -> None:
-    traceback = None if trace is None else f"{trace}\nValueError: x"
-    text = result_of(stdout, value, traceback).as_text(limit)
-    assert len(text) <= limit + 2 * len("\n[... 1,000 characters left out ...]\n") + 1
-    if traceback is not None:
-        assert text.endswith("ValueError: x")
-
-
-@settings(deadline=None, max_examples=20)
-@given(
-    head=st.integers(1, 10**60),
-    middle=st.integers(120_500, 130_000),
-    tail=st.integers(0, 10**60),
-    sign=st.sampled_from(["", "-"]),
-)
-def test_a_huge_integer_is_shown_by_its_ends(head: int, middle: int, tail: int, sign: str) -> None:
-    number = (head * 10**middle + tail) * (-1 if sign else 1)
-    sys.set_int_max_str_digits(0)
-    digits = str(abs(number))
-    shown = format_value(number)
-    assert shown.startswith(f"{sign}{digits[:50]}...{digits[-50:]} [an integer of {len(digits):,} digits")
-
-
-@settings(deadline=None, max_examples=20)
-@given(st.integers(1, 40), st.integers(0, 9))
-def test_digits_of_huge_integers_are_counted_correctly_near_powers_of_ten(exponent: int, last: int) -> None:
-    number = 10 ** (120_500 + exponent) - 5 + last
-    assert f"of {120_500 + exponent + (last >= 5):,} digits" in format_value(number)
 
 
 async def test_the_example_of_the_documentation_works() -> None:

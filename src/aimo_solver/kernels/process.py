@@ -99,7 +99,7 @@ class KernelProcess:
     """A kernel's process, from the request to the forkserver on.
 
     Attributes:
-        pid: 0 until it is ready.
+        isolation: empty until it is ready.
         memory_mb: what its monitor reported last; `on_memory` is called when that changes.
         forked, ready, ended: futures. `ready` raises KernelStartError.
     """
@@ -110,7 +110,6 @@ class KernelProcess:
         loop = asyncio.get_running_loop()
         loop.add_reader(control.fileno(), self._receive)
         self.directory = directory
-        self.pid = 0
         self.memory_mb = 0.0
         self.on_memory: Callable[[], None] = lambda: None
         self.isolation: tuple[Isolation, ...] = ()
@@ -167,8 +166,7 @@ class KernelProcess:
         if "memory_mb" in message:
             self.memory_mb = float(message["memory_mb"])
             self.on_memory()
-        elif "pid" in message:
-            self.pid = int(message["pid"])
+        elif "isolation" in message:
             self.isolation = tuple(map(Isolation, message["isolation"]))
             if not self.ready.done():
                 self.ready.set_result(None)

@@ -119,7 +119,7 @@ def become_kernel(sandbox: Sandbox, work: Path, control: socket.socket, output: 
         active = _restrict(sandbox, work)
 
         def report_ready() -> None:
-            os.write(started, json.dumps({"isolation": sorted(active), "pid": os.getpid()}).encode())
+            os.write(started, json.dumps({"isolation": sorted(active)}).encode())
             os.close(started)
             control.close()
 

@@ -4,7 +4,7 @@ With `Isolation.NAMESPACES` the monitor is process 1 of a pid namespace, whose p
 subreaper of its descendants and kills them until none is left.
 
 Datagrams to the monitor: ``i`` interrupts the kernel, ``l`` marks it as leased, ``k`` or the end of the stream kills it.
-Datagrams from it are JSON: ``{"isolation", "pid"}`` when the kernel is ready, ``{"memory_mb"}`` when that has changed much,
+Datagrams from it are JSON: ``{"isolation"}`` when the kernel is ready, ``{"memory_mb"}`` when that has changed much,
 ``{"failed"}`` with a traceback if the start failed, and finally ``{"reason", "detail"}``.
 """
 
