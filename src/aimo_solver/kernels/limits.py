@@ -54,8 +54,6 @@ class KernelLimits:
         output_bytes: output of a call that is kept; more is cut in the middle.
         flood_bytes: output after which a call is interrupted.
         grace_s: time for an interrupted call to end before its kernel is killed.
-        replay_s: cells of a lost kernel are run again if they took no longer than this together.
-        nice, start_nice: scheduling priority of a leased kernel, and of one that starts or waits.
         isolation: mechanisms to use where the system allows them.
     """
 
@@ -69,9 +67,6 @@ class KernelLimits:
     output_bytes: int = 100_000
     flood_bytes: int = 2_000_000
     grace_s: float = 1.0
-    replay_s: float = 1.0
-    nice: int = 5
-    start_nice: int = 15
     isolation: frozenset[Isolation] = frozenset(Isolation)
 
 

@@ -46,10 +46,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
-from aimo_solver.errors import KernelError, KernelStartError, PoolClosedError
+from aimo_solver.errors import KernelError, KernelStartError, LeaseTimeoutError, PoolClosedError
 from aimo_solver.kernels.limits import Isolation, KernelLimits, KillReason
 from aimo_solver.kernels.process import KernelProcess
-from aimo_solver.kernels.session import Kernel, lease_timeout
+from aimo_solver.kernels.session import Kernel
 from aimo_solver.kernels.spawner import Spawner
 from aimo_solver.options import MOST_KERNELS, KernelConfig
 
@@ -183,7 +183,7 @@ class KernelPool:
             PoolClosedError: the pool is closed, or was closed during the wait.
         """
         async with AsyncExitStack() as stack:
-            async with lease_timeout(timeout_s):
+            async with _bound_wait(timeout_s):
                 await stack.enter_async_context(self._leases)
                 process = await self._take()
             kernel = Kernel(process, self._exchange, self.limits)
@@ -195,7 +195,7 @@ class KernelPool:
                     self._discard(current)
 
     async def _exchange(self, process: KernelProcess, timeout_s: float) -> KernelProcess:
-        async with lease_timeout(timeout_s):
+        async with _bound_wait(timeout_s):
             self._discard(process)
             return await self._take()
 
@@ -304,3 +304,12 @@ class KernelPool:
         living = [process for process in (*self._warm, *self._leased) if process.alive]
         if limit is not None and sum(process.memory_mb for process in living) > limit:
             max(living, key=lambda process: process.memory_mb).kill(KillReason.POOL_MEMORY)
+
+
+@asynccontextmanager
+async def _bound_wait(timeout_s: float | None) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except TimeoutError:
+        raise LeaseTimeoutError(timeout_s or 0.0) from None

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from aimo_solver.errors import KernelError, LeaseTimeoutError, PoolClosedError
+from aimo_solver.errors import KernelError, PoolClosedError
 from aimo_solver.kernels.channel import Reply
 from aimo_solver.kernels.limits import KernelLimits, KillReason
 from aimo_solver.kernels.process import Ending, KernelProcess, Outcome
@@ -17,7 +16,8 @@ from aimo_solver.kernels.text import cut_middle, render_terminal
 _TEXT_CHARS = 200_000  # more than an unmodified kernel sends
 _NAME_CHARS = 200
 _STATE_LOST = "the session was restarted: what the cells before this one defined is gone"
-_SUCCESSOR_S = 2.0  # that a call which lost its process waits for the next one
+_SUCCESSOR_S = 2.0  # wait for a new process, in a call that lost its own
+_REPLAY_S = 1.0  # cells of a lost process are run again if they took no longer than this together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,16 +61,6 @@ class ExecutionResult:
         problem_chars = min(len(problems), max(limit // 2, limit - len(printed)))
         parts = [cut_middle(printed, limit - problem_chars), cut_middle(problems, problem_chars)]
         return "\n".join(filter(None, parts)) or "[no output]"
-
-
-@asynccontextmanager
-async def lease_timeout(timeout_s: float | None) -> AsyncIterator[None]:
-    """Bounds a wait for a kernel; raises LeaseTimeoutError."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            yield
-    except TimeoutError:
-        raise LeaseTimeoutError(timeout_s or 0.0) from None
 
 
 class Kernel:
@@ -156,10 +146,10 @@ class Kernel:
         if self._replayed:
             self._replayed = False
             return f"{_STATE_LOST}; they were not run again, because the session was lost again after they had been"
-        if sum(seconds for _, seconds in cells) > self._limits.replay_s:
+        if sum(seconds for _, seconds in cells) > _REPLAY_S:
             return _STATE_LOST
         for code, seconds in cells:
-            outcome = await self._call(code, self._limits.replay_s + seconds)
+            outcome = await self._call(code, _REPLAY_S + seconds)
             if outcome.interrupted is not None or outcome.ending is not None:
                 await self._renew(timeout_s)
                 return _STATE_LOST

@@ -124,20 +124,13 @@ class _Value(ZMQShellDisplayHook):
 
     text: str | None = None
 
-    def start_displayhook(self) -> None:
-        pass
-
-    def write_output_prompt(self) -> None:
-        pass
-
-    def compute_format_data(self, result: object) -> tuple[dict[str, str], dict[str, Any]]:
-        return {"text/plain": formatting.format_value(result)}, {}
-
-    def write_format_data(self, format_dict: dict[str, str], md_dict: object = None) -> None:
-        self.text = format_dict["text/plain"]
-
-    def finish_displayhook(self) -> None:
-        pass
+    def __call__(self, result: object = None) -> None:
+        self.check_for_underscore()
+        if result is not None and not self.quiet():
+            text = formatting.format_value(result)
+            self.update_user_ns(result)
+            self.fill_exec_result(result)
+            self.text = text
 
 
 class _Display(ZMQDisplayPublisher):

@@ -18,6 +18,7 @@ from aimo_solver.kernels.inside import ipython, linux
 from aimo_solver.kernels.inside.usage import PAGE_BYTES
 from aimo_solver.kernels.limits import Isolation, KernelLimits
 
+_START_NICE = 15  # until the kernel is leased
 _STACK_BYTES = 64 << 20
 _RESERVED_BYTES = 4 << 30  # address space without memory: malloc takes 64 MB for every thread
 _CPU_SPARE_S = 5  # between SIGXCPU and SIGKILL
@@ -135,7 +136,7 @@ def _restrict(sandbox: Sandbox, work: Path) -> set[Isolation]:
     limits = sandbox.limits
     active = set(limits.isolation & {Isolation.NETWORK, Isolation.NAMESPACES})
     with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, limits.start_nice)
+        os.setpriority(os.PRIO_PROCESS, 0, _START_NICE)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # kernels are the first to go if the system runs out of memory
     if sandbox.uid != os.geteuid():

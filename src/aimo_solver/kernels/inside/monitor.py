@@ -34,6 +34,7 @@ from aimo_solver.kernels.inside.isolation import (
 from aimo_solver.kernels.inside.linux import file_access_as
 from aimo_solver.kernels.limits import Isolation, KillReason
 
+_NICE = 5  # of a leased kernel
 _TICK_S = 0.25  # between two checks of a leased kernel's usage
 _MEMORY_STEP_MB = 64  # smaller changes are not reported
 _EXACT_PAUSE = 4  # pause after an exact measurement of memory, in durations of the measurement
@@ -141,7 +142,7 @@ class _Monitor:
             self._leased = True
             for thread in os.listdir(f"/proc/{self._kernel}/task"):
                 with suppress(OSError):  # only root may raise a priority
-                    os.setpriority(os.PRIO_PROCESS, int(thread), self._limits.nice)
+                    os.setpriority(os.PRIO_PROCESS, int(thread), _NICE)
         else:
             return _End(None, "killed")
         return None
