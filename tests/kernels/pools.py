@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import psutil
@@ -22,7 +21,6 @@ def directory(pool: KernelPool) -> Path:
     return pool._spawner.directory
 
 
-async def until_warm(pool: KernelPool) -> None:
-    """Waits until every kernel that is not leased is ready."""
-    while len(pool._warm) + len(pool._leased) < pool.size + pool.spares:  # noqa: ASYNC110 - the pool has no event for it
-        await asyncio.sleep(0.002)
+def warm(pool: KernelPool) -> int:
+    """Returns the number of kernels that wait to be leased."""
+    return len(pool._warm)

@@ -17,7 +17,7 @@ import psutil
 
 from aimo_solver.kernels.pool import KernelPool
 from tests.faults.kernel_cases import CASES, LIMITS, Case
-from tests.kernels.pools import directory, forkserver, until_warm
+from tests.kernels.pools import directory, forkserver, warm
 
 _SETTLE_TIMEOUT_S = 10.0
 
@@ -77,7 +77,7 @@ async def soak(leases: int, seed: int = 0, parallel: int = 4) -> SoakResult:
             cases = [choice.choice(fitting) for _ in range(min(step, leases - done))]
             done += len(cases)
             await asyncio.gather(*(run(cases) for _ in range(parallel)))
-            await until_warm(pool)
+            await pool.wait_until_warm()
             samples.append(await _settled_usage(pool, done))
     return SoakResult(surprises=tuple(surprises), samples=tuple(samples))
 
@@ -89,7 +89,7 @@ async def _settled_usage(pool: KernelPool, leases: int) -> Usage:
     await asyncio.sleep(1.0)
     while True:
         usage = _usage(pool, leases)
-        if (usage.processes, usage.directories) == (1 + 2 * pool.warm, pool.warm) or loop.time() > latest:
+        if (usage.processes, usage.directories) == (1 + 2 * warm(pool), warm(pool)) or loop.time() > latest:
             return usage
         await asyncio.sleep(0.1)
 

@@ -26,7 +26,7 @@ from aimo_solver.kernels.pool import KernelPool
 from aimo_solver.kernels.session import Kernel
 from tests.conftest import ROOT
 from tests.faults.kernel_cases import CASES, ISOLATION_CASES, LIMITS, Case
-from tests.kernels.pools import PATIENCE_S, directory, forkserver, until_warm
+from tests.kernels.pools import PATIENCE_S, directory, forkserver, warm
 from tests.kernels.soak import soak
 from tests.processes import runs
 
@@ -81,10 +81,10 @@ def _uid(pid: int) -> int:
 
 def is_full(pool: KernelPool) -> bool:
     """Whether there are a monitor, a process and a directory for each kernel, and nothing else."""
-    if pool.warm < pool.size + pool.spares:
+    if warm(pool) < pool.size + pool.spares:
         return False
     below = forkserver(pool).children(recursive=True)
-    return len(below) == 2 * pool.warm and len(os.listdir(directory(pool))) == pool.warm and not escaped(pool)
+    return len(below) == 2 * warm(pool) and len(os.listdir(directory(pool))) == warm(pool) and not escaped(pool)
 
 
 async def becomes_full(pool: KernelPool) -> bool:
@@ -216,11 +216,11 @@ async def test_a_kernel_cannot_be_used_after_its_lease(pool: KernelPool) -> None
 
 async def test_the_next_lease_does_not_wait_for_a_hang() -> None:
     async with KernelPool(size=2, spares=1, limits=replace(LIMITS, cpu_s=60)) as pool:
-        await until_warm(pool)
+        await pool.wait_until_warm()
         async with pool.lease() as kernel:
             hanging = asyncio.ensure_future(kernel.execute(HANG, 3.0))
             await asyncio.sleep(0.1)
-            assert pool.warm == 2
+            assert warm(pool) == 2
             async with pool.lease() as other:
                 assert not hanging.done()
                 assert (await other.execute("2**10", PATIENCE_S)).value == "1024"
@@ -308,7 +308,7 @@ async def test_a_killed_forkserver_is_replaced_and_leases_go_on(pool: KernelPool
 async def test_a_kernel_ends_with_its_killed_monitor(pool: KernelPool) -> None:
     async with pool.lease() as kernel:
         await kernel.execute("x = 5", PATIENCE_S)
-        await until_warm(pool)  # parents of a starting kernel exist for a moment only
+        await pool.wait_until_warm()  # parents of a starting kernel exist for a moment only
         monitors = forkserver(pool).children()
         for monitor in monitors:
             monitor.kill()

@@ -144,11 +144,6 @@ class KernelPool:
     async def __aexit__(self, *error: object) -> None:
         await self.close()
 
-    @property
-    def warm(self) -> int:
-        """Number of kernels that wait to be leased."""
-        return len(self._warm)
-
     async def start(self) -> None:
         """Returns when the first kernel is ready; the others follow in the background.
 
@@ -156,6 +151,11 @@ class KernelPool:
             KernelStartError: kernels do not start. The pool keeps trying, and has to be closed all the same.
         """
         self._give(await self._take())
+
+    async def wait_until_warm(self) -> None:
+        """Returns when every kernel that is not leased is ready."""
+        while not self._closed and len(self._warm) + len(self._leased) < self.size + self.spares:  # noqa: ASYNC110 - for benchmarks and tests
+            await asyncio.sleep(0.002)
 
     async def close(self) -> None:
         """Kills all kernels, leased ones included, and returns when nothing is left of them. Never raises."""

@@ -205,7 +205,7 @@ class _Kernel(IPythonKernel):
         self._pristine = vars(builtins) | {
             "input": _no_input, "exit": _exit, "quit": _exit, "display": display, "get_ipython": self.shell.get_ipython
         }  # fmt: skip
-        # what the session does to builtins, it does to a copy
+        # the session modifies a copy of builtins
         self._builtins = sys.modules["builtins"] = types.ModuleType("builtins")
         names: dict[str, object] = {name: importlib.import_module(module) for name, module in _NAMES.items()}
         names |= {"exit": _exit, "quit": _exit}  # IPython's own would end the kernel
