@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 from contextlib import aclosing
-from typing import Any
 
 import pytest
 from aiohttp import web
@@ -13,6 +12,7 @@ from aiohttp import web
 from aimo_solver.chat.families import load_chat_format
 from aimo_solver.config import Config, load_config
 from aimo_solver.errors import ContextExceeded, EndpointError, EngineRejected, EngineUnavailable
+from aimo_solver.lab.bench.loop import EndlessEngine, count_requests
 from aimo_solver.options import SamplingConfig
 from aimo_solver.server.client import CompletionRequest, VllmEngine
 from aimo_solver.server.completions import Chunk, entropy, refusal
@@ -29,13 +29,6 @@ async def sample(engine: VllmEngine, request: CompletionRequest) -> list[Chunk]:
 
 def tokens_of(chunks: list[Chunk]) -> list[int]:
     return [token for chunk in chunks for token in chunk.token_ids]
-
-
-class EndlessEngine(VllmEngine):
-    """Samples up to the token limit, past the model's end of turn."""
-
-    def _body(self, request: CompletionRequest) -> dict[str, Any]:
-        return super()._body(request) | {"ignore_eos": True}
 
 
 def prompt(served: Served, text: str = "What is the remainder of 7^30 modulo 11?") -> list[int]:
@@ -87,11 +80,11 @@ async def test_closing_a_stream_frees_the_servers_slot(vllm: Served) -> None:
     async with EndlessEngine(vllm.url, vllm.name, SamplingConfig(), context_tokens=vllm.context_tokens) as engine:
         async with aclosing(engine.stream(CompletionRequest(tokens=prompt(vllm), max_tokens=3_500))) as chunks:
             await anext(chunks)
-            while await engine.running_requests() != 1:  # noqa: ASYNC110
+            while await count_requests(vllm.url) != 1:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             assert engine.running == 1
         closed = engine.tokens_streamed
-        while await engine.running_requests():  # noqa: ASYNC110
+        while await count_requests(vllm.url):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert (engine.running, engine.tokens_streamed) == (0, closed)
     assert closed < 3_000  # the server did not just finish

@@ -13,6 +13,7 @@ import pytest
 from aimo_solver.chat.families import load_chat_format
 from aimo_solver.config import Config, load_config
 from aimo_solver.kernels.pool import KernelPool
+from aimo_solver.lab.bench.loop import count_requests
 from aimo_solver.log.writer import NullLog
 from aimo_solver.policy.budget import Allotment
 from aimo_solver.problems import Problem
@@ -81,10 +82,10 @@ async def test_the_server_runs_as_many_requests_as_there_are_slots(vllm: Served,
             running = 0
             while running < 4 or len(finished.attempts) < after_attempts:
                 assert not problem.done()
-                running = await engine.running_requests()
+                running = await count_requests(engine.base_url)
                 assert running <= 4
 
-        while await engine.running_requests():
+        while await count_requests(engine.base_url):
             pass  # requests of an earlier test
         problem = asyncio.create_task(solver(engine, pool, config, finished).solve(PROBLEM, Allotment(600.0)))
         for after_attempts in (0, 1, 5):
@@ -98,7 +99,7 @@ async def test_after_a_decision_the_server_is_idle(vllm: Served, pool: KernelPoo
     async with vllm.engine(config) as engine:
         result = await solver(engine, pool, config).solve(PROBLEM, Allotment(120.0))
         decided = time.monotonic()
-        while await engine.running_requests():
+        while await count_requests(engine.base_url):
             assert time.monotonic() - decided < 20
         print(f"free after {1e3 * (time.monotonic() - decided):.0f} ms")
     assert result.reason == "equal"

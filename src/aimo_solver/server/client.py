@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -228,13 +227,6 @@ class VllmEngine:
                 return response.status == 200
         except (aiohttp.ClientError, OSError):
             return False
-
-    async def running_requests(self) -> int:
-        """Returns how many requests run or wait on the server, by its own `/metrics`."""
-        async with self._open().get(f"{self.base_url}/metrics") as response:
-            text = await response.text()
-        counts = re.findall(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} ([0-9.e+]+)$", text, re.MULTILINE)
-        return int(sum(float(count) for count in counts))
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:

@@ -17,7 +17,16 @@ from typing import Any
 
 import aiohttp
 
-from aimo_solver.lab.bench.loop import PROMPT_TOKENS, RESULT_TOKENS, EndlessEngine, Measurement, Target, new_prompt, run_loop
+from aimo_solver.lab.bench.loop import (
+    PROMPT_TOKENS,
+    RESULT_TOKENS,
+    EndlessEngine,
+    Measurement,
+    Target,
+    count_requests,
+    new_prompt,
+    run_loop,
+)
 from aimo_solver.lab.bench.table import BenchResult, Value
 from aimo_solver.server.client import CompletionRequest
 
@@ -165,6 +174,6 @@ async def _abort_seconds(target: Target, streams: int, serial: Iterator[int]) ->
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         while True:
-            if await engine.running_requests() == 0:
+            if await count_requests(engine.base_url) == 0:
                 return time.perf_counter() - began
             await asyncio.sleep(0.002)

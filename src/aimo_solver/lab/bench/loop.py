@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
+import re
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
@@ -15,6 +16,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+
+import aiohttp
 
 from aimo_solver.chat.prompts import PromptVariant
 from aimo_solver.chat.turns import ChatFormat, FinalText, ToolCall, ToolCalls, Turn
@@ -115,6 +118,14 @@ def new_prompt(target: Target, serial: Iterator[int]) -> list[int]:
     """Draws a prompt that shares no beginning with an earlier one, so that none of it is cached."""
     draw = random.Random(next(serial))
     return [draw.randrange(target.vocabulary) for _ in range(PROMPT_TOKENS)]
+
+
+async def count_requests(base_url: str) -> int:
+    """Returns how many requests run or wait on a vLLM server, by its own `/metrics`."""
+    async with aiohttp.ClientSession() as session, session.get(f"{base_url}/metrics") as response:
+        text = await response.text()
+    counts = re.findall(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} ([0-9.e+]+)$", text, re.MULTILINE)
+    return int(sum(float(count) for count in counts))
 
 
 class EndlessEngine(VllmEngine):
