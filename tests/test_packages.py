@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+from collections import defaultdict
 from graphlib import TopologicalSorter
 
 import pytest
@@ -86,3 +87,17 @@ def test_only_the_command_line_imports_the_lab() -> None:
     for package in PACKAGES:
         if not package.startswith(("lab", "cli")):
             assert not {name for name in may_import(package) if name.startswith(("lab", "cli"))}, package
+
+
+SEVERAL = {"main"}
+"""Names that may be defined in several modules: `main` is the entry point of a process of its own, started by its path."""
+
+
+def test_public_classes_and_functions_have_unique_names() -> None:
+    found: dict[str, list[str]] = defaultdict(list)
+    for module in MODULES:
+        path = SOURCES.joinpath(*module.split(".")).with_suffix(".py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and not node.name.startswith("_"):
+                found[node.name].append(module)
+    assert {name: modules for name, modules in found.items() if len(modules) > 1 and name not in SEVERAL} == {}

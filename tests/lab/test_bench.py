@@ -18,7 +18,7 @@ from aimo_solver.errors import UserError
 from aimo_solver.lab.bench.engine import bench_engine
 from aimo_solver.lab.bench.loop import Target
 from aimo_solver.lab.bench.readahead import bench_read_ahead, evict, make_files
-from aimo_solver.lab.bench.table import BenchResult, format_value
+from aimo_solver.lab.bench.table import BenchResult, format_cell
 from aimo_solver.server.pagecache import resident_bytes
 from aimo_solver.server.readahead import read_ahead
 from aimo_solver.server.warmup import warm_up
@@ -130,4 +130,4 @@ def test_cells_are_printed_literally() -> None:
     ("value", "text"), [(123.4, "123"), (12.34, "12.3"), (0.00123, "0.00123"), (7, "7"), (None, ""), ("x", "x")]
 )
 def test_figures_have_three_significant_digits(value: float | str | None, text: str) -> None:
-    assert format_value(value) == text
+    assert format_cell(value) == text

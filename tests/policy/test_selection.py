@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +13,7 @@ from aimo_solver.policy.selection import (
     PROMPTS,
     Contender,
     Method,
-    Verdict,
+    SelectionResult,
     count_picks,
     is_contested,
     settle,
@@ -20,7 +22,7 @@ from aimo_solver.policy.selection import (
     write_questions,
 )
 from aimo_solver.policy.voting import rank
-from aimo_solver.problems import Problem
+from aimo_solver.problems import Candidate, Problem
 from aimo_solver.results import Attempt, FinishReason
 
 PROBLEM = Problem("p", "How many {a, b} are there, with $\\frac{1}{2}$ braces {0}?", 12)
@@ -29,11 +31,11 @@ SHOWN = (Contender(7, 3, "first"), Contender(12, 2, "second"), Contender(5, 2, "
 methods = pytest.mark.parametrize("method", list(Method))
 
 
-def attempt(index: int, answer: int | None, **values: object) -> Attempt:
-    return Attempt(**{"problem_id": "p", "index": index, "answer": answer, "finish_reason": FinishReason.ANSWERED} | values)
+def attempt(index: int, answer: int | None, **values: Any) -> Attempt:
+    return Attempt(problem_id="p", index=index, answer=answer, finish_reason=FinishReason.ANSWERED, **values)
 
 
-def vote(*answers: int | None) -> tuple:
+def vote(*answers: int | None) -> tuple[Candidate, ...]:
     return rank([attempt(index, answer) for index, answer in enumerate(answers)], VotingConfig())
 
 
@@ -85,7 +87,7 @@ def test_a_summary_begins_at_a_border() -> None:
 @methods
 def test_half_of_the_questions_are_in_reversed_order(method: Method) -> None:
     texts = [one.problem.text for one in write_questions(method, PROBLEM, SHOWN, SelectionConfig(asks=6))]
-    orders = [sorted((7, 12, 5), key=lambda answer, text=text: text.rindex(str(answer))) for text in texts]
+    orders = [[answer for _, answer in sorted((text.rindex(str(answer)), answer) for answer in (7, 12, 5))] for text in texts]
     assert orders == [[7, 12, 5], [5, 12, 7]] * 3
 
 
@@ -135,4 +137,4 @@ def test_only_a_clear_verdict_overrules_the_vote(first: list[int | None], second
 
 def test_without_candidates_there_is_no_answer() -> None:
     assert settle((), []) is None
-    assert count_picks(Method.VERIFY, (), [5]) == Verdict(Method.VERIFY, None, (None,), 0)
+    assert count_picks(Method.VERIFY, (), [5]) == SelectionResult(Method.VERIFY, None, (None,), 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from hypothesis import given, settings
@@ -38,7 +38,9 @@ def test_the_options_list_exactly_the_rules() -> None:
 
 # (stricter, the rule it implies): the second one has stopped wherever the first one stops.
 def _implications() -> list[tuple[VotingConfig, VotingConfig]]:
-    rule = lambda stop, **values: VotingConfig(stop=stop, voter="majority", **values)  # noqa: E731
+    def rule(stop: Any, **values: Any) -> VotingConfig:
+        return VotingConfig(stop=stop, voter="majority", **values)
+
     more = [rule("equal", equal=k) for k in range(1, 9)]
     pairs = [(later, earlier) for earlier in more for later in more if later.equal > earlier.equal]
     pairs += [(rule("margin", margin=m + 1), rule("margin", margin=m)) for m in range(1, 6)]
@@ -98,7 +100,7 @@ def test_uncatchable_stops_as_early_as_it_can(given_: list[int | None]) -> None:
 
 
 @given(streams, st.sampled_from(sorted(STOP_RULES)), st.none() | st.integers(1, 5))
-def test_the_decision_is_the_voters_leader(given_: list[int | None], stop: str, no_answers: int | None) -> None:
+def test_the_decision_is_the_voters_leader(given_: list[int | None], stop: Any, no_answers: int | None) -> None:
     voting = VotingConfig(stop=stop, no_answers=no_answers)
     for count in range(MOST + 1):
         shown = attempts(given_[:count])
@@ -110,7 +112,7 @@ def test_the_decision_is_the_voters_leader(given_: list[int | None], stop: str, 
 
 
 @pytest.mark.parametrize("stop", sorted(STOP_RULES))
-def test_nothing_is_decided_before_an_attempt_ended(stop: str) -> None:
+def test_nothing_is_decided_before_an_attempt_ended(stop: Any) -> None:
     assert decide([], VotingConfig(stop=stop, no_answers=1), max_attempts=8) is None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -36,8 +36,8 @@ def attempts(answer: st.SearchStrategy[int | None], *, least: int = 0, most: int
     return st.lists(one, min_size=least, max_size=most)
 
 
-def attempt(answer: int | None, **values: object) -> Attempt:
-    return Attempt(**{"problem_id": "p", "index": 0, "answer": answer, "finish_reason": FinishReason.ANSWERED} | values)
+def attempt(answer: int | None, **values: Any) -> Attempt:
+    return Attempt(problem_id="p", index=0, answer=answer, finish_reason=FinishReason.ANSWERED, **values)
 
 
 voters = st.sampled_from(NAMES)
@@ -48,7 +48,7 @@ def test_the_options_list_exactly_the_voters() -> None:
 
 
 @given(attempts(st.none() | answers), voters)
-def test_candidates_are_answers_of_the_attempts(given_: list[Attempt], voter: str) -> None:
+def test_candidates_are_answers_of_the_attempts(given_: list[Attempt], voter: Any) -> None:
     there = {attempt.answer for attempt in given_} - {None}
     ranked = rank(given_, VotingConfig(voter=voter))
     assert {candidate.answer for candidate in ranked} <= there
@@ -62,7 +62,8 @@ def test_trimmed_mean_stays_inside_its_cluster(given_: list[Attempt]) -> None:
     # The only voter that may return an answer that no attempt gave.
     voting = VotingConfig(voter="proximity", refine="trimmed-mean")
     for candidate in rank(given_, voting):
-        near = [a.answer for a in given_ if abs(a.answer - candidate.answer) <= 0.16 * max(a.answer, candidate.answer)]
+        there = [attempt.answer for attempt in given_ if attempt.answer is not None]
+        near = [answer for answer in there if abs(answer - candidate.answer) <= 0.16 * max(answer, candidate.answer)]
         assert min(near) <= candidate.answer <= max(near)
         assert candidate.votes <= len(near)
 
@@ -74,21 +75,21 @@ def test_trimmed_mean_can_be_a_new_answer() -> None:
 
 
 @given(attempts(st.none() | answers), voters, st.sampled_from(["median", "trimmed-mean"]), st.randoms(use_true_random=False))
-def test_order_of_attempts_does_not_matter(given_: list[Attempt], voter: str, refine: str, luck: random.Random) -> None:
+def test_order_of_attempts_does_not_matter(given_: list[Attempt], voter: Any, refine: Any, luck: random.Random) -> None:
     voting = VotingConfig(voter=voter, refine=refine)
     shuffled = luck.sample(given_, len(given_))
     assert rank(given_, voting) == rank(shuffled, voting)
 
 
 @given(attempts(st.none() | answers), attempts(st.none()), voters)
-def test_attempts_without_an_answer_change_nothing(given_: list[Attempt], empty: list[Attempt], voter: str) -> None:
+def test_attempts_without_an_answer_change_nothing(given_: list[Attempt], empty: list[Attempt], voter: Any) -> None:
     voting = VotingConfig(voter=voter)
     assert rank([*empty, *given_], voting) == rank(given_, voting)
     assert rank(empty, voting) == ()
 
 
 @given(attempts(answers, least=1), voters, attempts(st.just(0), least=1, most=4))
-def test_more_votes_for_the_winner_never_make_it_lose(given_: list[Attempt], voter: str, more: list[Attempt]) -> None:
+def test_more_votes_for_the_winner_never_make_it_lose(given_: list[Attempt], voter: Any, more: list[Attempt]) -> None:
     voting = VotingConfig(voter=voter)
     winner = rank(given_, voting)[0].answer
     for vote in more:
@@ -97,7 +98,7 @@ def test_more_votes_for_the_winner_never_make_it_lose(given_: list[Attempt], vot
 
 
 @given(attempts(answers, least=1), voters)
-def test_scores_fall_and_shares_add_up_to_one(given_: list[Attempt], voter: str) -> None:
+def test_scores_fall_and_shares_add_up_to_one(given_: list[Attempt], voter: Any) -> None:
     ranked = rank(given_, VotingConfig(voter=voter))
     assert [c.score for c in ranked] == sorted((c.score for c in ranked), reverse=True)
     assert sum(c.share for c in ranked) == pytest.approx(1)
@@ -105,13 +106,13 @@ def test_scores_fall_and_shares_add_up_to_one(given_: list[Attempt], voter: str)
 
 
 @given(attempts(answers, least=1), st.sampled_from(["majority", "lexicographic"]))
-def test_voters_by_votes_rank_the_most_votes_first(given_: list[Attempt], voter: str) -> None:
+def test_voters_by_votes_rank_the_most_votes_first(given_: list[Attempt], voter: Any) -> None:
     ranked = rank(given_, VotingConfig(voter=voter))
     assert ranked[0].votes == max(candidate.votes for candidate in ranked)
 
 
 @pytest.mark.parametrize("voter", NAMES)
-def test_a_full_tie_goes_to_the_smaller_answer(voter: str) -> None:
+def test_a_full_tie_goes_to_the_smaller_answer(voter: Any) -> None:
     assert rank([attempt(70), attempt(20), attempt(50)], VotingConfig(voter=voter))[0].answer == 20
 
 
@@ -127,7 +128,8 @@ def test_error_weights_follow_the_documented_formula() -> None:
     given_ = [attempt(1, tool_errors=0), attempt(1, tool_errors=10), attempt(2, tool_errors=5)]
     first, second = rank(given_, VotingConfig(voter="error-weighted", error_penalty=0.1))
     assert (first.answer, first.votes, first.score) == (1, 2, 1.5)
-    assert (second.answer, second.votes, second.score) == (2, 1, pytest.approx(1 / 1.5))
+    assert (second.answer, second.votes) == (2, 1)
+    assert second.score == pytest.approx(1 / 1.5)
 
 
 def test_entropy_covers_the_whole_attempt_and_tail_entropy_its_end() -> None:
@@ -162,7 +164,7 @@ def test_evidence_is_between_0_and_1(given_: list[Attempt]) -> None:
 
 
 @pytest.mark.parametrize("voter", SUMS)
-def test_voters_give_the_same_for_arrays_and_numbers(voter: str) -> None:
+def test_voters_give_the_same_for_arrays_and_numbers(voter: Any) -> None:
     import numpy as np
 
     own = [Ballot(2.0, 1.5, 3.0, 4.0, 1.2), Ballot(1.0, 1.0, 5.0, 1.0, 0.9)]

@@ -138,7 +138,7 @@ def _finishing(attempt: Attempt) -> tuple[float, float, int, int]:
 
 
 def _choices(events: Path) -> dict[str, dict[str, int]]:
-    """Reads clear choices by problem and method from the events "selection", which hold a problem's id and a `Verdict`."""
+    """Reads clear choices by problem and method from "selection" events: a problem's id and the fields of a `SelectionResult`."""
     choices: dict[str, dict[str, int]] = {}
     for line in read_lines(events):
         if line is not None and line.get("kind") == "selection" and 2 * line["votes"] > len(line["picks"]):

@@ -85,7 +85,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class SelectionResult:
     """The result of a second look.
 
     Attributes:
@@ -163,18 +163,18 @@ def _write_question(method: Method, problem: Problem, shown: Sequence[Contender]
     return Question(Problem(problem.id, text, problem.answer), PROMPTS[method])
 
 
-def count_picks(method: Method, shown: Sequence[Contender], answers: Sequence[int | None]) -> Verdict:
+def count_picks(method: Method, shown: Sequence[Contender], answers: Sequence[int | None]) -> SelectionResult:
     """Counts the replies' answers. `shown` is in the order of the first vote."""
     known = {one.answer for one in shown}
     picks = tuple(answer if answer in known else None for answer in answers)
     count = Counter(pick for pick in picks if pick is not None)
     best = max(shown, key=lambda one: count[one.answer], default=None)  # the first of equal ones
     if best is None or not count[best.answer]:
-        return Verdict(method, None, picks, 0)
-    return Verdict(method, best.answer, picks, count[best.answer])
+        return SelectionResult(method, None, picks, 0)
+    return SelectionResult(method, best.answer, picks, count[best.answer])
 
 
-def settle(candidates: Sequence[Candidate], verdicts: Sequence[Verdict]) -> int | None:
-    """Returns the answer of the first clear verdict, else the vote's leader; None if there is no candidate."""
+def settle(candidates: Sequence[Candidate], results: Sequence[SelectionResult]) -> int | None:
+    """Returns the answer of the first clear result, else the vote's leader; None if there is no candidate."""
     leader = candidates[0].answer if candidates else None
-    return next((verdict.answer for verdict in verdicts if verdict.clear), leader)
+    return next((result.answer for result in results if result.clear), leader)

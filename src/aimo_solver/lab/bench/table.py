@@ -62,13 +62,13 @@ class BenchResult:
         for number, column in enumerate(self.columns):
             table.add_column(Text(column), justify="right" if number else "left")
         for row in self.rows:
-            table.add_row(*(Text(format_value(value)) for value in row))
+            table.add_row(*(Text(format_cell(value)) for value in row))
         console.print(table)
         for note in self.notes:
             console.print(f"- {note}", markup=False, highlight=False, soft_wrap=True)
 
 
-def format_value(value: Value) -> str:
+def format_cell(value: Value) -> str:
     """Formats a figure with three significant digits or as an integer; empty for None."""
     if not isinstance(value, float):
         return "" if value is None else f"{value:,}" if isinstance(value, int) else value

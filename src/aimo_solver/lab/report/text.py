@@ -27,7 +27,7 @@ def pack_trajectory(trajectory: TrajectoryRecord) -> PackedText:
     return PackedText(_pack(_steps(trajectory)))
 
 
-def shorten(text: PackedText, size: int) -> PackedText:
+def _shorten(text: PackedText, size: int) -> PackedText:
     """Leaves out the middle of long texts, then steps in the middle, until about `size` packed characters are left."""
     whole = json.loads(gzip.decompress(base64.b64decode(text.packed)))
     steps, share, packed = whole, 1.0, text.packed
@@ -52,7 +52,7 @@ def fit_texts(texts: Sequence[PackedText | None], limit: int) -> list[PackedText
         if size > cap:
             break
         left -= size
-    return [text if text is None or len(text.packed) <= cap else shorten(text, cap) for text in texts]
+    return [text if text is None or len(text.packed) <= cap else _shorten(text, cap) for text in texts]
 
 
 def _steps(trajectory: TrajectoryRecord) -> list[dict[str, Any]]:
