@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from aimo_solver.config import Config, load_config
 from aimo_solver.errors import AimoError, ServerStartError, UserError
+from aimo_solver.server.launch import check_model
 
 ModelFolder = Annotated[Path, typer.Option(help="model folder")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", dir_okay=False, help="TOML file with options")]
@@ -41,3 +43,14 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(1) from None
 
     return run
+
+
+def read_config(model: Path, *layers: Path | Mapping[str, Any] | None, settings: Sequence[str] | None) -> Config:
+    """Reads the configuration for a model folder, which is checked first.
+
+    Raises:
+        ModelError: the folder holds no complete model.
+        ConfigError: an option is invalid.
+    """
+    check_model(model)
+    return load_config(model, *layers, settings=settings or ())

@@ -6,20 +6,18 @@ Exit codes: 0 success, 1 internal error, 2 invalid input (with one line that say
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from aimo_solver.cli import measure
-from aimo_solver.cli.common import EMBEDDED_MODEL, ConfigFile, ModelFolder, Settings, console, guarded
+from aimo_solver.cli import measure, server
+from aimo_solver.cli.common import EMBEDDED_MODEL, ConfigFile, Settings, console, guarded
 from aimo_solver.cli.problem_file import read_problems
 from aimo_solver.cli.progress import TerminalProgress, result_table
 from aimo_solver.clock import RunClock
@@ -32,7 +30,7 @@ from aimo_solver.log.reader import RunRecord, is_running, read_run
 from aimo_solver.log.resume import resume_run
 from aimo_solver.log.writer import RunLog
 from aimo_solver.problems import Problem
-from aimo_solver.server.launch import check_model, plan_launch
+from aimo_solver.server.launch import check_model
 from aimo_solver.solve.endpoint import Endpoint, endpoint_session, find_endpoint_folder
 from aimo_solver.solve.evaluate import evaluate
 from aimo_solver.solve.session import local_session
@@ -130,31 +128,9 @@ def watch_command(directory: Annotated[Path, typer.Argument(help="the run's dire
 
 
 app.command("replay")(measure.replay_command)
-
-
-@app.command("serve")
-@guarded
-def serve_command(
-    model: ModelFolder = EMBEDDED_MODEL,
-    port: Annotated[int, typer.Option(min=1, max=65_535, help="port on the loopback interface")] = 8000,
-    slots: Annotated[int, typer.Option(min=1, help="concurrent requests to tune the server for")] = 8,
-    config_file: ConfigFile = None,
-    settings: Settings = None,
-) -> None:
-    """Runs a vLLM server with the flags that `evaluate` uses, for --endpoint, until Ctrl-C."""
-    check_model(model)
-    config = load_config(model, config_file, settings=settings or ())
-    plan = replace(plan_launch(model, config, slots=slots), port=port, served_name=model.resolve().name)
-    for flag in plan.dropped:
-        console.print(f"left out {flag.name}: unknown to the installed vLLM", style="yellow")
-    command = plan.command
-    console.print(" ".join(command.args), soft_wrap=True, highlight=False)
-    sys.stdout.flush()
-    os.execvpe(command.args[0], command.args, {**os.environ, **command.env})
-
-
+app.command("serve")(server.serve_command)
 app.add_typer(measure.bench, name="bench")
-app.add_typer(measure.cache, name="cache")
+app.add_typer(server.cache, name="cache")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,9 @@
-"""The commands that measure: `replay`, `bench ...` and `cache ...`."""
+"""The commands that measure: `replay` and `bench ...`."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +12,7 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from aimo_solver.cli.common import EMBEDDED_MODEL, ConfigFile, ModelFolder, Settings, console, guarded
+from aimo_solver.cli.common import EMBEDDED_MODEL, ConfigFile, ModelFolder, Settings, console, guarded, read_config
 from aimo_solver.config import load_config
 from aimo_solver.errors import ConfigError
 from aimo_solver.lab import scoreboard
@@ -30,21 +29,15 @@ from aimo_solver.lab.report import policy_plots
 from aimo_solver.lab.simulate import parse_play, playable, simulate, sweep
 from aimo_solver.log.environment import describe_environment
 from aimo_solver.log.writer import RunLog
-from aimo_solver.server.cache_build import ARCHIVE_SUFFIX, build_cache, pack_cache
-from aimo_solver.server.compile_cache import Stamp, default_root, make_stamp
-from aimo_solver.server.launch import check_model, plan_launch
 from aimo_solver.solve.session import local_session
 
 _POLICIES = ("majority", "error-weighted", "entropy", "tail-entropy", "vote-share", "lexicographic", "proximity")
 _PLAYS = ("default@greedy", "default@even", "default@clamp", "default@tiers", "default@marginal")
 _SWEEP_HOURS = (0.5, 1, 2, 3, 4, 5, 6)
 
-bench = typer.Typer(no_args_is_help=True, help="Speed, measured side by side in one run.")
-cache = typer.Typer(no_args_is_help=True, help="The compile cache that makes a server start faster on the same GPU.")
+bench = typer.Typer(no_args_is_help=True, help="Benchmarks of two or more ways to do the same, measured in turns.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON object instead of a table")]
-Archive = Annotated[Path, typer.Option(help="where the packed cache goes")]
-CacheRoot = Annotated[Path | None, typer.Option("--root", help="folder of the cache")]
 
 
 @guarded
@@ -52,14 +45,14 @@ def replay_command(
     attempts: Annotated[list[Path], typer.Argument(help="CSV files of attempts, run directories or their attempts.jsonl")],
     policy: Annotated[
         list[str] | None,
-        typer.Option(help="VOTER, VOTER/STOP or, to simulate, VOTER/STOP@BUDGET; repeatable; the first is compared with"),
+        typer.Option(help="VOTER, VOTER/STOP or, with --simulate, VOTER/STOP@BUDGET; repeatable; the first is the reference"),
     ] = None,
-    simulate_: Annotated[bool, typer.Option("--simulate", help="play whole competitions from the records")] = False,
-    competitions: Annotated[int, typer.Option(min=1, help="how many, with --simulate")] = 10_000,
+    simulate_: Annotated[bool, typer.Option("--simulate", help="simulate whole competitions from the records")] = False,
+    competitions: Annotated[int, typer.Option(min=1, help="number of competitions, with --simulate")] = 10_000,
     problems: Annotated[int, typer.Option(min=1, help="problems per competition, with --simulate")] = 50,
-    strata: Annotated[bool, typer.Option("--strata", help="also right answers per run")] = False,
+    strata: Annotated[bool, typer.Option("--strata", help="also print right answers by run")] = False,
     as_json: AsJson = False,
-    plots: Annotated[Path | None, typer.Option(help="folder for figures as SVG")] = None,
+    plots: Annotated[Path | None, typer.Option(help="folder for charts as SVG files")] = None,
     config_file: ConfigFile = None,
     settings: Settings = None,
 ) -> None:
@@ -98,8 +91,8 @@ def replay_command(
 @guarded
 def bench_kernels_command(
     as_json: AsJson = False,
-    kernels: Annotated[int, typer.Option(min=1, max=64, help="how many start and work side by side")] = 16,
-    rounds: Annotated[int, typer.Option(min=1, help="times that starts and work are measured")] = 3,
+    kernels: Annotated[int, typer.Option(min=1, max=64, help="kernels that start and work at the same time")] = 16,
+    rounds: Annotated[int, typer.Option(min=1, help="repetitions")] = 3,
 ) -> None:
     """Compares the kernel pool with plain jupyter_client."""
     with console.status("kernels") as status:
@@ -110,11 +103,11 @@ def bench_kernels_command(
 @bench.command("readahead")
 @guarded
 def bench_readahead_command(
-    folder: Annotated[Path, typer.Option(help="folder on the disk to measure; files are made and removed there")],
-    gigabytes: Annotated[float, typer.Option(min=0.01, help="size of the files together")] = 8.0,
+    folder: Annotated[Path, typer.Option(help="folder on the disk to measure, for temporary files")],
+    gigabytes: Annotated[float, typer.Option(min=0.01, help="total size of the files")] = 8.0,
     as_json: AsJson = False,
 ) -> None:
-    """Read-ahead against cat, dd and direct parallel reads, on cold files and on warm ones."""
+    """Compares read-ahead with cat, dd and direct parallel reads, on cold and on cached files."""
     with tempfile.TemporaryDirectory(dir=folder, prefix="bench-readahead-") as scratch:
         with console.status("writing files"):
             files = make_files(Path(scratch), gigabytes)
@@ -127,20 +120,19 @@ def bench_readahead_command(
 @guarded
 def bench_engine_command(
     model: ModelFolder = EMBEDDED_MODEL,
-    streams: Annotated[str, typer.Option(help="numbers of streams, separated by commas")] = "1,8,16,32",
+    streams: Annotated[str, typer.Option(help="numbers of concurrent streams, separated by commas")] = "1,8,16,32",
     tokens: Annotated[int, typer.Option(min=10, help="tokens per stream")] = 2_000,
     turn_tokens: Annotated[int, typer.Option(min=5, help="tokens between two tool calls")] = 500,
-    rounds: Annotated[int, typer.Option(min=1, help="times each way is measured")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="repetitions")] = 1,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
     settings: Settings = None,
 ) -> None:
-    """The agent loop against the bare engine: same server, same prompts, same token budget."""
+    """Compares the agent loop with bare requests: same server, same prompts, same number of tokens."""
     counts = _counts(streams)
     most = max(counts)
-    check_model(model)
     slots = {"solver": {"slots": most, "max_attempts": most}}
-    config = load_config(model, config_file, slots, settings=settings or ())
+    config = read_config(model, config_file, slots, settings=settings)
 
     async def measure(folder: Path) -> BenchResult:
         with RunLog.create(folder / "run", config=config, environment=describe_environment()) as log:
@@ -148,7 +140,7 @@ def bench_engine_command(
                 target = Target.of(session)
                 return await bench_engine(target, streams=counts, tokens=tokens, turn_tokens=turn_tokens, rounds=rounds)
 
-    with tempfile.TemporaryDirectory(prefix="bench-engine-") as scratch, console.status("the server starts, then streams run"):
+    with tempfile.TemporaryDirectory(prefix="bench-engine-") as scratch, console.status("starting the server, then measuring"):
         result = asyncio.run(measure(Path(scratch)))
     _show(result, as_json)
 
@@ -157,15 +149,14 @@ def bench_engine_command(
 @guarded
 def bench_boot_command(
     model: ModelFolder = EMBEDDED_MODEL,
-    cold_files: Annotated[bool, typer.Option("--cold-files", help="evict the model's files from the page cache first")] = False,
+    cold_files: Annotated[bool, typer.Option("--cold-files", help="evict the model files from the page cache first")] = False,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
     settings: Settings = None,
 ) -> None:
-    """The stages of a boot one after another, and side by side as a run has them."""
-    check_model(model)
-    config = load_config(model, config_file, settings=settings or ())
-    with tempfile.TemporaryDirectory(prefix="bench-boot-") as scratch, console.status("the server starts again and again"):
+    """Compares the stages of a boot in sequence and in parallel, as a run starts them."""
+    config = read_config(model, config_file, settings=settings)
+    with tempfile.TemporaryDirectory(prefix="bench-boot-") as scratch, console.status("starting servers"):
         result = asyncio.run(bench_boot(model, config, Path(scratch), cold_files=cold_files))
     _show(result, as_json)
 
@@ -174,12 +165,12 @@ def bench_boot_command(
 @guarded
 def bench_parse_command(
     model: ModelFolder = EMBEDDED_MODEL,
-    family: Annotated[list[str] | None, typer.Option(help="only this one, answers or salvage; repeatable")] = None,
-    sizes: Annotated[str, typer.Option(help="characters of an input, rising, separated by commas")] = ",".join(map(str, SIZES)),
-    every: Annotated[bool, typer.Option("--every", help="a row for each input, not for the slowest of each reader")] = False,
+    family: Annotated[list[str] | None, typer.Option(help="only this chat family, answers or salvage; repeatable")] = None,
+    sizes: Annotated[str, typer.Option(help="characters per input, separated by commas")] = ",".join(map(str, SIZES)),
+    every: Annotated[bool, typer.Option("--every", help="one row per input instead of the slowest per reader")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """What reads model output, on degenerate output: CPU time by chat family, entry point and input."""
+    """Measures the readers of model output on degenerate output: CPU time by chat family, entry point and input."""
     with tempfile.TemporaryDirectory(prefix="bench-parse-") as scratch:
         chosen = readers(families_of(model, Path(scratch)))
         known = dict.fromkeys(reader.family for reader in chosen)
@@ -208,43 +199,3 @@ def _counts(text: str, option: str = "--streams") -> list[int]:
     if not counts or min(counts) < 1:
         raise ConfigError(option, f"write numbers like 1,8,16 (got {text!r})")
     return counts
-
-
-@cache.command("build")
-@guarded
-def cache_build_command(
-    model: ModelFolder,
-    archive: Archive = Path(f"compile-cache{ARCHIVE_SUFFIX}"),
-    root: CacheRoot = None,
-    config_file: ConfigFile = None,
-    settings: Settings = None,
-) -> None:
-    """Starts the server twice on this GPU, runs first requests, and packs what was compiled."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    check_model(model)
-    plan = plan_launch(model, load_config(model, config_file, settings=settings or ()))
-    _pack(asyncio.run(build_cache(plan, _root(root), archive.with_suffix(".server.log"))), archive)
-
-
-@cache.command("pack")
-@guarded
-def cache_pack_command(
-    model: ModelFolder,
-    archive: Archive = Path(f"compile-cache{ARCHIVE_SUFFIX}"),
-    root: CacheRoot = None,
-    config_file: ConfigFile = None,
-    settings: Settings = None,
-) -> None:
-    """Packs what earlier server starts on this GPU compiled, with the same model and options."""
-    check_model(model)
-    plan = plan_launch(model, load_config(model, config_file, settings=settings or ()))
-    _pack(make_stamp(plan, _root(root)), archive)
-
-
-def _root(root: Path | None) -> Path:
-    return (root or default_root()).absolute()  # the cache has to go to the same place elsewhere
-
-
-def _pack(stamp: Stamp, archive: Path) -> None:
-    size = pack_cache(stamp, archive)
-    console.print(f"{archive}: {size / 1e6:.1f} MB, for {stamp.gpu}")
