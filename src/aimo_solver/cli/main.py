@@ -10,7 +10,6 @@ import shutil
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -74,21 +73,19 @@ def evaluate_command(
     first run, without the pauses.
     """
     started = time.monotonic()
-    chosen = tuple(part.strip() for part in ids.split(",") if part.strip()) if ids else ()
+    chosen = [part.strip() for part in (ids or "").split(",") if part.strip()]
     problems = read_problems(csv, ids=chosen, limit=limit)
     if endpoint is None and (served_model or api_key):
-        raise ConfigError("--served-model", "names a model at an endpoint; give --endpoint too")
-    there = Endpoint(endpoint, served_model, api_key) if endpoint else None
-    folder = model or (EMBEDDED_MODEL if there is None else find_endpoint_folder(there))
+        raise ConfigError("--served-model", "and --api-key need --endpoint")
+    remote = Endpoint(endpoint, served_model, api_key) if endpoint else None
+    folder = model or (EMBEDDED_MODEL if remote is None else find_endpoint_folder(remote))
     check_model(folder)
     if resume and out is None:
         raise ConfigError("--resume", "needs --out with the folder of the interrupted run")
-    extra = list(settings or ())
-    extra += [f"sampling.seed={seed}"] if seed is not None else []
-    extra += [f"budget.time_limit_s={time_limit}"] if time_limit is not None else []
-    extra += [f"solver.parallel={problems_in_parallel}"] if problems_in_parallel is not None else []
+    options = {"sampling.seed": seed, "budget.time_limit_s": time_limit, "solver.parallel": problems_in_parallel}
+    given = [f"{name}={value}" for name, value in options.items() if value is not None]
     earlier = read_run(out) if resume and out is not None else None
-    config = load_config(folder if earlier is None else earlier.config, config_file, settings=extra)
+    config = load_config(folder if earlier is None else earlier.config, config_file, settings=[*(settings or ()), *given])
     out = out or Path("runs") / f"{csv.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     if overwrite and not resume:
         _delete_run(out)
@@ -99,9 +96,9 @@ def evaluate_command(
     else:
         log = RunLog.create(out, config=config, environment=describe_environment(), started=started)
     todo = [problem for problem in problems if problem.id not in log.finished]
-    job = _Job(todo, config, log, folder, there)
     with log:
-        asyncio.run(_run(job, started))
+        if todo:
+            asyncio.run(_solve(todo, config, log, folder, remote, started))
         summary = log.finish({"problems_in_parallel": config.solver.parallel})
     results = [log.finished[problem.id] for problem in problems]
     console.print(result_table(results))
@@ -133,42 +130,30 @@ app.add_typer(measure.bench, name="bench")
 app.add_typer(server.cache, name="cache")
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    problems: Sequence[Problem]
-    config: Config
-    log: RunLog
-    model: Path
-    endpoint: Endpoint | None
-
-
-async def _run(job: _Job, started: float) -> None:
-    loop = asyncio.get_running_loop()
+async def _solve(
+    problems: Sequence[Problem], config: Config, log: RunLog, model: Path, remote: Endpoint | None, started: float
+) -> None:
     task = asyncio.current_task()
     assert task is not None
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)
-    if not job.problems:
-        return
-    clock = RunClock.begin(job.config.budget, time.monotonic, job.log.started)
-    with TerminalProgress(console, len(job.problems)) as progress:
-        if job.endpoint is None:
-            console.print(f"starting vLLM on {job.model}, log in {job.log.directory / 'server.log'}", highlight=False)
-            opened = local_session(job.model, job.config, job.log, [progress])
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    clock = RunClock.begin(config.budget, time.monotonic, log.started)
+    with TerminalProgress(console, len(problems)) as progress:
+        if remote is None:
+            console.print(f"starting vLLM on {model}, log in {log.directory / 'server.log'}", highlight=False)
+            opening = local_session(model, config, log, [progress])
         else:
-            opened = endpoint_session(job.endpoint, job.model, job.config, job.log, [progress])
-        async with opened as session:
+            opening = endpoint_session(remote, model, config, log, [progress])
+        async with opening as session:
             console.print(f"ready after {time.monotonic() - started:.0f} s", highlight=False)
-            parallel = job.config.solver.parallel
-            await evaluate(
-                session.solver.solve, job.problems, job.config.budget, clock, parallel=parallel, lost=lambda: session.lost
-            )
+            solve, parallel = session.solver.solve, config.solver.parallel
+            await evaluate(solve, problems, config.budget, clock, parallel=parallel, lost=lambda: session.lost)
 
 
 def _check_time(earlier: RunRecord, config: Config, todo: int) -> None:
     clock = RunClock.begin(config.budget, lambda: earlier.last_t, 0.0)
     if todo and clock.left_s <= 0:
         used = f"the run has used {earlier.last_t:.0f} of its {clock.end:.0f} s, and {todo} problems are open"
-        raise ConfigError("--time-limit", f"{used}; give a longer one, which counts from the start of the first run")
+        raise ConfigError("--time-limit", f"{used}; give a longer limit, counted from the start of the first run")
 
 
 def _delete_run(directory: Path) -> None:
@@ -179,7 +164,3 @@ def _delete_run(directory: Path) -> None:
     if is_running(directory):
         raise RunDirectoryError(directory, "is being written by another process; wait for it, or choose another --out")
     shutil.rmtree(directory)
-
-
-if __name__ == "__main__":
-    app()
