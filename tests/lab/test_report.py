@@ -24,7 +24,7 @@ from aimo_solver.lab.report.command import report_runs
 from aimo_solver.lab.report.compare import compare
 from aimo_solver.lab.report.data import RunReport, Verdict, load_report
 from aimo_solver.lab.report.page import TEXT_LIMIT, render_page
-from aimo_solver.lab.report.text import PackedText, fit_texts
+from aimo_solver.lab.report.text import fit_texts
 from aimo_solver.lab.report.timeline import Activity, count_active, entropy_curve, split_segments
 from aimo_solver.log.reader import Step, TrajectoryRecord, read_run
 from aimo_solver.log.resume import resume_run
@@ -293,20 +293,19 @@ def test_the_page_contains_whole_trajectories(run_report: RunReport) -> None:
 
 
 def test_large_trajectories_are_shortened_in_the_middle_and_small_ones_kept() -> None:
-    def packed(chars: int, seed: int) -> PackedText:
+    def packed(chars: int, seed: int) -> str:
         text = "".join(chr(97 + (index * index * 7919 + seed) % 26) for index in range(chars))
         noise = base64.b64encode(os.urandom(chars)).decode()
         steps = [{"kind": "turn", "text": f"begin {text[:10]} {noise} the end"}]
-        return PackedText(base64.b64encode(gzip.compress(json.dumps(steps).encode())).decode())
+        return base64.b64encode(gzip.compress(json.dumps(steps).encode())).decode()
 
     texts = [packed(400, 1), None, packed(60_000, 2), packed(90_000, 3)]
     fitted = fit_texts(texts, 80_000)
     assert fitted[:2] == texts[:2]
-    assert sum(len(text.packed) for text in fitted if text) <= 80_000
+    assert sum(len(text) for text in fitted if text) <= 80_000
     for text in fitted[2:]:
         assert text is not None
-        assert text.cut_to < 1
-        left = str(unpack(text.packed)[0]["text"])
+        left = str(unpack(text)[0]["text"])
         assert left.startswith("begin")
         assert left.endswith("the end")
         assert "characters left out here" in left
@@ -317,7 +316,7 @@ def test_large_trajectories_are_shortened_in_the_middle_and_small_ones_kept() ->
 def test_the_page_of_a_long_run_stays_under_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aimo_solver.lab.report.page.TEXT_LIMIT", 200_000)
     one = load_report(read_run(simulate(tmp_path / "run", problems=4, attempts=16, scale=0.2)))
-    assert sum(len(attempt.text.packed) for attempt in one.attempts if attempt.text) > 400_000
+    assert sum(len(attempt.text) for attempt in one.attempts if attempt.text) > 400_000
     page = render_page([one])
     packed = sum(map(len, re.findall(r'<script type="text/plain"[^>]*>([^<]*)<', page)))
     assert packed <= 200_000

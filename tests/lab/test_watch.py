@@ -91,9 +91,10 @@ def test_a_killed_run_shows_as_interrupted(tmp_path: Path, writer: subprocess.Po
 
 def test_watching_ends_with_the_run(tmp_path: Path, writer: subprocess.Popen[str]) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom rich.console import Console\nfrom aimo_solver.lab.report.watch import watch\n"
+        "import sys; from pathlib import Path; from rich.console import Console; from aimo_solver.lab.report.watch import watch; "
+        "watch(Path(sys.argv[1]), Console(width=120), interval_s=0.05)"
     )
-    command = [sys.executable, "-c", f"{code}watch(Path(sys.argv[1]), Console(width=120), every_s=0.05)", str(tmp_path / "run")]
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watcher:
         assert watcher.stdout is not None
         assert watcher.stdout.readline().startswith("✓ first")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
 
-from aimo_solver.lab.report.text import PackedText, pack_trajectory
+from aimo_solver.lab.report.text import pack_trajectory
 from aimo_solver.lab.report.timeline import (
     Activity,
     BootStage,
@@ -57,7 +57,7 @@ class AttemptReport:
     segments: tuple[Segment, ...]
     entropy: tuple[tuple[int, float], ...]
     tool_errors: Counter[str]
-    text: PackedText | None
+    text: str | None
 
     @property
     def end(self) -> float:
@@ -174,7 +174,7 @@ def run_state(run: RunRecord, running: bool) -> str:
     return "running" if running else "finished" if run.summary is not None else "interrupted"
 
 
-def attempt_so_far(trajectory: TrajectoryRecord, problem: ProblemRecord) -> Attempt:
+def unfinished_attempt(trajectory: TrajectoryRecord, problem: ProblemRecord) -> Attempt:
     """Builds the record of an attempt that never ended from its trajectory."""
     turns = [step for step in trajectory.steps if step.kind == "turn"]
     tools = [step for step in trajectory.steps if step.kind == "tool"]
@@ -223,7 +223,7 @@ def _attempt(run: RunRecord, problem: ProblemRecord, index: int, attempt: Attemp
     errors = Counter(cause for step in trajectory.steps if (cause := tool_error(step)))
     running = attempt is None
     if attempt is None:
-        attempt = attempt_so_far(trajectory, problem)
+        attempt = unfinished_attempt(trajectory, problem)
     text = pack_trajectory(trajectory)
     return AttemptReport(attempt, running, parts, entropy_curve(trajectory.steps), errors, text)
 

@@ -19,7 +19,7 @@ from aimo_solver.lab.report.compare import Comparison
 from aimo_solver.lab.report.data import RunReport, Verdict
 from aimo_solver.lab.report.format import duration, percent, percentage_points, plain_value, short_number, short_time
 from aimo_solver.lab.report.policy import assess_policy
-from aimo_solver.lab.report.text import PackedText, fit_texts
+from aimo_solver.lab.report.text import fit_texts
 from aimo_solver.lab.report.timeline import is_fault
 
 TEXT_LIMIT = 15_000_000  # characters of packed trajectories in one page; larger runs lose the middle of their longest texts
@@ -58,7 +58,7 @@ class Tile:
 class _View:
     """What the template of a run shows. Anchors begin with `key`, so that two runs fit on one page."""
 
-    def __init__(self, report: RunReport, key: str, texts: Sequence[PackedText | None]) -> None:
+    def __init__(self, report: RunReport, key: str, texts: Sequence[str | None]) -> None:
         self.report = report
         self.key = key
         self.verdicts = [(str(name), plots.verdict_style(name), count) for name in Verdict if (count := report.verdicts[name])]

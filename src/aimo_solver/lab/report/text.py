@@ -6,7 +6,6 @@ import base64
 import gzip
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from aimo_solver.log.reader import TrajectoryRecord
@@ -15,22 +14,14 @@ _LEAST_CHARS = 120
 _LEAST_SHARE = 0.04  # steps are left out before texts become shorter
 
 
-@dataclass(frozen=True, slots=True)
-class PackedText:
-    """The steps of one attempt; `cut_to` is the share of the packed characters that is left."""
-
-    packed: str
-    cut_to: float = 1.0
+def pack_trajectory(trajectory: TrajectoryRecord) -> str:
+    return _pack(_steps(trajectory))
 
 
-def pack_trajectory(trajectory: TrajectoryRecord) -> PackedText:
-    return PackedText(_pack(_steps(trajectory)))
-
-
-def _shorten(text: PackedText, size: int) -> PackedText:
+def _shorten(packed: str, size: int) -> str:
     """Leaves out the middle of long texts, then steps in the middle, until about `size` packed characters are left."""
-    whole = json.loads(gzip.decompress(base64.b64decode(text.packed)))
-    steps, share, packed = whole, 1.0, text.packed
+    whole = json.loads(gzip.decompress(base64.b64decode(packed)))
+    steps, share = whole, 1.0
     while len(packed) > size:
         share *= 0.95 * size / len(packed)
         if share < _LEAST_SHARE and len(steps) > 3:
@@ -38,12 +29,12 @@ def _shorten(text: PackedText, size: int) -> PackedText:
         packed = _pack([_step_cut(step, share) for step in steps])
         if share < _LEAST_SHARE:
             break
-    return PackedText(packed, len(packed) / len(text.packed))
+    return packed
 
 
-def fit_texts(texts: Sequence[PackedText | None], limit: int) -> list[PackedText | None]:
+def fit_texts(texts: Sequence[str | None], limit: int) -> list[str | None]:
     """Shortens the largest texts until all together have about `limit` packed characters."""
-    sizes = sorted(len(text.packed) for text in texts if text)
+    sizes = sorted(len(text) for text in texts if text)
     if sum(sizes) <= limit:
         return list(texts)
     left, cap = limit, 0
@@ -52,7 +43,7 @@ def fit_texts(texts: Sequence[PackedText | None], limit: int) -> list[PackedText
         if size > cap:
             break
         left -= size
-    return [text if text is None or len(text.packed) <= cap else _shorten(text, cap) for text in texts]
+    return [text if text is None or len(text) <= cap else _shorten(text, cap) for text in texts]
 
 
 def _steps(trajectory: TrajectoryRecord) -> list[dict[str, Any]]:

@@ -14,14 +14,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from aimo_solver.lab.report.data import attempt_so_far, run_state
+from aimo_solver.lab.report.data import run_state, unfinished_attempt
 from aimo_solver.lab.report.format import duration, plain_value, short_number
 from aimo_solver.lab.report.timeline import is_fault, is_notable
 from aimo_solver.log.reader import Event, ProblemRecord, RunRecord, TrajectoryRecord, VoteRecord, is_running, read_run
 from aimo_solver.problems import ProblemResult
 from aimo_solver.results import Attempt
 
-EVERY_S = 1.0
+_INTERVAL_S = 1.0
 _RATE_WINDOW_S = 15.0
 _SHOWN_RESULTS = 8
 _SHOWN_EVENTS = 5
@@ -95,7 +95,7 @@ class Follower:
         return max(0.0, (tokens - before) / (now - then)) if now > then else None
 
 
-def watch(directory: Path, console: Console, *, every_s: float = EVERY_S) -> None:
+def watch(directory: Path, console: Console, *, interval_s: float = _INTERVAL_S) -> None:
     """Shows a run until it ends; without a terminal, prints one line for each problem that ends.
 
     Raises:
@@ -106,7 +106,7 @@ def watch(directory: Path, console: Console, *, every_s: float = EVERY_S) -> Non
     if console.is_terminal:
         with Live(render_snapshot(snapshot), console=console, auto_refresh=False, vertical_overflow="crop") as live:
             while snapshot.running:
-                time.sleep(every_s)
+                time.sleep(interval_s)
                 snapshot = follower.snapshot()
                 live.update(render_snapshot(snapshot), refresh=True)
         return
@@ -118,7 +118,7 @@ def watch(directory: Path, console: Console, *, every_s: float = EVERY_S) -> Non
         printed = len(results)
         if not snapshot.running:
             break
-        time.sleep(every_s)
+        time.sleep(interval_s)
         snapshot = follower.snapshot()
     console.print(_head(snapshot), soft_wrap=True)
 
@@ -153,7 +153,7 @@ def _problem_now(run: RunRecord, problem: ProblemRecord) -> ProblemNow:
     for index in run.trajectory_indices(problem.problem_id):
         trajectory = None if index in records else run.read_trajectory(problem.problem_id, index)
         if trajectory is not None:
-            attempts.append(AttemptNow(attempt_so_far(trajectory, problem), _activity(trajectory)))
+            attempts.append(AttemptNow(unfinished_attempt(trajectory, problem), _activity(trajectory)))
     ballots = [vote for vote in run.votes if vote.problem_id == problem.problem_id]
     attempts.sort(key=lambda now: now.attempt.index)
     return ProblemNow(problem, tuple(attempts), ballots[-1] if ballots else None)
