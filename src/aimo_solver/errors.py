@@ -1,32 +1,4 @@
-"""Every exception this library raises on purpose.
-
-AimoError
-├── UserError                 bad input; the message states the remedy (CLI exit code 2)
-│   ├── ConfigError           an option that is unknown or impossible
-│   ├── ProblemFileError      a problem CSV that cannot be used
-│   ├── ModelError            a model folder that cannot be used
-│   ├── EndpointError         an endpoint that does not answer or does not serve the model
-│   ├── RunDirectoryError     a run directory that cannot be written, resumed or read
-│   ├── RecordsError          logged attempts that cannot be replayed
-│   └── CacheError            a compile cache that cannot be made, packed or read
-├── ServerError               our vLLM server failed
-│   ├── ServerStartError      it never became ready
-│   └── ServerDiedError       it was ready and has died
-├── EngineError               a completion request failed
-│   ├── EngineUnavailable     no answer from the server; the same request may succeed later
-│   ├── EngineRejected        the server refused the request; another try would fail too
-│   │   └── ContextExceeded   it does not fit the model's context; a shorter one may
-│   └── EngineLost            the server is lost for good
-├── KernelError               a Python session failed for reasons other than the code it ran
-│   ├── KernelStartError      a kernel did not start
-│   ├── KernelMessageError    a kernel sent an unreadable message
-│   ├── LeaseTimeoutError     no kernel was free in time
-│   └── PoolClosedError       the pool is closed
-├── WheelError                a package that the image lacks could not be installed
-├── BootError                 the parts of a run did not start
-├── PathNotFoundError         nothing found in the places where Kaggle mounts things
-└── LocalGatewayError         a local run that Kaggle's gateway would have ended without a submission
-"""
+"""Every exception this library raises on purpose."""
 
 from __future__ import annotations
 
@@ -39,7 +11,7 @@ class AimoError(Exception):
 
 
 class UserError(AimoError):
-    """Bad input from the user. The message is one line that states the remedy."""
+    """Bad input from the user. The message is one line that states the remedy; the command line exits with code 2."""
 
 
 class ConfigError(UserError):
@@ -123,7 +95,7 @@ class EngineUnavailable(EngineError):
 
 
 class EngineRejected(EngineError):
-    """The server refused the request with the HTTP status `status`."""
+    """The server refused the request with the HTTP status `status`; the same request would fail again."""
 
     def __init__(self, status: int, body: str) -> None:
         super().__init__(f"server answered {status}: {body[:500]}")
