@@ -22,7 +22,7 @@ _Result = TypeVar("_Result")
 
 
 @dataclass
-class Play:
+class ScriptedTurn:
     """One model turn of a script.
 
     Attributes:
@@ -51,7 +51,7 @@ class ScriptedEngine:
     `script` returns the turns of the attempt with an index; requests belong to attempts by their labels.
     """
 
-    def __init__(self, script: Callable[[int], Sequence[Play]], context_tokens: int = 4096) -> None:
+    def __init__(self, script: Callable[[int], Sequence[ScriptedTurn]], context_tokens: int = 4096) -> None:
         self.context_tokens = context_tokens
         self.faults = 0
         self.requests: list[CompletionRequest] = []
@@ -69,30 +69,30 @@ class ScriptedEngine:
         self.on_request(self)
         self.running += 1
         self.most_running = max(self.most_running, self.running)
-        play, done = attempt.plays[0], attempt.sent
+        turn, done = attempt.turns[0], attempt.sent
         if not done:
-            attempt.plays = attempt.plays[1:] if play.breaks_after is None else attempt.plays
-        if play.refused is not None:
+            attempt.turns = attempt.turns[1:] if turn.breaks_after is None else attempt.turns
+        if turn.refused is not None:
             self.running -= 1
-            raise play.refused
-        left = itertools.cycle(play.tokens) if play.endless else iter(play.tokens[done : play.breaks_after])
+            raise turn.refused
+        left = itertools.cycle(turn.tokens) if turn.endless else iter(turn.tokens[done : turn.breaks_after])
         sent = 0
         try:
             while True:
-                await asyncio.sleep(play.delay_s)
-                piece = tuple(itertools.islice(left, min(play.chunk, request.max_tokens - sent)))
+                await asyncio.sleep(turn.delay_s)
+                piece = tuple(itertools.islice(left, min(turn.chunk, request.max_tokens - sent)))
                 sent += len(piece)
                 full = sent == request.max_tokens
-                over = not play.endless and done + sent == len(play.tokens)
-                if play.breaks_after is not None and done + sent == play.breaks_after:
-                    attempt.sent = play.breaks_after
-                    play.breaks_after = play.breaks_after if play.for_good else None
+                over = not turn.endless and done + sent == len(turn.tokens)
+                if turn.breaks_after is not None and done + sent == turn.breaks_after:
+                    attempt.sent = turn.breaks_after
+                    turn.breaks_after = turn.breaks_after if turn.for_good else None
                     yield Chunk(piece, (0.5,) * len(piece))
                     raise EngineUnavailable("scripted break")
-                finish: Literal["stop", "length"] | None = "stop" if over and not play.cut else "length" if over or full else None
+                finish: Literal["stop", "length"] | None = "stop" if over and not turn.cut else "length" if over or full else None
                 yield Chunk(piece, (0.5,) * len(piece), finish, len(request.tokens) if finish else None)
                 if finish is not None:
-                    attempt.plays = attempt.plays[1:] if done else attempt.plays
+                    attempt.turns = attempt.turns[1:] if done else attempt.turns
                     attempt.sent = 0
                     return
         finally:
@@ -104,12 +104,12 @@ class ScriptedEngine:
 
 @dataclass
 class _Attempt:
-    plays: list[Play]
-    sent: int = 0  # of the first play, before its stream broke off
+    turns: list[ScriptedTurn]
+    sent: int = 0  # of the first turn, before its stream broke off
 
 
 @dataclass(frozen=True)
-class Deed:
+class ScriptedCall:
     """One call of a scripted session: takes `seconds`, then raises `fault` or prints `output`."""
 
     output: str = ""
@@ -118,7 +118,7 @@ class Deed:
 
 
 @dataclass(frozen=True)
-class Lease:
+class ScriptedLease:
     """One lease of a scripted pool: takes `seconds`, then raises `fault` or gives a session."""
 
     seconds: float = 0.0
@@ -132,10 +132,12 @@ class ScriptedPool:
         leased, calls: current number of leases, and number of calls so far.
     """
 
-    def __init__(self, deeds: Iterable[Deed] = (Deed(),), leases: Iterable[Lease] = (Lease(),)) -> None:
+    def __init__(
+        self, calls: Iterable[ScriptedCall] = (ScriptedCall(),), leases: Iterable[ScriptedLease] = (ScriptedLease(),)
+    ) -> None:
         self.leased = 0
         self.calls = 0
-        self._deeds = list(deeds)
+        self._calls = list(calls)
         self._leases = list(leases)
 
     @asynccontextmanager
@@ -156,20 +158,20 @@ class ScriptedPool:
 
     async def execute(self, code: str, timeout_s: float) -> ExecutionResult:
         self.calls += 1
-        deed = _next(self._deeds)
-        await asyncio.sleep(deed.seconds)  # past `timeout_s` too: a call that ignores its interrupt
-        if deed.fault is not None:
-            raise deed.fault
-        timed_out = deed.seconds > timeout_s
+        call = _next(self._calls)
+        await asyncio.sleep(call.seconds)  # past `timeout_s` too: a call that ignores its interrupt
+        if call.fault is not None:
+            raise call.fault
+        timed_out = call.seconds > timeout_s
         return ExecutionResult(
-            stdout=deed.output,
+            stdout=call.output,
             value=None,
             error_name=None,
             traceback=None,
             timed_out=timed_out,
             killed_for=None,
             truncated=False,
-            seconds=deed.seconds,
+            seconds=call.seconds,
         )
 
 

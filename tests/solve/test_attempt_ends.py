@@ -20,7 +20,7 @@ from aimo_solver.problems import Problem
 from aimo_solver.results import Attempt, FinishReason
 from aimo_solver.solve.attempt import Resources, RunningAttempt
 from tests.chat_families import Family, family
-from tests.fakes import Deed, Lease, Play, ScriptedEngine, ScriptedPool, run_virtually
+from tests.fakes import ScriptedCall, ScriptedEngine, ScriptedLease, ScriptedPool, ScriptedTurn, run_virtually
 
 THOUGHT = {"harmony": "<|channel|>analysis<|message|>", "gemma": "<|channel>thought\n", "hermes": "<think>\n", "fenced": ""}
 OUTPUT = " ".join(map(str, range(1_000, 2_600)))[:8_000]
@@ -51,7 +51,7 @@ class Outcome:
 
 def run_attempt(
     model: Family,
-    plays: Sequence[Play],
+    turns: Sequence[ScriptedTurn],
     pool: ScriptedPool | None = None,
     *,
     seconds: float = 100.0,
@@ -62,7 +62,7 @@ def run_attempt(
     """Runs one attempt. `context` excludes the prompt."""
     pool, variant = pool or ScriptedPool(), VARIANTS["tool"]
     prompt = model.chat.prompt(variant.system, variant.user("What is 1 + 1?"), tools=variant.tool)
-    engine = ScriptedEngine(lambda index: plays, len(prompt) + context)
+    engine = ScriptedEngine(lambda index: turns, len(prompt) + context)
     engine.on_request = on_request
 
     async def attempt(clock: Callable[[], float]) -> Attempt:
@@ -82,15 +82,15 @@ def run_attempt(
     return Outcome(done, [model.chat.decode(request.tokens) for request in engine.requests], pool)
 
 
-def answer(model: Family, number: int = 7) -> Play:
+def answer(model: Family, number: int = 7) -> ScriptedTurn:
     """The model's reply to the request for its answer."""
-    return Play(model.template(f"{number}}}$.{model.final_parts[1]}"))
+    return ScriptedTurn(model.template(f"{number}}}$.{model.final_parts[1]}"))
 
 
 def test_a_long_output_leaves_room_for_the_answer(model: Family) -> None:
     call = model.call("print(1)")
-    plays = [Play(call), Play(model.template("so "), endless=True), answer(model)]
-    run = run_attempt(model, plays, ScriptedPool([Deed(OUTPUT)]), context=len(call) + 900)
+    turns = [ScriptedTurn(call), ScriptedTurn(model.template("so "), endless=True), answer(model)]
+    run = run_attempt(model, turns, ScriptedPool([ScriptedCall(OUTPUT)]), context=len(call) + 900)
     assert (run.attempt.answer, run.attempt.tool_calls) == (7, 1)
     assert "1000 1001" in run.prompts[1]
     assert "characters left out" in run.prompts[1]
@@ -102,52 +102,54 @@ def test_a_complaint_leaves_room_for_the_answer(model: Family) -> None:
     assert isinstance(parsed, Malformed)
     complaint = model.chat.complaint(turn, parsed.reason)
     context = len(turn) + max(65, len(complaint) + 10)
-    run = run_attempt(model, [Play(turn), answer(model), answer(model)], context=context, answer_tokens=64)
+    run = run_attempt(model, [ScriptedTurn(turn), answer(model), answer(model)], context=context, answer_tokens=64)
     assert run.attempt.malformed == 1
     assert run.asked
     assert run.attempt.answer == 7
 
 
 def test_the_model_sees_the_output_of_a_late_call(model: Family) -> None:
-    plays = [Play(model.call("print(1)")), answer(model)]
-    run = run_attempt(model, plays, ScriptedPool([Deed("the sum is 31415", seconds=21)]), seconds=30)  # asked from second 20 on
+    turns = [ScriptedTurn(model.call("print(1)")), answer(model)]
+    run = run_attempt(
+        model, turns, ScriptedPool([ScriptedCall("the sum is 31415", seconds=21)]), seconds=30
+    )  # asked from second 20 on
     assert "the sum is 31415" in run.prompts[-1]
     assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.FORCED)
 
 
 def test_an_attempt_without_a_kernel_continues_without_python(model: Family) -> None:
-    final = Play(model.final("The answer is \\boxed{7}."))
-    run = run_attempt(model, [Play(model.call("print(1)")), final], ScriptedPool(leases=[Lease(seconds=10_000)]))
+    final = ScriptedTurn(model.final("The answer is \\boxed{7}."))
+    run = run_attempt(model, [ScriptedTurn(model.call("print(1)")), final], ScriptedPool(leases=[ScriptedLease(seconds=10_000)]))
     assert NO_SESSION in run.prompts[-1]
     assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.ANSWERED)
 
 
 def test_an_attempt_waits_at_most_forty_seconds_for_kernels(gemma: Family) -> None:
-    plays = [*(Play(gemma.call("print(1)")) for _ in range(22)), Play(gemma.final("\\boxed{7}"))]
-    run = run_attempt(gemma, plays, ScriptedPool(leases=[Lease(seconds=10_000)]), seconds=900)
+    turns = [*(ScriptedTurn(gemma.call("print(1)")) for _ in range(22)), ScriptedTurn(gemma.final("\\boxed{7}"))]
+    run = run_attempt(gemma, turns, ScriptedPool(leases=[ScriptedLease(seconds=10_000)]), seconds=900)
     assert run.attempt.answer == 7
     assert run.attempt.seconds <= 40
 
 
 @pytest.mark.parametrize("seconds", [3.0, 12.0, 20.0])
 def test_waiting_for_a_kernel_ends_in_time_for_the_answer(gemma: Family, seconds: float) -> None:
-    plays = [Play(gemma.call("print(1)")), answer(gemma)]
-    run = run_attempt(gemma, plays, ScriptedPool(leases=[Lease(seconds=10_000)]), seconds=seconds)
+    turns = [ScriptedTurn(gemma.call("print(1)")), answer(gemma)]
+    run = run_attempt(gemma, turns, ScriptedPool(leases=[ScriptedLease(seconds=10_000)]), seconds=seconds)
     assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.FORCED)
 
 
 def test_an_attempt_answers_when_kernels_cannot_start(gemma: Family) -> None:
-    plays = [Play(gemma.call("print(1)")), Play(gemma.final("\\boxed{7}"))]
-    run = run_attempt(gemma, plays, ScriptedPool(leases=[Lease(fault=KernelStartError("no kernels"))]))
+    turns = [ScriptedTurn(gemma.call("print(1)")), ScriptedTurn(gemma.final("\\boxed{7}"))]
+    run = run_attempt(gemma, turns, ScriptedPool(leases=[ScriptedLease(fault=KernelStartError("no kernels"))]))
     assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.ANSWERED)
     assert run.attempt.error == "KernelStartError: no kernels"
     assert run.attempt.tool_errors == 0
 
 
 def test_a_failed_session_is_reported_to_the_model_and_replaced(gemma: Family) -> None:
-    calls = [Play(gemma.call("print(1)")) for _ in range(2)]
-    pool = ScriptedPool([Deed(fault=KernelError("gone")), Deed("42")])
-    run = run_attempt(gemma, [*calls, Play(gemma.final("\\boxed{42}"))], pool)
+    calls = [ScriptedTurn(gemma.call("print(1)")) for _ in range(2)]
+    pool = ScriptedPool([ScriptedCall(fault=KernelError("gone")), ScriptedCall("42")])
+    run = run_attempt(gemma, [*calls, ScriptedTurn(gemma.final("\\boxed{42}"))], pool)
     assert SESSION_LOST in run.prompts[1]
     assert run.attempt.seen_in_tool
     assert (run.attempt.answer, run.attempt.finish_reason) == (42, FinishReason.ANSWERED)
@@ -155,15 +157,15 @@ def test_a_failed_session_is_reported_to_the_model_and_replaced(gemma: Family) -
 
 
 def test_a_call_that_never_returns_leaves_time_for_the_answer(gemma: Family) -> None:
-    pool = ScriptedPool([Deed(seconds=10_000)])
-    run = run_attempt(gemma, [Play(gemma.call("print(1)")), answer(gemma)], pool, seconds=60)
+    pool = ScriptedPool([ScriptedCall(seconds=10_000)])
+    run = run_attempt(gemma, [ScriptedTurn(gemma.call("print(1)")), answer(gemma)], pool, seconds=60)
     assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.FORCED)
 
 
 def test_a_call_that_never_returns_ends_its_session_but_not_the_attempt(gemma: Family) -> None:
-    pool = ScriptedPool([Deed(seconds=10_000), Deed("42")])
-    calls = [Play(gemma.call("print(1)"))] * 2
-    run = run_attempt(gemma, [*calls, Play(gemma.final("\\boxed{42}"))], pool, seconds=900)
+    pool = ScriptedPool([ScriptedCall(seconds=10_000), ScriptedCall("42")])
+    calls = [ScriptedTurn(gemma.call("print(1)"))] * 2
+    run = run_attempt(gemma, [*calls, ScriptedTurn(gemma.final("\\boxed{42}"))], pool, seconds=900)
     assert SESSION_LOST in run.prompts[1]
     assert (run.attempt.finish_reason, run.attempt.seen_in_tool) == (FinishReason.ANSWERED, True)
     assert run.attempt.seconds < 60
@@ -173,27 +175,31 @@ def test_no_kernel_is_held_while_the_answer_is_asked_for(gemma: Family) -> None:
     pool = ScriptedPool()
     held: list[int] = []
     run = run_attempt(
-        gemma, [Play(gemma.call("print(1)")), answer(gemma)], pool, on_request=lambda _: held.append(pool.leased), max_turns=1
+        gemma,
+        [ScriptedTurn(gemma.call("print(1)")), answer(gemma)],
+        pool,
+        on_request=lambda _: held.append(pool.leased),
+        max_turns=1,
     )
     assert run.asked
     assert held == [0, 0]
 
 
 def test_a_refused_turn_is_followed_by_a_request_for_the_answer(gemma: Family) -> None:
-    run = run_attempt(gemma, [Play((), refused=EngineRejected(400, "no")), answer(gemma)])
+    run = run_attempt(gemma, [ScriptedTurn((), refused=EngineRejected(400, "no")), answer(gemma)])
     assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.FORCED)
     assert run.attempt.error == "server answered 400: no"
 
 
 def test_a_lost_server_ends_the_attempt_and_is_recorded(gemma: Family) -> None:
-    run = run_attempt(gemma, [Play((), refused=EngineLost("gone"))] * 2)
+    run = run_attempt(gemma, [ScriptedTurn((), refused=EngineLost("gone"))] * 2)
     assert (run.attempt.answer, run.attempt.finish_reason, run.attempt.error) == (None, FinishReason.ENGINE_ERROR, "gone")
 
 
 def test_a_turn_of_very_many_calls_leaves_room_for_the_answer(model: Family) -> None:
     one = [token for token in model.call("1") if token not in model.chat.stop_token_ids]
     calls = [*one * 300, model.call("1")[-1]]
-    run = run_attempt(model, [Play(calls), *[answer(model)] * 2], context=len(calls) + 600)
+    run = run_attempt(model, [ScriptedTurn(calls), *[answer(model)] * 2], context=len(calls) + 600)
     assert run.asked
     assert run.attempt.answer == 7
 
@@ -202,8 +208,8 @@ def test_a_turn_of_very_many_calls_leaves_room_for_the_answer(model: Family) -> 
 def test_a_conversation_longer_than_a_reduced_context_loses_its_end(model: Family, left: int) -> None:
     """A server that restarts with safer settings may have a context shorter than the conversation."""
     call = model.call("print(1)")
-    plays = [Play(call), Play(model.template("so "), endless=True), answer(model)]
-    pool = ScriptedPool([Deed(OUTPUT[:1_000])])
+    turns = [ScriptedTurn(call), ScriptedTurn(model.template("so "), endless=True), answer(model)]
+    pool = ScriptedPool([ScriptedCall(OUTPUT[:1_000])])
     first: list[int] = []
 
     def shrink(engine: ScriptedEngine) -> None:
@@ -211,38 +217,40 @@ def test_a_conversation_longer_than_a_reduced_context_loses_its_end(model: Famil
         if len(engine.requests) == 2:
             engine.context_tokens = first[0] - 6_000 + left
 
-    run = run_attempt(model, plays, pool, context=6_000, on_request=shrink)
+    run = run_attempt(model, turns, pool, context=6_000, on_request=shrink)
     assert run.asked
     assert run.attempt.answer == 7
     assert ("1000 1001" in run.prompts[-1]) == (left == 3_000)
 
 
-def _plays(model: Family) -> st.SearchStrategy[Play]:
+def _turns(model: Family) -> st.SearchStrategy[ScriptedTurn]:
     """Turns of every kind, whole or interrupted, at any speed."""
     call, final = model.call("print(1)"), model.final("It is \\boxed{7}.")
     turns = [call, call * 3, final, model.final("I do not know."), model.template("so "), model.call(""), call[:3], call[:-1], []]
     refusals = st.sampled_from([EngineRejected(400, "no"), EngineLost("gone")])
     whole = st.builds(
-        Play,
+        ScriptedTurn,
         tokens=st.sampled_from(turns),
         delay_s=st.sampled_from([0.0, 0.0, 0.1, 3.0, 1_000.0]),
         chunk=st.sampled_from([1, 4, 64]),
         cut=st.booleans(),
     )
-    endless = st.builds(Play, st.just(model.template("so ")), st.sampled_from([0.0, 0.02]), st.just(64), endless=st.just(True))
-    broken = st.builds(Play, st.just(call), breaks_after=st.integers(0, 3), for_good=st.booleans())
-    return st.one_of(whole, whole, endless, broken, st.builds(Play, st.just(()), refused=refusals))
+    endless = st.builds(
+        ScriptedTurn, st.just(model.template("so ")), st.sampled_from([0.0, 0.02]), st.just(64), endless=st.just(True)
+    )
+    broken = st.builds(ScriptedTurn, st.just(call), breaks_after=st.integers(0, 3), for_good=st.booleans())
+    return st.one_of(whole, whole, endless, broken, st.builds(ScriptedTurn, st.just(()), refused=refusals))
 
 
 KERNEL_FAULTS = st.sampled_from([KernelError("gone"), KernelStartError("no kernels"), PoolClosedError("closed")])
 SECONDS = st.sampled_from([0.0, 0.0, 2.0, 60.0, 100_000.0])
-DEEDS = st.builds(
-    Deed,
+CALLS = st.builds(
+    ScriptedCall,
     output=st.builds(lambda text, times: text * times, st.sampled_from(["1234 ", "\U0001f600", "a", ""]), st.integers(0, 8_000)),
     seconds=SECONDS,
     fault=st.none() | st.none() | KERNEL_FAULTS,
 )
-LEASES = st.builds(Lease, seconds=SECONDS, fault=st.none() | st.none() | KERNEL_FAULTS)
+LEASES = st.builds(ScriptedLease, seconds=SECONDS, fault=st.none() | st.none() | KERNEL_FAULTS)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -261,8 +269,8 @@ def test_every_attempt_answers_or_is_asked_for_its_answer(model: Family, data: s
     seconds = draw(st.floats(1.0, 900.0))
     run = run_attempt(
         model,
-        [*draw(st.lists(_plays(model), max_size=8)), *[answer(model)] * 200],
-        ScriptedPool(draw(st.lists(DEEDS, min_size=1, max_size=4)), draw(st.lists(LEASES, min_size=1, max_size=3))),
+        [*draw(st.lists(_turns(model), max_size=8)), *[answer(model)] * 200],
+        ScriptedPool(draw(st.lists(CALLS, min_size=1, max_size=4)), draw(st.lists(LEASES, min_size=1, max_size=3))),
         seconds=seconds,
         context=contexts[0],
         on_request=change,

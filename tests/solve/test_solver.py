@@ -28,7 +28,7 @@ from aimo_solver.results import Attempt, FinishReason
 from aimo_solver.solve.attempt import Resources, RunningAttempt
 from aimo_solver.solve.evaluate import evaluate
 from aimo_solver.solve.solver import Observer, Solver
-from tests.fakes import Play, ScriptedEngine
+from tests.fakes import ScriptedEngine, ScriptedTurn
 from tests.tiny_tokenizers import gemma_folder
 
 pytestmark = [pytest.mark.kernels, pytest.mark.asyncio(loop_scope="module")]
@@ -57,18 +57,21 @@ class Harness:
         self.seen = Collector()
         self.engine = ScriptedEngine(lambda index: ())
 
-    def answers(self, answer: int | None, after_s: float = 0.02) -> Sequence[Play]:
+    def answers(self, answer: int | None, after_s: float = 0.02) -> Sequence[ScriptedTurn]:
         text = "I give up.<turn|>" if answer is None else f"\\boxed{{{answer}}}<turn|>"
         tokens = self._tokenizer.encode_template(text)
-        return [Play(tokens, delay_s=after_s, chunk=len(tokens)), Play(self._tokenizer.encode_template("?}<turn|>"))]
+        return [
+            ScriptedTurn(tokens, delay_s=after_s, chunk=len(tokens)),
+            ScriptedTurn(self._tokenizer.encode_template("?}<turn|>")),
+        ]
 
-    def endless_turns(self) -> Sequence[Play]:
-        endless = Play(self._tokenizer.encode_template("so "), endless=True, delay_s=0.05)
+    def endless_turns(self) -> Sequence[ScriptedTurn]:
+        endless = ScriptedTurn(self._tokenizer.encode_template("so "), endless=True, delay_s=0.05)
         return [endless, endless]
 
     def solver(
         self,
-        script: Callable[[int], Sequence[Play]],
+        script: Callable[[int], Sequence[ScriptedTurn]],
         *settings: str,
         log: RunLog | None = None,
         observers: Sequence[Observer] = (),
@@ -78,7 +81,9 @@ class Harness:
         resources = Resources(engine=self.engine, chat=self._chat, pool=self._pool, config=config)
         return Solver(resources, log or NullLog(), observers or [self.seen])
 
-    async def solve(self, script: Callable[[int], Sequence[Play]], *settings: str, seconds: float = 30.0) -> ProblemResult:
+    async def solve(
+        self, script: Callable[[int], Sequence[ScriptedTurn]], *settings: str, seconds: float = 30.0
+    ) -> ProblemResult:
         return await self.solver(script, *settings).solve(PROBLEM, Allotment(seconds))
 
 
@@ -127,8 +132,8 @@ async def test_the_deadline_ends_the_problem_with_the_best_answer_so_far(harness
 
 
 async def test_answers_forced_at_the_deadline_count(harness: Harness) -> None:
-    def script(index: int) -> Sequence[Play]:
-        return [harness.endless_turns()[0], Play(harness._tokenizer.encode_template("2}<turn|>"))]
+    def script(index: int) -> Sequence[ScriptedTurn]:
+        return [harness.endless_turns()[0], ScriptedTurn(harness._tokenizer.encode_template("2}<turn|>"))]
 
     result = await harness.solve(script, seconds=12.0)
     assert (result.answer, result.votes) == (2, 8)
