@@ -25,9 +25,11 @@ settings.load_profile("untimed")
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups in its own hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Runs tests that share the server, or a module's fixtures, on the same worker."""
+    """Marks tests that use the server; runs those that share it, or a module's fixtures, on the same worker."""
     for item in items:
         shares_server = "vllm" in getattr(item, "fixturenames", ())
+        if shares_server:
+            item.add_marker(pytest.mark.vllm)
         item.add_marker(pytest.mark.xdist_group("vllm" if shares_server else item.nodeid.partition("::")[0]))
 
 

@@ -86,6 +86,7 @@ def test_text_about_python_is_not_a_call(gemma: Family) -> None:
     assert gemma.chat.parse(gemma.final(text)) == FinalText(text)
 
 
+@pytest.mark.vllm
 @pytest.mark.parametrize(
     "text",
     [

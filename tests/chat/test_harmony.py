@@ -77,6 +77,7 @@ def test_messages_written_for_the_user_are_not_the_answer(harmony: Family) -> No
     assert isinstance(harmony.chat.parse(harmony.template(text)), Malformed)
 
 
+@pytest.mark.vllm
 @pytest.mark.parametrize(
     "text",
     [

@@ -86,6 +86,7 @@ def test_without_a_tool_role_results_are_in_a_user_turn(tmp_path_factory: pytest
     assert results == "\n<|im_start|>user\n<tool_response>\na\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
 
 
+@pytest.mark.vllm
 @pytest.mark.parametrize(
     "inside",
     [
@@ -116,6 +117,7 @@ def test_json_calls_are_read_as_by_vllm(hermes: Family, inside: str, frame: str)
 XML = "<function=python>\n<parameter=code>\n{}\n</parameter>\n</function>"
 
 
+@pytest.mark.vllm
 @pytest.mark.parametrize(
     "text",
     [

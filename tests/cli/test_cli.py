@@ -114,6 +114,8 @@ def test_an_interrupt_keeps_finished_problems(
     assert not (out / "summary.json").exists()
 
 
+@pytest.mark.vllm
+@pytest.mark.kernels
 def test_an_interrupt_while_the_server_starts_ends_all_processes(
     tmp_path: Path, family: Callable[[], list[psutil.Process]]
 ) -> None:
@@ -178,6 +180,8 @@ def test_resuming_nothing_is_refused(tmp_path: Path, problems: Path) -> None:
     assert not (tmp_path / "absent").exists()
 
 
+@pytest.mark.vllm
+@pytest.mark.kernels
 def test_a_server_that_fails_to_start_shows_its_command_and_log(tmp_path: Path, problems: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(MODEL, model)

@@ -273,7 +273,8 @@ def check(case: Case, workspace: Workspace) -> None:
 
 
 def marked(case: Case) -> object:
-    return pytest.param(case, id=case.command, marks=[pytest.mark.vllm] if case.needs_endpoint else [])
+    needs = {"vllm": case.needs_endpoint, "kernels": case.needs_endpoint or "bench kernels" in case.command}
+    return pytest.param(case, id=case.command, marks=[getattr(pytest.mark, name) for name, needed in needs.items() if needed])
 
 
 @pytest.mark.parametrize("case", [marked(case) for case in CASES])

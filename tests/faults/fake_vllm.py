@@ -7,7 +7,6 @@ as vLLM does, with vLLM's error message.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -211,7 +210,7 @@ class _Server(ThreadingHTTPServer):
         self.how = (script["breaking"] or {}).get("how", "")
         self.context = int(arguments[arguments.index("--max-model-len") + 1])
         self._place = (script["breaking"] or {}).get("place", "")
-        self._times = script["times"]
+        self._times: int = script["times"]
         self._faults, self._computed = folder / "faults", folder / "python"
         if self.breaks(START):
             self.start_broken(self.how)
@@ -258,7 +257,7 @@ def _up(path: Path) -> int:
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     folder = Path(sys.argv[0]).parent.parent
-    with contextlib.closing(_Server(folder, sys.argv[1:])) as server:
+    with _Server(folder, sys.argv[1:]) as server:
         server.serve_forever()
 
 

@@ -138,14 +138,14 @@ class _Injector:
                 return io.BufferedWriter(Failing(file, "w"))
             return really(file, mode, buffering, *rest, **named)
 
-        io.open = builtins.open = opened  # type: ignore[assignment]
+        io.open = builtins.open = opened
 
     def _start_threads_that_fail(self) -> None:
         really, injector = threading.Thread.start, self
 
-        def start(thread: threading.Thread) -> None:
+        def start(self: threading.Thread) -> None:
             injector.fail()
-            really(thread)
+            really(self)
 
         threading.Thread.start = start  # type: ignore[method-assign]
 

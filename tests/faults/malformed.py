@@ -25,6 +25,10 @@ class Told:
     word: str
 
 
+Expected = tuple[str, ...] | Final | Told
+Rows = list[tuple[str, str, Expected]]
+
+
 @dataclass(frozen=True)
 class Fault:
     """One turn and how it should be read; a tuple lists the code of the recovered calls."""
@@ -32,7 +36,7 @@ class Fault:
     family: str
     what: str
     text: str
-    expected: tuple[str, ...] | Final | Told
+    expected: Expected
 
 
 _CALL = "<|tool_call>call:python{"
@@ -40,7 +44,7 @@ _Q = '<|"|>'
 _END = "<tool_call|><|tool_response>"
 _THINK = "<|channel>thought\nhm\n<channel|>"
 
-GEMMA = [
+GEMMA: Rows = [
     # how the call begins
     ("no 'call'", f"<|tool_call>:python{{code:{_Q}a=1{_Q}}}{_END}", ("a=1",)),
     ("no 'call:'", f"<|tool_call>python{{code:{_Q}a=1{_Q}}}{_END}", ("a=1",)),
@@ -108,7 +112,7 @@ GEMMA = [
 _A = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
 _TO = "<|channel|>analysis to=python code<|message|>"
 
-HARMONY = [
+HARMONY: Rows = [
     # headers
     ("no content type", f"{_A}<|channel|>analysis to=python<|message|>a=1<|end|>", ("a=1",)),
     ("the final channel", f"{_A}<|channel|>final to=python code<|message|>a=1<|call|>", ("a=1",)),
@@ -187,7 +191,7 @@ def _call(code: str) -> str:
     return f"{_H}{_T}{_args(code)}{_E}"
 
 
-HERMES = [
+HERMES: Rows = [
     # JSON
     ("raw newlines", _call("a=1\nprint(a)"), ("a=1\nprint(a)",)),
     ("raw tabs", _call("if 1:\\n\tprint(1)"), ("if 1:\n\tprint(1)",)),
@@ -252,7 +256,7 @@ HERMES = [
     ("thoughts without a beginning", "hm\n</think>\n\nIt is \\boxed{1}<|im_end|>", Final("It is \\boxed{1}")),
 ]  # fmt: skip
 
-FENCED = [
+FENCED: Rows = [
     ("an unclosed last block", "hm\n```python\nprint(1)\n<|end|>", ("print(1)\n",)),
     ("an unclosed block without a newline", "hm\n```python\nprint(1)<|end|>", ("print(1)",)),
     ("a block in a list", "1. Compute:\n   ```python\n   a = 1\n   print(a)\n   ```<|end|>", ("a = 1\nprint(a)\n",)),

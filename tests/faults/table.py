@@ -253,7 +253,7 @@ def _solved(row: Row, times: str, folder: Path) -> Cell:
     created = injection.Created()
     began = time.monotonic()
     run = notebook_run(str(MODEL), _settings(row.limit_s(times)), Installation(environment), folder / "runs")
-    run_module.PAUSES_S = tuple(pause / 20 for pause in run_module.PAUSES_S)  # ten boots in seconds
+    run_module.PAUSES_S = tuple(pause / 20 for pause in run_module.PAUSES_S)  # type: ignore[assignment] # ten boots in seconds
     injection.before_forkserver("injection.leave_out_sympy()")
     if isinstance(row.fault, Failing):
         injection.arm(row.fault, TIMES[times], folder / "tally")

@@ -33,7 +33,7 @@ def test_a_run_survives_a_call_that_fails(cells: dict[tuple[str, str], Cell], ro
 
 
 def test_the_script_prints_the_rows_that_are_asked_for(tmp_path: Path) -> None:
-    command = [sys.executable, ROOT / "scripts" / "fault_table.py", "--times", "once", "--out", "cells.jsonl", "health"]
+    command = [sys.executable, str(ROOT / "scripts" / "fault_table.py"), "--times", "once", "--out", "cells.jsonl", "health"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     cells = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]

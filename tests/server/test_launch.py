@@ -207,6 +207,7 @@ def test_flags_are_found_in_both_layouts_of_vllm(tmp_path: Path, place: str) -> 
     assert installed_flags([str(tmp_path)]) == frozenset({"--model", "--async-scheduling", "--port", "--enable-x"})
 
 
+@pytest.mark.vllm
 def test_the_installed_vllm_accepts_every_command_line(tmp_path: Path) -> None:
     """About 20 s: another process imports vLLM's own parser."""
     pytest.importorskip("torch")
