@@ -17,7 +17,7 @@ import typer.main
 from aimo_solver.cli.main import app
 from aimo_solver.config import Config, load_config
 from aimo_solver.lab.replay import parse_policy
-from aimo_solver.lab.simulate import parse_play
+from aimo_solver.lab.simulate import parse_configuration
 from tests.conftest import ROOT
 from tests.doc_commands import ALL, DOCS, FENCE, INLINE, OURS, SCRIPTS, Command, blocks
 from tests.test_packages import MODULES, PACKAGES, SOURCES, may_import, public_modules
@@ -52,7 +52,7 @@ def test_a_command_has_valid_options_and_arguments(command: Command) -> None:
     config = load_config(settings=command.settings)
     for policy in command.policies:
         if "--simulate" in command.words:
-            parse_play(policy, config)
+            parse_configuration(policy, config)
         else:
             parse_policy(policy, config.voting)
 

@@ -18,7 +18,7 @@ from aimo_solver.lab.report.plots import histogram
 from aimo_solver.lab.report.policy import StopRule
 from aimo_solver.lab.report.policy_plots import calibration_chart, save_replay_charts, save_sweep_chart, tokens_chart
 from aimo_solver.lab.report.svg import Chart
-from aimo_solver.lab.simulate import parse_play, sweep
+from aimo_solver.lab.simulate import parse_configuration, sweep
 from tests.lab.groups import six_groups
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -44,7 +44,7 @@ def test_files_of_a_replay_name_their_policies_and_count_every_group(tmp_path: P
 
 
 def test_the_file_of_a_sweep_has_a_line_per_configuration_and_a_band(tmp_path: Path) -> None:
-    plays = [parse_play(name, Config()) for name in ("default", "default@even")]
+    plays = {name: parse_configuration(name, Config()) for name in ("default", "default@even")}
     save_sweep_chart(tmp_path, sweep(six_groups(), plays, [600, 1_200], competitions=5))
     root = ElementTree.parse(tmp_path / "budget.svg").getroot()
     assert len([line for line in root.iter(f"{SVG}polyline") if "line" in line.attrib["class"]]) == 2

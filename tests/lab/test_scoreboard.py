@@ -15,7 +15,7 @@ from aimo_solver.lab.scoreboard import (
     simulation_table,
     simulation_values,
 )
-from aimo_solver.lab.simulate import Simulation, parse_play, simulate
+from aimo_solver.lab.simulate import Simulation, parse_configuration, simulate
 from tests.lab.groups import six_groups
 
 
@@ -26,7 +26,10 @@ def replayed(**values: bool) -> Replay:
 
 def simulated() -> tuple[Simulation, ...]:
     return simulate(
-        six_groups(), [parse_play(name, Config()) for name in ("default", "default@even")], competitions=5, samples=50
+        six_groups(),
+        {name: parse_configuration(name, Config()) for name in ("default", "default@even")},
+        competitions=5,
+        samples=50,
     )
 
 

@@ -14,7 +14,7 @@ from aimo_solver.config import Config, load_config
 from aimo_solver.errors import ConfigError
 from aimo_solver.lab.competition import RUNS, Competitions
 from aimo_solver.lab.records import Group, Use, read_groups
-from aimo_solver.lab.simulate import Throughput, parse_play, playable, simulate, sweep
+from aimo_solver.lab.simulate import Throughput, parse_configuration, select_playable, simulate, sweep
 from aimo_solver.policy.budget import BUDGET_RULES, Clock, allot
 from aimo_solver.policy.stopping import STOP_RULES, decide
 from aimo_solver.policy.voting import VOTERS, rank
@@ -124,7 +124,7 @@ def test_the_arrays_play_exactly_like_the_solvers_rules(groups: list[Group], con
 @settings(untimed, max_examples=60)
 @given(pools, configs(), st.floats(0, 5_000))
 def test_no_play_exceeds_its_limit(groups: list[Group], config: Config, startup_s: float) -> None:
-    (result,) = simulate(groups, [("x", config)], competitions=20, problems=PROBLEMS, startup_s=startup_s, samples=10)
+    (result,) = simulate(groups, {"x": config}, competitions=20, problems=PROBLEMS, startup_s=startup_s, samples=10)
     assert result.overruns == (
         0 if startup_s <= config.budget.time_limit_s else 20 * RUNS
     )  # starting too late is no budget's fault
@@ -134,7 +134,7 @@ def test_no_play_exceeds_its_limit(groups: list[Group], config: Config, startup_
 
 def test_certain_attempts_give_a_certain_score() -> None:
     groups = [group_of_tuples(0, [(1, 1_000, 0, 0.5)]), group_of_tuples(1, [(2, 1_000, 0, 0.5)], truth=2)]
-    (result,) = simulate(groups, [("x", Config())], competitions=10, problems=5, samples=100)
+    (result,) = simulate(groups, {"x": Config()}, competitions=10, problems=5, samples=100)
     assert (result.score.mean, result.score.low, result.score.high, result.two_run, result.spread) == (5, 5, 5, 5, 0)
     # Four of eight equal streams of 1,000 tokens decide, all at once.
     assert result.mean_seconds == pytest.approx(300 + 5 * 1_000 / (640 / 8))
@@ -144,7 +144,7 @@ def test_policies_see_the_same_problems_and_attempts() -> None:
     groups = [group_of_tuples(n, [(n % 3, 500 * (n + 1), 0, 0.5), (1, 900, 0, 0.5), (None, 100, 0, 0.5)]) for n in range(6)]
     one, same, other = simulate(
         groups,
-        [("a", Config()), ("b", Config()), ("c", parse_play("majority/first", Config())[1])],
+        {"a": Config(), "b": Config(), "c": parse_configuration("majority/first", Config())},
         competitions=50, problems=10, samples=100,
     )  # fmt: skip
     assert replace(one, name="b") == same
@@ -155,7 +155,7 @@ def test_policies_see_the_same_problems_and_attempts() -> None:
 def test_a_free_slot_takes_the_next_attempt_at_once() -> None:
     groups = [group_of_tuples(0, [(None, 800, 0, 0.5)])]
     config = load_config({"solver": {"slots": 8, "max_attempts": 16}, "voting": {"stop": "never"}})
-    (result,) = simulate(groups, [("x", config)], competitions=2, problems=1, startup_s=0, samples=10)
+    (result,) = simulate(groups, {"x": config}, competitions=2, problems=1, startup_s=0, samples=10)
     assert result.mean_seconds == pytest.approx(2 * 800 / 80)
     assert result.mean_tokens == pytest.approx(16 * 800)
 
@@ -171,7 +171,7 @@ def test_streams_share_the_measured_throughput() -> None:
 
 def test_less_time_never_scores_more() -> None:
     groups = [group_of_tuples(n, [(n % 2, 20_000, 0, 0.5), (1, 90_000, 0, 0.5)]) for n in range(6)]
-    points = sweep(groups, [("x", Config())], [1_000, 4_000, 16_000], competitions=50)
+    points = sweep(groups, {"x": Config()}, [1_000, 4_000, 16_000], competitions=50)
     scores = [point.simulations[0].score.mean for point in points]
     assert scores == sorted(scores)
     assert scores[0] < scores[-1]
@@ -185,36 +185,36 @@ def test_only_uncut_groups_of_the_most_frequent_model_are_played() -> None:
         group_of_tuples(7, [(1, 0, 0, 0.5)]),
         replace(good[0], ended=()),
     ]
-    assert playable([*others, *good]) == tuple(good)
+    assert select_playable([*others, *good]) == tuple(good)
     with pytest.raises(ConfigError, match="no group that was not cut"):
-        playable(others[:1])
+        select_playable(others[:1])
 
 
 def test_names_choose_voter_stop_rule_and_budget() -> None:
     config = load_config({"voting": {"stop": "margin", "margin": 2}})
-    assert parse_play("default", config)[1] == config
-    assert parse_play("default@even", config)[1].budget.rule == "even"
-    chosen = parse_play("majority/equal=5@marginal", config)[1]
+    assert parse_configuration("default", config) == config
+    assert parse_configuration("default@even", config).budget.rule == "even"
+    chosen = parse_configuration("majority/equal=5@marginal", config)
     assert (chosen.voting.voter, chosen.voting.stop, chosen.voting.equal) == ("majority", "equal", 5)
-    wide = parse_play("default@even@16", config)[1]
+    wide = parse_configuration("default@even@16", config)
     assert (wide.solver.slots, wide.solver.max_attempts, wide.budget.rule) == (16, 16, "even")
-    assert parse_play("default@8x12", config)[1].solver.max_attempts == 12
+    assert parse_configuration("default@8x12", config).solver.max_attempts == 12
     with pytest.raises(ConfigError, match="@lavish is neither SLOTS nor SLOTSxATTEMPTS nor a budget"):
-        parse_play("default@lavish", config)
+        parse_configuration("default@lavish", config)
     with pytest.raises(ConfigError, match=r"8 is more than solver\.max_attempts"):
-        parse_play("default@8x4", config)
+        parse_configuration("default@8x4", config)
     with pytest.raises(ConfigError, match="a second look cannot be simulated"):
-        parse_play("select", config)
+        parse_configuration("select", config)
     with pytest.raises(ConfigError, match="proximity cannot be simulated"):
-        simulate([group_of_tuples(0, [(1, 1, 0, 0.5)])], [parse_play("proximity", config)], competitions=1)
+        simulate([group_of_tuples(0, [(1, 1, 0, 0.5)])], {"proximity": parse_configuration("proximity", config)}, competitions=1)
 
 
 @public
 @pytest.mark.parametrize("budget", sorted(BUDGET_RULES))
 def test_public_records_never_overrun(budget: str) -> None:
-    groups = playable(read_groups([PUBLIC]))
+    groups = select_playable(read_groups([PUBLIC]))
     for time_limit_s in (1_000.0, 18_000.0):
         config = load_config({"budget": {"rule": budget, "time_limit_s": time_limit_s}})
-        (result,) = simulate(groups, [(budget, config)], competitions=200, samples=100)
+        (result,) = simulate(groups, {budget: config}, competitions=200, samples=100)
         assert result.overruns == 0
         assert 0 < result.score.mean < 50

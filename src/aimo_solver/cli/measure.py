@@ -20,13 +20,13 @@ from aimo_solver.lab.bench.boot import bench_boot
 from aimo_solver.lab.bench.engine import bench_engine
 from aimo_solver.lab.bench.kernels import bench_kernels
 from aimo_solver.lab.bench.loop import Target
-from aimo_solver.lab.bench.parse import SIZES, bench_parse, families_of, readers
+from aimo_solver.lab.bench.parse import SIZES, bench_parse, list_readers, load_families
 from aimo_solver.lab.bench.readahead import bench_read_ahead, make_files
 from aimo_solver.lab.bench.table import BenchResult
 from aimo_solver.lab.records import read_groups
 from aimo_solver.lab.replay import parse_policy, replay
 from aimo_solver.lab.report import policy_plots
-from aimo_solver.lab.simulate import parse_play, playable, simulate, sweep
+from aimo_solver.lab.simulate import parse_configuration, select_playable, simulate, sweep
 from aimo_solver.log.environment import describe_environment
 from aimo_solver.log.writer import RunLog
 from aimo_solver.solve.session import local_session
@@ -60,8 +60,8 @@ def replay_command(
     config = load_config(config_file, settings=settings or ())
     groups = read_groups(attempts)
     if simulate_:
-        groups = playable(groups)
-        plays = [parse_play(name, config) for name in policy or _PLAYS]
+        groups = select_playable(groups)
+        plays = {name: parse_configuration(name, config) for name in policy or _PLAYS}
         with Progress(console=console, transient=True, disable=as_json) as progress:
             task = progress.add_task("competitions", total=1.0)
 
@@ -172,7 +172,7 @@ def bench_parse_command(
 ) -> None:
     """Measures the readers of model output on degenerate output: CPU time by chat family, entry point and input."""
     with tempfile.TemporaryDirectory(prefix="bench-parse-") as scratch:
-        chosen = readers(families_of(model, Path(scratch)))
+        chosen = list_readers(load_families(model, Path(scratch)))
         known = dict.fromkeys(reader.family for reader in chosen)
         if unknown := set(family or ()) - known.keys():
             raise ConfigError("--family", f"unknown {', '.join(sorted(unknown))}; known: {', '.join(known)}")

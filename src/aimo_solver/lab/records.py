@@ -96,7 +96,7 @@ def read_groups(paths: Sequence[Path]) -> tuple[Group, ...]:
     return tuple(groups)
 
 
-def group_of(
+def group_attempts(
     attempts: Sequence[Attempt], *, run: str, truth: int, model: str = "", choices: Mapping[str, int] | None = None
 ) -> Group:
     """Groups one run's attempts at one problem, at least one."""
@@ -129,7 +129,7 @@ def _grouped(rows: Iterable[_Row], choices: Mapping[str, Mapping[str, int]]) -> 
         by_group.setdefault((row.run, row.attempt.problem_id), []).append(row)
     for (run, problem_id), own in by_group.items():
         attempts = [row.attempt for row in own]
-        yield group_of(attempts, run=run, truth=own[0].truth, model=own[0].model, choices=choices.get(problem_id, {}))
+        yield group_attempts(attempts, run=run, truth=own[0].truth, model=own[0].model, choices=choices.get(problem_id, {}))
 
 
 def _finishing(attempt: Attempt) -> tuple[float, float, int, int]:

@@ -261,7 +261,7 @@ class Bin:
         return proportion(self.right, self.count)
 
 
-def calibration(outcomes: Sequence[GroupOutcome], bins: int = 5) -> tuple[Bin, ...]:
+def calibration_bins(outcomes: Sequence[GroupOutcome], bins: int = 5) -> tuple[Bin, ...]:
     """Returns the non-empty bins of equal width, lowest share first. Outcomes without an answer are left out."""
     inside: list[list[GroupOutcome]] = [[] for _ in range(bins)]
     for outcome in outcomes:

@@ -13,7 +13,7 @@ that is cut has no answer); the time to cancel a request.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
@@ -91,7 +91,7 @@ class SweepPoint:
     simulations: tuple[Simulation, ...]
 
 
-def playable(groups: Sequence[Group]) -> tuple[Group, ...]:
+def select_playable(groups: Sequence[Group]) -> tuple[Group, ...]:
     """Returns the groups to simulate from: fit for stopping, tokens logged, of the most frequent model.
 
     Raises:
@@ -107,7 +107,7 @@ def playable(groups: Sequence[Group]) -> tuple[Group, ...]:
 
 def simulate(
     groups: Sequence[Group],
-    configs: Sequence[tuple[str, Config]],
+    configs: Mapping[str, Config],
     *,
     competitions: int = 10_000,
     problems: int = 50,
@@ -120,7 +120,7 @@ def simulate(
     """Plays the competitions under each configuration; all others are compared with the first.
 
     Args:
-        configs: names and configurations, of which voting, budget and solver are used.
+        configs: by name; voting, budget and solver are used.
         startup_s: seconds from process start until the first problem.
         samples: bootstrap samples of the problems in `groups`.
         progress: called with the share done, 0..1.
@@ -128,7 +128,7 @@ def simulate(
     speed = speed or Throughput()
     draws = Bootstrap([group.problem_id for group in groups], samples, seed)
     done: list[Simulation] = []
-    for number, (name, config) in enumerate(configs):
+    for number, (name, config) in enumerate(configs.items()):
         rate = speed.per_stream(config.solver.slots)
         played = Competitions(groups, config, competitions, problems, startup_s, rate, seed)
         for problem in range(problems):
@@ -140,7 +140,7 @@ def simulate(
 
 def sweep(
     groups: Sequence[Group],
-    configs: Sequence[tuple[str, Config]],
+    configs: Mapping[str, Config],
     time_limits_s: Sequence[float],
     *,
     competitions: int = 1_000,
@@ -150,13 +150,13 @@ def sweep(
     """Simulates the competitions under each of the time limits, seconds."""
     points: list[SweepPoint] = []
     for number, limit in enumerate(time_limits_s):
-        limited = [(name, replace(config, budget=replace(config.budget, time_limit_s=limit))) for name, config in configs]
+        limited = {name: replace(config, budget=replace(config.budget, time_limit_s=limit)) for name, config in configs.items()}
         points.append(SweepPoint(limit, simulate(groups, limited, competitions=competitions, seed=seed)))
         progress((number + 1) / len(time_limits_s))
     return tuple(points)
 
 
-def parse_play(name: str, config: Config) -> tuple[str, Config]:
+def parse_configuration(name: str, config: Config) -> Config:
     """Returns the configuration of a name: a policy, then ``@BUDGET``, ``@SLOTS`` or ``@SLOTSxATTEMPTS`` in any order.
 
     What the name leaves out is as configured: ``default@marginal``, ``majority/equal=6@greedy@16``, ``default@8x12``.
@@ -180,7 +180,7 @@ def parse_play(name: str, config: Config) -> tuple[str, Config]:
             raise ConfigError(
                 f"policy {name}", f"@{part} is neither SLOTS nor SLOTSxATTEMPTS nor a budget ({', '.join(BUDGET_RULES)})"
             )
-    return name, config
+    return config
 
 
 def _result(name: str, played: Competitions, draws: Bootstrap, first: Sequence[float] | None) -> Simulation:

@@ -103,7 +103,7 @@ _SHARED: dict[str, tuple[str, Callable[[str], object]]] = {
 }
 
 
-def readers(families: Mapping[str, tuple[ChatFormat, Encode]]) -> list[Reader]:
+def list_readers(families: Mapping[str, tuple[ChatFormat, Encode]]) -> list[Reader]:
     """Returns the entry points of each family, then those that all share."""
     own = [
         Reader(name, entry, read, encode) for name, (chat, encode) in families.items() for entry, read in _entries(chat).items()
@@ -127,7 +127,7 @@ def _of_text(read: Callable[[str], object]) -> Callable[[Sample], object]:
     return lambda sample: read(sample.text)
 
 
-def families_of(model: Path, scratch: Path) -> dict[str, tuple[ChatFormat, Encode]]:
+def load_families(model: Path, scratch: Path) -> dict[str, tuple[ChatFormat, Encode]]:
     """Loads every family with one model's vocabulary plus its own control tokens; harmony uses its own vocabulary.
 
     Args:

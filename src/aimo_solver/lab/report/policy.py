@@ -8,8 +8,8 @@ from statistics import median
 from typing import Any
 
 from aimo_solver.config import load_config
-from aimo_solver.lab.records import Group, group_of
-from aimo_solver.lab.replay import Bin, GroupOutcome, Policy, calibration, parse_policy, play
+from aimo_solver.lab.records import Group, group_attempts
+from aimo_solver.lab.replay import Bin, GroupOutcome, Policy, calibration_bins, parse_policy, play
 from aimo_solver.lab.report.data import ProblemReport, RunReport, Verdict
 from aimo_solver.options import VotingConfig
 from aimo_solver.policy.selection import Method
@@ -78,7 +78,7 @@ def assess_policy(report: RunReport) -> PolicyReport:
         right=sum(problem.verdict is Verdict.RIGHT for problem in problems),
         moments=_moments(known, voting),
         rules=tuple(rule for rule in rules if rule.tokens),
-        bins=calibration([play(group, Policy("own", voting)) for group in known]),
+        bins=calibration_bins([play(group, Policy("own", voting)) for group in known]),
     )
 
 
@@ -98,7 +98,7 @@ def _group(run: str, problem: ProblemReport) -> Group | None:
     looks = set(Method)
     voted = [one.attempt for one in problem.attempts if not one.running and one.attempt.prompt not in looks]
     truth = _UNKNOWN if problem.record.truth is None else problem.record.truth
-    return replace(group_of(voted, run=run, truth=truth), timed=True) if voted else None
+    return replace(group_attempts(voted, run=run, truth=truth), timed=True) if voted else None
 
 
 def _moments(groups: Sequence[Group], voting: VotingConfig) -> tuple[Moment, ...]:

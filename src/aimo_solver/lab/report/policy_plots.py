@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from aimo_solver.lab.replay import Bin, Replay, calibration
+from aimo_solver.lab.replay import Bin, Replay, calibration_bins
 from aimo_solver.lab.report.format import count_ticks, log_ticks, percent, short_number, short_time, ticks, time_ticks
 from aimo_solver.lab.report.policy import PolicyReport, StopRule, stop_rule
 from aimo_solver.lab.report.svg import HALF, Chart
@@ -81,7 +81,7 @@ def save_replay_charts(folder: Path, replay: Replay) -> None:
     rules = [stop_rule(score.policy.name, _colour(number), score.outcomes) for number, score in enumerate(replay.scores)]
     tokens_chart(rules).save(folder / "tokens.svg", [(rule.style, rule.name) for rule in rules])
     first = replay.scores[0]
-    calibration_chart(calibration(first.outcomes)).save(folder / "calibration.svg", [("plain", first.policy.name)])
+    calibration_chart(calibration_bins(first.outcomes)).save(folder / "calibration.svg", [("plain", first.policy.name)])
 
 
 def save_sweep_chart(folder: Path, points: Sequence[SweepPoint]) -> None:
