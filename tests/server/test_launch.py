@@ -140,20 +140,20 @@ def test_a_folder_without_a_readable_config_is_refused(tmp_path: Path, text: str
             check(tmp_path)
 
 
-def test_the_safe_plan_is_eager_and_smaller_without_speculation(model: Path) -> None:
-    safe = plan(model, speculative="ngram").safe()
-    flags = values(safe)
+def test_the_last_fallback_is_eager_and_smaller_without_speculation(model: Path) -> None:
+    last = plan(model, speculative="ngram").fallback()
+    flags = values(last)
     assert "--enforce-eager" in flags
     assert float(flags["--gpu-memory-utilization"] or 1) == pytest.approx(0.90)
-    assert flags["--max-model-len"] == str(safe.context_tokens) == "49152"
+    assert flags["--max-model-len"] == str(last.context_tokens) == "49152"
     assert not {"--speculative-config", "--async-scheduling", "--max-cudagraph-capture-size"} & set(flags)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.4, 0.5, 0.53, 0.9])
 @pytest.mark.parametrize("eager", [False, True])
 def test_a_start_after_a_failure_never_takes_more_memory(model: Path, share: float, eager: bool) -> None:
-    safe = values(plan(model, memory_share=share).safe(eager=eager))["--gpu-memory-utilization"]
-    assert float(safe or 1) <= share
+    lower = values(plan(model, memory_share=share).fallback(eager=eager))["--gpu-memory-utilization"]
+    assert float(lower or 1) <= share
 
 
 def test_only_the_first_start_forks_the_engine(model: Path) -> None:
@@ -165,10 +165,10 @@ def test_only_the_first_start_forks_the_engine(model: Path) -> None:
 
 def test_a_server_that_served_keeps_its_graphs_and_its_context(model: Path) -> None:
     planned = plan(model)
-    safe = planned.safe(eager=False)
-    assert "--enforce-eager" not in values(safe)
-    assert safe.context_tokens == planned.context_tokens
-    assert values(safe)["--gpu-memory-utilization"] == "0.90"
+    first = planned.fallback(eager=False)
+    assert "--enforce-eager" not in values(first)
+    assert first.context_tokens == planned.context_tokens
+    assert values(first)["--gpu-memory-utilization"] == "0.90"
 
 
 def test_flags_that_vllm_lacks_are_dropped_or_take_their_former_name(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_the_installed_vllm_accepts_every_command_line(tmp_path: Path) -> None:
         pytest.skip("vLLM is not installed")
     model = folder(tmp_path, model_type="gpt_oss", max_position_embeddings=131_072)
     drafting = plan(model, speculative="draft", draft_model=str(model))
-    plans = [*(plan(model, preset=name) for name in PRESETS), drafting, plan(model).safe()]
+    plans = [*(plan(model, preset=name) for name in PRESETS), drafting, plan(model).fallback()]
     plans = [replace(planned, known_flags=known) for planned in plans]
     lines = [list(planned.command.args[3:]) for planned in plans]
     run = subprocess.run([sys.executable, "-c", PARSE], input=json.dumps(lines), capture_output=True, text=True, timeout=240)

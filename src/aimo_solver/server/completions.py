@@ -1,6 +1,6 @@
 """Reads what a vLLM server answers: the events of a stream, token ids and entropies, refusals.
 
-Nothing here trusts the server: an answer that cannot be read is an `EngineUnavailable`.
+Answers are not trusted: one that cannot be read is an `EngineUnavailable`.
 """
 
 from __future__ import annotations

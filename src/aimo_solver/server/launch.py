@@ -72,7 +72,7 @@ class LaunchPlan:
     @property
     def commands(self) -> tuple[ServerCommand, ...]:
         """The command and its fallbacks, from the fastest to the safest."""
-        return tuple(plan.command for plan in (self, self.safe(eager=False), self.safe()))
+        return tuple(plan.command for plan in (self, self.fallback(eager=False), self.fallback()))
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -97,7 +97,7 @@ class LaunchPlan:
         """Returns a client of the server."""
         return VllmEngine(self.url, self.served_name, self.config.sampling, context_tokens=self.context_tokens)
 
-    def safe(self, *, eager: bool = True) -> LaunchPlan:
+    def fallback(self, *, eager: bool = True) -> LaunchPlan:
         """Returns the plan after a failure: less memory, no speculation, no overlapped scheduling, no forked processes.
 
         With `eager` also without CUDA graphs and torch.compile and with three quarters of the context, for a server that

@@ -131,7 +131,7 @@ class Supervisor:
             if not self.server.alive:
                 return "the vLLM server died"
             now = time.monotonic()
-            # While the solver itself was stopped or busy, it could not hear the server: that time counts little.
+            # While the solver itself was stopped or busy, it read nothing: little of that time counts as silence.
             silent_s += min(now - before, _ANSWER_S)
             before = now
             if self._engine.tokens_streamed != tokens:

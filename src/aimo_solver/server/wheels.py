@@ -18,6 +18,7 @@ import importlib.util
 import json
 import logging
 import os
+import shlex
 import shutil
 import signal
 import site
@@ -37,10 +38,6 @@ from aimo_solver.paths import KAGGLE_INPUT, find_wheels
 
 NEEDED: Mapping[str, str] = MappingProxyType({"vllm": "vllm", "openai_harmony": "oss-harmony"})  # module: distribution
 
-_ONE_BY_ONE = """import json, pathlib, subprocess, sys
-for command in json.loads(sys.argv[1]):
-    subprocess.run(command, check=True)
-pathlib.Path(sys.argv[2]).write_text(sys.argv[3])"""
 _NAME = "aimo-wheels"
 _COMPLETE = "complete"  # a file in a finished environment that holds its fingerprint
 
@@ -140,14 +137,15 @@ def _install(needed: Mapping[str, str], root: Path) -> Installation:
         log.info("%s: already installed in %s", ", ".join(missing), target)
         return Installation(target, None, started, lock)
     python = _make_environment(target)
-    links = [argument for folder in folders for argument in ("--find-links", str(folder))]
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-index", "--no-input", "--no-compile"]
-    # In this order: some versions of vLLM install openai-harmony, whose files oss-harmony must replace.
-    commands = [[*pip, *links, distribution] for distribution in missing]
+    pip += [f"--find-links={folder}" for folder in folders]
+    # One by one: some versions of vLLM install openai-harmony, whose files oss-harmony must replace.
+    commands = [shlex.join([*pip, distribution]) for distribution in missing]
+    commands.append(f"printf {fingerprint} > {shlex.quote(str(target / _COMPLETE))}")
     log.info("installing %s from %s", ", ".join(missing), ", ".join(map(str, folders)))
     with (target / "pip.log").open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-c", _ONE_BY_ONE, json.dumps(commands), str(target / _COMPLETE), fingerprint],
+            ["/bin/sh", "-c", " && ".join(commands)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
