@@ -25,7 +25,7 @@ PROBLEMS = {problem.id: problem for problem in read_problems(CSV)}
 
 
 def answer(problem_id: str) -> int:
-    truth = PROBLEMS[problem_id].answer
+    truth = PROBLEMS[problem_id].truth
     assert truth is not None
     return truth
 
@@ -34,8 +34,8 @@ def test_ten_problems_have_five_digit_answers() -> None:
     assert len(PROBLEMS) == 10
     for problem in PROBLEMS.values():
         assert isinstance(problem, Problem)
-        assert problem.answer is not None
-        assert 10_000 <= problem.answer <= 99_999
+        assert problem.truth is not None
+        assert 10_000 <= problem.truth <= 99_999
         assert len(problem.id) == 6
         assert int(problem.id, 16) >= 0
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One problem. `answer` is the true answer, None where it is unknown."""
+    """One problem. `truth` is its true answer, None where it is unknown."""
 
     id: str
     text: str
-    answer: int | None = None
+    truth: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class ProblemResult:
     """How one problem ended.
 
     Attributes:
-        truth: the true answer, None where it is unknown.
+        truth: of the problem.
         reason: why the problem ended; `Solver.solve` lists the values.
         votes: attempts that gave `answer`.
         attempts, tool_calls, tokens: totals over all attempts.

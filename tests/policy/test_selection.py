@@ -99,7 +99,7 @@ def test_a_question_contains_the_problem_and_every_candidate_but_no_votes(method
         assert "\\boxed{}" in text
         assert "votes" not in text
         assert one.prompt == PROMPTS[method]
-        assert (one.problem.id, one.problem.answer) == (PROBLEM.id, PROBLEM.answer)
+        assert (one.problem.id, one.problem.truth) == (PROBLEM.id, PROBLEM.truth)
 
 
 def test_select_shows_solutions_and_verify_only_values() -> None:

@@ -1,4 +1,4 @@
-"""The files of a run directory: their names and lines, and the lock that keeps every run to one writer."""
+"""The files of a run directory: their names and lines, and the lock that allows one writer per run."""
 
 from __future__ import annotations
 

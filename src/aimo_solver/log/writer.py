@@ -121,8 +121,8 @@ class RunLog(AbstractContextManager["RunLog"]):
         """Writes that a problem starts. If it starts again, its earlier records move to ``interrupted/K/``."""
         if problem.id in self._truths:
             self._guard(lambda: self._start_again(problem.id))
-        self._truths[problem.id] = problem.answer
-        values = {"problem_id": problem.id, "text": problem.text, "truth": problem.answer, "allotted_s": allotted_s}
+        self._truths[problem.id] = problem.truth
+        values = {"problem_id": problem.id, "text": problem.text, "truth": problem.truth, "allotted_s": allotted_s}
         self.event("problem_started", **values)
 
     def attempt_changed(self, attempt: object) -> None:

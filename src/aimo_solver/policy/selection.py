@@ -160,7 +160,7 @@ def _write_question(method: Method, problem: Problem, shown: Sequence[Contender]
         text = SELECT_TEXT.format(problem=problem.text, solutions=solutions)
     else:
         text = VERIFY_TEXT.format(problem=problem.text, answers=", ".join(str(one.answer) for one in shown))
-    return Question(Problem(problem.id, text, problem.answer), PROMPTS[method])
+    return Question(Problem(problem.id, text, problem.truth), PROMPTS[method])
 
 
 def count_picks(method: Method, shown: Sequence[Contender], answers: Sequence[int | None]) -> SelectionResult:

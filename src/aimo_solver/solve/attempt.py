@@ -112,7 +112,7 @@ class RunningAttempt:
     async def run(self) -> Attempt:
         """Runs the attempt to its end.
 
-        If a limit or a lost server ends its turns before an answer, the answer is asked for, as far as time and context are left.
+        If a limit or a lost server ends its turns before an answer, the answer is asked for if time and context are left.
         Only cancellation and defects raise.
         """
         async with AsyncExitStack() as stack:

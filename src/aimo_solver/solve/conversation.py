@@ -113,8 +113,8 @@ class Conversation:
     def ask_answer(self, least: int) -> bool:
         """Asks for the answer and leaves at least `least` tokens of the context for it.
 
-        A conversation that is too long for that (a turn of very many calls, a server that restarted with a smaller context)
-        loses its end: as much of the last turn as necessary, or else whole turns. Returns False if even the prompt is too long.
+        A conversation that is too long for that (a turn of very many calls, a server that restarted with a smaller context) is
+        truncated: by as much of the last turn as necessary, or else by whole turns. Returns False if even the prompt is too long.
         """
         ask, last = self._chat.ask_answer, self._turn_starts[-1]
         lacking = len(ask(self.tokens[last:])) + least - self.room
@@ -128,7 +128,7 @@ class Conversation:
         return False
 
     async def sample(self, room: int, deadline: float, label: str) -> Sampled:
-        """Samples and appends at most `room` tokens until `deadline`, over failures and restarts of the server.
+        """Samples and appends at most `room` tokens until `deadline`, across failures and restarts of the server.
 
         A server that is lost for good, or refuses the request, cuts the turn like any other limit.
         """

@@ -2,8 +2,8 @@
 
 A `Solver` is re-entrant: several problems can be solved side by side on one engine and one kernel pool.
 
-No defect costs an answer that is there. Attempts run inside `_ProblemWork._run_attempt`, everything else (the vote, a second
-look, the log, observers) inside `_ProblemWork._contained`.
+No defect loses an answer that an attempt has given. Attempts run inside `_ProblemWork._run_attempt`; everything else (the vote,
+a second look, the log, observers) runs inside `_ProblemWork._contained`.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ class _ProblemWork:
         return ProblemResult(
             problem_id=self._problem.id,
             answer=answer,
-            truth=self._problem.answer,
+            truth=self._problem.truth,
             reason=reason,
             votes=next((candidate.votes for candidate in candidates if candidate.answer == answer), 0),
             attempts=len(attempts),
