@@ -33,7 +33,7 @@ from aimo_solver.server.process import ServerCommand, free_port
 from aimo_solver.solve import session
 from tests.conftest import MODEL, ROOT, Served
 from tests.doc_commands import ALL, blocks
-from tests.lab.test_report import write_run
+from tests.small_run import write_run
 
 pytestmark = pytest.mark.timeout(900)  # slow commands wait for each other
 

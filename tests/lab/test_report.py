@@ -1,16 +1,10 @@
-"""The report of a run directory. About 25 s, most of it in Chromium if it is installed."""
+"""The data of a report, and its summary in the terminal. About 5 s."""
 
 from __future__ import annotations
 
-import base64
-import gzip
-import json
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -23,101 +17,16 @@ from aimo_solver.errors import RunDirectoryError
 from aimo_solver.lab.report.command import report_runs
 from aimo_solver.lab.report.compare import compare
 from aimo_solver.lab.report.data import RunReport, Verdict, load_report
-from aimo_solver.lab.report.page import TEXT_LIMIT, render_page
-from aimo_solver.lab.report.text import fit_texts
+from aimo_solver.lab.report.page import render_page
 from aimo_solver.lab.report.timeline import Activity, count_active, entropy_curve, split_segments
 from aimo_solver.log.reader import Step, TrajectoryRecord, read_run
 from aimo_solver.log.resume import resume_run
 from aimo_solver.log.writer import RunLog
-from aimo_solver.problems import Candidate, Problem, ProblemResult
-from aimo_solver.results import Attempt, FinishReason
-from tests.chromium import CHROMIUM, Page
+from aimo_solver.problems import Problem
 from tests.simulated_run import ATTEMPTS, simulate
+from tests.small_run import ANSWERS, write_run
 
 needs_records = pytest.mark.skipif(not ATTEMPTS.exists(), reason="needs the logged attempts")
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-
-HOSTILE = '</script><script>window.hacked = 1</script><img src=x onerror="window.hacked = 2">'
-
-
-def write_run(directory: Path, answers: dict[str, tuple[int | None, list[int | None]]], *, end: bool = True) -> Path:
-    """Writes a run with one attempt per given answer; problems are id -> (truth, answers), the first answer is the run's."""
-    now = 0.0
-    log = RunLog.create(directory, config=Config(), environment={"gpus": ["H100"]}, clock=lambda: now)
-    log.event("stage_started", stage="server")
-    log.event("stage_ended", stage="server", seconds=0.0, outcome="done")
-    for problem_id, (truth, choices) in answers.items():
-        log.problem_started(Problem(problem_id, f"Find $n$. {HOSTILE}", truth), 900.0)
-        for index, answer in enumerate(choices):
-            trajectory = log.start_trajectory(problem_id, index)
-            trajectory.write_prompt([1, 2], "prompt")
-            now += 2
-            trajectory.write_turn(
-                [3] * 50, f"thinking {HOSTILE}", [0.5] * 50, seconds=2.0, waited_s=0.5, kind="tool_call", finish="stop"
-            )
-            now += 1
-            trajectory.write_tool_call(f"print(1) # {HOSTILE}", "1", seconds=1.0, error_name="NameError" if index == 1 else None)
-            now += 1
-            trajectory.write_turn([4] * 10, f"\\boxed{{{answer}}}", [0.1] * 10, seconds=1.0, kind="final", finish="stop")
-            finish = FinishReason.NO_ANSWER if answer is None else FinishReason.ANSWERED
-            log.attempt_finished(
-                Attempt(
-                    problem_id=problem_id,
-                    index=index,
-                    answer=answer,
-                    finish_reason=finish,
-                    tokens=60,
-                    turns=2,
-                    tool_calls=1,
-                    tool_errors=int(index == 1),
-                    started_s=4.0 * index,
-                    seconds=4.0,
-                    tool_seconds=1.0,
-                )
-            )
-        ballot = [answer for answer in choices if answer is not None]
-        candidates = tuple(
-            Candidate(a, ballot.count(a), ballot.count(a), ballot.count(a) / len(ballot)) for a in dict.fromkeys(ballot)
-        )
-        log.write_votes(problem_id, candidates)
-        answer = candidates[0].answer if candidates else 0
-        log.problem_finished(
-            ProblemResult(
-                problem_id=problem_id,
-                answer=answer,
-                truth=truth,
-                reason="attempts",
-                votes=ballot.count(answer),
-                attempts=len(choices),
-                tokens=60 * len(choices),
-                seconds=4.0 * len(choices),
-                allotted_s=900.0,
-                candidates=candidates,
-            )
-        )
-    if end:
-        log.finish()
-    log.close()
-    return directory
-
-
-ANSWERS: dict[str, tuple[int | None, list[int | None]]] = {
-    "right": (7, [7, 7, None]),
-    "outvoted": (7, [8, 8, 7]),
-    "missed": (7, [8, 9, None]),
-    "silent": (7, [None, None]),
-    "unknown": (None, [5, 5]),
-}
-
-
-@pytest.fixture(scope="module")
-def run_report(tmp_path_factory: pytest.TempPathFactory) -> RunReport:
-    return load_report(read_run(write_run(tmp_path_factory.mktemp("runs") / "run", ANSWERS)))
-
-
-def unpack(text: str) -> list[dict[str, object]]:
-    steps: list[dict[str, object]] = json.loads(gzip.decompress(base64.b64decode(text)))
-    return steps
 
 
 def test_each_lost_problem_has_a_reason(run_report: RunReport) -> None:
@@ -248,83 +157,6 @@ def test_a_run_without_problems_is_reported(tmp_path: Path) -> None:
     assert "empty" in render_page([load_report(read_run(write_run(tmp_path / "empty", {})))])
 
 
-class _Tags(HTMLParser):
-    """Counts tags and checks that they are closed in order."""
-
-    VOID = frozenset({"meta", "link", "input", "br", "img"})
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: dict[str, int] = {}
-        self.ids: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen[tag] = self.seen.get(tag, 0) + 1
-        self.ids += [value for name, value in attrs if name == "id" and value]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def test_the_page_is_valid_and_self_contained(run_report: RunReport) -> None:
-    page = render_page([run_report])
-    tags = _Tags()
-    tags.feed(page)
-    assert tags.open == []
-    assert len(tags.ids) == len(set(tags.ids))
-    assert tags.seen.get("img", 0) == 0  # texts of the run are escaped
-    assert not re.findall(r'(?:src|href)="(?!#|data:)', page)
-    assert "@import" not in page
-    assert "url(" not in page
-    assert "http" not in re.sub(r"http-equiv", "", page)
-
-
-def test_the_page_contains_whole_trajectories(run_report: RunReport) -> None:
-    page = render_page([run_report])
-    packed = re.search(r'id="t-0-p-right">([^<]+)<', page)
-    assert packed is not None
-    steps = unpack(packed[1])
-    assert [step["kind"] for step in steps] == ["prompt", "turn", "tool", "turn"]
-    assert steps[1]["text"] == f"thinking {HOSTILE}"
-    assert (steps[2]["code"], steps[2]["output"]) == (f"print(1) # {HOSTILE}", "1")
-
-
-def test_large_trajectories_are_shortened_in_the_middle_and_small_ones_kept() -> None:
-    def packed(chars: int, seed: int) -> str:
-        text = "".join(chr(97 + (index * index * 7919 + seed) % 26) for index in range(chars))
-        noise = base64.b64encode(os.urandom(chars)).decode()
-        steps = [{"kind": "turn", "text": f"begin {text[:10]} {noise} the end"}]
-        return base64.b64encode(gzip.compress(json.dumps(steps).encode())).decode()
-
-    texts = [packed(400, 1), None, packed(60_000, 2), packed(90_000, 3)]
-    fitted = fit_texts(texts, 80_000)
-    assert fitted[:2] == texts[:2]
-    assert sum(len(text) for text in fitted if text) <= 80_000
-    for text in fitted[2:]:
-        assert text is not None
-        left = str(unpack(text)[0]["text"])
-        assert left.startswith("begin")
-        assert left.endswith("the end")
-        assert "characters left out here" in left
-    assert fit_texts(texts, 10_000_000) == texts
-
-
-@needs_records
-def test_the_page_of_a_long_run_stays_under_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aimo_solver.lab.report.page.TEXT_LIMIT", 200_000)
-    one = load_report(read_run(simulate(tmp_path / "run", problems=4, attempts=16, scale=0.2)))
-    assert sum(len(attempt.text) for attempt in one.attempts if attempt.text) > 400_000
-    page = render_page([one])
-    packed = sum(map(len, re.findall(r'<script type="text/plain"[^>]*>([^<]*)<', page)))
-    assert packed <= 200_000
-    # 50 problems of 16 attempts: charts grow with the attempts, texts are limited.
-    charts = len(page) - packed
-    assert charts * 50 / 4 + TEXT_LIMIT < 20_000_000
-
-
 def test_a_comparison_matches_values_computed_by_hand(tmp_path: Path) -> None:
     a = load_report(
         read_run(write_run(tmp_path / "a", {"p": (1, [1]), "q": (1, [2]), "r": (1, [1]), "s": (None, [1]), "t": (1, [2])}))
@@ -339,10 +171,6 @@ def test_a_comparison_matches_values_computed_by_hand(tmp_path: Path) -> None:
     assert comparison.p_value == 1.0
     assert {row.id for row in comparison.rows if row.differs} == {"q", "r"}
     assert "t" in {row.id for row in comparison.rows}
-    page = render_page([a, b], comparison)
-    tags = _Tags()
-    tags.feed(page)
-    assert len(tags.ids) == len(set(tags.ids))
 
 
 def test_an_unwritable_page_path_is_a_one_line_error(tmp_path: Path) -> None:
@@ -362,88 +190,6 @@ def test_the_terminal_shows_score_and_reasons(tmp_path: Path) -> None:
     assert "1 of 4 right, truth among the answers in 2" in shown
     assert "7 had 1 of 3 attempts, 8 had 2" in shown
     assert "5 NameError" in shown
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory, run_report: RunReport) -> Iterator[Page]:
-    path = tmp_path_factory.mktemp("page") / "report #1.html"
-    path.write_text(render_page([run_report]), encoding="utf-8")
-    with Page(path) as open_page:
-        yield open_page
-
-
-def column(page: Page, name: str) -> list[str]:
-    script = """(name => {
-      const table = document.querySelector('table.sortable');
-      const index = [...table.tHead.rows[0].cells].findIndex(cell => cell.textContent.trim() === name);
-      table.tHead.rows[0].cells[index].querySelector('button').click();
-      return [...table.tBodies[0].rows].map(row => row.cells[1].textContent.trim());
-    })"""
-    rows: list[str] = page.run(f"{script}({json.dumps(name)})")
-    return rows
-
-
-@needs_chromium
-def test_a_click_on_a_heading_sorts(page: Page) -> None:
-    assert column(page, "id") == sorted(ANSWERS)
-    assert column(page, "id") == sorted(ANSWERS, reverse=True)
-    assert column(page, "truth")[-1] == "unknown"  # numbers from large to small, the unknown one last
-    assert column(page, "#") == list(reversed(ANSWERS))
-    assert column(page, "#") == list(ANSWERS)
-    assert page.problems == []
-
-
-@needs_chromium
-def test_an_opened_trajectory_has_its_code_highlighted(page: Page) -> None:
-    page.run("document.querySelector('a[href=\"#p-outvoted\"]').click()")
-    page.wait_for("document.getElementById('p-outvoted').open")
-    attempt = "document.querySelectorAll('#p-outvoted details.attempt')[1]"
-    page.run(f"{attempt}.querySelector('summary').click()")
-    page.wait_for(f"{attempt}.querySelectorAll('.step').length === 4")
-    assert page.run(f"{attempt}.querySelector('pre.code').textContent") == f"print(1) # {HOSTILE}"
-    assert page.run(f"{attempt}.querySelector('pre.code .call').textContent") == "print"
-    assert page.run(f"{attempt}.querySelector('pre.code .comment').textContent") == f"# {HOSTILE}"
-    assert page.run(f"{attempt}.querySelector('.failed').textContent") == "NameError"
-    assert page.run(f"{attempt}.querySelector('.boxed').textContent") == "\\boxed{8}"
-    assert page.run("window.hacked") is None
-    assert page.problems == []
-
-
-@needs_chromium
-def test_filters_show_matching_rows(page: Page) -> None:
-    rows = "[...document.querySelectorAll('table.sortable tbody tr')]"
-    shown = f"{rows}.filter(row => !row.hidden).map(row => row.cells[1].textContent.trim()).sort()"
-    page.run("document.querySelector('[data-show=\"outvoted\"]').click()")
-    assert page.run(shown) == ["outvoted"]
-    page.run("document.querySelectorAll('.filters button')[1].click()")
-    assert page.run(shown) == ["missed", "outvoted", "silent"]
-    page.run("document.querySelectorAll('.filters button')[0].click()")
-    page.run("(box => { box.value = 'UNKN'; box.dispatchEvent(new Event('input')); })(document.querySelector('.filters input'))")
-    assert page.run(shown) == ["unknown"]
-    assert page.problems == []
-
-
-@needs_chromium
-@pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_is_never_wider_than_the_screen(page: Page, width: int) -> None:
-    page.resize(width, 900)
-    page.run("document.querySelectorAll('details.problem').forEach(part => { part.open = true; })")
-    assert page.run("document.documentElement.scrollWidth") <= width
-    assert page.problems == []
-
-
-@needs_chromium
-def test_a_comparison_links_into_both_runs(tmp_path: Path) -> None:
-    runs = [write_run(tmp_path / name, ANSWERS) for name in ("first", "second")]
-    path = report_runs(runs, Console(quiet=True), tmp_path / "both.html")
-    with Page(path) as page:
-        assert page.run("document.querySelector('#tab-1').hidden")
-        page.run("document.querySelectorAll('#tab-c table.sortable tbody tr')[1].cells[2].querySelector('a').click()")
-        page.wait_for("!document.querySelector('#tab-1').hidden && document.getElementById('b-p-outvoted').open")
-        attempt = "document.querySelector('#b-p-outvoted details.attempt')"
-        page.run(f"{attempt}.querySelector('summary').click()")
-        page.wait_for(f"{attempt}.querySelectorAll('.step').length === 4")
-        assert page.problems == []
 
 
 KILLED = """
