@@ -165,6 +165,15 @@ def test_the_map_lists_each_package_with_its_public_modules_and_imports() -> Non
     assert top == set(INLINE.findall(text.rpartition("|")[2])) & set(MODULES)
 
 
+def test_the_way_of_one_problem_names_classes_and_methods() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## The way of one problem")[2]
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES.rglob("*.py"))
+    named = re.findall(r"^ +([A-Z]\w+)\.(\w+) ", text, re.MULTILINE)
+    assert named
+    assert [name for name, _ in named if f"\nclass {name}" not in sources] == []
+    assert [name for _, name in named if f" def {name}(" not in sources] == []
+
+
 @pytest.mark.parametrize("file", DOCS, ids=lambda file: file.name)
 def test_files_that_the_docs_name_exist(file: Path) -> None:
     named = re.findall(r"`([a-z_./-]+(?:\.py|\.md|/))`", file.read_text(encoding="utf-8"))
