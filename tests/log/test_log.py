@@ -23,7 +23,7 @@ from aimo_solver.config import Config, load_config
 from aimo_solver.errors import RunDirectoryError
 from aimo_solver.log.environment import describe_environment
 from aimo_solver.log.files import json_line, read_lines, trajectory_path
-from aimo_solver.log.reader import is_running, read_run
+from aimo_solver.log.reader import Step, is_running, read_run
 from aimo_solver.log.resume import resume_run
 from aimo_solver.log.writer import NullLog, RunLog, summarise_run
 from aimo_solver.problems import Candidate, Problem, ProblemResult
@@ -290,6 +290,30 @@ def test_another_schema_is_refused(log: RunLog) -> None:
     (log.directory / "run.json").write_text(json.dumps(head | {"schema": 99}))
     with pytest.raises(RunDirectoryError, match="schema 99"):
         resume_run(log.directory)
+
+
+def test_records_of_other_versions_are_read(log: RunLog) -> None:
+    """Fields that an earlier version did not write take their defaults, and unknown fields are ignored."""
+    log.close()
+    candidate = {"answer": 7, "votes": 3, "score": 2.5, "share": 1.0, "later": 1}
+    lines = {
+        "attempts": {"t": 2, "problem_id": "a", "index": 0, "answer": 7, "finish_reason": "answered", "later": 1},
+        "votes": {"t": 2, "problem_id": "a", "candidates": [candidate]},
+        "problems": {"t": 3, "problem_id": "a", "answer": 7, "reason": "equal", "candidates": [candidate], "later": 1},
+    }
+    for name, line in lines.items():
+        (log.directory / f"{name}.jsonl").write_bytes(json_line(line))
+    path = trajectory_path(log.directory, "a", 0)
+    path.parent.mkdir(parents=True)
+    steps = [{"kind": "start", "t": 0, "problem_id": "a", "index": 0}, {"kind": "prompt", "t": 0, "tokens": [1], "later": 1}]
+    path.write_bytes(b"".join(map(json_line, steps)))
+    run = read_run(log.directory)
+    assert run.attempts == (attempt("a"),)
+    assert run.results == (result("a", truth=None),)
+    assert run.votes[0].candidates == (Candidate(7, 2.5, 3, 1.0),)
+    trajectory = run.read_trajectory("a", 0)
+    assert trajectory is not None
+    assert trajectory.steps == (Step(kind="prompt", t=0, tokens=(1,)),)
 
 
 def test_only_one_process_can_write_a_run(log: RunLog) -> None:
