@@ -1,4 +1,4 @@
-"""Shows a run: the page, the terminal tables, and a live view of one that is going on. Never in the notebook.
+"""Reports of runs: the HTML page, tables in the terminal, and a live view. Never in the notebook.
 
 May import: policy, log, lab.
 """
