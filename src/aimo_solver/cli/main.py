@@ -69,8 +69,7 @@ def evaluate_command(
 ) -> None:
     """Solves the problems of a CSV file and scores the answers whose truth is known.
 
-    A resumed run keeps its configuration, which --set can change, and its clock: --time-limit counts from the start of the
-    first run, without the pauses.
+    A resumed run keeps its options, which --set can change, and its clock: --time-limit includes the time used so far.
     """
     started = time.monotonic()
     chosen = [part.strip() for part in (ids or "").split(",") if part.strip()]

@@ -35,7 +35,7 @@ _POLICIES = ("majority", "error-weighted", "entropy", "tail-entropy", "vote-shar
 _PLAYS = ("default@greedy", "default@even", "default@clamp", "default@tiers", "default@marginal")
 _SWEEP_HOURS = (0.5, 1, 2, 3, 4, 5, 6)
 
-bench = typer.Typer(no_args_is_help=True, help="Benchmarks of two or more ways to do the same, measured in turns.")
+bench = typer.Typer(no_args_is_help=True, help="Benchmarks, each against an alternative in the same run.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON object instead of a table")]
 
