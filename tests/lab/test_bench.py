@@ -17,6 +17,7 @@ from aimo_solver.config import load_config
 from aimo_solver.errors import UserError
 from aimo_solver.lab.bench.engine import bench_engine
 from aimo_solver.lab.bench.loop import Target
+from aimo_solver.lab.bench.parse import Reader, bench_parse
 from aimo_solver.lab.bench.readahead import bench_read_ahead, evict, make_files
 from aimo_solver.lab.bench.table import BenchResult, format_cell
 from aimo_solver.server.pagecache import resident_bytes
@@ -98,6 +99,14 @@ async def test_first_requests_fit_any_context(vllm: Served) -> None:
         await warm_up(engine, slots=3, vocabulary=1_000)
         assert engine.running == 0
         assert engine.tokens_streamed > 0
+
+
+def test_parsing_shows_the_slowest_input_of_each_reader() -> None:
+    readers = [Reader("answers", entry, lambda sample: sample.text.count("1")) for entry in ("first", "second")]
+    result = bench_parse(readers, (10, 100))
+    assert [row[:2] for row in result.rows] == [("answers", "first"), ("answers", "second")]
+    assert all(isinstance(row[4], float) for row in result.rows)  # measured at the second size, so among the slowest
+    assert len(bench_parse(readers, (10, 100), every=True).rows) == 2 * len(readers[0].inputs)
 
 
 def test_a_result_includes_machine_and_command(tmp_path: Path) -> None:
