@@ -17,11 +17,11 @@ from aimo_solver.server import launch
 from aimo_solver.server.flags import PRESETS
 from aimo_solver.server.launch import LaunchPlan, check_model, plan_launch
 from aimo_solver.server.machine import Gpu, Machine, detect_machine, installed_flags, parse_gpus
+from tests.conftest import ONE_H100
 
-H100 = Gpu("NVIDIA H100 80GB HBM3", 81_559 << 20, (9, 0), "580.1")
+[H100] = ONE_H100.gpus
 L4 = Gpu("NVIDIA L4", 23_034 << 20, (8, 9), "580.1")
 CPU_ONLY = Machine((), 4)
-ONE_H100 = Machine((H100,), 16)
 
 # Prints every option of vLLM's own parser, and parses command lines with it.
 PARSE = """

@@ -14,7 +14,7 @@ import tarfile
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -134,8 +134,7 @@ def place_cache(archive: Path, here: Stamp) -> Path | None:
         # First into another folder: half a kernel from a damaged archive would be worse than none.
         with tempfile.TemporaryDirectory(dir=root.parent, prefix=f"{root.name}-") as unpacked:
             with tarfile.open(archive, "r|gz") as tar:
-                for member in _cache_members(tar):
-                    tar.extract(member, unpacked, filter="data")
+                tar.extractall(unpacked, filter=_cache_member)
             placed = _move_files(Path(unpacked), root)
     except (CacheError, OSError, tarfile.TarError, EOFError, zlib.error) as error:
         log.warning("compile cache %s ignored: %s", archive, error)
@@ -165,8 +164,7 @@ def _move_files(source: Path, target: Path) -> int:
     return len(files)
 
 
-def _cache_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    for member in tar:
-        if member.name.startswith("cache/"):
-            member.name = member.name.removeprefix("cache/")
-            yield member
+def _cache_member(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    if not member.name.startswith("cache/"):
+        return None
+    return tarfile.data_filter(member.replace(name=member.name.removeprefix("cache/")), folder)
