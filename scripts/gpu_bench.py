@@ -47,7 +47,7 @@ def stage(function: Callable[[Path, bool], Any]) -> Callable[[Path, bool], Any]:
 
 @stage
 def machine(out: Path, tiny: bool) -> Any:
-    """Versions, disk, and how long imports take: the first time from the disk, then from memory."""
+    """Measures imports, the first time from the disk, then from memory; prints versions and the disk."""
     from aimo_solver.lab.bench.table import BenchResult
 
     def seconds(code: str) -> float:
@@ -100,7 +100,7 @@ def _archive() -> Path:
 
 
 def _boot(out: Path, tiny: bool, name: str, model: Path, caches: Path | None, **server: Any) -> Any:
-    """One boot as a run does it; the seconds count from this process's start."""
+    """Boots once as a run does; the seconds count from the start of this process."""
     from aimo_solver.lab.bench import boot as bench_boot
     from aimo_solver.lab.bench.table import BenchResult
     from aimo_solver.server import compile_cache
@@ -122,7 +122,7 @@ def _boot(out: Path, tiny: bool, name: str, model: Path, caches: Path | None, **
 
 
 def milestones(log: Path) -> list[tuple[float, str]]:
-    """Lines of a vLLM log that say how far a start has come, with seconds since its first line."""
+    """Returns the lines of a vLLM log that show the progress of a start, with seconds since its first line."""
     wanted = re.compile(
         r"vLLM API server version|Initializing a V1|world_size|Starting to load|Loading weights took|Model loading took|"
         r"torch.compile took|Directly load|AOT|Dynamo bytecode|KV cache size|Graph capturing|init engine|startup plan|"
@@ -144,7 +144,7 @@ def milestones(log: Path) -> list[tuple[float, str]]:
 
 @stage
 def boot_cold(out: Path, tiny: bool) -> Any:
-    """No compile cache anywhere; what was compiled is packed afterwards."""
+    """Boots without any compile cache; packs what was compiled."""
     from aimo_solver.server.compile_cache import default_root
 
     shutil.rmtree(default_root(), ignore_errors=True)
@@ -170,7 +170,7 @@ def _pack(tiny: bool) -> None:
 
 @stage
 def boot_second(out: Path, tiny: bool) -> Any:
-    """Behind boot-cold: its compile caches are in place."""
+    """Boots after boot-cold, with its compile caches."""
     from aimo_solver.server import compile_cache
 
     return _boot(out, tiny, "boot-second", _shape(tiny), compile_cache.default_root(), load_format="dummy")
@@ -178,7 +178,7 @@ def boot_second(out: Path, tiny: bool) -> Any:
 
 @stage
 def boot_shipped(out: Path, tiny: bool) -> Any:
-    """Nothing but the packed cache, as a notebook finds it."""
+    """Boots with only the packed cache, as the notebook does."""
     from aimo_solver.server.compile_cache import default_root
 
     shutil.rmtree(default_root(), ignore_errors=True)
@@ -187,7 +187,7 @@ def boot_shipped(out: Path, tiny: bool) -> Any:
 
 @stage
 def evict(out: Path, tiny: bool) -> Any:
-    """Removes every installed package from memory: the next stage reads them from the disk, as a fresh machine does."""
+    """Evicts all installed packages from the page cache: the next stage reads them from the disk, as a fresh machine does."""
     from aimo_solver.server.machine import package_folder
     from aimo_solver.server.pagecache import resident_bytes
 
@@ -203,7 +203,7 @@ def evict(out: Path, tiny: bool) -> Any:
 
 @stage
 def boot_spawn(out: Path, tiny: bool) -> Any:
-    """As boot-shipped, but the engine's process imports everything a second time."""
+    """Boots as boot-shipped does, but the engine process repeats the imports."""
     from aimo_solver.server.flags import Variable
     from aimo_solver.server.launch import LaunchPlan, plan_launch
     from aimo_solver.solve import session
@@ -220,7 +220,7 @@ def boot_spawn(out: Path, tiny: bool) -> Any:
 
 @stage
 def boot_sequence(out: Path, tiny: bool) -> Any:
-    """With the shipped cache only: the stages one after another, and side by side."""
+    """Runs the boot stages one after another and side by side, with only the shipped cache."""
     from aimo_solver.lab.bench.boot import bench_boot
     from aimo_solver.server.compile_cache import default_root
 
@@ -236,7 +236,7 @@ def boot_sequence(out: Path, tiny: bool) -> Any:
 
 @stage
 def engine(out: Path, tiny: bool) -> Any:
-    """The agent loop against the bare engine."""
+    """Compares the agent loop with the bare engine."""
     from aimo_solver.lab.bench.engine import bench_engine
     from aimo_solver.lab.bench.loop import Target
     from aimo_solver.log.environment import describe_environment
@@ -271,7 +271,7 @@ def _weights(tiny: bool) -> Path:
 
 @stage
 def files(out: Path, tiny: bool) -> Any:
-    """34 GB of random weights in gpt-oss's architecture."""
+    """Writes 34 GB of random weights in gpt-oss's architecture."""
     import gpu_shapes
 
     if not tiny:
@@ -283,7 +283,7 @@ def files(out: Path, tiny: bool) -> Any:
 
 @stage
 def readahead(out: Path, tiny: bool) -> Any:
-    """Read-ahead against other readers, on half of the files, and the warm second call on all of them."""
+    """Compares read-ahead with other readers on half of the files, and repeats it on all of them when warm."""
     from aimo_solver.lab.bench.boot import weight_files
     from aimo_solver.lab.bench.readahead import bench_read_ahead
     from aimo_solver.server.readahead import read_ahead
@@ -297,7 +297,7 @@ def readahead(out: Path, tiny: bool) -> Any:
 
 @stage
 def boot_files(out: Path, tiny: bool) -> Any:
-    """Cold files: reading and starting one after another, and side by side. A first boot fills the compile caches."""
+    """Reads cold files and starts the server, one after another and side by side; a first boot fills the compile caches."""
     from aimo_solver.lab.bench.boot import bench_boot
     from aimo_solver.server import compile_cache
 
@@ -318,7 +318,7 @@ def boot_files(out: Path, tiny: bool) -> Any:
 
 @stage
 def notebook(out: Path, tiny: bool) -> Any:
-    """The built notebook, top to bottom, with the embedded model and a local gateway."""
+    """Runs the built notebook from top to bottom, with the embedded model and a local gateway."""
     import nbclient
     import nbformat
     import polars as pl
@@ -354,18 +354,18 @@ def notebook(out: Path, tiny: bool) -> Any:
 
 @stage
 def faults(out: Path, tiny: bool) -> Any:
-    """The server is killed, and stopped, in the middle of a problem."""
+    """Kills the server, and stops it, in the middle of a problem."""
     import gpu_faults
 
-    return {fault: gpu_faults.strike(out, WORK, tiny, fault) for fault in ("kill", "stop")}
+    return {fault: gpu_faults.inject(out, WORK, tiny, fault) for fault in ("kill", "stop")}
 
 
 @stage
 def fault_memory(out: Path, tiny: bool) -> Any:
-    """In the middle of a problem somebody takes all GPU memory, and the server needs more than it has."""
+    """In the middle of a problem another process takes all GPU memory, and the server needs more than it has."""
     import gpu_faults
 
-    return "needs a GPU" if tiny else gpu_faults.strike(out, WORK, tiny, "memory")
+    return "needs a GPU" if tiny else gpu_faults.inject(out, WORK, tiny, "memory")
 
 
 # --- running ----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Faults of a vLLM server in mid-problem, and what becomes of the run."""
+"""Injects a fault into a vLLM server during a problem, and measures how the run recovers."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ ROOT = Path(__file__).resolve().parent.parent
 POCKET = ROOT / "data" / "pocket-model"
 
 
-def strike(out: Path, work: Path, tiny: bool, fault: str) -> dict[str, Any]:
-    """A run on the embedded model whose server gets a fault in the middle of a problem.
+def inject(out: Path, work: Path, tiny: bool, fault: str) -> dict[str, Any]:
+    """Runs the embedded model and injects a fault into its server in the middle of a problem.
 
     Args:
-        out: takes the logs; work: takes the run.
-        fault: "kill" (SIGKILL to all its processes), "stop" (SIGSTOP) or "memory" (somebody takes all GPU memory, and the
-            server is asked for more than it has).
+        out: folder for the logs.
+        work: folder for the run.
+        fault: "kill" (SIGKILL to all its processes), "stop" (SIGSTOP) or "memory" (another process takes all GPU memory, and
+            requests need more than the server has).
     """
     import psutil
 
@@ -33,7 +34,7 @@ def strike(out: Path, work: Path, tiny: bool, fault: str) -> dict[str, Any]:
     shutil.rmtree(run, ignore_errors=True)
     command = [sys.executable, "-m", "aimo_solver.cli", "evaluate", str(ROOT / "data" / "warmup.csv"), "--model", str(POCKET)]
     command += ["--out", str(run), "--limit", "3" if tiny else "8", "--set", "server.stall_s=8", "--set", "voting.equal=8"]
-    if fault == "memory":  # memory that others can take, steps that need much of it, and problems that last
+    if fault == "memory":  # memory that others can take, steps that need much of it, and long problems
         roomy = '["--max-num-batched-tokens", "65536", "--max-num-seqs", "48"]'
         for setting in ("server.memory_share=0.3", f"server.extra_args={roomy}", "voting.stop=never", "solver.max_attempts=96"):
             command += ["--set", setting]
@@ -41,32 +42,32 @@ def strike(out: Path, work: Path, tiny: bool, fault: str) -> dict[str, Any]:
     with (
         (out / f"faults.{fault}.log").open("wb") as log,
         subprocess.Popen(command, stdout=log, stderr=log, env=environment) as process,
-        contextlib.ExitStack() as until_noticed,
+        contextlib.ExitStack() as until_detected,
     ):
-        take_memory = until_noticed.enter_context(_memory_taker()) if fault == "memory" else None
+        take_memory = until_detected.enter_context(_memory_taker()) if fault == "memory" else None
         events = _events(run / "events.jsonl", process)
         pid = next(event["pid"] for event in events if event["kind"] == "server_ready")
         next(event for event in events if event["kind"] == "problem_started")
         time.sleep(0.3)
-        struck = time.monotonic()
+        injected = time.monotonic()
         if take_memory is not None:
             take_memory()
-            _ask_for_memory(next(event["command"] for event in _seen(run) if event["kind"] == "server_starting"))
+            _request_memory(next(event["command"] for event in _seen(run) if event["kind"] == "server_starting"))
         else:
             for one in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
                 one.kill() if fault == "kill" else one.suspend()
-        noticed = next((event for event in events if event["kind"] in ("server_fault", "run_finished")), {"kind": "nothing"})
-        noticed_s = time.monotonic() - struck
-        until_noticed.close()
+        detected = next((event for event in events if event["kind"] in ("server_fault", "run_finished")), {"kind": "nothing"})
+        detected_s = time.monotonic() - injected
+        until_detected.close()
         back = next((event for event in events if event["kind"] == "server_ready"), None)
-        back_s = time.monotonic() - struck
+        back_s = time.monotonic() - injected
         code = process.wait()
     summary = json.loads((run / "summary.json").read_text())
     shutil.copy(run / "events.jsonl", out / f"faults.{fault}.events.jsonl")
     shutil.copy(run / "server.log", out / f"faults.{fault}.server.log")
     return {
-        "noticed": noticed["kind"],
-        "noticed_s": noticed_s,
+        "detected": detected["kind"],
+        "detected_s": detected_s,
         "ready_again_s": back_s if back is not None else None,
         "exit_code": code,
         **{name: summary[name] for name in ("problems", "right", "seconds")},
@@ -77,8 +78,8 @@ def _seen(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
 
 
-def _ask_for_memory(command: str) -> None:
-    """Requests that make the server allocate: log-probabilities of every token of long prompts."""
+def _request_memory(command: str) -> None:
+    """Sends requests that make the server allocate memory: log-probabilities of every token of long prompts."""
     import aiohttp
 
     port, model = (re.search(rf"--{name} (\S+)", command) for name in ("port", "served-model-name"))
@@ -100,7 +101,7 @@ def _ask_for_memory(command: str) -> None:
 
 
 def _events(path: Path, process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
-    """The events of a run as they are written, until its process ends."""
+    """Yields the events of a run as they are written, until its process ends."""
     while not path.exists() and process.poll() is None:
         time.sleep(0.05)
     with path.open() as file:
@@ -116,7 +117,7 @@ def _events(path: Path, process: subprocess.Popen[bytes]) -> Iterator[dict[str, 
 
 @contextlib.contextmanager
 def _memory_taker() -> Iterator[Callable[[], None]]:
-    """Gives what takes all GPU memory that is left, in smaller and smaller pieces, and keeps it until the block ends."""
+    """Yields a function that takes all free GPU memory, in ever smaller pieces, and keeps it until the block ends."""
     code = (
         "import time, torch\nkept = [torch.empty(1, device='cuda')]\ninput()\n"
         "for size in (1 << 30, 1 << 27, 1 << 24, 1 << 21):\n"
