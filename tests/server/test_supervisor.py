@@ -21,7 +21,7 @@ from aimo_solver.options import SamplingConfig, ServerConfig
 from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.process import ServerCommand, free_port
 from aimo_solver.server.supervisor import Supervisor
-from aimo_solver.solve.conversation import Conversation, Sampled
+from aimo_solver.solve.conversation import Conversation, SampledTurn
 from tests.conftest import MODEL
 from tests.processes import pid_runs
 from tests.server_programs import SERVING, eventually, python, worker_pids
@@ -185,7 +185,7 @@ async def test_attempts_continue_after_kills_and_a_restart_with_less_context(ben
     assert bench.engine.faults == 2
 
 
-async def draw(engine: VllmEngine) -> Sampled:
+async def draw(engine: VllmEngine) -> SampledTurn:
     """A first turn that asks for all that the context holds."""
     conversation = Conversation(engine, CHAT, time.monotonic, NullLog().start_trajectory("p", 0))
     conversation.begin([5] * 500)

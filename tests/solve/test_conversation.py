@@ -13,28 +13,28 @@ from aimo_solver.log.writer import NullLog
 from aimo_solver.results import FinishReason
 from aimo_solver.server.client import Engine
 from aimo_solver.solve import conversation
-from aimo_solver.solve.conversation import Conversation, Sampled
+from aimo_solver.solve.conversation import Conversation, SampledTurn
 from tests.conftest import MODEL, Served
 from tests.http_vllm import HttpVllm, event, reset, sends
 
 CHAT = load_chat_format(MODEL)
 
 
-def begun(engine: Engine, prompt: int) -> Conversation:
+def begin(engine: Engine, prompt: int) -> Conversation:
     made = Conversation(engine, CHAT, time.monotonic, NullLog().start_trajectory("p", 0))
     made.begin([5] * prompt)
     return made
 
 
-async def drawn(engine: Engine, room: int | None = None, *, prompt: int = 500, seconds: float = 60.0) -> Sampled:
-    made = begun(engine, prompt)
+async def sample_turn(engine: Engine, room: int | None = None, *, prompt: int = 500, seconds: float = 60.0) -> SampledTurn:
+    made = begin(engine, prompt)
     return await made.sample(made.room if room is None else room, time.monotonic() + seconds, "p-0-1")
 
 
 async def test_a_server_that_restarted_with_less_context_is_asked_for_less() -> None:
     server = HttpVllm(context_tokens=49_152)
     async with server.engine(context_tokens=65_536) as engine:
-        sampled = await drawn(engine)
+        sampled = await sample_turn(engine)
         assert (sampled.tokens, sampled.cut_by) == ([7, 8, 9], None)
         assert engine.context_tokens == 49_152
     assert [body["max_tokens"] for body in server.requests] == [65_036, 48_652]
@@ -46,7 +46,7 @@ async def test_consecutive_failures_do_not_end_the_turn(fault: Any, monkeypatch:
     server = HttpVllm()
     server.faults.extend([fault] * 9)
     async with server.engine() as engine:
-        sampled = await drawn(engine)
+        sampled = await sample_turn(engine)
     assert (sampled.tokens, sampled.cut_by) == ([7, 8, 9], None)
     assert len(server.requests) == 10
 
@@ -55,7 +55,7 @@ async def test_requests_are_repeated_with_growing_pauses_until_the_deadline() ->
     server = HttpVllm()
     server.for_good = 503
     async with server.engine() as engine:
-        sampled = await drawn(engine, seconds=1.0)
+        sampled = await sample_turn(engine, seconds=1.0)
     assert (sampled.tokens, sampled.cut_by) == ([], FinishReason.DEADLINE)
     assert "503" in (sampled.error or "")
     assert len(server.requests) <= 4  # at 0, 0.1, 0.3 and 0.7 s
@@ -65,7 +65,7 @@ async def test_tokens_before_a_broken_stream_are_part_of_the_next_prompt() -> No
     server = HttpVllm(turn=(8, 9))
     server.faults.append(sends(event({"choices": [{"text": "a", "token_ids": [7], "finish_reason": None}]}) + "data: {"))
     async with server.engine() as engine:
-        sampled = await drawn(engine, prompt=3)
+        sampled = await sample_turn(engine, prompt=3)
     assert (sampled.tokens, sampled.cut_by) == ([7, 8, 9], None)
     assert [body["prompt"] for body in server.requests] == [[5, 5, 5], [5, 5, 5, 7]]
 
@@ -73,7 +73,7 @@ async def test_tokens_before_a_broken_stream_are_part_of_the_next_prompt() -> No
 async def test_a_conversation_that_exceeds_the_context_is_cut_and_not_sent_again() -> None:
     server = HttpVllm(context_tokens=400)
     async with server.engine() as engine:
-        sampled = await drawn(engine, 1_000)
+        sampled = await sample_turn(engine, 1_000)
     assert (sampled.tokens, sampled.cut_by) == ([], FinishReason.TOKEN_LIMIT)
     assert len(server.requests) <= 2
 
@@ -90,7 +90,7 @@ async def test_a_server_that_refuses_the_length_without_naming_its_context_is_as
 
     server.for_good = refuses_more_than_32
     async with server.engine() as engine:
-        sampled = await drawn(engine, 100)
+        sampled = await sample_turn(engine, 100)
     assert sampled.cut_by is FinishReason.TOKEN_LIMIT
     assert [body["max_tokens"] for body in server.requests] == [100, 50, 25, 25, 25, 25]
     assert len(sampled.tokens) == 100
@@ -100,7 +100,7 @@ async def test_a_request_refused_for_another_reason_is_not_repeated() -> None:
     server = HttpVllm()
     server.for_good = 404
     async with server.engine() as engine:
-        sampled = await drawn(engine)
+        sampled = await sample_turn(engine)
     assert sampled.cut_by is FinishReason.ENGINE_ERROR
     assert "404" in (sampled.error or "")
     assert len(server.requests) == 1
@@ -110,10 +110,10 @@ async def test_a_request_refused_for_another_reason_is_not_repeated() -> None:
 async def test_vllm_reports_its_context(vllm: Served) -> None:
     async with vllm.engine() as engine:
         engine.context_tokens = 65_536
-        assert (await drawn(engine)).tokens
+        assert (await sample_turn(engine)).tokens
         assert engine.context_tokens == vllm.context_tokens == 4_096
         engine.context_tokens = 65_536
-        sampled = await drawn(engine, 1_000, prompt=5_000)
+        sampled = await sample_turn(engine, 1_000, prompt=5_000)
         assert (sampled.tokens, sampled.cut_by, engine.context_tokens) == ([], FinishReason.TOKEN_LIMIT, 4_096)
         engine.context_tokens = 65_536
         await engine.wait_ready()

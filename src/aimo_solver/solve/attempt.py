@@ -23,7 +23,7 @@ from aimo_solver.log.trajectory import TrajectoryWriter
 from aimo_solver.problems import Problem
 from aimo_solver.results import Attempt, FinishReason
 from aimo_solver.server.client import Engine
-from aimo_solver.solve.conversation import Conversation, Sampled
+from aimo_solver.solve.conversation import Conversation, SampledTurn
 
 _PATIENCE_S = 20.0  # longest wait for a Python session; a kernel starts in less than a second
 _OVERRUN_S = 20.0  # a call past its limit: 11 s until it is killed, and the time to replace its session
@@ -210,15 +210,15 @@ class RunningAttempt:
         left = max(0.0, self._soft_deadline - self._clock())
         return await session.execute(code, timeout_s=min(self._kernels.timeout_s, left))
 
-    async def _sample(self) -> Sampled:
+    async def _sample(self) -> SampledTurn:
         """Samples one turn, with tokens and time reserved for asking for the answer."""
         room = self._conversation.room - self._options.answer_tokens
         if self._options.max_tokens is not None:
             room = min(room, self._options.max_tokens - self.tokens)
         if room <= 0:
-            return Sampled(cut_by=FinishReason.TOKEN_LIMIT)
+            return SampledTurn(cut_by=FinishReason.TOKEN_LIMIT)
         if self._clock() >= self._soft_deadline:
-            return Sampled(cut_by=FinishReason.DEADLINE)
+            return SampledTurn(cut_by=FinishReason.DEADLINE)
         self.turns += 1
         self._change("thinking")
         return await self._draw(room, self._soft_deadline)
@@ -237,7 +237,7 @@ class RunningAttempt:
             return FinishReason.FORCED
         return FinishReason.ENGINE_ERROR if sampled.cut_by is FinishReason.ENGINE_ERROR else finish
 
-    async def _draw(self, room: int, deadline: float) -> Sampled:
+    async def _draw(self, room: int, deadline: float) -> SampledTurn:
         sampled = await self._conversation.sample(room, deadline, f"{self.problem.id}-{self.index}-{self.turns}")
         self._error = sampled.error or self._error
         return sampled

@@ -27,7 +27,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0  # before a failed request is sent a
 
 
 @dataclass(slots=True)
-class Sampled:
+class SampledTurn:
     """One model turn, filled while it is sampled.
 
     Attributes:
@@ -127,13 +127,13 @@ class Conversation:
                 return True
         return False
 
-    async def sample(self, room: int, deadline: float, label: str) -> Sampled:
+    async def sample(self, room: int, deadline: float, label: str) -> SampledTurn:
         """Samples and appends at most `room` tokens until `deadline`, across failures and restarts of the server.
 
         A server that is lost for good, or refuses the request, cuts the turn like any other limit.
         """
         started = self._clock()
-        turn = Sampled()
+        turn = SampledTurn()
         try:
             async with asyncio.timeout(max(0.0, deadline - started)):
                 await self._sample_to_end(turn, room, label, started)
@@ -151,7 +151,7 @@ class Conversation:
             turn.waited_s = turn.seconds
         return turn
 
-    def log(self, turn: Sampled, kind: str) -> None:
+    def log(self, turn: SampledTurn, kind: str) -> None:
         """Writes a sampled turn to the trajectory. `kind` is "tool_call", "final", "malformed" or "cut"."""
         self._trajectory.write_turn(
             turn.tokens,
@@ -174,7 +174,7 @@ class Conversation:
             del self.tokens[end:]
             self._turn_starts = [start for start in self._turn_starts if start <= end]
 
-    async def _sample_to_end(self, turn: Sampled, room: int, label: str, started: float) -> None:
+    async def _sample_to_end(self, turn: SampledTurn, room: int, label: str, started: float) -> None:
         """Samples until the model stops, or until `room` or the context is full.
 
         A failed request is sent again with the tokens sampled so far, after growing pauses and without limit: the caller's
@@ -212,7 +212,7 @@ class Conversation:
                 break
         turn.cut_by = FinishReason.TOKEN_LIMIT
 
-    async def _stream(self, request: CompletionRequest, turn: Sampled, started: float) -> str | None:
+    async def _stream(self, request: CompletionRequest, turn: SampledTurn, started: float) -> str | None:
         """Appends the tokens of one request to the turn; returns why it ended, None if the server failed before that."""
         finish = turn.error = None
         try:
