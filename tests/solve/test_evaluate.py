@@ -46,7 +46,7 @@ async def test_a_defect_in_one_problem_is_raised_after_all_others_are_solved(par
 
 async def test_no_problem_starts_after_the_server_is_lost() -> None:
     script = Script(last="p3")
-    with pytest.raises(EngineLost, match="no restarts are left; 2 problems are open, --resume"):
+    with pytest.raises(EngineLost, match="no restarts are left; 2 problems are open; continue with --resume"):
         await evaluate(script.solve, PROBLEMS, BUDGET, CLOCK, lost=lambda: script.lost)
     assert script.solved == ["p0", "p1", "p2", "p3"]
 

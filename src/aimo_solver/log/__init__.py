@@ -1,4 +1,4 @@
-"""Writes a run directory while the run goes on, and reads it back.
+"""Writes a run directory during the run, and reads it back.
 
 `writer` and `trajectory` write, `reader` reads, `resume` continues an interrupted run; docs/run-directory.md has every field.
 

@@ -53,7 +53,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any] | None]:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Writes a whole file, or leaves the present one as it is."""
+    """Writes a whole file, or leaves the existing one unchanged."""
     part = path.with_suffix(".part")
     part.write_bytes(data)
     os.replace(part, path)
@@ -99,10 +99,10 @@ def set_aside(directory: Path, kept: Set[str]) -> None:
         path = directory / f"{name}.jsonl"
         lines = list(read_lines(path))
         keep = [line for line in lines if line and line["problem_id"] in kept]
-        gone = [line for line in lines if line and line["problem_id"] not in kept]
-        if gone:
+        removed = [line for line in lines if line and line["problem_id"] not in kept]
+        if removed:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / path.name).write_bytes(b"".join(map(json_line, gone)))
+            (folder / path.name).write_bytes(b"".join(map(json_line, removed)))
         if len(keep) < len(lines):
             replace_file(path, b"".join(map(json_line, keep)))
     done = {trajectory_path(directory, problem_id, 0).parent.name for problem_id in kept}

@@ -1,6 +1,6 @@
 """Reads a run directory, at any moment; docs/run-directory.md describes every file and field.
 
-A run that goes on or was killed reads like any other: torn lines are skipped and counted.
+Runs that are still written or were killed can be read too: torn lines are skipped and counted.
 """
 
 from __future__ import annotations

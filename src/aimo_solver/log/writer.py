@@ -1,4 +1,4 @@
-"""Writes a run directory while the run goes on; docs/run-directory.md describes every file and field.
+"""Writes a run directory during the run; docs/run-directory.md describes every file and field.
 
 Every record is one line, written at once: a run that is killed loses at most the last second. Writing never stops a run: when
 the disk fails, that is logged once and the run continues without its log.
@@ -89,7 +89,7 @@ class RunLog(AbstractContextManager["RunLog"]):
         try:
             directory.mkdir(parents=True, exist_ok=True)
             if any(directory.iterdir()):
-                raise RunDirectoryError(directory, "is not empty; choose another folder, or go on with --resume")
+                raise RunDirectoryError(directory, "is not empty; choose another folder, or continue with --resume")
             with ExitStack() as stack:
                 events = stack.enter_context(lock_events(directory))
                 replace_file(directory / "run.json", json_line(head))
@@ -202,14 +202,14 @@ class RunLog(AbstractContextManager["RunLog"]):
         self._guard(write)
 
     def _guard(self, write: Callable[[], object]) -> None:
-        """Runs `write`. A disk that is full or gone turns the log off and raises nothing."""
+        """Runs `write`. If the disk is full or missing, turns the log off and raises nothing."""
         if self._off:
             return
         try:
             write()
         except OSError as error:
             self._off = True
-            _log.error("run log %s cannot be written any more; the run goes on without it: %s", self.directory, error)
+            _log.error("run log %s cannot be written any more; the run continues without it: %s", self.directory, error)
 
     def _pack(self, writer: TrajectoryWriter) -> None:
         self._open = {key: other for key, other in self._open.items() if other is not writer}

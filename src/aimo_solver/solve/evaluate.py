@@ -52,5 +52,5 @@ async def evaluate(
     if defects:
         raise ExceptionGroup("problems that a defect ended", defects)
     if waiting:
-        raise EngineLost(f"{lost()}; {len(waiting)} problems are open, --resume goes on with them")
+        raise EngineLost(f"{lost()}; {len(waiting)} problems are open; continue with --resume")
     return [results[problem.id] for problem in problems]

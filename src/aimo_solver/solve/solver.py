@@ -265,10 +265,10 @@ class _ProblemWork:
     def _report(self, attempt: Attempt) -> None:
         self._notify(lambda observer: observer.attempt_finished(attempt))
 
-    def _notify(self, tell: Callable[[Observer], None]) -> None:
+    def _notify(self, notify: Callable[[Observer], None]) -> None:
         for observer in self._observers:
             with self._contained():
-                tell(observer)
+                notify(observer)
 
     @contextlib.contextmanager
     def _contained(self) -> Iterator[None]:
