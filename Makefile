@@ -1,5 +1,5 @@
 # make run    install, then solve data/warmup.csv with the embedded model
-# make fast   ruff, mypy, and all tests that need neither vLLM nor kernels; the loop while you edit
+# make fast   ruff, mypy, and the tests that are quick and need neither vLLM nor kernels; the loop while you edit
 # make test   install, then all checks and tests
 # make fuzz   the readers of model output, on many more examples than in make test
 # make endurance [SEED=N]   500 problems under faults, half an hour
@@ -20,7 +20,7 @@ fast: notebook
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(PYTEST) -m 'not vllm and not kernels'
+	$(PYTEST) -m 'not vllm and not kernels and not slow'
 
 test: check
 	$(PYTEST)

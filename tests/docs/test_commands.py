@@ -130,7 +130,7 @@ CASES = (
     Case("python scripts/gpu_bench.py --list", "boot-cold"),
     Case("source .venv/bin/activate", str(Path(sys.prefix)), more="&& command -v python"),
     Case("make run", "aimo-solver evaluate data/warmup.csv", more="--dry-run"),
-    Case("make fast", "-m 'not vllm and not kernels'", more="--dry-run"),
+    Case("make fast", "-m 'not vllm and not kernels and not slow'", more="--dry-run"),
     Case("make test", "pytest -q", more="--dry-run"),
     Case("make fuzz", "tests/chat/test_fuzz.py", more="--dry-run"),
     Case("make endurance", "scripts/endurance.py", more="--dry-run"),
@@ -180,7 +180,7 @@ EXCLUDED = {
     "pytest tests/policy/test_voting.py": IN_SUITE,
     "pytest tests/kaggle/test_notebook.py": IN_SUITE,
     "pytest tests/solve/test_solver_vllm.py": IN_SUITE,
-    "pytest -m 'not vllm and not kernels'": IN_SUITE,
+    "pytest -m 'not vllm and not kernels and not slow'": IN_SUITE,
     "aimo-solver evaluate --out DIR": "shows an option; there are no problems to solve",
     "aimo-solver cache build --model MODEL --archive gpt-oss.aimocache": "compiles for a GPU, in two server starts",
     **dict.fromkeys((one for one in COMMANDS if one.startswith("python scripts/gpu_bench.py OUT ")), GPU_STAGES),
@@ -277,6 +277,7 @@ def marked(case: Case) -> object:
     return pytest.param(case, id=case.command, marks=[getattr(pytest.mark, name) for name, needed in needs.items() if needed])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [marked(case) for case in CASES])
 def test_command(case: Case, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     endpoint = request.getfixturevalue("vllm").url if case.needs_endpoint else ""
@@ -306,6 +307,7 @@ def test_benchmark_that_starts_servers(command: str, vllm: Served, tmp_path: Pat
     assert prints in result.output
 
 
+@pytest.mark.slow
 def test_gpu_script_runs_without_a_gpu(tmp_path: Path) -> None:
     command = "python scripts/gpu_bench.py OUT files readahead"
     result = Workspace(tmp_path).run(Case(command, "", more="--tiny"))

@@ -65,6 +65,7 @@ def test_make_targets_exist() -> None:
     assert wanted <= targets
 
 
+@pytest.mark.slow
 def test_options_and_stages_of_scripts_exist() -> None:
     helps: dict[tuple[str, ...], str] = {}
     for command in SCRIPTS:

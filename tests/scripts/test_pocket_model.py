@@ -30,6 +30,8 @@ import pocket_problems as source
 import pocket_transcripts as transcripts
 import train_pocket_model as script
 
+pytestmark = pytest.mark.slow
+
 families = pytest.mark.parametrize("family", source.FAMILIES, ids=lambda family: family.name)
 
 

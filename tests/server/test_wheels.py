@@ -19,6 +19,8 @@ from aimo_solver.errors import WheelError
 from aimo_solver.server.machine import installed_version, package_folder
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation, install
 
+pytestmark = pytest.mark.slow
+
 
 def make_wheel(folder: Path, name: str, module: str, source: str, *, needs: str | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
