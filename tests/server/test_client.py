@@ -16,8 +16,6 @@ from aimo_solver.lab.bench.loop import EndlessEngine, count_requests
 from aimo_solver.options import SamplingConfig
 from aimo_solver.server.client import CompletionRequest, VllmEngine
 from aimo_solver.server.completions import Chunk, entropy, refusal
-from aimo_solver.server.process import free_port
-from aimo_solver.solve.endpoint import Endpoint, find_served_model
 from tests.conftest import Served
 from tests.http_vllm import Handler, HttpVllm, event, sends
 
@@ -96,19 +94,6 @@ async def test_a_prompt_that_does_not_fit_is_rejected(vllm: Served) -> None:
         with pytest.raises(EngineRejected) as error:
             await sample(engine, CompletionRequest(tokens=[5] * 5_000, max_tokens=10))
     assert error.value.status == 400
-
-
-@pytest.mark.vllm
-async def test_the_served_model_is_found(vllm: Served) -> None:
-    assert (await find_served_model(Endpoint(vllm.url))).name == "pocket"
-    with pytest.raises(EndpointError, match="does not serve other; it serves pocket"):
-        await find_served_model(Endpoint(vllm.url, "other"))
-
-
-async def test_a_port_without_a_server_is_reported_in_one_line() -> None:
-    with pytest.raises(EndpointError, match="does not answer") as error:
-        await find_served_model(Endpoint(f"http://127.0.0.1:{free_port()}"))
-    assert "\n" not in str(error.value)
 
 
 BEGINNING = 'data: {"choices":[{"token_ids":[7,8],"finish_reason":null}]}\n\n'
