@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, settings
 from aimo_solver.config import Config, load_config
 from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.launch import plan_launch
-from aimo_solver.server.machine import Gpu, Machine
+from aimo_solver.server.machine import Gpu
 from aimo_solver.server.process import ServerProcess
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "data" / "pocket-model"
-ONE_H100 = Machine((Gpu("NVIDIA H100 80GB HBM3", 81_559 << 20, (9, 0), "580.1"),), 16)
+H100 = Gpu("NVIDIA H100 80GB HBM3", 81_559 << 20, (9, 0), "580.1")
 
 settings.register_profile("untimed", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")

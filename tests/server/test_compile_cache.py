@@ -19,7 +19,7 @@ from aimo_solver.errors import CacheError
 from aimo_solver.server.cache_build import pack_cache
 from aimo_solver.server.compile_cache import Stamp, cache_environment, default_root, make_stamp, place_cache, read_stamp
 from aimo_solver.server.launch import plan_launch
-from tests.conftest import MODEL, ONE_H100
+from tests.conftest import H100, MODEL
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def made(tmp_path: Path) -> Stamp:
         file.write_text(text)
     os.utime(root / "flashinfer/op.so", (1_700_000_000, 1_700_000_000))
     (root / "triton/x/k.lock").touch()
-    return make_stamp(plan_launch(MODEL, Config(), machine=ONE_H100), root)
+    return make_stamp(plan_launch(MODEL, Config(), gpus=(H100,)), root)
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_an_archive_that_cannot_be_written_is_an_error(tmp_path: Path, made: Sta
 
 def test_the_stamp_names_what_is_installed_here() -> None:
     torch = pytest.importorskip("torch")
-    here = make_stamp(plan_launch(MODEL, Config(), machine=ONE_H100), Path("/r"))
+    here = make_stamp(plan_launch(MODEL, Config(), gpus=(H100,)), Path("/r"))
     assert here.torch == torch.__version__
     assert here.cuda == (torch.version.cuda or "")
     assert here.python == f"{sys.version_info[0]}.{sys.version_info[1]}"

@@ -16,12 +16,10 @@ from aimo_solver.errors import ModelError
 from aimo_solver.server import launch
 from aimo_solver.server.flags import PRESETS
 from aimo_solver.server.launch import LaunchPlan, check_model, plan_launch
-from aimo_solver.server.machine import Gpu, Machine, detect_machine, installed_flags, parse_gpus
-from tests.conftest import ONE_H100
+from aimo_solver.server.machine import Gpu, detect_gpus, installed_flags, parse_gpus
+from tests.conftest import H100
 
-[H100] = ONE_H100.gpus
 L4 = Gpu("NVIDIA L4", 23_034 << 20, (8, 9), "580.1")
-CPU_ONLY = Machine((), 4)
 
 # Prints every option of vLLM's own parser, and parses command lines with it.
 PARSE = """
@@ -55,9 +53,9 @@ def folder(path: Path, **config: object) -> Path:
     return path
 
 
-def plan(model: Path, machine: Machine = ONE_H100, slots: int = 8, **options: object) -> LaunchPlan:
+def plan(model: Path, gpus: tuple[Gpu, ...] = (H100,), slots: int = 8, **options: object) -> LaunchPlan:
     config = load_config({"server": options, "sampling": {"min_p": 0.0}, "attempt": {"answer_tokens": 100}})
-    return plan_launch(model, config, slots=slots, machine=machine)
+    return plan_launch(model, config, slots=slots, gpus=gpus)
 
 
 def values(plan: LaunchPlan) -> dict[str, str | None]:
@@ -65,17 +63,17 @@ def values(plan: LaunchPlan) -> dict[str, str | None]:
 
 
 @pytest.mark.parametrize(
-    ("config", "machine", "name"),
+    ("config", "gpus", "name"),
     [
-        ({"model_type": "gpt_oss"}, ONE_H100, "gpt-oss-120b"),
-        ({"model_type": "gemma4", "text_config": {"max_position_embeddings": 262_144}}, ONE_H100, "gemma-4-31b"),
-        ({"model_type": "qwen3_moe"}, ONE_H100, "qwen3"),
-        ({"model_type": "llama"}, ONE_H100, "generic"),
-        ({"model_type": "gpt_oss"}, CPU_ONLY, "cpu"),
+        ({"model_type": "gpt_oss"}, (H100,), "gpt-oss-120b"),
+        ({"model_type": "gemma4", "text_config": {"max_position_embeddings": 262_144}}, (H100,), "gemma-4-31b"),
+        ({"model_type": "qwen3_moe"}, (H100,), "qwen3"),
+        ({"model_type": "llama"}, (H100,), "generic"),
+        ({"model_type": "gpt_oss"}, (), "cpu"),
     ],
 )
-def test_auto_chooses_by_model_and_machine(tmp_path: Path, config: dict[str, object], machine: Machine, name: str) -> None:
-    assert plan(folder(tmp_path, **config), machine).preset == name
+def test_auto_chooses_by_model_and_gpus(tmp_path: Path, config: dict[str, object], gpus: tuple[Gpu, ...], name: str) -> None:
+    assert plan(folder(tmp_path, **config), gpus).preset == name
 
 
 def test_the_context_never_exceeds_the_model(tmp_path: Path) -> None:
@@ -111,7 +109,7 @@ def test_no_step_of_gpt_oss_is_longer_than_its_longest_graph(model: Path, slots:
 
 def test_an_8_bit_cache_is_used_on_gpus_that_read_it_natively(model: Path) -> None:
     assert values(plan(model))["--kv-cache-dtype"] == "fp8_e4m3"
-    assert "--kv-cache-dtype" not in values(plan(model, Machine((L4,), 4)))
+    assert "--kv-cache-dtype" not in values(plan(model, (L4,)))
 
 
 def test_the_users_options_win(model: Path) -> None:
@@ -127,7 +125,7 @@ def test_the_users_options_win(model: Path) -> None:
 
 @pytest.mark.parametrize(("gpus", "copies", "expected"), [(1, 1, "1"), (4, 1, "4"), (4, 2, "2"), (3, 1, "2"), (8, 1, "8")])
 def test_one_copy_of_the_model_spreads_over_its_gpus(model: Path, gpus: int, copies: int, expected: str) -> None:
-    planned = plan(model, Machine((H100,) * gpus, 16), data_parallel=copies)
+    planned = plan(model, (H100,) * gpus, data_parallel=copies)
     assert values(planned)["--tensor-parallel-size"] == expected
 
 
@@ -241,11 +239,11 @@ def test_hidden_gpus_are_not_detected(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PATH", str(tmp_path))
     for setting, expected in (("", ()), ("1", (L4,)), ("1,0", (L4, H100)), ("0,9,1", (H100,)), ("-1", ())):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", setting)
-        assert detect_machine().gpus == expected
+        assert detect_gpus() == expected
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert detect_machine().gpus == (H100, L4)
+    assert detect_gpus() == (H100, L4)
 
 
 def test_a_machine_without_nvidia_smi_has_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert detect_machine().gpus == ()
+    assert detect_gpus() == ()

@@ -24,7 +24,7 @@ from aimo_solver.server.process import ServerCommand
 from aimo_solver.server.supervisor import Supervisor
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation
 from aimo_solver.solve import session
-from tests.conftest import MODEL, ONE_H100
+from tests.conftest import H100, MODEL
 from tests.processes import pid_runs
 
 
@@ -52,15 +52,15 @@ def test_the_compile_cache_is_compared_with_the_versions_of_the_wheels(wheels: I
     (root / "vllm" / "compiled").write_text("graph")
     archive = tmp_path / "x.aimocache"
     config = Config(server=ServerConfig(compile_cache=str(archive)))
-    pack_cache(make_stamp(plan_launch(MODEL, config, wheels if fits else NOTHING_TO_INSTALL, machine=ONE_H100), root), archive)
+    pack_cache(make_stamp(plan_launch(MODEL, config, wheels if fits else NOTHING_TO_INSTALL, gpus=(H100,)), root), archive)
     shutil.rmtree(root)
-    plan = add_shipped_cache(plan_launch(MODEL, config, wheels, machine=ONE_H100))
+    plan = add_shipped_cache(plan_launch(MODEL, config, wheels, gpus=(H100,)))
     assert [command.env.get("VLLM_CACHE_ROOT") for command in plan.commands] == [str(root / "vllm") if fits else None] * 3
     assert (root / "vllm" / "compiled").exists() is fits
 
 
 def test_the_command_has_only_flags_of_the_vllm_in_the_wheels(wheels: Installation) -> None:
-    args = plan_launch(MODEL, Config(), wheels, machine=ONE_H100).command.args
+    args = plan_launch(MODEL, Config(), wheels, gpus=(H100,)).command.args
     assert args[0] == str(wheels.python) != sys.executable
     flags = {arg for arg in args if arg.startswith("--")}
     assert flags == {"--model", "--served-model-name", "--host", "--port", "--max-model-len", "--seed"}
@@ -106,7 +106,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> EventLog:
     async def warm(*arguments: object, **options: object) -> None: ...
 
     monkeypatch.setattr(launch, "ServerCommand", run_program)
-    monkeypatch.setattr(launch, "detect_machine", lambda: ONE_H100)
+    monkeypatch.setattr(launch, "detect_gpus", lambda: (H100,))
     monkeypatch.setattr(session, "warm_up", warm)
     return EventLog()
 

@@ -79,8 +79,8 @@ def with_cache(plan: LaunchPlan, root: Path) -> LaunchPlan:
 
 
 def make_stamp(plan: LaunchPlan, root: Path) -> Stamp:
-    """Returns the stamp of a cache that the plan's vLLM makes in `root` on the plan's machine."""
-    gpus, path = plan.machine.gpus, plan.wheels.path
+    """Returns the stamp of a cache that the plan's vLLM makes in `root` on the plan's GPUs."""
+    gpus, path = plan.gpus, plan.wheels.path
     return Stamp(
         gpu=f"{len(gpus)} x {gpus[0].name}" if gpus else "none",
         cuda=cuda_version(path),

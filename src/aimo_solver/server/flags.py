@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from aimo_solver.options import ServerConfig
-from aimo_solver.server.machine import Machine
+from aimo_solver.server.machine import Gpu
 
 _HOPPER = (9, 0)
 _LONGEST_STEP = 1_024  # tokens of one step of gpt-oss; a long prompt takes several
@@ -45,7 +45,7 @@ class PresetInput:
 
     server: ServerConfig
     slots: int
-    machine: Machine
+    gpus: Sequence[Gpu]
     context_tokens: int
 
 
@@ -101,7 +101,7 @@ def _gpu(given: PresetInput, *, memory_share: float, fp8_cache: bool) -> _Settin
     ]
     if given.server.speculative == "none":
         flags.append(Flag("--async-scheduling", None, "schedules the next step while this one runs"))
-    if fp8_cache and given.machine.gpus and min(gpu.capability for gpu in given.machine.gpus) >= _HOPPER:
+    if fp8_cache and given.gpus and min(gpu.capability for gpu in given.gpus) >= _HOPPER:
         flags.append(Flag("--kv-cache-dtype", "fp8_e4m3", "twice the context in the same memory; native on Hopper"))
     variables = (
         Variable("VLLM_USE_FLASHINFER_SAMPLER", "0", "building FlashInfer's sampler took 126 s on an H200 and brought no speed"),
@@ -178,7 +178,7 @@ def _tensor_parallel(given: PresetInput) -> int:
     if given.server.tensor_parallel is not None:
         return given.server.tensor_parallel
     # One copy over all GPUs: several copies would split the prefix cache, which every turn of an attempt relies on.
-    share = max(1, len(given.machine.gpus) // given.server.data_parallel)
+    share = max(1, len(given.gpus) // given.server.data_parallel)
     return 1 << (share.bit_length() - 1)
 
 

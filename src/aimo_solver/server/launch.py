@@ -17,7 +17,7 @@ from aimo_solver.config import Config
 from aimo_solver.errors import ModelError
 from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.flags import COMMON_VARIABLES, PRESETS, Flag, PresetInput, Variable, common_flags, user_flags
-from aimo_solver.server.machine import Machine, detect_machine, installed_flags
+from aimo_solver.server.machine import Gpu, detect_gpus, installed_flags
 from aimo_solver.server.process import ServerCommand, free_port
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation
 
@@ -44,7 +44,7 @@ class LaunchPlan:
 
     model: Path
     config: Config
-    machine: Machine
+    gpus: tuple[Gpu, ...]
     preset: str
     flags: tuple[Flag, ...]
     variables: tuple[Variable, ...]
@@ -134,13 +134,13 @@ def plan_launch(
     wheels: Installation = NOTHING_TO_INSTALL,
     *,
     slots: int | None = None,
-    machine: Machine | None = None,
+    gpus: tuple[Gpu, ...] | None = None,
 ) -> LaunchPlan:
     """Plans the start of a server with the preset that `server.preset` names or that fits, and the user's options on top.
 
     Args:
         slots: requests that run side by side, `solver.streams` by default.
-        machine: this one by default.
+        gpus: those of this machine by default.
 
     Raises:
         ModelError: the folder has no readable config.json.
@@ -148,19 +148,19 @@ def plan_launch(
     hf_config = _read_hf_config(model)
     text = hf_config.get("text_config", hf_config)
     longest = int(text.get("max_position_embeddings") or _LONGEST_CONTEXT)
-    machine = machine or detect_machine()
-    preset = config.server.preset if config.server.preset != "auto" else _fitting_preset(hf_config, machine)
+    gpus = detect_gpus() if gpus is None else gpus
+    preset = config.server.preset if config.server.preset != "auto" else _fitting_preset(hf_config, on_gpu=bool(gpus))
     given = PresetInput(
         server=config.server,
         slots=slots or config.solver.streams,
-        machine=machine,
+        gpus=gpus,
         context_tokens=config.server.context_tokens or min(longest, _LONGEST_CONTEXT),
     )
     flags, variables = PRESETS[preset](given)
     return LaunchPlan(
         model=model,
         config=config,
-        machine=machine,
+        gpus=gpus,
         preset=preset,
         flags=_merge_flags(common_flags(given), flags, user_flags(given)),
         variables=(*COMMON_VARIABLES, *variables),
@@ -195,8 +195,8 @@ def _read_hf_config(model: Path) -> Mapping[str, Any]:
     return hf_config
 
 
-def _fitting_preset(hf_config: Mapping[str, Any], machine: Machine) -> str:
-    if not machine.gpus:
+def _fitting_preset(hf_config: Mapping[str, Any], *, on_gpu: bool) -> str:
+    if not on_gpu:
         return "cpu"
     kind = str(hf_config.get("model_type", ""))
     for prefix, name in (("gpt_oss", "gpt-oss-120b"), ("gemma", "gemma-4-31b"), ("qwen", "qwen3")):

@@ -29,26 +29,17 @@ class Gpu:
     driver: str
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """The GPUs and the number of CPU cores that this process may use."""
-
-    gpus: tuple[Gpu, ...]
-    cpus: int
-
-
-def detect_machine() -> Machine:
-    """Returns what `nvidia-smi` reports; no GPUs if it is missing or fails.
+def detect_gpus() -> tuple[Gpu, ...]:
+    """Returns the GPUs that `nvidia-smi` reports; none if it is missing or fails.
 
     CUDA_VISIBLE_DEVICES is respected as far as it hides GPUs by index or hides them all.
     """
-    cpus = len(os.sched_getaffinity(0))
     query = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap,driver_version", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return Machine((), cpus)
-    return Machine(_visible(parse_gpus(answer), os.environ.get("CUDA_VISIBLE_DEVICES")), cpus)
+        return ()
+    return _visible(parse_gpus(answer), os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 def parse_gpus(answer: str) -> tuple[Gpu, ...]:

@@ -100,7 +100,7 @@ async def local_session(
         boot.close_later("server", supervisor.stop)
         await boot.stage("server", supervisor.start())
         overtaken.set()
-        if plan.machine.gpus:  # a CPU has nothing left to compile
+        if plan.gpus:  # a CPU has nothing left to compile
             requests = warm_up(engine, slots=plan.slots, vocabulary=plan.vocabulary)
             await boot.optional_stage("first requests", requests, None, limit_s=_WARM_UP_S)
         await asyncio.wait({kernels, reading}, timeout=STRAGGLERS_S)

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from aimo_solver.log.environment import describe_environment
-from aimo_solver.server.machine import detect_machine
+from aimo_solver.server.machine import detect_gpus
 
 Value = str | int | float | None
 
@@ -39,8 +39,7 @@ class BenchResult:
     def as_dict(self) -> dict[str, Any]:
         """Returns plain values, with the machine, the versions and the command."""
         gpus = [
-            {"name": gpu.name, "memory_gib": round(gpu.memory_bytes / 2**30, 1), "driver": gpu.driver}
-            for gpu in detect_machine().gpus
+            {"name": gpu.name, "memory_gib": round(gpu.memory_bytes / 2**30, 1), "driver": gpu.driver} for gpu in detect_gpus()
         ]
         return {
             "bench": self.name,
