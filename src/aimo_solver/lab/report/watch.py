@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -29,7 +30,7 @@ _ACTIVITY_STYLES = {"thinking": "cyan", "Python": "yellow", "ending": "dim"}
 
 
 @dataclass(frozen=True, slots=True)
-class AttemptNow:
+class LiveAttempt:
     """An attempt at an open problem. `activity` is "thinking", "Python", "ending", or "" if it has ended."""
 
     attempt: Attempt
@@ -37,11 +38,11 @@ class AttemptNow:
 
 
 @dataclass(frozen=True, slots=True)
-class ProblemNow:
+class LiveProblem:
     """An open problem; `ballot` is None before the first vote."""
 
     record: ProblemRecord
-    attempts: tuple[AttemptNow, ...]
+    attempts: tuple[LiveAttempt, ...]
     ballot: VoteRecord | None
 
 
@@ -61,7 +62,7 @@ class Snapshot:
     t: float
     tokens: int
     tokens_per_s: float | None
-    open: tuple[ProblemNow, ...]
+    open: tuple[LiveProblem, ...]
 
 
 class Follower:
@@ -81,11 +82,20 @@ class Follower:
         running = is_running(self._directory)  # asked first: a run that ends in between has written its last lines
         run = read_run(self._directory)
         now = self._clock()
-        unsolved = tuple(_problem_now(run, problem) for problem in run.problems if problem.result is None)
+        unsolved = tuple(_live_problem(run, problem) for problem in run.problems if problem.result is None)
         tokens = sum(result.tokens for result in run.results)
         tokens += sum(attempt.attempt.tokens for problem in unsolved for attempt in problem.attempts)
         t = _seconds(run, now) if running else run.last_t
         return Snapshot(run, running, t, tokens, self._rate(now, tokens), unsolved)
+
+    def follow(self, interval_s: float) -> Iterator[Snapshot]:
+        """Takes snapshots until the run has ended."""
+        while True:
+            snapshot = self.snapshot()
+            yield snapshot
+            if not snapshot.running:
+                return
+            time.sleep(interval_s)
 
     def _rate(self, now: float, tokens: int) -> float | None:
         self._seen.append((now, tokens))
@@ -101,25 +111,19 @@ def watch(directory: Path, console: Console, *, interval_s: float = _INTERVAL_S)
     Raises:
         RunDirectoryError: there is no run.
     """
-    follower = Follower(directory)
-    snapshot = follower.snapshot()
+    snapshots = Follower(directory).follow(interval_s)
+    first = next(snapshots)
     if console.is_terminal:
-        with Live(render_snapshot(snapshot), console=console, auto_refresh=False, vertical_overflow="crop") as live:
-            while snapshot.running:
-                time.sleep(interval_s)
-                snapshot = follower.snapshot()
+        with Live(render_snapshot(first), console=console, auto_refresh=False, vertical_overflow="crop") as live:
+            for snapshot in snapshots:
                 live.update(render_snapshot(snapshot), refresh=True)
         return
     printed = 0
-    while True:
+    for snapshot in chain([first], snapshots):
         results = _results(snapshot.run)
         for result in results[printed:]:
             console.print(result_line(result), soft_wrap=True)
         printed = len(results)
-        if not snapshot.running:
-            break
-        time.sleep(interval_s)
-        snapshot = follower.snapshot()
     console.print(_head(snapshot), soft_wrap=True)
 
 
@@ -147,16 +151,16 @@ def result_line(result: ProblemResult, position: str = "") -> Text:
     return Text.assemble((name, style), f"{result.answer:>6}", (truth, "red"), (detail, "dim"))
 
 
-def _problem_now(run: RunRecord, problem: ProblemRecord) -> ProblemNow:
+def _live_problem(run: RunRecord, problem: ProblemRecord) -> LiveProblem:
     records = {attempt.index: attempt for attempt in run.attempts if attempt.problem_id == problem.problem_id}
-    attempts = [AttemptNow(attempt, "") for attempt in records.values()]
+    attempts = [LiveAttempt(attempt, "") for attempt in records.values()]
     for index in run.trajectory_indices(problem.problem_id):
         trajectory = None if index in records else run.read_trajectory(problem.problem_id, index)
         if trajectory is not None:
-            attempts.append(AttemptNow(unfinished_attempt(trajectory, problem), _activity(trajectory)))
+            attempts.append(LiveAttempt(unfinished_attempt(trajectory, problem), _activity(trajectory)))
     ballots = [vote for vote in run.votes if vote.problem_id == problem.problem_id]
-    attempts.sort(key=lambda now: now.attempt.index)
-    return ProblemNow(problem, tuple(attempts), ballots[-1] if ballots else None)
+    attempts.sort(key=lambda live: live.attempt.index)
+    return LiveProblem(problem, tuple(attempts), ballots[-1] if ballots else None)
 
 
 def _activity(trajectory: TrajectoryRecord) -> str:
@@ -172,7 +176,7 @@ def _seconds(run: RunRecord, now: float) -> float:
 
 
 def _results(run: RunRecord) -> list[ProblemResult]:
-    """By end."""
+    """Results in the order in which the problems ended."""
     problems = sorted(run.problems, key=lambda problem: problem.ended or 0.0)
     return [problem.result for problem in problems if problem.result is not None]
 
@@ -192,7 +196,7 @@ def _head(snapshot: Snapshot) -> Text:
     return head
 
 
-def _problem(problem: ProblemNow, t: float) -> RenderableType:
+def _problem(problem: LiveProblem, t: float) -> RenderableType:
     record = problem.record
     given = "" if record.allotted_s is None else f" of {duration(record.allotted_s)}"
     head = Text.assemble((record.problem_id, "bold"), f"  {duration(max(0.0, t - record.t))}{given}")
@@ -202,12 +206,12 @@ def _problem(problem: ProblemNow, t: float) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for name in ("#", "", "answer", "turns", "calls", "failed", "tokens", "time"):
         table.add_column(name, justify="left" if name == "" else "right")
-    for now in problem.attempts:
-        attempt = now.attempt
-        activity = Text(now.activity or str(attempt.finish_reason).replace("_", " "), _ACTIVITY_STYLES.get(now.activity, "dim"))
+    for live in problem.attempts:
+        attempt = live.attempt
+        activity = Text(live.activity or str(attempt.finish_reason).replace("_", " "), _ACTIVITY_STYLES.get(live.activity, "dim"))
         answer = "" if attempt.answer is None else str(attempt.answer)
         counts = (attempt.turns, attempt.tool_calls, attempt.tool_errors)
-        seconds = max(0.0, t - record.t - attempt.started_s) if now.activity else attempt.seconds
+        seconds = max(0.0, t - record.t - attempt.started_s) if live.activity else attempt.seconds
         table.add_row(str(attempt.index), activity, answer, *map(str, counts), short_number(attempt.tokens), duration(seconds))
     return Group(head, table)
 
