@@ -28,13 +28,7 @@ _MORE, _LONG, _COMMAND = 1, 2, 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """A kernel's reply to a call.
-
-    Attributes:
-        value: the last expression's value as a notebook shows it; None if there was none.
-        error_name: class of the exception that ended the call; None if it succeeded.
-        traceback: trimmed; the last line is ``ErrorName: message``.
-    """
+    """A kernel's reply to a call; the attributes are those of `session.ExecutionResult`."""
 
     value: str | None = None
     error_name: str | None = None

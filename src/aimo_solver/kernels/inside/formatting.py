@@ -26,7 +26,6 @@ _SHOWN_BITS = 400_000  # of longer integers only the ends are shown: converting 
 _EDGE_DIGITS = 50
 
 _CELL = re.compile(r"<cell \d+>")
-_COLOUR = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 _LIBRARY = re.compile(r".*/(?:site-packages|dist-packages|python3\.\d+)/")
 _OWN = str(Path(__file__).parent)
 
@@ -37,8 +36,8 @@ def cell_name(number: int) -> str:
 
 
 def clean(text: str, limit: int = _TEXT_CHARS) -> str:
-    """Removes colours and lone surrogates, and cuts the middle out beyond `limit` characters."""
-    return _COLOUR.sub("", cut_middle(text, limit)).encode("utf-8", "backslashreplace").decode()
+    """Cuts the middle out beyond `limit` characters, and escapes lone surrogates."""
+    return cut_middle(text, limit).encode("utf-8", "backslashreplace").decode()
 
 
 def format_value(value: object) -> str:
