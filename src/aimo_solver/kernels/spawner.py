@@ -13,8 +13,10 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 from jupyter_client.connect import write_connection_file
@@ -152,19 +154,8 @@ class Spawner:
             raise KernelStartError(f"all {UIDS_PER_POOL} user ids are in use by kernels that have not ended")
         with ExitStack() as undo:
             directory = self.directory / f"k{next(self._numbers)}"
-            try:
-                directory.mkdir(mode=0o700)
-                undo.callback(shutil.rmtree, directory, ignore_errors=True)
-                _, connection = write_connection_file(
-                    str(directory / "connection.json"),
-                    transport="ipc",
-                    ip=str(directory / "s"),
-                    key=os.urandom(16).hex().encode(),
-                )
-            except OSError as error:
-                self._broken |= isinstance(error, FileNotFoundError)  # the pool's directory was removed
-                self._without_room = error.errno in _NO_ROOM
-                raise
+            undo.callback(shutil.rmtree, directory, ignore_errors=True)
+            connection = self._make_kernel_directory(directory)
             control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(control.close)
             with theirs:
@@ -184,6 +175,18 @@ class Spawner:
             undo.pop_all()
         self._track(process, self._slots.popleft())
         return process
+
+    def _make_kernel_directory(self, directory: Path) -> Mapping[str, Any]:
+        """Creates a kernel's directory with its connection file; returns the content of the file."""
+        try:
+            directory.mkdir(mode=0o700)
+            file, key = str(directory / "connection.json"), os.urandom(16).hex().encode()
+            connection: Mapping[str, Any] = write_connection_file(file, ip=str(directory / "s"), key=key, transport="ipc")[1]
+        except OSError as error:
+            self._broken |= isinstance(error, FileNotFoundError)  # the pool's directory was removed
+            self._without_room = error.errno in _NO_ROOM
+            raise
+        return connection
 
     def _track(self, process: KernelProcess, slot: int) -> None:
         def release_slot(_: object) -> None:

@@ -26,6 +26,7 @@ import warnings
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from aimo_solver.kernels.inside import ipython, linux, usage
 from aimo_solver.kernels.inside.isolation import Sandbox, enter_namespaces, needs_to_read_all, send_message
@@ -60,13 +61,18 @@ def main() -> None:
         _serve(requests, solver, spec, monitors)
     finally:
         requests.close()
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        with suppress(ChildProcessError):
-            while True:
-                _kill_orphans(spec, monitors)
-                if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                    time.sleep(0.01)
-        os.execvp("rm", ["rm", "-rf", "--", spec.directory])  # removes trees of any depth
+        _end(spec, monitors)
+
+
+def _end(spec: ForkserverSpec, monitors: set[int]) -> NoReturn:
+    """Waits for all monitors and removes the pool's directory."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    with suppress(ChildProcessError):
+        while True:
+            _kill_orphans(spec, monitors)
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                time.sleep(0.01)
+    os.execvp("rm", ["rm", "-rf", "--", spec.directory])  # removes trees of any depth
 
 
 def _open_pidfd(pid: int) -> int | None:

@@ -94,6 +94,15 @@ class _Monitor:
 
     def run(self) -> None:
         """Returns when nothing is left of the kernel."""
+        end = self._wait_for_end()
+        self._kill_all()
+        _wipe_shared_memory(self._sandbox)  # visible to other kernels
+        send_message(self._control, reason=end.reason, detail=end.detail)  # a call waits for it, so private files go afterwards
+        with suppress(OSError):
+            open_directory(self._sandbox)
+            _remove(list(self._sandbox.directory.iterdir()))
+
+    def _wait_for_end(self) -> _End:
         wake, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
@@ -118,12 +127,7 @@ class _Monitor:
             if end is None and time.monotonic() - checked > _TICK_S:
                 end = self._check_usage()
                 checked = time.monotonic()
-        self._kill_all()
-        _wipe_shared_memory(self._sandbox)  # visible to other kernels
-        send_message(self._control, reason=end.reason, detail=end.detail)  # a call waits for it, so private files go afterwards
-        with suppress(OSError):
-            open_directory(self._sandbox)
-            _remove(list(self._sandbox.directory.iterdir()))
+        return end
 
     def _report_start(self, started: int) -> None:
         message = os.read(started, 4_096)
