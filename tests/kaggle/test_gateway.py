@@ -26,7 +26,7 @@ from aimo_solver.errors import BootError, LocalGatewayError, PathNotFoundError
 from aimo_solver.kaggle.gateway import PendingAnswer, make_predict, make_server
 from aimo_solver.kaggle.local_gateway import LocalInferenceServer
 from tests.conftest import ROOT
-from tests.lonely import possible
+from tests.without_network import can_cut_network
 
 TESTS = ROOT / "tests"
 
@@ -441,7 +441,7 @@ sys.exit(code)
 """
 
 
-@pytest.mark.skipif(not possible(), reason="no network namespaces here")
+@pytest.mark.skipif(not can_cut_network(), reason="no network namespaces here")
 def test_a_rerun_over_grpc_between_two_processes(tmp_path: Path) -> None:
     """The message numbers, ports and checks of Kaggle's package; an empty, a repeated, a huge and a fatal problem."""
     rows = [
@@ -453,7 +453,7 @@ def test_a_rerun_over_grpc_between_two_processes(tmp_path: Path) -> None:
         ("ee0005", "exit"),
     ]
     pl.DataFrame(rows, schema=["id", "problem"], orient="row").write_csv(tmp_path / "test.csv")
-    command = [sys.executable, str(TESTS / "lonely.py"), sys.executable, "-c", RERUN, SERVER, str(STAND_IN)]
+    command = [sys.executable, str(TESTS / "without_network.py"), sys.executable, "-c", RERUN, SERVER, str(STAND_IN)]
     environment = {
         **os.environ,
         "KAGGLE_IS_COMPETITION_RERUN": "1",

@@ -23,7 +23,7 @@ import psutil
 import pytest
 
 from tests.conftest import ROOT
-from tests.lonely import possible
+from tests.without_network import can_cut_network
 
 TESTS = ROOT / "tests"
 MODEL = ROOT / "data" / "pocket-model"
@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.vllm,
     pytest.mark.kernels,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(not possible(), reason="no network namespaces here"),
+    pytest.mark.skipif(not can_cut_network(), reason="no network namespaces here"),
 ]
 
 
@@ -56,7 +56,7 @@ class Place:
 
     @contextmanager
     def running(self, mode: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-        isolated = str(TESTS / "lonely.py"), sys.executable, str(TESTS / "notebook_run.py")
+        isolated = str(TESTS / "without_network.py"), sys.executable, str(TESTS / "notebook_run.py")
         command = [sys.executable, *isolated, mode, str(self.folder), *arguments]
         with (self.folder / "runner.log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
             try:

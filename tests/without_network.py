@@ -1,4 +1,4 @@
-"""`python lonely.py COMMAND...` runs a command in a network namespace with nothing but a loopback interface."""
+"""`python without_network.py COMMAND...` runs a command in a network namespace with nothing but a loopback interface."""
 
 import ctypes
 import fcntl
@@ -12,7 +12,7 @@ _NEW_USER, _NEW_NET = 0x10000000, 0x40000000
 _SET_FLAGS, _UP = 0x8914, 0x1
 
 
-def possible() -> bool:
+def can_cut_network() -> bool:
     """Returns whether network namespaces can be created here."""
     return subprocess.run([sys.executable, __file__, "true"], capture_output=True, check=False).returncode == 0
 
