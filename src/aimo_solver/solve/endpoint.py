@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from aimo_solver.chat.families import load_chat_format
 from aimo_solver.config import Config, check_context
 from aimo_solver.errors import ConfigError, EndpointError
 from aimo_solver.log.writer import RunLog
@@ -16,7 +17,7 @@ from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.completions import ServedModel
 from aimo_solver.server.launch import check_model
 from aimo_solver.solve.attempt import Resources
-from aimo_solver.solve.session import STRAGGLERS_S, Boot, Session, choose_chat_format
+from aimo_solver.solve.session import STRAGGLERS_S, Boot, Session
 from aimo_solver.solve.solver import Observer, Solver
 
 _UNKNOWN_CONTEXT = 32_768  # tokens, for an endpoint that does not report its context
@@ -50,7 +51,7 @@ async def endpoint_session(
         raise ConfigError("sampling.seed", "belongs to the server; start the endpoint with --seed instead")
     served = await find_served_model(endpoint)
     check_model(model)
-    chat = choose_chat_format(model, config)
+    chat = load_chat_format(model, config.prompt.family, reasoning_effort=config.prompt.reasoning_effort)
     context = served.context_tokens or _UNKNOWN_CONTEXT
     check_context(config, context)
     async with AsyncExitStack() as stack:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aimo_solver.chat.families import load_chat_format
-from aimo_solver.chat.turns import ChatFormat
 from aimo_solver.config import Config, check_context
 from aimo_solver.kernels.pool import KernelPool
 from aimo_solver.log.writer import RunLog
@@ -86,7 +85,8 @@ async def local_session(
         reading = boot.in_background("weights", _read_weights(model, log, overtaken))
         stack.callback(overtaken.set)
         await boot.stage("wheels", asyncio.to_thread(wheels.wait, _WHEELS_S))
-        chat = await asyncio.to_thread(choose_chat_format, model, config)
+        prompt = config.prompt
+        chat = await asyncio.to_thread(load_chat_format, model, prompt.family, reasoning_effort=prompt.reasoning_effort)
         plan = await asyncio.to_thread(plan_launch, model, config, wheels)
         check_context(config, plan.context_tokens)
         for flag in plan.dropped:
@@ -180,8 +180,3 @@ class Boot:
                 self._log.event("teardown_failed", part=part, error=f"{type(error).__name__}: {error}")
 
         self._stack.push_async_callback(close_part)
-
-
-def choose_chat_format(model: Path, config: Config) -> ChatFormat:
-    """Returns the chat format of the model, or the one that `prompt.family` names."""
-    return load_chat_format(model, config.prompt.family, reasoning_effort=config.prompt.reasoning_effort)
