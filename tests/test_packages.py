@@ -17,6 +17,7 @@ SOURCES = ROOT / "src" / "aimo_solver"
 MODULES = sorted(
     ".".join(path.relative_to(SOURCES).with_suffix("").parts) for path in SOURCES.rglob("*.py") if path.stem[:2] != "__"
 )
+ENTRY_POINTS = {"main"}  # may be defined several times: each is run as a program, none is imported by another module
 PACKAGES = sorted({builder.package_of(module, SOURCES) for module in MODULES} - {""})
 
 
@@ -69,7 +70,6 @@ def test_other_packages_import_only_public_modules(package: str) -> None:
 
 def test_packages_form_layers() -> None:
     layers = {package: may_import(package) - {"", package} for package in PACKAGES}
-    layers["kernels.inside"].discard("kernels")  # its module `limits` is shared by both sides of a kernel
     assert list(TopologicalSorter(layers).static_order())
 
 
@@ -89,10 +89,6 @@ def test_only_the_command_line_imports_the_lab() -> None:
             assert not {name for name in may_import(package) if name.startswith(("lab", "cli"))}, package
 
 
-SEVERAL = {"main"}
-"""Names that may be defined in several modules: `main` is the entry point of a process of its own, started by its path."""
-
-
 def test_public_classes_and_functions_have_unique_names() -> None:
     found: dict[str, list[str]] = defaultdict(list)
     for module in MODULES:
@@ -100,4 +96,4 @@ def test_public_classes_and_functions_have_unique_names() -> None:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and not node.name.startswith("_"):
                 found[node.name].append(module)
-    assert {name: modules for name, modules in found.items() if len(modules) > 1 and name not in SEVERAL} == {}
+    assert {name: modules for name, modules in found.items() if len(modules) > 1 and name not in ENTRY_POINTS} == {}
