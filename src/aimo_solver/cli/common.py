@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 
 from aimo_solver.config import Config, load_config
 from aimo_solver.errors import AimoError, ServerStartError, UserError
@@ -43,6 +45,14 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(1) from None
 
     return run
+
+
+@contextmanager
+def progress_bar(name: str, *, hidden: bool) -> Iterator[Callable[[float], None]]:
+    """Shows a progress bar; yields a function that takes the share done, 0 to 1."""
+    with Progress(console=console, transient=True, disable=hidden) as progress:
+        task = progress.add_task(name, total=1.0)
+        yield lambda share: progress.update(task, completed=share)
 
 
 def read_config(model: Path, *layers: Path | Mapping[str, Any] | None, settings: Sequence[str] | None) -> Config:

@@ -75,7 +75,7 @@ def evaluate_command(
     chosen = [part.strip() for part in (ids or "").split(",") if part.strip()]
     problems = read_problems(csv, ids=chosen, limit=limit)
     if endpoint is None and (served_model or api_key):
-        raise ConfigError("--served-model", "and --api-key need --endpoint")
+        raise ConfigError("--served-model" if served_model else "--api-key", "needs --endpoint")
     remote = Endpoint(endpoint, served_model, api_key) if endpoint else None
     folder = model or (EMBEDDED_MODEL if remote is None else find_endpoint_folder(remote))
     check_model(folder)
@@ -88,19 +88,16 @@ def evaluate_command(
     out = out or Path("runs") / f"{csv.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     if overwrite and not resume:
         _delete_run(out)
-    if earlier is not None:
-        done = {result.problem_id for result in earlier.results}
-        _check_time(earlier, config, sum(problem.id not in done for problem in problems))
-        log = resume_run(out, config=config)
-    else:
+    if earlier is None:
         log = RunLog.create(out, config=config, environment=describe_environment(), started=started)
+    else:
+        log = _resume(out, earlier, config, problems)
     todo = [problem for problem in problems if problem.id not in log.finished]
     with log:
         if todo:
             asyncio.run(_solve(todo, config, log, folder, remote, started))
         summary = log.finish({"problems_in_parallel": config.solver.parallel})
-    results = [log.finished[problem.id] for problem in problems]
-    console.print(result_table(results))
+    console.print(result_table([log.finished[problem.id] for problem in problems]))
     score = "" if summary["right"] is None else f"{summary['right']} of {summary['problems']} right ({summary['accuracy']:.1%}), "
     speed = f"{summary['seconds']:.0f} s, {summary['tokens']} tokens, {summary['tokens_per_s']:.0f} tokens/s"
     console.print(f"{score}{speed}; written to {out}", soft_wrap=True)
@@ -148,11 +145,14 @@ async def _solve(
             await evaluate(solve, problems, config.budget, clock, parallel=parallel, lost=lambda: session.lost)
 
 
-def _check_time(earlier: RunRecord, config: Config, todo: int) -> None:
+def _resume(directory: Path, earlier: RunRecord, config: Config, problems: Sequence[Problem]) -> RunLog:
+    done = {result.problem_id for result in earlier.results}
+    todo = sum(problem.id not in done for problem in problems)
     clock = RunClock.begin(config.budget, lambda: earlier.last_t, 0.0)
     if todo and clock.left_s <= 0:
         used = f"the run has used {earlier.last_t:.0f} of its {clock.end:.0f} s, and {todo} problems are open"
         raise ConfigError("--time-limit", f"{used}; give a longer limit, counted from the start of the first run")
+    return resume_run(directory, config=config)
 
 
 def _delete_run(directory: Path) -> None:

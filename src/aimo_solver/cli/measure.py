@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import Progress
 from rich.table import Table
 
-from aimo_solver.cli.common import EMBEDDED_MODEL, ConfigFile, ModelFolder, Settings, console, guarded, read_config
+from aimo_solver.cli.common import EMBEDDED_MODEL, ConfigFile, ModelFolder, Settings, console, guarded, progress_bar, read_config
 from aimo_solver.config import load_config
 from aimo_solver.errors import ConfigError
 from aimo_solver.lab import scoreboard
@@ -62,16 +61,11 @@ def replay_command(
     if simulate_:
         groups = select_playable(groups)
         plays = {name: parse_configuration(name, config) for name in policy or _PLAYS}
-        with Progress(console=console, transient=True, disable=as_json) as progress:
-            task = progress.add_task("competitions", total=1.0)
-
-            def show(share: float) -> None:
-                progress.update(task, completed=share)
-
-            played = simulate(groups, plays, competitions=competitions, problems=problems, progress=show)
+        with progress_bar("competitions", hidden=as_json) as progress:
+            played = simulate(groups, plays, competitions=competitions, problems=problems, progress=progress)
             if plots is not None:
                 limits = [3_600.0 * hours for hours in _SWEEP_HOURS]
-                points = sweep(groups, plays, limits, competitions=min(competitions, 1_000), progress=show)
+                points = sweep(groups, plays, limits, competitions=min(competitions, 1_000), progress=progress)
                 policy_plots.save_sweep_chart(plots, points)
         values = scoreboard.simulation_values(played)
         tables: tuple[Table, ...] = (scoreboard.simulation_table(played),)
@@ -177,10 +171,8 @@ def bench_parse_command(
         if unknown := set(family or ()) - known.keys():
             raise ConfigError("--family", f"unknown {', '.join(sorted(unknown))}; known: {', '.join(known)}")
         chosen = [reader for reader in chosen if not family or reader.family in family]
-        with Progress(console=console, transient=True, disable=as_json) as progress:
-            task = progress.add_task("readers", total=1.0)
-            show = lambda share: progress.update(task, completed=share)  # noqa: E731
-            result = bench_parse(chosen, sorted(_counts(sizes, "--sizes")), every=every, progress=show)
+        with progress_bar("readers", hidden=as_json) as progress:
+            result = bench_parse(chosen, sorted(_counts(sizes, "--sizes")), every=every, progress=progress)
     _show(result, as_json)
 
 
