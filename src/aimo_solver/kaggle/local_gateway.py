@@ -9,7 +9,6 @@ Kaggle's gateway wait for hours (SystemExit and the like) ends the run with an e
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -92,39 +91,30 @@ def _ask(worker: ThreadPoolExecutor, predict: Callable[..., Any], rows: pl.DataF
 
 def _check(result: Any, place: str) -> None:
     """Makes the checks of the transport and of the gateway on one result."""
-    if isinstance(result, int) and not -(2**63) <= result < 2**63:
+    name, table = type(result).__name__, _table(result)
+    if table is not None:
+        for column, dtype in table.schema.items():
+            if dtype in (pl.Enum, pl.Object, pl.Unknown, pl.Int128):
+                raise LocalGatewayError("SERVER_RAISED_EXCEPTION", f"{place}: column {column} of type {dtype} cannot be sent")
+        if len(table) != 1:
+            raise LocalGatewayError("INVALID_SUBMISSION", f"{place}: predict returned {len(table)} rows for one problem")
+    elif isinstance(result, int) and not -(2**63) <= result < 2**63:
         raise LocalGatewayError("SERVER_RAISED_EXCEPTION", f"{place}: {result} does not fit in 64 bits")
-    frame, series = _tables()
-    if isinstance(result, (*frame, *series)):
-        if isinstance(result, (pl.DataFrame, pl.Series)):
-            _check_columns(result.to_frame() if isinstance(result, pl.Series) else result, place)
-        count = len(result)  # type: ignore[arg-type]  # pandas may not be installed
-    elif isinstance(result, _SCALARS) or type(result).__name__ == "int64":
-        count = 1
-    elif result is None or isinstance(result, _ENCODED) or type(result).__module__ == "numpy":
-        raise LocalGatewayError("INVALID_SUBMISSION", f"{place}: predict returned {type(result).__name__}")
-    else:
-        raise LocalGatewayError("SERVER_RAISED_EXCEPTION", f"{place}: {type(result).__name__} cannot be sent")
-    if count != 1:
-        raise LocalGatewayError("INVALID_SUBMISSION", f"{place}: predict returned {count} rows for one problem")
-
-
-def _check_columns(table: pl.DataFrame, place: str) -> None:
-    for name, dtype in table.schema.items():
-        if dtype in (pl.Enum, pl.Object, pl.Unknown, pl.Int128):
-            raise LocalGatewayError("SERVER_RAISED_EXCEPTION", f"{place}: column {name} of type {dtype} cannot be sent")
+    elif not isinstance(result, _SCALARS) and name != "int64":
+        if result is None or isinstance(result, _ENCODED) or type(result).__module__ == "numpy":
+            raise LocalGatewayError("INVALID_SUBMISSION", f"{place}: predict returned {name}")
+        raise LocalGatewayError("SERVER_RAISED_EXCEPTION", f"{place}: {name} cannot be sent")
 
 
 def _submission(ids: pl.Series, results: list[Any]) -> pl.DataFrame:
     """Concatenates the results under the ids sent, or fails as Kaggle's concatenation does."""
-    frames, series = _tables()
     kinds = {type(result) for result in results}
-    # Kaggle's way of concatenating fails for a polars Series unless it is the only one, and for numbers, which have no name.
-    single = len(results) == 1 and isinstance(results[0], pl.Series) and results[0].name
-    if len(kinds) != 1 or not (single or isinstance(results[0], (*frames, *series[1:]))):
+    tables = [table for result in results if (table := _table(result)) is not None]
+    # Kaggle's way of concatenating fails for numbers, which have no name, and for a polars Series unless it is the only one.
+    fails = pl.Series in kinds and not (len(results) == 1 and results[0].name)
+    if len(kinds) != 1 or fails or len(tables) < len(results):
         names = ", ".join(sorted(kind.__name__ for kind in kinds)) or "nothing"
         raise LocalGatewayError("GATEWAY_RAISED_EXCEPTION", f"results of type {names} cannot be concatenated")
-    tables = [_table(result) for result in results]
     columns = tables[0].columns
     for table in tables:
         if table.columns != columns:
@@ -133,18 +123,13 @@ def _submission(ids: pl.Series, results: list[Any]) -> pl.DataFrame:
     return table.select(ids.alias("id"), *(name for name in columns if name != "id"))
 
 
-def _table(result: Any) -> pl.DataFrame:
+def _table(result: Any) -> pl.DataFrame | None:
+    """Returns a frame or series, of polars or pandas, as a polars frame; None for anything else."""
     if isinstance(result, pl.DataFrame):
         return result
     if isinstance(result, pl.Series):
         return result.to_frame()
-    columns = {"0" if result.name is None else str(result.name): result} if hasattr(result, "name") else dict(result.items())
+    if type(result).__module__.partition(".")[0] != "pandas" or not hasattr(result, "items"):
+        return None
+    columns = dict(result.items()) if hasattr(result, "columns") else {"0" if result.name is None else result.name: result}
     return pl.DataFrame({str(name): column.to_list() for name, column in columns.items()})
-
-
-def _tables() -> tuple[tuple[type, ...], tuple[type, ...]]:
-    """Returns the table and column types of polars, and of pandas if it has been imported."""
-    pandas = sys.modules.get("pandas")
-    if pandas is None:
-        return (pl.DataFrame,), (pl.Series,)
-    return (pl.DataFrame, pandas.DataFrame), (pl.Series, pandas.Series)
