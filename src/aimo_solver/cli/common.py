@@ -18,7 +18,7 @@ from aimo_solver.config import Config, load_config
 from aimo_solver.errors import AimoError, ServerStartError, UserError
 from aimo_solver.server.launch import check_model
 
-ModelFolder = Annotated[Path, typer.Option(help="model folder")]
+ModelPath = Annotated[Path, typer.Option(help="model folder")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", dir_okay=False, help="TOML file with options")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="one option as section.option=value; repeatable")]
 

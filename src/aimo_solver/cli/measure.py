@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from aimo_solver.cli.common import EMBEDDED_MODEL, ConfigFile, ModelFolder, Settings, console, guarded, progress_bar, read_config
+from aimo_solver.cli.common import EMBEDDED_MODEL, ConfigFile, ModelPath, Settings, console, guarded, progress_bar, read_config
 from aimo_solver.config import load_config
 from aimo_solver.errors import ConfigError
 from aimo_solver.lab import scoreboard
@@ -113,7 +113,7 @@ def bench_readahead_command(
 @bench.command("engine")
 @guarded
 def bench_engine_command(
-    model: ModelFolder = EMBEDDED_MODEL,
+    model: ModelPath = EMBEDDED_MODEL,
     streams: Annotated[str, typer.Option(help="numbers of concurrent streams, separated by commas")] = "1,8,16,32",
     tokens: Annotated[int, typer.Option(min=10, help="tokens per stream")] = 2_000,
     turn_tokens: Annotated[int, typer.Option(min=5, help="tokens between two tool calls")] = 500,
@@ -142,7 +142,7 @@ def bench_engine_command(
 @bench.command("boot")
 @guarded
 def bench_boot_command(
-    model: ModelFolder = EMBEDDED_MODEL,
+    model: ModelPath = EMBEDDED_MODEL,
     cold_files: Annotated[bool, typer.Option("--cold-files", help="evict the model files from the page cache first")] = False,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
@@ -158,7 +158,7 @@ def bench_boot_command(
 @bench.command("parse")
 @guarded
 def bench_parse_command(
-    model: ModelFolder = EMBEDDED_MODEL,
+    model: ModelPath = EMBEDDED_MODEL,
     family: Annotated[list[str] | None, typer.Option(help="only this chat family, answers or salvage; repeatable")] = None,
     sizes: Annotated[str, typer.Option(help="characters per input, separated by commas")] = ",".join(map(str, SIZES)),
     every: Annotated[bool, typer.Option("--every", help="one row per input instead of the slowest per reader")] = False,

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from aimo_solver.cli.common import EMBEDDED_MODEL, ConfigFile, ModelFolder, Settings, console, guarded, read_config
+from aimo_solver.cli.common import EMBEDDED_MODEL, ConfigFile, ModelPath, Settings, console, guarded, read_config
 from aimo_solver.server.cache_build import ARCHIVE_SUFFIX, build_cache, pack_cache
 from aimo_solver.server.compile_cache import Stamp, default_root, make_stamp
 from aimo_solver.server.launch import plan_launch
@@ -25,7 +25,7 @@ CacheRoot = Annotated[Path | None, typer.Option("--root", help="folder of the ca
 
 @guarded
 def serve_command(
-    model: ModelFolder = EMBEDDED_MODEL,
+    model: ModelPath = EMBEDDED_MODEL,
     port: Annotated[int, typer.Option(min=1, max=65_535, help="port on the loopback interface")] = 8000,
     slots: Annotated[int, typer.Option(min=1, help="concurrent requests to tune the server for")] = 8,
     config_file: ConfigFile = None,
@@ -45,7 +45,7 @@ def serve_command(
 @cache.command("build")
 @guarded
 def cache_build_command(
-    model: ModelFolder,
+    model: ModelPath,
     archive: Archive = Path(f"compile-cache{ARCHIVE_SUFFIX}"),
     root: CacheRoot = None,
     config_file: ConfigFile = None,
@@ -60,7 +60,7 @@ def cache_build_command(
 @cache.command("pack")
 @guarded
 def cache_pack_command(
-    model: ModelFolder,
+    model: ModelPath,
     archive: Archive = Path(f"compile-cache{ARCHIVE_SUFFIX}"),
     root: CacheRoot = None,
     config_file: ConfigFile = None,
