@@ -23,11 +23,11 @@ def load_chat_format(model_dir: Path, family: str = "auto", *, reasoning_effort:
         ConfigError: no such family.
         ModelError: the folder is missing or lacks what the family needs, or no family fits.
     """
-    # Imported here: each family loads libraries that the others do not need.
     if family not in ("auto", *FAMILIES):
         raise ConfigError("prompt.family", f"unknown family {family!r}; known: auto, {', '.join(FAMILIES)}")
     folder = ModelFolder.read(model_dir)
     chosen = _detect_family(folder) if family == "auto" else family
+    # The modules are imported here because each loads libraries that the others do not need.
     if chosen == "harmony":
         from aimo_solver.chat.harmony import HarmonyFormat
 

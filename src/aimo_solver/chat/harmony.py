@@ -139,22 +139,21 @@ class HarmonyFormat:
 
     def ask_answer(self, sampled: Sequence[int]) -> list[int]:
         template, plain = self._template, self._plain
+        opening = [*template("<|channel|>final<|message|>"), *plain(FINAL_ANSWER)]
         parts = self._parts(sampled)
-        last = parts[-1] if parts else None
-        calls = [part for part in parts if part.is_call]
-        tokens: list[int] = []
-        if last is not None and last.channel == "final" and last.body is not None and last.end is None and not calls:
-            return [*plain("\n\n" if last.body.strip() else ""), *plain(FINAL_ANSWER)]
-        if last is not None:
-            if last.channel == "analysis" and last.end is None and last.body is not None and not last.is_call:
-                tokens += plain(f"\n\n{OUT_OF_TIME}")
-            tokens += self._close(parts, call=last.is_call)
-            if calls:
-                tokens += self._results(calls, [NOT_RUN] * min(len(calls), MAX_CALLS))
-            elif last.end in _LAST_ENDS:
-                tokens += self._user(ANSWER_NOW)
-            tokens += template("<|start|>assistant")
-        return [*tokens, *template("<|channel|>final<|message|>"), *plain(FINAL_ANSWER)]
+        if not parts:
+            return opening
+        last, calls = parts[-1], [part for part in parts if part.is_call]
+        is_open = last.body is not None and last.end is None
+        if is_open and last.channel == "final" and not calls:
+            return [*plain("\n\n" if last.body and last.body.strip() else ""), *plain(FINAL_ANSWER)]
+        in_thought = is_open and last.channel == "analysis" and not last.is_call
+        tokens = [*plain(f"\n\n{OUT_OF_TIME}" if in_thought else ""), *self._close(parts, call=last.is_call)]
+        if calls:
+            tokens += self._results(calls, [NOT_RUN] * min(len(calls), MAX_CALLS))
+        elif last.end in _LAST_ENDS:
+            tokens += self._user(ANSWER_NOW)
+        return [*tokens, *template("<|start|>assistant"), *opening]
 
     def answer_text(self, sampled: Sequence[int]) -> str:
         end = next((place for place, token in enumerate(sampled) if token in self._controls), len(sampled))
