@@ -103,20 +103,12 @@ class _Streams:
 
     def restore(self) -> None:
         for fd in (1, 2):
-            if not _same_file(fd, self._pipe):
-                os.dup2(self._pipe, fd)
+            os.dup2(self._pipe, fd)
         if self.stdout.closed or self._stderr.closed:
             self._open()
         sys.stdin = sys.__stdin__ = self._stdin  # type: ignore[misc, assignment, unused-ignore]
         sys.stdout = sys.__stdout__ = self.stdout  # type: ignore[misc]
         sys.stderr = sys.__stderr__ = self._stderr  # type: ignore[misc]
-
-
-def _same_file(one: int, other: int) -> bool:
-    try:
-        return os.path.sameopenfile(one, other)
-    except OSError:
-        return False
 
 
 class _Value(ZMQShellDisplayHook):
