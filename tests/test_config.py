@@ -8,7 +8,6 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from aimo_solver.chat.families import FAMILIES
 from aimo_solver.chat.prompts import VARIANTS
 from aimo_solver.config import Config, check_context, load_config
 from aimo_solver.errors import ConfigError
@@ -159,7 +158,6 @@ def test_a_configuration_made_in_code_is_checked_too() -> None:
 def test_the_names_an_option_takes_are_those_defined() -> None:
     hints = {kind: get_type_hints(kind, include_extras=True) for kind in (PromptConfig, ServerConfig)}
     assert list(get_args(Variant)) == list(VARIANTS)
-    assert set(get_args(hints[PromptConfig]["family"])) == {"auto", *FAMILIES}
     assert set(get_args(hints[ServerConfig]["preset"])) == {"auto", *PRESETS}
 
 

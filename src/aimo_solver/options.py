@@ -16,6 +16,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
+FamilyName = Literal["harmony", "gemma", "hermes", "fenced"]
+ReasoningEffort = Literal["low", "medium", "high"]
 Variant = Literal[
     "tool", "bare", "reasoning", "tool-suffix", "reasoning-suffix", "code-first", "tool-zh", "reasoning-zh", "tool-ru"
 ]
@@ -194,9 +196,9 @@ class PromptConfig:
         reasoning_effort: for models that have such a setting (gpt-oss).
     """
 
-    family: Literal["auto", "harmony", "gemma", "hermes", "fenced"] = "auto"
+    family: Literal["auto", FamilyName] = "auto"
     mix: Annotated[tuple[Variant, ...], Field(min_length=1)] = ("tool",)
-    reasoning_effort: Literal["low", "medium", "high"] = "high"
+    reasoning_effort: ReasoningEffort = "high"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

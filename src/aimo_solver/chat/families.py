@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, get_args
 
 from aimo_solver.chat.model_folder import ModelFolder
-from aimo_solver.chat.turns import ChatFormat, ReasoningEffort
-from aimo_solver.errors import ConfigError, ModelError
+from aimo_solver.chat.turns import ChatFormat
+from aimo_solver.errors import ModelError
+from aimo_solver.options import FamilyName, ReasoningEffort
 
-FAMILIES = ("harmony", "gemma", "hermes", "fenced")
+FAMILIES: tuple[FamilyName, ...] = get_args(FamilyName)
 
 
-def load_chat_format(model_dir: Path, family: str = "auto", *, reasoning_effort: ReasoningEffort = "high") -> ChatFormat:
+def load_chat_format(
+    model_dir: Path, family: Literal["auto", FamilyName] = "auto", *, reasoning_effort: ReasoningEffort = "high"
+) -> ChatFormat:
     """Returns the chat format of a model folder.
 
     Args:
@@ -20,11 +24,8 @@ def load_chat_format(model_dir: Path, family: str = "auto", *, reasoning_effort:
         reasoning_effort: for families that support it (harmony).
 
     Raises:
-        ConfigError: no such family.
         ModelError: the folder is missing or lacks what the family needs, or no family fits.
     """
-    if family not in ("auto", *FAMILIES):
-        raise ConfigError("prompt.family", f"unknown family {family!r}; known: auto, {', '.join(FAMILIES)}")
     folder = ModelFolder.read(model_dir)
     chosen = _detect_family(folder) if family == "auto" else family
     # The modules are imported here because each loads libraries that the others do not need.
@@ -45,7 +46,7 @@ def load_chat_format(model_dir: Path, family: str = "auto", *, reasoning_effort:
     return FencedFormat(folder)
 
 
-def _detect_family(folder: ModelFolder) -> str:
+def _detect_family(folder: ModelFolder) -> FamilyName:
     """The family by model type, control tokens and chat template. Raises ModelError if none fits."""
     if folder.model_type == "gpt_oss":
         return "harmony"
