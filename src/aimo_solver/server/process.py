@@ -156,7 +156,6 @@ class ServerOutput:
         """
         self._pipe = pipe
         self._path = path
-        self._file: int | None = None
         self._lost = 0  # bytes that are missing in the file
         self._tail = b""
         self._thread = threading.Thread(target=self._read, name="server-output", daemon=True)
@@ -182,28 +181,18 @@ class ServerOutput:
             if self._path is not None:
                 self._write(data, self._path)
         os.close(self._pipe)
-        self._close_file()
 
     def _write(self, data: bytes, path: Path) -> None:
         note = b"\n[%d bytes are missing here: the file could not be written]\n" % self._lost if self._lost else b""
         written = 0
-        try:
-            if self._file is None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            if os.write(self._file, note) == len(note):
-                self._lost = 0
-                written = os.write(self._file, data)
-        except OSError:
-            # The next data opens it again: the disk may have room by then, or the folder may be back.
-            self._close_file()
+        # Opened each time: the disk may have room again, or the folder may be back.
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab", buffering=0) as file:
+                if file.write(note) == len(note):
+                    self._lost = 0
+                    written = file.write(data)
         self._lost += len(data) - written
-
-    def _close_file(self) -> None:
-        if self._file is not None:
-            with contextlib.suppress(OSError):
-                os.close(self._file)
-            self._file = None
 
 
 async def _wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
