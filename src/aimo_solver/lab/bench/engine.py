@@ -42,20 +42,7 @@ async def bench_engine(
     details: dict[str, Any] = {}
     serial = itertools.count()
     for count in streams:
-        ways: dict[str, Callable[[int], Coroutine[Any, Any, Measurement]]] = {
-            "bare": partial(_bare, target, count, None, serial),
-            "bare, logprobs 0": partial(_bare, target, count, 0, serial),
-            "bare, logprobs 5": partial(_bare, target, count, 5, serial),
-            "loop": partial(run_loop, target, count, None, serial),
-            "bare, turns": partial(_bare_turns, target, count, turn_tokens, serial),
-            "loop, tools": partial(run_loop, target, count, turn_tokens, serial),
-        }
-        for measure in ways.values():  # compiles what this number of streams still needs
-            await measure(_WARM_TOKENS)
-        measured: dict[str, list[Measurement]] = {name: [] for name in ways}
-        for _ in range(rounds):
-            for name, measure in ways.items():
-                measured[name].append(await measure(tokens))
+        measured = await _measure_all(target, count, tokens, turn_tokens, rounds, serial)
         bare = statistics.median(one.rate for one in measured["bare"])
         rows += [(count, name, *_figures(own, bare)) for name, own in measured.items()]
         for name, own in measured.items():
@@ -78,6 +65,26 @@ async def bench_engine(
         ),
         details=details | {"abort_seconds": aborts},
     )  # fmt: skip
+
+
+async def _measure_all(
+    target: Target, streams: int, tokens: int, turn_tokens: int, rounds: int, serial: Iterator[int]
+) -> dict[str, list[Measurement]]:
+    ways: dict[str, Callable[[int], Coroutine[Any, Any, Measurement]]] = {
+        "bare": partial(_bare, target, streams, None, serial),
+        "bare, logprobs 0": partial(_bare, target, streams, 0, serial),
+        "bare, logprobs 5": partial(_bare, target, streams, 5, serial),
+        "loop": partial(run_loop, target, streams, None, serial),
+        "bare, turns": partial(_bare_turns, target, streams, turn_tokens, serial),
+        "loop, tools": partial(run_loop, target, streams, turn_tokens, serial),
+    }
+    for measure in ways.values():  # compiles what this number of streams still needs
+        await measure(_WARM_TOKENS)
+    measured: dict[str, list[Measurement]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, measure in ways.items():
+            measured[name].append(await measure(tokens))
+    return measured
 
 
 def _figures(measured: Sequence[Measurement], bare: float) -> tuple[Value, ...]:

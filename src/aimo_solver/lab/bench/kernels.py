@@ -32,24 +32,15 @@ async def bench_kernels(kernels: int = 16, rounds: int = 3, report: Callable[[st
         rounds: how often start and throughput are measured, the pool and plain kernels in turn.
         report: called with the name of each measurement.
     """
-    starts: list[float] = []
-    plain_starts: list[float] = []
-    rates: list[float] = []
-    plain_rates: list[float] = []
+    plain: list[tuple[float, float]] = []
+    pooled: list[tuple[float, float]] = []
     for number in range(rounds):
         report(f"{kernels} kernels, plain, {number + 1} of {rounds}")
-        began = time.perf_counter()
-        async with _plain_kernels(kernels) as clients:
-            plain_starts.append(time.perf_counter() - began)
-            plain_rates.append(await _rate([_plain_call(client) for client in clients]))
+        plain.append(await _start_and_rate_plain(kernels))
         report(f"{kernels} kernels, pool, {number + 1} of {rounds}")
-        began = time.perf_counter()
-        async with KernelPool(size=kernels, spares=0) as pool:
-            await pool.wait_until_warm()
-            starts.append(time.perf_counter() - began)
-            async with AsyncExitStack() as leases:
-                leased = [await leases.enter_async_context(pool.lease()) for _ in range(kernels)]
-                rates.append(await _rate([_pool_call(kernel) for kernel in leased]))
+        pooled.append(await _start_and_rate(kernels))
+    start, rate = map(statistics.median, zip(*pooled, strict=True))
+    plain_start, plain_rate = map(statistics.median, zip(*plain, strict=True))
     async with KernelPool(size=kernels, spares=_SPARES) as pool:
         await pool.wait_until_warm()
         report("calls")
@@ -60,8 +51,8 @@ async def bench_kernels(kernels: int = 16, rounds: int = 3, report: Callable[[st
         hang = await _hang_wait(pool)
     compared = (
         ("call, ms", 1e3 * call, 1e3 * plain_call),
-        (f"{kernels} kernels ready, s", statistics.median(starts), statistics.median(plain_starts)),
-        (f"calls per second, {kernels} busy kernels", statistics.median(rates), statistics.median(plain_rates)),
+        (f"{kernels} kernels ready, s", start, plain_start),
+        (f"calls per second, {kernels} busy kernels", rate, plain_rate),
     )
     return BenchResult(
         name="kernels",
@@ -73,6 +64,24 @@ async def bench_kernels(kernels: int = 16, rounds: int = 3, report: Callable[[st
         ),
         notes=(f"medians of {rounds} rounds; ready: everything imported; the slowest of five leases after a hang",),
     )
+
+
+async def _start_and_rate(kernels: int) -> tuple[float, float]:
+    """Measures the seconds until the pool's kernels are ready, and their calls per second."""
+    began = time.perf_counter()
+    async with KernelPool(size=kernels, spares=0) as pool:
+        await pool.wait_until_warm()
+        seconds = time.perf_counter() - began
+        async with AsyncExitStack() as leases:
+            leased = [await leases.enter_async_context(pool.lease()) for _ in range(kernels)]
+            return seconds, await _rate([_pool_call(kernel) for kernel in leased])
+
+
+async def _start_and_rate_plain(kernels: int) -> tuple[float, float]:
+    began = time.perf_counter()
+    async with _plain_kernels(kernels) as clients:
+        seconds = time.perf_counter() - began
+        return seconds, await _rate([_plain_call(client) for client in clients])
 
 
 @asynccontextmanager
