@@ -132,6 +132,7 @@ async def test_every_stage_is_logged_and_a_session_without_a_run_directory_works
     assert served.outcomes("done") == STAGES
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize(
     ("stage", "place", "fault"),
     [
@@ -155,6 +156,7 @@ async def test_an_optional_stage_that_fails_never_stops_the_boot(
     assert {"server", "wheels"} <= served.outcomes("done")
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("fault", [fails_later, never])
 @pytest.mark.parametrize("part", ["KernelPool", "VllmEngine"])
 async def test_a_part_that_cannot_be_closed_does_not_keep_the_others_open(
@@ -176,6 +178,7 @@ async def test_a_part_that_cannot_be_closed_does_not_keep_the_others_open(
     assert failed == [{"KernelPool": "kernels", "VllmEngine": "engine"}[part]]
 
 
+@pytest.mark.kernels
 async def test_restarts_come_back_after_a_problem_that_ended_well(served: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
     refilled = []
     monkeypatch.setattr(Supervisor, "refill", lambda self: refilled.append(1))
