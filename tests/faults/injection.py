@@ -122,44 +122,44 @@ class _Injector:
             self.fail()
 
     def _open_files_that_fail(self) -> None:
-        really, injector, holding = io.open, self, self._failing.holding
+        original, injector, holding = io.open, self, self._failing.holding
 
-        class Failing(io.FileIO):
+        class FailingFile(io.FileIO):
             def write(self, data: Any) -> int:
                 injector.fail()
                 return super().write(data)
 
         def opened(file: Any, mode: str = "r", buffering: int = -1, *rest: Any, **named: Any) -> Any:
             if isinstance(file, int):
-                return really(file, mode, buffering, *rest, **named)
+                return original(file, mode, buffering, *rest, **named)
             if buffering == 0 and "r" not in mode and holding in os.fspath(file):
-                return Failing(file, mode.replace("b", ""))
+                return FailingFile(file, mode.replace("b", ""))
             if mode == "wb" and holding in os.fspath(file):
-                return io.BufferedWriter(Failing(file, "w"))
-            return really(file, mode, buffering, *rest, **named)
+                return io.BufferedWriter(FailingFile(file, "w"))
+            return original(file, mode, buffering, *rest, **named)
 
         io.open = builtins.open = opened
 
     def _start_threads_that_fail(self) -> None:
-        really, injector = threading.Thread.start, self
+        original, injector = threading.Thread.start, self
 
         def start(self: threading.Thread) -> None:
             injector.fail()
-            really(self)
+            original(self)
 
         threading.Thread.start = start  # type: ignore[method-assign]
 
     def _bind_sockets_that_fail(self) -> None:
         import zmq
 
-        really, injector = zmq.Socket.bind, self
+        original, injector = zmq.Socket.bind, self
 
         def bind(socket: zmq.Socket[Any], address: str) -> Any:
             try:
                 injector.fail()
             except OSError as error:
                 raise zmq.ZMQError(error.errno) from None
-            return really(socket, address)
+            return original(socket, address)
 
         zmq.Socket.bind = bind  # type: ignore[method-assign,assignment]
 
@@ -204,12 +204,12 @@ def _arm_forkserver(failing: Failing, times: int, tally: Path) -> None:
 def before_forkserver(statement: str) -> None:
     """Makes the forkserver run a statement first, with this module imported."""
     prefix = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import injection; del sys.path[0]; {statement}\n"
-    really: Callable[..., None] = subprocess.Popen.__init__
+    original: Callable[..., None] = subprocess.Popen.__init__
 
     def start(self: subprocess.Popen[bytes], args: Sequence[str], *rest: Any, **named: Any) -> None:
         if len(args) > 2 and args[1] == "-c" and FORKSERVER_MARK in args[2]:
             args = [*args[:2], prefix + args[2], *args[3:]]
-        really(self, args, *rest, **named)
+        original(self, args, *rest, **named)
 
     subprocess.Popen.__init__ = start  # type: ignore[method-assign,assignment]
 

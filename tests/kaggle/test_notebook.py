@@ -121,9 +121,9 @@ def leftovers(folder: Path) -> list[str]:
 def _processes_of(folder: Path) -> list[str]:
     found = []
     for process in psutil.process_iter(["cmdline", "cwd", "environ", "status"]):
-        told = f"{process.info['cmdline']} {process.info['cwd']} {process.info['environ']}"
-        if str(folder) in told and process.info["status"] != psutil.STATUS_ZOMBIE:
-            found.append(told[:300])
+        description = f"{process.info['cmdline']} {process.info['cwd']} {process.info['environ']}"
+        if str(folder) in description and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(description[:300])
     return found
 
 
@@ -185,7 +185,7 @@ def test_a_run_with_faults_ends_with_a_full_submission(place: Place) -> None:
     place.edit("\nrun = notebook_run(", INJECTED)
     with place.running("local") as process:
         faults = Faults(place, process)
-        # The first three plain problems, in whatever order they come.
+        # The first three plain problems, in any order.
         faults.at_problem(1, lambda: faults.server().kill())
         faults.at_problem(2, lambda: faults.server().send_signal(signal.SIGSTOP))
         faults.at_problem(3, faults.kill_kernels)
