@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -226,6 +227,15 @@ async def test_the_next_lease_does_not_wait_for_a_hang() -> None:
                 assert (await other.execute("2**10", PATIENCE_S)).value == "1024"
             result = await hanging
     assert result.killed_for is KillReason.HANG
+
+
+async def test_the_error_of_a_killed_kernels_connection_is_retrieved() -> None:
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    async with KernelPool(size=1, spares=0, limits=replace(LIMITS, cpu_s=60)) as pool, pool.lease() as kernel:
+        assert (await kernel.execute(HANG, 0.5)).killed_for is KillReason.HANG
+    gc.collect()
+    assert reported == []
 
 
 async def test_closing_ends_leased_kernels_and_leaves_nothing() -> None:

@@ -204,10 +204,10 @@ class KernelProcess:
             ending = await self._conclude(reply, interrupted)
             output.read()
         finally:
-            if not reply.done():
-                reply.cancel()
-                with suppress(asyncio.CancelledError):
-                    await reply
+            reply.cancel()
+            await asyncio.wait({reply})
+            if not reply.cancelled():
+                reply.exception()  # marks it as retrieved: a killed kernel's connection ends with one
         return Outcome(
             stdout=output.text(),
             truncated=output.missing > 0,
