@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 EXAMPLES ?= 300
 WORKERS ?= 2
 
-PYTEST := $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup
+PYTEST := $(BIN)/pytest -q -n $(WORKERS)
 
 .PHONY: run fast test fuzz endurance check setup lock notebook clean
 

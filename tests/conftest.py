@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 from aimo_solver.config import Config, load_config
 from aimo_solver.server.client import VllmEngine
@@ -25,14 +29,45 @@ settings.register_profile("untimed", settings.default, deadline=None, suppress_h
 settings.load_profile("untimed")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups in its own hook
+_SHARES_SERVER = re.compile(r"\bvllm: Served\b")
+
+
+class ModuleScheduling(LoadScopeScheduling):  # type: ignore[misc] # pytest-xdist has no types
+    """Keeps a module's tests on one worker, and on one worker all modules that use the session's server.
+
+    ``--dist loadgroup`` of pytest-xdist 3.8 would do that by a mark, but has no effect under pytest 9.2: it writes the group to
+    an attribute that pytest no longer reads.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = _module(nodeid)
+        return "vllm" if _shares_server(module) else module
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ModuleScheduling:
+    config.option.loadscopereorder = False  # in the order of `pytest_collection_modifyitems`
+    return ModuleScheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests that use the server; runs those that share it, or a module's fixtures, on the same worker."""
+    """Marks tests that use the server, and puts modules of slow tests first, so that workers end at the same time."""
+    slow = set()
     for item in items:
-        shares_server = "vllm" in getattr(item, "fixturenames", ())
-        if shares_server:
+        if "vllm" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.vllm)
-        item.add_marker(pytest.mark.xdist_group("vllm" if shares_server else item.nodeid.partition("::")[0]))
+        if any(item.get_closest_marker(name) for name in ("vllm", "kernels", "slow")):
+            slow.add(_module(item.nodeid))
+    items.sort(key=lambda item: _module(item.nodeid) not in slow)
+
+
+def _module(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
+
+
+@cache
+def _shares_server(module: str) -> bool:
+    return _SHARES_SERVER.search((ROOT / module).read_text(encoding="utf-8")) is not None
 
 
 @dataclass(frozen=True)
