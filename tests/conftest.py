@@ -51,14 +51,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ModuleSchedu
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests that use the server, and puts modules of slow tests first, so that workers end at the same time."""
-    slow = set()
+    """Marks tests that use the server, and sorts modules by their time: first those that start servers of their own."""
+    own_servers, slow = set(), set()
     for item in items:
+        module = _module(item.nodeid)
         if "vllm" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.vllm)
+        elif item.get_closest_marker("vllm"):
+            own_servers.add(module)
         if any(item.get_closest_marker(name) for name in ("vllm", "kernels", "slow")):
-            slow.add(_module(item.nodeid))
-    items.sort(key=lambda item: _module(item.nodeid) not in slow)
+            slow.add(module)
+    items.sort(key=lambda item: (_module(item.nodeid) not in own_servers, _module(item.nodeid) not in slow))
 
 
 def _module(nodeid: str) -> str:

@@ -181,7 +181,7 @@ def test_a_run_with_faults_ends_with_a_full_submission(place: Place) -> None:
     rows += [rows[4], ("none", None), ("big", "How many? " * 100_000)]
     place.problems(rows)
     place.edit('"problems": 50,', '"problems": 11,')
-    place.edit('"kernels": {', '"server": {"stall_s": 6.0},\n    "kernels": {')
+    place.edit('"kernels": {', '"server": {"stall_s": 15.0},\n    "kernels": {')
     place.edit("\nrun = notebook_run(", INJECTED)
     with place.running("local") as process:
         faults = Faults(place, process)
