@@ -37,7 +37,7 @@ def main(
     done: dict[tuple[str, str], Cell] = {}
     if out is not None:
         out.write_text("")
-    for cell in table.cells(names, wanted):
+    for cell in table.run_cells((name, count) for name in names for count in wanted):
         done[cell.row, cell.times] = cell
         if cell.fault:
             print(f"{cell.row}, {cell.times}: {cell.fault}", file=sys.stderr, flush=True)

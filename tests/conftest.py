@@ -29,6 +29,7 @@ settings.register_profile("untimed", settings.default, deadline=None, suppress_h
 settings.load_profile("untimed")
 
 
+_SCATTERED = {"tests/kaggle/test_notebook.py"}  # its tests take a minute or more each, and share nothing
 _SHARES_SERVER = re.compile(r"\bvllm: Served\b")
 
 
@@ -41,6 +42,8 @@ class ModuleScheduling(LoadScopeScheduling):  # type: ignore[misc] # pytest-xdis
 
     def _split_scope(self, nodeid: str) -> str:
         module = _module(nodeid)
+        if module in _SCATTERED:
+            return nodeid
         return "vllm" if _shares_server(module) else module
 
 

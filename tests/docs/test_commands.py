@@ -176,7 +176,7 @@ EXCLUDED = {
     "kaggle kernels output YOU/aimo-solver -p out": KAGGLE,
     "kaggle competitions submit -c ai-mathematical-olympiad-progress-prize-3 -k YOU/aimo-solver -v 1 -f submission.parquet"
     " -m first": KAGGLE,
-    "python scripts/fault_table.py": "minutes; the suite runs two thirds of its cells, and one row with this script",
+    "python scripts/fault_table.py": "minutes; the suite runs a cell of each row, and one row with this script",
     "pytest tests/policy/test_voting.py": IN_SUITE,
     "pytest tests/kaggle/test_notebook.py": IN_SUITE,
     "pytest tests/solve/test_solver_vllm.py": IN_SUITE,

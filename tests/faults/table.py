@@ -156,14 +156,14 @@ class Cell:
     log: str = ""
 
 
-def cells(names: Iterable[str] = ROWS, times: Iterable[str] = TIMES) -> Iterator[Cell]:
-    """Runs cells side by side; yields each when it ends."""
+def run_cells(cells: Iterable[tuple[str, str]]) -> Iterator[Cell]:
+    """Runs cells, given as (row, times), side by side; yields each when it ends."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
-    wanted = [(name, count) for name in names for count in times]
+    asked = list(cells)
     # Runs that use their whole limit are spread among the others, so that none of them is last.
-    hopeless = [cell for cell in wanted if ROWS[cell[0]].hopeless(cell[1])]
-    working = [cell for cell in wanted if cell not in hopeless]
+    hopeless = [cell for cell in asked if ROWS[cell[0]].hopeless(cell[1])]
+    working = [cell for cell in asked if cell not in hopeless]
     wanted = [cell for pair in zip_longest(hopeless, working) for cell in pair if cell is not None]
     with ThreadPoolExecutor(_SIDE_BY_SIDE) as threads:
         for done in as_completed([threads.submit(_in_a_process, context, *cell) for cell in wanted]):

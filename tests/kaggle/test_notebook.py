@@ -257,7 +257,7 @@ def test_a_server_that_never_starts_costs_the_answers_but_not_the_submission(pla
     problems = warmup(2)
     place.problems([(id_, text) for id_, text, _ in problems])
     place.edit('"kernels": {', '"server": {"extra_args": ["--no-such-flag"], "restarts": 0},\n    "kernels": {')
-    place.edit('"cap_s": 900.0,', '"cap_s": 40.0,')
+    place.edit('"cap_s": 900.0,', '"cap_s": 20.0,')
     place.run("local")
     submission = place.submission()
     assert sorted(submission["id"]) == sorted(id_ for id_, _, _ in problems)
