@@ -29,9 +29,22 @@ from typing import Any
 BEGAN = time.monotonic()
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "scripts")]
+
+from aimo_solver.errors import AimoError  # noqa: E402 - found by the path set above
+
 POCKET = ROOT / "data" / "pocket-model"
 WORK = Path(os.environ.get("WORK", "/tmp/gpu-bench"))
-LIMIT_S = {"boot-cold": 240, "boot-sequence": 240, "engine": 420, "boot-files": 360, "faults": 420, "notebook": 240}
+LIMIT_S = {
+    "boot-cold": 240,
+    "boot-sequence": 240,
+    "engine": 420,
+    "decode": 420,
+    "sweep": 590,
+    "routing": 300,
+    "boot-files": 360,
+    "faults": 420,
+    "notebook": 240,
+}
 SLOTS = 16
 
 STAGES: dict[str, Callable[[Path, bool], Any]] = {}
@@ -260,6 +273,67 @@ def engine(out: Path, tiny: bool) -> Any:
         return asyncio.run(measure())
     finally:
         shutil.copy(run / "server.log", out / "engine.server.log")
+
+
+_STREAMS = (1, 4, 8, 12, 16, 24, 32)
+
+
+def _decode(out: Path, tiny: bool, name: str, **options: Any) -> Any:
+    import gpu_decode
+
+    if tiny:
+        options |= {"streams": (1, 2), "depths": (100,), "tokens": 40, "load_format": None}
+    return asyncio.run(gpu_decode.table(_shape(tiny), out, WORK, name=name, tiny=tiny, **options))
+
+
+@stage
+def routing(out: Path, tiny: bool) -> Any:
+    """Distinct experts per layer and step with random weights, for several skews."""
+    import gpu_decode
+
+    if tiny:
+        return "needs a mixture of experts"
+    options: dict[str, Any] = {"skews": (0.0, 0.5, 1.0, 1.5), "streams": (1, 8, 16, 32), "load_format": "aimo-random"}
+    return asyncio.run(gpu_decode.routing(_shape(tiny), out, WORK, name="routing", tiny=tiny, **options))
+
+
+@stage
+def decode(out: Path, tiny: bool) -> Any:
+    """Streams by depth with random weights that route uniformly."""
+    return _decode(out, tiny, "decode", streams=_STREAMS, depths=(1_000, 16_000, 32_000, 60_000))
+
+
+@stage
+def decode_skewed(out: Path, tiny: bool) -> Any:
+    """The same with routing concentrated by a skew of 1."""
+    return _decode(out, tiny, "decode-skewed", streams=(8, 16), depths=(1_000, 16_000), skew=1.0)
+
+
+@stage
+def decode_dummy(out: Path, tiny: bool) -> Any:
+    """The same with vLLM's dummy weights, where every token takes the same experts."""
+    same = dict.fromkeys(_STREAMS, 4.0)
+    return _decode(out, tiny, "decode-dummy", streams=(1, 8, 16, 32), depths=(1_000, 16_000), load_format="dummy", experts=same)
+
+
+@stage
+def sweep(out: Path, tiny: bool) -> Any:
+    """One server after another, each with one option changed: 8 and 16 streams, 16,000 tokens deep, uniform routing."""
+    import gpu_decode
+    from aimo_solver.lab.bench.table import BenchResult
+
+    rows: list[tuple[Any, ...]] = []
+    result = BenchResult(name="sweep", columns=("variant", "streams", "tokens/s", "ms per step", "of bandwidth"), rows=())
+    for number, variant in enumerate(gpu_decode.VARIANTS[: 1 if tiny else None]):
+        try:
+            table = _decode(out, tiny, f"sweep-{number}", streams=(8, 16), depths=(16_000,), tokens=384, variant=variant)
+        except AimoError as error:  # a variant that this version of vLLM does not know; the others are measured
+            rows.append((f"{variant.name}: {str(error).splitlines()[0][:120]}", None, None, None, None))
+        else:
+            rows += [(variant.name, row[1], row[2], row[3], row[6]) for row in table.rows]
+        result = dataclasses.replace(result, rows=tuple(rows))
+        result.save(out / "sweep.json")
+    return result
 
 
 # --- real files -------------------------------------------------------------------------------------------------------
