@@ -292,7 +292,7 @@ def routing(out: Path, tiny: bool) -> Any:
     import gpu_decode
 
     if tiny:
-        return "needs a mixture of experts"
+        return "the embedded model is no mixture of experts"
     options: dict[str, Any] = {"skews": (0.0, 0.5, 1.0, 1.5), "streams": (1, 8, 16, 32), "load_format": "aimo-random"}
     return asyncio.run(gpu_decode.routing(_shape(tiny), out, WORK, name="routing", tiny=tiny, **options))
 

@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aimo_solver.config import Config, config_from
+from aimo_solver.config import Config, load_config
 from aimo_solver.lab.bench.decode import BANDWIDTH, Shape, bench_decode, probe_experts
 from aimo_solver.lab.bench.loop import Target
 from aimo_solver.lab.bench.random_weights import LOAD_FORMAT, expected_experts
 from aimo_solver.lab.bench.table import BenchResult
 from aimo_solver.log.environment import describe_environment
 from aimo_solver.log.writer import RunLog
-from aimo_solver.server.launch import choose
 from aimo_solver.server.machine import detect_machine
 from aimo_solver.solve.session import local_session
 
@@ -66,7 +65,7 @@ def configuration(variant: Variant, *, slots: int, load_format: str | None, skew
     values: dict[str, Any] = {"solver": {"slots": slots, "max_attempts": slots}, "server": server}
     if tiny:
         values["kernels"] = {"size": slots}
-    return config_from(values)
+    return load_config(values)
 
 
 async def table(
@@ -91,7 +90,6 @@ async def table(
     """
     config = configuration(variant, slots=max(streams), load_format=load_format, skew=skew, tiny=tiny)
     machine = detect_machine()
-    preset = choose(model, config.server, slots=config.solver.streams, machine=machine)
     shape = Shape.read(model)
     if experts is None and load_format == LOAD_FORMAT:
         experts = {count: expected_experts(count, shape.experts, shape.experts_per_token) for count in streams}
@@ -102,9 +100,10 @@ async def table(
         with RunLog.create(run, config=config, environment=describe_environment(), started=began) as log:
             async with local_session(model, config, log) as session:
                 booted = time.monotonic() - began
-                cache = preset.flag("--kv-cache-dtype")
+                assert session.plan is not None
+                cache = session.plan.flag("--kv-cache-dtype")
                 result = await bench_decode(
-                    Target.of(session, config, preset),
+                    Target.of(session),
                     shape,
                     streams=streams,
                     depths=depths,
@@ -140,13 +139,12 @@ async def routing(
         # Graphs and compilation change no routing, and would take longer than the measurement.
         variant = Variant(name=f"skew {skew:g}", arguments=("--enable-return-routed-experts", "--enforce-eager"))
         config = configuration(variant, slots=max(streams), load_format=load_format, skew=skew, tiny=tiny)
-        preset = choose(model, config.server, slots=config.solver.streams, machine=detect_machine())
         run = work / "runs" / f"{name}-{skew:g}"
         shutil.rmtree(run, ignore_errors=True)
         try:
             with RunLog.create(run, config=config, environment=describe_environment(), started=time.monotonic()) as log:
                 async with local_session(model, config, log) as session:
-                    taken = await probe_experts(Target.of(session, config, preset), streams)
+                    taken = await probe_experts(Target.of(session), streams)
         finally:
             shutil.copy(run / "server.log", out / f"{name}-{skew:g}.server.log")
         rows += [
