@@ -276,8 +276,11 @@ def test_a_model_that_is_mounted_late_is_found(place: Place) -> None:
     place.problems([(id_, text) for id_, text, _ in problems])
     late = place.folder / "late"
     place.edit(f'MODEL = "{MODEL}"', f'MODEL = "{late}"')
+    place.edit("wheels = install()", "logging.getLogger().addHandler(logging.FileHandler('log.txt'))\nwheels = install()")
+    log = place.folder / "log.txt"
     with place.running("local") as process:
-        time.sleep(10)
+        while process.poll() is None and not (log.exists() and "the boot failed" in log.read_text(encoding="utf-8")):
+            time.sleep(0.1)
         assert not (place.folder / "runs").exists()
         late.symlink_to(MODEL)
         place.finish(process)
