@@ -20,7 +20,7 @@ from aimo_solver.lab.bench.random_weights import LOAD_FORMAT, expected_experts
 from aimo_solver.lab.bench.table import BenchResult
 from aimo_solver.log.environment import describe_environment
 from aimo_solver.log.writer import RunLog
-from aimo_solver.server.machine import detect_machine
+from aimo_solver.server.machine import detect_gpus
 from aimo_solver.solve.session import local_session
 
 CONCENTRATED = "dummy"  # vLLM's own load format: every token takes the same experts
@@ -89,7 +89,6 @@ async def table(
         experts: distinct experts per layer and step, as `routing` measured them; without, those of uniform routing.
     """
     config = configuration(variant, slots=max(streams), load_format=load_format, skew=skew, tiny=tiny)
-    machine = detect_machine()
     shape = Shape.read(model)
     if experts is None and load_format == LOAD_FORMAT:
         experts = {count: expected_experts(count, shape.experts, shape.experts_per_token) for count in streams}
@@ -111,7 +110,7 @@ async def table(
                     distinct=experts,
                     kv_bytes=1 if cache is not None and str(cache.value).startswith("fp8") else 2,
                     kv_tokens=kv_tokens(run / "server.log"),
-                    bandwidth=next((rate for gpu in machine.gpus for key, rate in BANDWIDTH.items() if key in gpu.name), None),
+                    bandwidth=next((rate for gpu in detect_gpus() for key, rate in BANDWIDTH.items() if key in gpu.name), None),
                     progress=lambda line: print(f"{time.monotonic() - began:6.1f} s  {variant.name}: {line}", flush=True),
                     on_rows=lambda partial: partial.save(out / f"{name}.json"),
                 )

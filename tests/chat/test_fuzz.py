@@ -29,7 +29,7 @@ TRANSCRIPTS = ROOT.parent / "shared" / "harmony" / "attempts.npz"
 _SETTINGS = settings(
     max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], report_multiple_bugs=False
 )
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(60 + EXAMPLES)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60 + 5 * EXAMPLES)]
 
 _WORDS = tuple(dict.fromkeys(part for one in DEGENERATE for part in (one.unit, one.opening, one.closing, one.ending)))
 
