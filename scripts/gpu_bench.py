@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 BEGAN = time.monotonic()
+LEFT_S = float(os.environ.get("LEFT_S", "600"))  # what a stage has, set by `main`
+_VARIANT_S = 58.0  # of the sweep
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "scripts")]
 
@@ -38,7 +40,8 @@ LIMIT_S = {
     "boot-cold": 240,
     "boot-sequence": 240,
     "engine": 420,
-    "decode": 420,
+    "decode": 300,
+    "decode-deep": 300,
     "sweep": 590,
     "routing": 300,
     "boot-files": 360,
@@ -293,45 +296,95 @@ def routing(out: Path, tiny: bool) -> Any:
 
     if tiny:
         return "the embedded model is no mixture of experts"
-    options: dict[str, Any] = {"skews": (0.0, 0.5, 1.0, 1.5), "streams": (1, 8, 16, 32), "load_format": "aimo-random"}
+    options: dict[str, Any] = {"skews": (0.0, 1.0), "streams": (1, 4, 8, 16), "load_format": "aimo-random"}
     return asyncio.run(gpu_decode.routing(_shape(tiny), out, WORK, name="routing", tiny=tiny, **options))
 
 
 @stage
 def decode(out: Path, tiny: bool) -> Any:
     """Streams by depth with random weights that route uniformly."""
-    return _decode(out, tiny, "decode", streams=_STREAMS, depths=(1_000, 16_000, 32_000, 60_000))
+    return _decode(out, tiny, "decode", streams=(1, 4, 5, 8, 12, 16, 20, 24, 32), depths=(1_000, 16_000), tokens=384)
+
+
+@stage
+def decode_deep(out: Path, tiny: bool) -> Any:
+    """The same, deeper."""
+    return _decode(out, tiny, "decode-deep", streams=_STREAMS, depths=(32_000, 60_000), tokens=384)
+
+
+@stage
+def decode_fewer_graphs(out: Path, tiny: bool) -> Any:
+    """The same with graphs for fewer numbers of streams, as vLLM captures them by default."""
+    import gpu_decode
+
+    variant = gpu_decode.FEWER_GRAPHS if not tiny else gpu_decode.BASE
+    streams = (4, 5, 8, 12, 16, 20)
+    return _decode(out, tiny, "decode-fewer-graphs", streams=streams, depths=(1_000, 16_000), tokens=384, variant=variant)
 
 
 @stage
 def decode_skewed(out: Path, tiny: bool) -> Any:
     """The same with routing concentrated by a skew of 1."""
-    return _decode(out, tiny, "decode-skewed", streams=(8, 16), depths=(1_000, 16_000), skew=1.0)
+    return _decode(out, tiny, "decode-skewed", streams=(8, 16), depths=(1_000,), tokens=384, skew=1.0, experts={})
 
 
 @stage
 def decode_dummy(out: Path, tiny: bool) -> Any:
     """The same with vLLM's dummy weights, where every token takes the same experts."""
     same = dict.fromkeys(_STREAMS, 4.0)
-    return _decode(out, tiny, "decode-dummy", streams=(1, 8, 16, 32), depths=(1_000, 16_000), load_format="dummy", experts=same)
+    options: dict[str, Any] = {"load_format": "dummy", "experts": same, "tokens": 384}
+    return _decode(out, tiny, "decode-dummy", streams=(1, 8, 16, 32), depths=(1_000, 16_000), **options)
+
+
+@stage
+def profile(out: Path, tiny: bool) -> Any:
+    """Kernels of one decode step of 8 streams, 1,000 tokens deep, uniform routing."""
+    import gpu_decode
+
+    return "needs a GPU" if tiny else asyncio.run(gpu_decode.profile(_shape(tiny), out, WORK, streams=8, depth=1_000))
+
+
+def _whole(saved: Path) -> bool:
+    table = json.loads(saved.read_text())
+    return len(table["results"]) == 2 or "error" in table["details"]
 
 
 @stage
 def sweep(out: Path, tiny: bool) -> Any:
-    """One server after another, each with one option changed: 8 and 16 streams, 16,000 tokens deep, uniform routing."""
+    """One server after another, each with one option changed: 8 and 16 streams, 1,000 tokens deep, uniform routing.
+
+    Variants that OUT has are not measured again, and none is started without time for it.
+    """
     import gpu_decode
     from aimo_solver.lab.bench.table import BenchResult
 
-    rows: list[tuple[Any, ...]] = []
-    result = BenchResult(name="sweep", columns=("variant", "streams", "tokens/s", "ms per step", "of bandwidth"), rows=())
+    columns = ("variant", "streams", "tokens/s", "ms per step", "of bandwidth", "ready s")
+    result = BenchResult(name="sweep", columns=columns, rows=())
+    chosen: tuple[str, ...] = ()
     for number, variant in enumerate(gpu_decode.VARIANTS[: 1 if tiny else None]):
-        try:
-            table = _decode(out, tiny, f"sweep-{number}", streams=(8, 16), depths=(16_000,), tokens=384, variant=variant)
-        except AimoError as error:  # a variant that this version of vLLM does not know; the others are measured
-            rows.append((f"{variant.name}: {str(error).splitlines()[0][:120]}", None, None, None, None))
-        else:
-            rows += [(variant.name, row[1], row[2], row[3], row[6]) for row in table.rows]
-        result = dataclasses.replace(result, rows=tuple(rows))
+        if variant.chosen and any(variant.chosen in line for line in chosen):
+            result = dataclasses.replace(result, notes=(*result.notes, f"{variant.name}: what the preset takes"))
+            continue
+        name = f"sweep-{number}"
+        saved = out / f"{name}.json"
+        if not saved.exists() or not _whole(saved):
+            if time.monotonic() - BEGAN > LEFT_S - _VARIANT_S:
+                break
+            try:
+                _decode(out, tiny, name, streams=(8, 16), depths=(1_000,), tokens=384, variant=variant).save(saved)
+            except AimoError as error:  # a variant that this version of vLLM does not know; the others are measured
+                saved.write_text(json.dumps({"details": {"error": str(error)[:400]}, "results": []}))
+        table = json.loads(saved.read_text())
+        details = table["details"]
+        rows = [
+            (variant.name, row["streams"], row["tokens/s"], row["ms per step"], row["of bandwidth"], details["ready_s"])
+            for row in table["results"]
+        ]
+        if variant is gpu_decode.BASE:
+            chosen = tuple(details.get("backends", ()))
+        if "error" in details:
+            rows = [(f"{variant.name}: {details['error']}", None, None, None, None, None)]
+        result = dataclasses.replace(result, rows=(*result.rows, *rows))
         result.save(out / "sweep.json")
     return result
 
@@ -491,9 +544,9 @@ def main() -> None:
         command = [sys.executable, __file__, str(options.out), name, "--one", *(["--tiny"] if options.tiny else [])]
         with (options.out / f"{name}.log").open("wb") as log:
             try:
-                code: int | str = subprocess.run(
-                    command, stdout=log, stderr=log, timeout=min(left, LIMIT_S.get(name, 200))
-                ).returncode
+                limit = min(left, LIMIT_S.get(name, 200))
+                environment = {**os.environ, "LEFT_S": str(limit)}
+                code: int | str = subprocess.run(command, stdout=log, stderr=log, timeout=limit, env=environment).returncode
             except subprocess.TimeoutExpired:
                 code = "cut short"
         text = (options.out / f"{name}.log").read_text(errors="replace")

@@ -12,7 +12,7 @@ import torch
 
 from aimo_solver.lab.bench.decode import Pace, Shape
 from aimo_solver.lab.bench.random_weights import distinct_experts, draw, expected_experts, skew_of
-from scripts import gpu_shapes
+from scripts import gpu_decode, gpu_shapes
 
 MXFP4_BYTES = 4.25 / 8
 
@@ -111,3 +111,19 @@ def test_a_sliding_layer_reads_no_more_than_its_window(shape: Shape) -> None:
 
 def test_a_step_gives_each_stream_one_token() -> None:
     assert Pace(tokens=800, seconds=1.0, streams=8).step_ms == pytest.approx(10.0)
+
+
+def test_a_profile_counts_whole_steps_and_the_time_without_a_kernel() -> None:
+    def event(cat: str, name: str, ts: float, dur: float) -> dict[str, object]:
+        return {"cat": cat, "name": name, "ts": ts, "dur": dur}
+
+    events = [event("gpu_user_annotation", "execute_context_0(0)_generation_8(8)", 1_000.0 * step, 900.0) for step in range(4)]
+    for step in range(4):
+        events += [event("kernel", "experts", 1_000.0 * step, 600.0), event("gpu_memcpy", "copy", 1_000.0 * step + 600, 200.0)]
+    table = gpu_decode.kernels(events, streams=8)
+    assert table.rows == (
+        ("experts", 1.0, pytest.approx(0.6), pytest.approx(0.6)),
+        ("copy", 1.0, pytest.approx(0.2), pytest.approx(0.2)),
+    )
+    assert table.details["steps"] == 2
+    assert table.details["busy"] == pytest.approx(0.8)
