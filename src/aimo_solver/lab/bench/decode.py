@@ -209,15 +209,15 @@ async def _pace(target: Target, streams: int, depth: int, tokens: int) -> Pace:
 
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session:
         tasks = [asyncio.create_task(stream(session, number)) for number in range(streams)]
-        finished: asyncio.Task[object] = asyncio.create_task(done.wait())
+        finished = asyncio.create_task(done.wait())
         try:
             await asyncio.wait([*tasks, finished], return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
                 if task.done():
                     task.result()
         finally:
-            for task in (*tasks, finished):
-                task.cancel()
+            for running in (*tasks, finished):
+                running.cancel()
             await asyncio.gather(*tasks, finished, return_exceptions=True)
     assert began is not None
     return Pace(tokens=counted, seconds=ended - began, streams=streams)
