@@ -35,7 +35,7 @@ class Attempt:
         started_s, seconds: start, counted from the problem's start, and duration.
         tool_seconds: the part of `seconds` spent waiting for Python.
         prompt: name of the prompt variant.
-        error: the last fault of the server or of Python, also one that the attempt survived.
+        error: the last fault of the server or of Python, including one that the attempt survived.
         finish_order: 1 for the attempt that finished first, None if it did not finish by itself.
     """
 

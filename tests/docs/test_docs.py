@@ -167,7 +167,7 @@ def test_the_map_lists_each_package_with_its_public_modules_and_imports() -> Non
 
 
 def test_the_way_of_one_problem_names_classes_and_methods() -> None:
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## The way of one problem")[2]
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## The path of one problem")[2]
     sources = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES.rglob("*.py"))
     named = re.findall(r"^ +([A-Z]\w+)\.(\w+) ", text, re.MULTILINE)
     assert named

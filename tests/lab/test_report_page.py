@@ -67,6 +67,14 @@ def test_the_page_is_valid_and_self_contained(run_report: RunReport) -> None:
     assert "http" not in re.sub(r"http-equiv", "", page)
 
 
+def test_every_row_of_the_problems_table_has_a_cell_for_each_heading(run_report: RunReport) -> None:
+    table = re.search(r"<table[^>]*>(?:(?!</table>).)*aria-sort.*?</table>", render_page([run_report]), re.DOTALL)
+    assert table is not None
+    headings, *rows = re.findall(r"<tr.*?</tr>", table[0], re.DOTALL)
+    assert rows
+    assert {len(re.findall(r"<td", row)) for row in rows} == {len(re.findall(r"<th", headings))}
+
+
 def test_the_page_of_a_comparison_has_unique_anchors(run_report: RunReport) -> None:
     tags = _Tags()
     tags.feed(render_page([run_report, run_report], compare(run_report, run_report)))

@@ -10,11 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aimo_solver.options import VotingConfig
-from aimo_solver.policy.voting import VOTERS, Ballot, evidence, rank
+from aimo_solver.policy.voting import VOTER_NAMES, VOTERS, Ballot, evidence, rank
 from aimo_solver.results import Attempt, FinishReason
-
-NAMES = (*VOTERS, "proximity")
-SUMS = ("majority", "error-weighted", "entropy", "tail-entropy", "vote-share", "lexicographic")
 
 entropies = st.none() | st.floats(0, 3) | st.just(float("nan"))
 # Few different answers, so that ties and clusters are common; neighbours within 5 % and large ones among them.
@@ -40,11 +37,11 @@ def attempt(answer: int | None, **values: Any) -> Attempt:
     return Attempt(problem_id="p", index=0, answer=answer, finish_reason=FinishReason.ANSWERED, **values)
 
 
-voters = st.sampled_from(NAMES)
+voters = st.sampled_from(VOTER_NAMES)
 
 
 def test_the_options_list_exactly_the_voters() -> None:
-    assert set(get_args(get_type_hints(VotingConfig)["voter"])) == set(NAMES)
+    assert set(get_args(get_type_hints(VotingConfig)["voter"])) == set(VOTER_NAMES)
 
 
 @given(attempts(st.none() | answers), voters)
@@ -111,7 +108,7 @@ def test_voters_by_votes_rank_the_most_votes_first(given_: list[Attempt], voter:
     assert ranked[0].votes == max(candidate.votes for candidate in ranked)
 
 
-@pytest.mark.parametrize("voter", NAMES)
+@pytest.mark.parametrize("voter", VOTER_NAMES)
 def test_a_full_tie_goes_to_the_smaller_answer(voter: Any) -> None:
     assert rank([attempt(70), attempt(20), attempt(50)], VotingConfig(voter=voter))[0].answer == 20
 
@@ -163,11 +160,11 @@ def test_evidence_is_between_0_and_1(given_: list[Attempt]) -> None:
     assert all(0 < evidence(attempt) <= 1 for attempt in given_)
 
 
-@pytest.mark.parametrize("voter", SUMS)
+@pytest.mark.parametrize("voter", VOTERS)
 def test_voters_give_the_same_for_arrays_and_numbers(voter: Any) -> None:
     import numpy as np
 
-    own = [Ballot(2.0, 1.5, 3.0, 4.0, 1.2), Ballot(1.0, 1.0, 5.0, 1.0, 0.9)]
-    total = Ballot(3.0, 2.5, 8.0, 5.0, 2.1)
+    own = [Ballot(*np.linspace(2.0, 1.0, len(Ballot.__slots__))), Ballot(*np.linspace(1.0, 3.0, len(Ballot.__slots__)))]
+    total = Ballot(*(sum(getattr(ballot, name) for ballot in own) for name in Ballot.__slots__))
     columns = Ballot(*(np.array([getattr(ballot, name) for ballot in own]) for name in Ballot.__slots__))
     assert VOTERS[voter](columns, total).tolist() == [VOTERS[voter](ballot, total) for ballot in own]

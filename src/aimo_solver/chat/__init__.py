@@ -3,7 +3,7 @@
 `turns` defines the vocabulary, `families` picks the format for a model folder, and each family has a module of its own.
 Reading model output takes linear time and never raises.
 
-May import: nothing but the top.
+May import: nothing but the top-level modules.
 """
 
 __all__ = ["families", "prompts", "salvage", "tokenizer", "turns"]

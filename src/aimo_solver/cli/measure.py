@@ -28,9 +28,9 @@ from aimo_solver.lab.report import policy_plots
 from aimo_solver.lab.simulate import parse_configuration, select_playable, simulate, sweep
 from aimo_solver.log.environment import describe_environment
 from aimo_solver.log.writer import RunLog
+from aimo_solver.policy.voting import VOTER_NAMES
 from aimo_solver.solve.session import local_session
 
-_POLICIES = ("majority", "error-weighted", "entropy", "tail-entropy", "vote-share", "lexicographic", "proximity")
 _PLAYS = ("default@greedy", "default@even", "default@clamp", "default@tiers", "default@marginal")
 _SWEEP_HOURS = (0.5, 1, 2, 3, 4, 5, 6)
 
@@ -70,7 +70,7 @@ def replay_command(
         values = scoreboard.simulation_values(played)
         tables: tuple[Table, ...] = (scoreboard.simulation_table(played),)
     else:
-        scored = replay(groups, [parse_policy(name, config.voting) for name in policy or _POLICIES])
+        scored = replay(groups, [parse_policy(name, config.voting) for name in policy or VOTER_NAMES])
         values = scoreboard.replay_values(scored)
         tables = scoreboard.replay_tables(scored, strata=strata)
         if plots is not None:

@@ -1,4 +1,4 @@
-"""A run behind the gateway: boots in the background, then solves the problems that come, until the clock is over.
+"""A run behind the gateway: boots in the background, then solves the problems that arrive, until time runs out.
 
 One asyncio loop in a thread of its own holds the kernels, the vLLM server and the solver. A boot that fails is repeated as
 long as the clock allows, and so is one whose server was lost for good. A problem waits for a session no longer than its own
@@ -30,7 +30,7 @@ from aimo_solver.results import Attempt
 if TYPE_CHECKING:
     from aimo_solver.solve.attempt import RunningAttempt
 
-GRACE_S = 5.0  # predict waits for the solver so long after a problem's budget
+GRACE_S = 5.0  # predict waits this long past a problem's budget
 PAUSES_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # before the next boot: after a lost session, a failed boot, a second one ...
 TEARDOWN_S = 30.0  # for a session to go down; then it is cancelled
 _POLL_S = 0.25  # how often a session is checked for being lost

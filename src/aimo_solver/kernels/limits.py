@@ -12,7 +12,7 @@ UIDS_PER_POOL = 256  # kernels of one pool that can be alive at a time
 
 
 class Isolation(StrEnum):
-    """A mechanism that isolates a kernel. The forkserver tries out at its start which ones the system allows."""
+    """A mechanism that isolates a kernel. The forkserver probes at its start which ones the system allows."""
 
     USER = "user"  # a user id of its own (needs root), so that file permissions and RLIMIT_NPROC hold
     NETWORK = "network-namespace"  # no network interface

@@ -128,7 +128,7 @@ class KernelPool:
     def from_config(
         cls, config: KernelConfig, on_event: Callable[..., object] = lambda kind, **values: None, *, leases: int = 1
     ) -> Self:
-        """A pool as the configuration wants it, for `leases` at a time where it does not say how many."""
+        """The configured pool; `leases` is its size if the configuration gives none."""
         half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**21
         limits = KernelLimits(memory_mb=config.memory_mb, pool_memory_mb=config.pool_memory_mb or half)
         return cls(config.size or leases, config.spares, limits, preload=config.preload, on_event=on_event)

@@ -20,7 +20,7 @@ from aimo_solver.lab.statistics import Bootstrap, Interval, proportion
 from aimo_solver.options import VotingConfig
 from aimo_solver.policy.selection import Method
 from aimo_solver.policy.stopping import STOP_RULES, decide
-from aimo_solver.policy.voting import VOTERS, rank
+from aimo_solver.policy.voting import VOTER_NAMES, rank
 
 _VALUE_OF = {"equal": "equal", "margin": "margin", "share": "share", "posterior": "confidence"}
 
@@ -147,15 +147,14 @@ def parse_policy(name: str, voting: VotingConfig, *, stop: str = "never") -> Pol
     """
     voter, slash, ending = name.partition("/")
     rule, equals, value = ending.partition("=") if slash else (stop, "", "")
-    voters = [*VOTERS, "proximity"]
-    known = ["default", *voters, *Method]
+    known = ["default", *VOTER_NAMES, *Method]
     if voter not in known:
         raise ConfigError(f"policy {name}", f"no such voter; known: {', '.join(known)}")
     if rule not in STOP_RULES:
         raise ConfigError(f"policy {name}", f"no such stop rule; known: {', '.join(STOP_RULES)}")
     if equals and rule not in _VALUE_OF:
         raise ConfigError(f"policy {name}", f"{rule} takes no value")
-    values: dict[str, Any] = asdict(voting) | {"voter": voter if voter in voters else voting.voter, "stop": rule}
+    values: dict[str, Any] = asdict(voting) | {"voter": voter if voter in VOTER_NAMES else voting.voter, "stop": rule}
     if equals:
         values[_VALUE_OF[rule]] = value
     return Policy(name, load_config({"voting": values}).voting, Method(voter) if voter in set(Method) else None)

@@ -2,7 +2,7 @@
 
 `writer` and `trajectory` write, `reader` reads, `resume` continues an interrupted run; docs/run-directory.md has every field.
 
-May import: nothing but the top.
+May import: nothing but the top-level modules.
 """
 
 __all__ = ["environment", "files", "reader", "resume", "trajectory", "writer"]

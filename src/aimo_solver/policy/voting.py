@@ -65,7 +65,9 @@ VOTERS: Mapping[str, Callable[[Ballot, Ballot], Any]] = {
     "vote-share": _vote_share,
     "lexicographic": lambda ballot, total: ballot.votes + ballot.evidence / (ballot.votes + 1),
 }
-"""(ballot of an answer, ballot of all answers) -> score. `proximity` scores clusters and is handled by `rank`."""
+"""(ballot of an answer, ballot of all answers) -> score > 0. `proximity` scores clusters and is handled by `rank`."""
+
+VOTER_NAMES = (*VOTERS, "proximity")
 
 
 def rank(attempts: Sequence[Attempt], voting: VotingConfig) -> tuple[Candidate, ...]:

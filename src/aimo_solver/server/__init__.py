@@ -2,7 +2,7 @@
 
 Start with `launch` (how it is started), `supervisor` and `client`; `readahead`, `compile_cache` and `warmup` shorten its start.
 
-May import: nothing but the top.
+May import: nothing but the top-level modules.
 """
 
 __all__ = [

@@ -76,7 +76,7 @@ class LaunchPlan:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """What a compile cache depends on: all flags as a vLLM would take them that has every flag."""
+        """What a compile cache depends on: all flags, as a vLLM that knows every flag would accept them."""
         parts = (part for flag in self.flags for part in (flag.name, flag.value) if part is not None)
         return (*parts, *self.config.server.extra_args)
 

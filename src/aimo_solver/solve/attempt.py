@@ -46,7 +46,7 @@ class PythonPool(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """What all attempts of a run share. `clock` gives seconds that only grow."""
+    """What all attempts of a run share. `clock` is monotonic, in seconds."""
 
     engine: Engine
     chat: ChatFormat

@@ -22,7 +22,7 @@ from aimo_solver.server.client import CompletionRequest, Engine
 TAIL_TOKENS = 256  # window of `tail_entropy`, as in the second-placed public solver of AIMO3
 _CHARS_PER_TOKEN = 8  # about twice the usual number; longer texts are cut before they are tokenised
 _SHORTEST_CHARS = 100  # texts that would have to be shorter are left out
-_CLOSING_TOKENS = 64  # closing a turn that was cut in the middle may take that many more
+_CLOSING_TOKENS = 64  # closing a turn that was cut in the middle may take up to this many more
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0  # before a failed request is sent again
 
 

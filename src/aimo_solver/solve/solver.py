@@ -30,7 +30,7 @@ from aimo_solver.problems import Candidate, Problem, ProblemResult
 from aimo_solver.results import Attempt, FinishReason
 from aimo_solver.solve.attempt import Resources, RunningAttempt
 
-_LAST_VOTE_S = 0.5  # attempts end that much before their problem, so that their last answers still count
+_LAST_VOTE_S = 0.5  # attempts end this long before their problem, so that their last answers still count
 _SERVER_LOSSES = 2  # losses of the server during one problem that end its attempts
 _CHECK_S = 1.0  # how often the losses are counted
 _END_S = 5.0  # longest wait for cancelled attempts
