@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 EXAMPLES ?= 300
-# More than the two cores that the times in CONTRIBUTING.md are for: for a third of the time a test only waits.
+# Three workers keep two cores busy, since tests often wait.
 WORKERS ?= 3
 
 PYTEST := $(BIN)/pytest -q -n $(WORKERS)

@@ -1,4 +1,4 @@
-"""One vLLM server with the embedded model for the whole test session."""
+"""The vLLM server of the test session, and how tests are distributed over workers."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ import aiohttp
 import numpy as np
 
 from aimo_solver.lab.bench.loop import Target
+from aimo_solver.lab.bench.random_weights import distinct_experts
 from aimo_solver.lab.bench.table import BenchResult, Value
 
 STREAMS = (1, 4, 8, 12, 16, 24, 32)
@@ -224,12 +225,10 @@ async def _pace(target: Target, streams: int, depth: int, tokens: int) -> Pace:
 
 
 async def probe_experts(target: Target, streams: Sequence[int], *, tokens: int = 64, depth: int = 300) -> dict[int, float]:
-    """Distinct experts per layer and step, by the number of streams, from a server with ``--enable-return-routed-experts``.
+    """Returns the distinct experts per layer and step by the number of streams, {} if the server returns no routing.
 
-    Empty if the server returns no routing.
+    vLLM returns it if it was started with ``--enable-return-routed-experts``.
     """
-    from aimo_solver.lab.bench.random_weights import distinct_experts
-
     count = max(streams)
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session:
 
@@ -245,7 +244,7 @@ async def probe_experts(target: Target, streams: Sequence[int], *, tokens: int =
 
 
 def _prompt(target: Target, number: int, depth: int) -> list[int]:
-    """Stream `number`'s prompt: the first `depth` tokens of a sequence of its own, so deeper ones find shallower ones cached."""
+    """Returns the first `depth` tokens of a sequence of the stream's own, so that deeper prompts find shallower ones cached."""
     draw = random.Random(number)
     return [draw.randrange(target.vocabulary) for _ in range(depth)]
 
