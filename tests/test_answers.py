@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aimo_solver.answers import ANSWER_RANGE, evaluate_latex, extract_answer, last_box
+from aimo_solver.answers import ANSWER_RANGE, Reading, evaluate_latex, extract_answer, last_box, read_answer
 
 COUNTS = {
     # plain integers
@@ -82,6 +82,21 @@ def test_box_without_an_answer(box: str) -> None:
 )
 def test_the_last_closed_box_is_read(text: str, answer: int | None) -> None:
     assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "reading"),
+    [
+        ("\\boxed{42}", Reading(42)),
+        ("\\boxed{100000}", Reading(out_of_range=True)),
+        ("\\boxed{-1}", Reading(out_of_range=True)),
+        ("\\boxed{\\frac12}", Reading(out_of_range=True)),
+        ("\\boxed{x}", Reading()),
+        ("I could not solve it.", Reading()),
+    ],
+)
+def test_a_number_out_of_range_differs_from_no_answer(text: str, reading: Reading) -> None:
+    assert read_answer(text) == reading
 
 
 @given(number=st.integers(-200_000, 200_000), zeros=st.integers(0, 3))

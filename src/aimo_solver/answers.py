@@ -11,6 +11,7 @@ import operator
 import re
 import unicodedata
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 
 ANSWER_RANGE = range(100_000)
@@ -28,16 +29,37 @@ _DIGITS = re.compile(r"\d+")
 _NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?![\d,])(?:\.\d+)?|\d+\.?\d*|\.\d+")
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The answer that a final text states.
+
+    Attributes:
+        answer: the stated integer; None if the text states none, or one out of range.
+        out_of_range: the text states one number, but not an integer in `ANSWER_RANGE`.
+    """
+
+    answer: int | None = None
+    out_of_range: bool = False
+
+
 def extract_answer(text: str) -> int | None:
-    r"""Returns the integer in the last closed ``\boxed{...}``, None if there is no box or no integer in range in it.
+    """Returns the answer that a final text states, None if it states none in range; see `read_answer`."""
+    return read_answer(text).answer
+
+
+def read_answer(text: str) -> Reading:
+    r"""Reads the last closed ``\boxed{...}`` of a final text. Never raises; takes linear time.
 
     42: ``042``, ``42.0``, ``\frac{84}{2}``, ``6 \cdot 7``, ``x = 42``, ``42 \pmod{100}``, ``142 \bmod 100``, ``42\text{ cm}``,
-    ``$42^\circ$``, ``\text{42}``. 12345: ``12,345``, ``12{,}345``, ``12\,345``. None: ``-1``, ``1/3``, ``100000``, ``1, 2``,
-    ``3 \text{ or } 4``, ``x + 1``, ``\sqrt{2}``.
+    ``$42^\circ$``, ``\text{42}``. 12345: ``12,345``, ``12{,}345``, ``12\,345``. Out of range: ``-1``, ``1/3``, ``100000``.
+    No answer: ``1, 2``, ``3 \text{ or } 4``, ``x + 1``, ``\sqrt{2}``.
     """
     box = last_box(text)
     value = None if box is None else evaluate_latex(box)
-    return int(value) if value is not None and value.denominator == 1 and int(value) in ANSWER_RANGE else None
+    if value is None:
+        return Reading()
+    in_range = value.denominator == 1 and int(value) in ANSWER_RANGE
+    return Reading(int(value) if in_range else None, out_of_range=not in_range)
 
 
 def last_box(text: str) -> str | None:
