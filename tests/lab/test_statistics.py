@@ -5,22 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aimo_solver.lab.statistics import Bootstrap, Interval, proportion, sign_test
+from aimo_solver.lab.estimators import pass_at_k
+from aimo_solver.lab.statistics import Bootstrap, Interval, clustered_share, paired_difference, proportion, sign_test
 
 
 def test_a_mean_without_spread_has_no_width() -> None:
     assert Bootstrap("abc", 200).mean([2.0, 2.0, 2.0]) == Interval(2.0, 2.0, 2.0)
     assert Bootstrap("aa", 200).mean([1.0, 2.0]) == Interval(1.5, 1.5, 1.5)
-
-
-def test_the_interval_covers_the_truth_about_as_often_as_stated() -> None:
-    draw = np.random.default_rng(0)
-    covered = 0
-    for seed in range(300):
-        hits = (draw.random(60) < 0.7).astype(float)
-        interval = Bootstrap(range(60), 500, seed).mean(hits)
-        covered += interval.low <= 0.7 <= interval.high
-    assert 0.88 <= covered / 300 <= 0.99
 
 
 def test_the_interval_of_a_clear_difference_excludes_zero() -> None:
@@ -59,3 +50,119 @@ def test_the_sign_test_is_the_exact_binomial_test() -> None:
     assert sign_test(1, 5) == pytest.approx(2 * (1 + 6) / 64)
     assert sign_test(3, 3) == pytest.approx(1.0)
     assert sign_test(0, 0) == 1.0
+
+
+def test_a_share_of_single_attempts_has_the_wilson_interval_with_a_quantile_of_t() -> None:
+    # 8 of 10, one attempt per problem: variance 10 / 9 * 0.16 / 10, so 9 effective problems; t(9) = 2.262.
+    interval = clustered_share([1] * 8 + [0] * 2)
+    weight = 2.262157**2 / 9
+    centre, half = (0.8 + weight / 2) / (1 + weight), 2.262157 / (1 + weight) * (0.16 / 9 + weight / 36) ** 0.5
+    assert interval.mean == 0.8
+    assert interval.low == pytest.approx(centre - half, abs=1e-5)
+    assert interval.high == pytest.approx(centre + half, abs=1e-5)
+
+
+def test_a_share_weighs_problems_by_their_counts_and_leaves_out_those_without() -> None:
+    assert clustered_share([3, 0, 0], [4, 2, 0]).mean == 0.5
+    assert clustered_share([3, 0, 0], [4, 2, 0]) == clustered_share([3, 0], [4, 2])
+    with pytest.raises(ValueError, match="no problem"):
+        clustered_share([0], [0])
+
+
+def test_ten_copies_of_each_attempt_are_no_more_evidence() -> None:
+    hits, counts = np.array([4, 3, 0, 2, 4, 1]), np.full(6, 4)
+    alone, copied = clustered_share(hits, counts), clustered_share(10 * hits, 10 * counts)
+    assert copied.low == pytest.approx(alone.low)
+    assert copied.high == pytest.approx(alone.high)
+
+
+def test_a_share_without_spread_still_has_an_interval() -> None:
+    assert clustered_share([1] * 50).high == pytest.approx(1)
+    assert 0.9 < clustered_share([1] * 50).low < 0.95
+    assert clustered_share([0.5] * 50).low < 0.4
+    assert clustered_share([1]).low < 0.2
+
+
+PROBLEMS = 50
+SIMULATIONS = 1_000
+DIFFICULTIES = {"as in AIMO": (0.41, 0.11), "even": (1.0, 1.0), "hard": (0.3, 0.7)}
+"""Beta distributions of the probability that an attempt is right; the first has the published mean and run-to-run spread."""
+
+
+@pytest.mark.parametrize("shape", DIFFICULTIES.values(), ids=DIFFICULTIES)
+@pytest.mark.parametrize(("attempts", "k"), [(1, 1), (8, 1), (8, 4)])
+def test_the_interval_of_pass_at_k_covers_the_truth_in_93_to_97_percent(
+    shape: tuple[float, float], attempts: int, k: int
+) -> None:
+    draw = np.random.default_rng(k)
+    chances = draw.beta(*shape, size=(SIMULATIONS, PROBLEMS))
+    right = draw.binomial(attempts, chances)
+    estimate = np.array([pass_at_k(number, attempts, k) for number in range(attempts + 1)])[right]
+    truth = float(1 - ((1 - draw.beta(*shape, size=1_000_000)) ** k).mean())
+    intervals = [clustered_share(row) for row in estimate]
+    covered = np.mean([interval.low <= truth <= interval.high for interval in intervals])
+    assert 0.93 <= covered <= 0.97
+
+
+def test_the_interval_of_a_share_of_unequal_groups_covers_the_truth_in_93_to_97_percent() -> None:
+    draw = np.random.default_rng(0)
+    chances = draw.beta(1, 1, size=(SIMULATIONS, PROBLEMS))
+    counts = 1 + draw.binomial(12, 1 - chances)  # harder problems have more attempts
+    hits = draw.binomial(counts, chances)
+    many = draw.beta(1, 1, size=1_000_000)
+    truth = float((many * (1 + 12 * (1 - many))).mean() / (1 + 12 * (1 - many)).mean())
+    intervals = [clustered_share(*rows) for rows in zip(hits, counts, strict=True)]
+    assert 0.93 <= np.mean([interval.low <= truth <= interval.high for interval in intervals]) <= 0.97
+
+
+@pytest.mark.parametrize("shape", DIFFICULTIES.values(), ids=DIFFICULTIES)
+@pytest.mark.parametrize(("runs", "effect"), [(1, 0.2), (5, 0.2)])
+def test_the_interval_of_a_paired_difference_covers_the_truth_in_93_to_97_percent(
+    shape: tuple[float, float], runs: int, effect: float
+) -> None:
+    draw = np.random.default_rng(runs)
+    chances = draw.beta(*shape, size=(SIMULATIONS, PROBLEMS))
+    better = chances + effect * chances * (1 - chances)
+    many = draw.beta(*shape, size=1_000_000)
+    truth = float((effect * many * (1 - many)).mean())
+    a, b = draw.binomial(runs, better) / runs, draw.binomial(runs, chances) / runs
+    intervals = [paired_difference(*rows).interval for rows in zip(a, b, strict=True)]
+    assert 0.93 <= np.mean([interval.low <= truth <= interval.high for interval in intervals]) <= 0.97
+
+
+def test_the_bootstrap_covers_the_truth_in_93_to_97_percent() -> None:
+    draw = np.random.default_rng(0)
+    hits = (draw.random((500, 95)) < 0.7).astype(float)  # as many problems as the replay has
+    intervals = [Bootstrap(range(95), 1_000, seed).mean(row) for seed, row in enumerate(hits)]
+    assert 0.93 <= np.mean([interval.low <= 0.7 <= interval.high for interval in intervals]) <= 0.97
+
+
+def test_a_paired_difference_by_hand() -> None:
+    # Differences 1, 0, 0, 1, -1, 1, 0, 1: mean 3 / 8, variance 31 / 56; t(7) = 2.364624.
+    compared = paired_difference([1, 1, 0, 1, 0, 1, 0, 1], [0, 1, 0, 0, 1, 0, 0, 0])
+    half = 2.364624 * (31 / 56 / 8) ** 0.5
+    assert compared.interval.mean == 0.375
+    assert compared.interval.low == pytest.approx(0.375 - half, abs=1e-5)
+    assert compared.interval.high == pytest.approx(0.375 + half, abs=1e-5)
+    assert (compared.better, compared.worse) == (4, 1)
+    assert compared.p_value == pytest.approx(2 * (1 + 5) / 32)
+    assert compared.probability == pytest.approx(0.9015, abs=1e-3)  # t = 1.4255 with 7 degrees of freedom
+
+
+def test_equal_runs_are_not_known_to_be_equal() -> None:
+    compared = paired_difference([1] * 50, [1] * 50)
+    assert compared.interval.mean == 0
+    assert compared.interval.high == -compared.interval.low == pytest.approx(1 - 0.025 ** (1 / 50))
+    assert (compared.probability, compared.p_value) == (0.5, 1.0)
+    assert paired_difference([1, 1, 1], [0, 0, 0]).probability == pytest.approx(15 / 16)
+    assert paired_difference([0, 0, 0], [1, 1, 1]).probability == pytest.approx(1 / 16)
+
+
+def test_the_probability_that_a_is_better_is_how_often_it_is() -> None:
+    draw = np.random.default_rng(0)
+    effects = draw.uniform(-0.2, 0.2, SIMULATIONS)
+    differences = effects[:, None] + draw.normal(0, 0.3, (SIMULATIONS, PROBLEMS))
+    probability = np.array([paired_difference(row, np.zeros(PROBLEMS)).probability for row in differences])
+    for low, high in ((0.02, 0.3), (0.3, 0.7), (0.7, 0.98)):
+        inside = (probability >= low) & (probability < high)
+        assert np.mean(effects[inside] > 0) == pytest.approx(probability[inside].mean(), abs=0.06)

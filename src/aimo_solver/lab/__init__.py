@@ -3,4 +3,4 @@
 May import: policy, log.
 """
 
-__all__ = ["records", "replay", "scoreboard", "simulate", "statistics"]
+__all__ = ["estimators", "power", "records", "replay", "scoreboard", "simulate", "statistics"]

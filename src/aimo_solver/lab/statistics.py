@@ -5,6 +5,7 @@ scipy loads `scipy.stats` on first use, so commands that need no statistics star
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -64,6 +65,82 @@ class Bootstrap:
             rng=np.random.default_rng(self._seed),
         )  # fmt: skip
         return Interval(mean, *map(float, resampled.confidence_interval))
+
+
+def clustered_share(hits: ArrayLike, counts: ArrayLike | None = None) -> Interval:
+    """Returns the ratio of two sums over problems, the independent units, with its interval.
+
+    Wilson's score interval with the effective sample size, as `survey::svyciprop(method = "wilson")` in R, and a quantile of t
+    with one degree of freedom less than there are problems. In simulations it covers the truth in 93 to 97 % from 30 problems on,
+    unless nearly all problems have the same value: 92 % for pass@16 of 40 attempts at 50 problems, 87 % at 30.
+
+    Args:
+        hits: by problem, from 0 to its count: right attempts, or a probability.
+        counts: by problem, one each by default. Problems with 0 are left out.
+
+    Raises:
+        ValueError: no problem has a count.
+    """
+    values = np.asarray(hits, dtype=float)
+    sizes = np.ones_like(values) if counts is None else np.asarray(counts, dtype=float)
+    values, sizes = values[sizes > 0], sizes[sizes > 0]
+    problems = len(values)
+    if not problems:
+        raise ValueError("no problem has a count")
+    share = float(values.sum() / sizes.sum())
+    variance = float(((values - share * sizes) ** 2).sum()) / max(1, problems - 1) * problems / float(sizes.sum()) ** 2
+    effective = share * (1 - share) / variance if variance > 1e-12 else float(problems)
+    quantile = float(scipy.special.stdtrit(max(1, problems - 1), 0.975))
+    weight = quantile**2 / effective
+    centre = (share + weight / 2) / (1 + weight)
+    half = quantile / (1 + weight) * math.sqrt(max(0.0, share * (1 - share)) / effective + weight / (4 * effective))
+    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+
+
+@dataclass(frozen=True, slots=True)
+class PairedDifference:
+    """A against B on the same problems.
+
+    Attributes:
+        interval: mean difference A - B per problem; interval of the paired t-test over problems. If all differences are equal it
+            reaches as far as the share of problems that may still differ (one-sided 97.5 % bound for none of n).
+        probability: that A is better on problems like these: the posterior of the mean difference under a flat prior,
+            which is too sure where true differences are small.
+        better, worse: problems on which A is better, and worse.
+        p_value: of the sign test over these problems.
+    """
+
+    interval: Interval
+    probability: float
+    better: int
+    worse: int
+    p_value: float
+
+
+def paired_difference(a: ArrayLike, b: ArrayLike) -> PairedDifference:
+    """Compares A with B by problem: shares of 1, in the same order.
+
+    Raises:
+        ValueError: there are no problems.
+    """
+    differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    problems = len(differences)
+    if not problems:
+        raise ValueError("no problems to compare")
+    better, worse = int((differences > 1e-9).sum()), int((differences < -1e-9).sum())
+    mean = float(differences.mean())
+    if np.ptp(differences) < 1e-9:
+        reach = 1 - 0.025 ** (1 / problems)
+        interval = Interval(mean, max(-1.0, mean - reach), min(1.0, mean + reach))
+        # Of n problems all are better: under a uniform prior, the share that is better is above one half.
+        surely = 1 - 0.5 ** (problems + 1)
+        probability = surely if better else 1 - surely if worse else 0.5
+    else:
+        error = float(differences.std(ddof=1)) / math.sqrt(problems)
+        half = error * float(scipy.special.stdtrit(problems - 1, 0.975))
+        interval = Interval(mean, mean - half, mean + half)
+        probability = float(scipy.special.stdtr(problems - 1, mean / error))
+    return PairedDifference(interval, probability, better, worse, sign_test(better, worse))
 
 
 def proportion(hits: int, count: int) -> Interval:
