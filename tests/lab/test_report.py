@@ -39,8 +39,8 @@ def test_each_lost_problem_has_a_reason(run_report: RunReport) -> None:
         "unknown": Verdict.UNKNOWN,
     }
     why = {problem.id: problem.why for problem in run_report.problems}
-    assert why["outvoted"] == "7 had 1 of 3 attempts, 8 had 2"
-    assert why["missed"] == "none of 3 attempts gave 7; 2 other answers (2 answered, 1 no answer)"
+    assert why["outvoted"] == "outvoted 2 to 1: 8 won over 7"
+    assert why["missed"] == "no attempt of 3 had 7: 1 gave 8, the most of 2 answers"
     assert (run_report.right, run_report.known, run_report.oracle) == (1, 4, 2)
 
 
@@ -188,7 +188,7 @@ def test_the_terminal_shows_score_and_reasons(tmp_path: Path) -> None:
     shown = console.export_text()
     assert page == tmp_path / "run" / "report.html"
     assert "1 of 4 right, truth among the answers in 2" in shown
-    assert "7 had 1 of 3 attempts, 8 had 2" in shown
+    assert "outvoted 2 to 1: 8 won over 7" in shown
     assert "5 NameError" in shown
 
 

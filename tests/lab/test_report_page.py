@@ -171,6 +171,18 @@ def test_an_opened_trajectory_has_its_code_highlighted(page: Page) -> None:
 
 
 @needs_chromium
+def test_a_lost_problem_links_to_the_attempt_that_shows_it(page: Page) -> None:
+    page.run("document.querySelectorAll('details').forEach(part => { part.open = false; })")
+    row = "document.querySelector('table.lost tbody tr')"
+    cells = page.run(f"[...{row}.cells].map(cell => cell.textContent.trim())")
+    assert cells == ["outvoted", "outvoted", "outvoted 2 to 1: 8 won over 7", "2 more votes for it", "attempt 2"]
+    page.run(f"{row}.cells[4].querySelector('a').click()")
+    page.wait_for("document.getElementById('a-2-p-outvoted').open && document.getElementById('p-outvoted').open")
+    assert page.run("document.querySelector('#a-2-p-outvoted .answer').textContent") == "7"
+    assert page.problems == []
+
+
+@needs_chromium
 def test_filters_show_matching_rows(page: Page) -> None:
     rows = "[...document.querySelectorAll('table.sortable tbody tr')]"
     shown = f"{rows}.filter(row => !row.hidden).map(row => row.cells[1].textContent.trim()).sort()"

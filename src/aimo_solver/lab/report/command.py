@@ -15,16 +15,10 @@ from aimo_solver.lab.report.compare import Comparison, compare
 from aimo_solver.lab.report.data import RunReport, Verdict, load_report
 from aimo_solver.lab.report.format import duration, percentage_points, short_number
 from aimo_solver.lab.report.page import tiles, write_page
+from aimo_solver.lab.report.plots import outcome_style
 from aimo_solver.log.reader import read_run
 
-_STYLES = {
-    Verdict.RIGHT: "green",
-    Verdict.OUTVOTED: "yellow",
-    Verdict.NOT_FOUND: "red",
-    Verdict.NO_ANSWER: "red",
-    Verdict.UNKNOWN: "blue",
-    Verdict.OPEN: "dim",
-}
+_STYLES = {"good": "green", "near": "yellow", "bad": "red", "boot": "magenta", "plain": "blue", "mute": "dim"}
 
 
 def report_runs(directories: Sequence[Path], console: Console, out: Path | None = None) -> Path:
@@ -69,7 +63,7 @@ def _summary(report: RunReport) -> RenderableType:
         score = Text.assemble((right, "bold"), f", truth among the answers in {report.oracle}: ")
     else:
         score = Text(f"{len(report.run.results)} answered, truth unknown: ")
-    counts = [(f"{count} {verdict}", _STYLES[verdict]) for verdict in Verdict if (count := report.verdicts[verdict])]
+    counts = [(f"{count} {outcome}", _STYLES[outcome_style(outcome)]) for outcome, count in report.outcomes]
     score.append_text(Text(", ").join(Text(text, style) for text, style in counts))
     figures = Table.grid(padding=(0, 2))
     for tile in tiles(report):
@@ -113,7 +107,7 @@ def _problems(report: RunReport) -> Table:
         result, truth = problem.record.result, problem.record.truth
         table.add_row(
             problem.id,
-            Text(problem.verdict, _STYLES[problem.verdict]),
+            Text(problem.outcome, _STYLES[outcome_style(problem.outcome)]),
             "–" if result is None else str(result.answer),
             "–" if truth is None else str(truth),
             f"{problem.answers[0].votes if problem.answers else 0}/{len(attempts)}",

@@ -6,11 +6,13 @@ Seconds are counted from the run's start for problems, from the problem's start 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
 
+from aimo_solver.lab.losses import Loss, explain_loss
+from aimo_solver.lab.lost_problem import Cause
 from aimo_solver.lab.report.text import pack_trajectory
 from aimo_solver.lab.report.timeline import (
     Activity,
@@ -38,6 +40,10 @@ class Verdict(StrEnum):
     NO_ANSWER = "no answer"  # no attempt gave an answer
     UNKNOWN = "unknown"  # the truth is not known
     OPEN = "open"  # not ended
+
+
+LOST = (Verdict.OUTVOTED, Verdict.NOT_FOUND, Verdict.NO_ANSWER)
+"""The verdicts of lost problems."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,8 @@ class ProblemReport:
     """One problem.
 
     Attributes:
+        why: the outcome in words.
+        loss: of a lost problem.
         answers: the last ballot.
         right_votes: attempts that gave the truth.
         events: faults, and the choice of a second look.
@@ -77,6 +85,7 @@ class ProblemReport:
     record: ProblemRecord
     verdict: Verdict
     why: str
+    loss: Loss | None
     attempts: tuple[AttemptReport, ...]
     votes: tuple[VoteRecord, ...]
     answers: tuple[Candidate, ...]
@@ -86,6 +95,11 @@ class ProblemReport:
     @property
     def id(self) -> str:
         return self.record.problem_id
+
+    @property
+    def outcome(self) -> Verdict | Cause:
+        """The cause of a loss, else the verdict."""
+        return self.verdict if self.loss is None else self.loss.cause
 
     @property
     def seconds(self) -> float:
@@ -138,8 +152,20 @@ class RunReport:
         return tuple(attempt for problem in self.problems for attempt in problem.attempts)
 
     @property
-    def verdicts(self) -> Counter[Verdict]:
-        return Counter(problem.verdict for problem in self.problems)
+    def outcomes(self) -> list[tuple[Verdict | Cause, int]]:
+        """See `count_outcomes`."""
+        return count_outcomes(problem.outcome for problem in self.problems)
+
+
+def count_outcomes(outcomes: Iterable[Verdict | Cause]) -> list[tuple[Verdict | Cause, int]]:
+    """Counts outcomes: right ones, losses in which an attempt had the truth, other losses, the rest; the commonest first."""
+
+    def order(item: tuple[Verdict | Cause, int]) -> tuple[int, int]:
+        outcome, count = item
+        place = (1 if outcome.near else 2) if isinstance(outcome, Cause) else 0 if outcome is Verdict.RIGHT else 3
+        return place, -count
+
+    return sorted(Counter(outcomes).items(), key=order)
 
 
 def load_report(run: RunRecord) -> RunReport:
@@ -199,7 +225,8 @@ def unfinished_attempt(trajectory: TrajectoryRecord, problem: ProblemRecord) -> 
 def _problem(run: RunRecord, record: ProblemRecord) -> ProblemReport:
     records = {attempt.index: attempt for attempt in run.attempts if attempt.problem_id == record.problem_id}
     indices = sorted(records.keys() | set(run.trajectory_indices(record.problem_id)))
-    attempts = tuple(_attempt(run, record, index, records.get(index)) for index in indices)
+    trajectories = {index: run.read_trajectory(record.problem_id, index) for index in indices}
+    attempts = tuple(_attempt(record, records.get(index), trajectory) for index, trajectory in trajectories.items())
     votes = tuple(
         VoteRecord(round(max(0.0, vote.t - record.t), 3), vote.problem_id, vote.candidates)
         for vote in run.votes
@@ -208,13 +235,16 @@ def _problem(run: RunRecord, record: ProblemRecord) -> ProblemReport:
     answers = record.result.candidates if record.result else votes[-1].candidates if votes else ()
     right_votes = sum(attempt.attempt.answer == record.truth for attempt in attempts) if record.truth is not None else 0
     verdict = _verdict(record, right_votes, answers)
-    why = _why(record, verdict, attempts, answers, right_votes)
+    loss = None
+    if verdict in LOST:
+        found = {index: trajectory for index, trajectory in trajectories.items() if trajectory is not None}
+        loss = explain_loss(record, [attempt.attempt for attempt in attempts], found, run.events, run.config)
+    why = _why(record, attempts, loss)
     events = tuple(event for event in run.events if is_notable(event) and event.values.get("problem_id") == record.problem_id)
-    return ProblemReport(record, verdict, why, attempts, votes, answers, right_votes, events)
+    return ProblemReport(record, verdict, why, loss, attempts, votes, answers, right_votes, events)
 
 
-def _attempt(run: RunRecord, problem: ProblemRecord, index: int, attempt: Attempt | None) -> AttemptReport:
-    trajectory = run.read_trajectory(problem.problem_id, index)
+def _attempt(problem: ProblemRecord, attempt: Attempt | None, trajectory: TrajectoryRecord | None) -> AttemptReport:
     if trajectory is None:
         assert attempt is not None
         whole = Segment(Activity.THINKING, attempt.started_s, attempt.started_s + attempt.seconds)
@@ -240,29 +270,12 @@ def _verdict(record: ProblemRecord, right_votes: int, answers: Sequence[Candidat
     return Verdict.NOT_FOUND if answers else Verdict.NO_ANSWER
 
 
-def _why(
-    record: ProblemRecord,
-    verdict: Verdict,
-    attempts: Sequence[AttemptReport],
-    answers: Sequence[Candidate],
-    right_votes: int,
-) -> str:
-    ends = Counter(str(attempt.attempt.finish_reason).replace("_", " ") for attempt in attempts)
-    how = ", ".join(f"{count} {name}" for name, count in ends.most_common(3))
-    votes = record.result.votes if record.result else 0
-    match verdict:
-        case Verdict.OPEN:
-            return f"not ended; {len(attempts)} attempts begun"
-        case Verdict.NO_ANSWER:
-            return f"no attempt gave an answer ({how})"
-        case Verdict.NOT_FOUND:
-            others = "1 other answer" if len(answers) == 1 else f"{len(answers)} other answers"
-            return f"none of {len(attempts)} attempts gave {record.truth}; {others} ({how})"
-        case Verdict.OUTVOTED:
-            given = record.result.answer if record.result else None
-            return f"{record.truth} had {right_votes} of {len(attempts)} attempts, {given} had {votes}"
-        case _:
-            return f"{votes} of {len(attempts)} attempts agreed"
+def _why(record: ProblemRecord, attempts: Sequence[AttemptReport], loss: Loss | None) -> str:
+    if loss is not None:
+        return loss.reason
+    if record.result is None:
+        return f"not ended; {len(attempts)} attempts begun"
+    return f"{record.result.votes} of {len(attempts)} attempts agreed"
 
 
 def _count_busy(problems: Sequence[ProblemReport], *activities: Activity) -> tuple[tuple[float, int], ...]:

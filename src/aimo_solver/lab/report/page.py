@@ -16,7 +16,7 @@ from markupsafe import Markup
 from aimo_solver.config import Config
 from aimo_solver.lab.report import plots, policy_plots
 from aimo_solver.lab.report.compare import Comparison
-from aimo_solver.lab.report.data import RunReport, Verdict
+from aimo_solver.lab.report.data import LOST, RunReport, Verdict
 from aimo_solver.lab.report.format import duration, percent, percentage_points, plain_value, short_number, short_time
 from aimo_solver.lab.report.policy import assess_policy
 from aimo_solver.lab.report.text import fit_texts
@@ -24,7 +24,6 @@ from aimo_solver.lab.report.timeline import is_fault
 
 TEXT_LIMIT = 15_000_000  # characters of packed trajectories in one page; larger runs lose the middle of their longest texts
 
-_LOST = (Verdict.OUTVOTED, Verdict.NOT_FOUND, Verdict.NO_ANSWER)
 _COLUMNS = (  # heading and class
     ("#", "num"),
     ("id", ""),
@@ -39,7 +38,7 @@ _COLUMNS = (  # heading and class
     ("time", "num"),
     ("ended by", ""),
 )
-_FILTERS = (("all", "all"), ("lost", "|".join(_LOST)), ("outvoted", Verdict.OUTVOTED), ("contested", "contested"))
+_FILTERS = (("all", "all"), ("lost", "|".join(LOST)), ("outvoted", Verdict.OUTVOTED), ("contested", "contested"))
 _ANSWER_LEGEND = Markup(
     '<ul class="legend"><li><i class="good"></i>right</li><li><i class="bad"></i>wrong</li>'
     '<li><i class="plain"></i>truth unknown</li><li><i class="mute"></i>no answer</li></ul>'
@@ -61,9 +60,12 @@ class _View:
     def __init__(self, report: RunReport, key: str, texts: Sequence[str | None]) -> None:
         self.report = report
         self.key = key
-        self.verdicts = [(str(name), plots.verdict_style(name), count) for name in Verdict if (count := report.verdicts[name])]
+        self.outcomes = [(str(outcome), plots.outcome_style(outcome), count) for outcome, count in report.outcomes]
         self.tiles = tiles(report)
-        self.lost = [problem for verdict in _LOST for problem in report.problems if problem.verdict is verdict]
+        lost = [(problem, problem.loss.cause.near) for problem in report.problems if problem.loss]
+        self.lost = [problem for problem, _ in sorted(lost, key=lambda pair: not pair[1])]
+        self.near = sum(near for _, near in lost)
+        self.answered = sum(problem.verdict is Verdict.UNKNOWN for problem in report.problems)
         self.shares = _shares(report)
         self.policy = assess_policy(report)
         self.run_chart = plots.run_chart(report, key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from aimo_solver.lab.lost_problem import Cause
 from aimo_solver.lab.report.data import ProblemReport, RunReport, Verdict
 from aimo_solver.lab.report.format import (
     Format,
@@ -32,9 +33,9 @@ def run_chart(report: RunReport, key: str = "") -> Chart:
     chart.row_name(top + lane + 12, "problems")
     for problem in report.problems:
         start, end = _span(problem)
-        title = f"{problem.id}: {problem.verdict}, {duration(end - start)}"
+        title = f"{problem.id}: {problem.outcome}, {duration(end - start)}"
         with chart.group(link=key + anchor(problem.id)):
-            chart.bar(start, end, top + lane * (1 + lanes[problem.id]), 14, verdict_style(problem.verdict), title)
+            chart.bar(start, end, top + lane * (1 + lanes[problem.id]), 14, outcome_style(problem.outcome), title)
     slots = int(report.run.config["solver"]["slots"])
     for name, steps, y, style, least in (
         ("streams", report.streams, areas, "thinking", slots),
@@ -54,9 +55,9 @@ def budget_chart(report: RunReport, key: str = "") -> Chart:
     chart = Chart("Budget given and used", (WIDE, 190), (0, max(16, len(problems))), bottom=18)
     y = chart.y_axis(time_ticks(high)[::2] if high > 600 else time_ticks(high), high, short_time)
     for number, (problem, given) in enumerate(problems):
-        title = f"{problem.id}: {duration(problem.seconds)} of {duration(given)}, {problem.verdict}"
+        title = f"{problem.id}: {duration(problem.seconds)} of {duration(given)}, {problem.outcome}"
         with chart.group(link=key + anchor(problem.id)):
-            for seconds, style in ((given, "given"), (problem.seconds, verdict_style(problem.verdict))):
+            for seconds, style in ((given, "given"), (problem.seconds, outcome_style(problem.outcome))):
                 chart.bar(number + 0.12, number + 0.88, y(seconds), chart.base - y(seconds), style, title)
     return chart
 
@@ -164,9 +165,16 @@ def anchor(problem_id: str) -> str:
     return "p-" + "".join(char if char.isalnum() or char in "-_" else f".{ord(char):x}" for char in problem_id)
 
 
-def verdict_style(verdict: Verdict) -> str:
-    """The colour class of a verdict."""
-    return {Verdict.RIGHT: "good", Verdict.UNKNOWN: "plain", Verdict.OPEN: "mute", Verdict.OUTVOTED: "near"}.get(verdict, "bad")
+def outcome_style(outcome: Verdict | Cause) -> str:
+    """The colour class of an outcome."""
+    if isinstance(outcome, Cause):
+        return "near" if outcome.near else "boot" if outcome.technical else "bad"
+    return {Verdict.RIGHT: "good", Verdict.UNKNOWN: "plain", Verdict.OPEN: "mute"}.get(outcome, "bad")
+
+
+def attempt_anchor(problem_id: str, index: int) -> str:
+    """The id of an attempt's part of the page."""
+    return f"a-{index}-{anchor(problem_id)}"
 
 
 def answer_style(answer: int | None, truth: int | None) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any
 
-from aimo_solver.config import load_config
+from aimo_solver.lab.lost_problem import read_voting
 from aimo_solver.lab.records import Group, group_attempts
 from aimo_solver.lab.replay import Bin, GroupOutcome, Policy, calibration_bins, parse_policy, play
 from aimo_solver.lab.report.data import ProblemReport, RunReport, Verdict
@@ -68,7 +67,7 @@ class PolicyReport:
 
 def assess_policy(report: RunReport) -> PolicyReport:
     """Replays the attempts that voted; a second look has no vote."""
-    voting = _voting(report.run.config)
+    voting = read_voting(report.run.config)
     problems = [problem for problem in report.problems if problem.record.result]
     groups = [group for problem in problems if (group := _group(report.name, problem))]
     known = [group for group in groups if group.truth != _UNKNOWN]
@@ -86,12 +85,6 @@ def stop_rule(name: str, style: str, outcomes: Sequence[GroupOutcome]) -> StopRu
     """Collects what a stop rule made of each problem."""
     tokens = sorted(outcome.tokens for outcome in outcomes if outcome.tokens)
     return StopRule(name, style, tuple(tokens), sum(outcome.right for outcome in outcomes))
-
-
-def _voting(config: Mapping[str, Any]) -> VotingConfig:
-    # A run of another version may have other options.
-    own = {name: value for name, value in config.get("voting", {}).items() if name in VotingConfig.__dataclass_fields__}
-    return load_config({"voting": own}).voting
 
 
 def _group(run: str, problem: ProblemReport) -> Group | None:

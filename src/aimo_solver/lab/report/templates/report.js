@@ -53,7 +53,7 @@ const follow = () => {
   if (!target) return;
   const panel = target.closest(".tab");
   if (panel && panel.hidden) openTab(panel.id);
-  if (target.tagName === "DETAILS") target.open = true;
+  for (let part = target.closest("details"); part; part = part.parentElement.closest("details")) part.open = true;
   target.scrollIntoView({ block: "start" });
 };
 addEventListener("hashchange", follow);
