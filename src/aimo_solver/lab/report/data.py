@@ -153,11 +153,11 @@ class RunReport:
 
     @property
     def outcomes(self) -> list[tuple[Verdict | Cause, int]]:
-        """See `count_outcomes`."""
-        return count_outcomes(problem.outcome for problem in self.problems)
+        """See `order_outcomes`."""
+        return order_outcomes(problem.outcome for problem in self.problems)
 
 
-def count_outcomes(outcomes: Iterable[Verdict | Cause]) -> list[tuple[Verdict | Cause, int]]:
+def order_outcomes(outcomes: Iterable[Verdict | Cause]) -> list[tuple[Verdict | Cause, int]]:
     """Counts outcomes: right ones, losses in which an attempt had the truth, other losses, the rest; the commonest first."""
 
     def order(item: tuple[Verdict | Cause, int]) -> tuple[int, int]:
