@@ -11,6 +11,9 @@ from typing import Any
 from aimo_solver.options import ServerConfig
 from aimo_solver.server.machine import Gpu
 
+FALLBACKS = 2
+"""Safer command lines for a server that failed: the first keeps CUDA graphs, the second has none."""
+
 _HOPPER = (9, 0)
 _LONGEST_STEP = 1_024  # tokens of one step of gpt-oss; a long prompt takes several
 
@@ -22,21 +25,24 @@ class Flag:
     Attributes:
         value: None for a flag that takes none.
         former: spelling in older versions, tried when `name` is unknown.
+        fallbacks: how many of the `FALLBACKS` safer command lines keep it. A flag that can fail, or is only faster, has fewer.
     """
 
     name: str
     value: str | None
     reason: str
     former: str | None = None
+    fallbacks: int = FALLBACKS
 
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """One environment variable of the server."""
+    """One environment variable of the server; `fallbacks` as in `Flag`."""
 
     name: str
     value: str
     reason: str
+    fallbacks: int = FALLBACKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +99,7 @@ def _gpu(given: PresetInput, *, memory_share: float, fp8_cache: bool) -> _Settin
             str(sequences * per_step),
             "graphs for the batch sizes that occur; capturing all 50 takes 92 s on an H200",
             former="--cuda-graph-sizes",
+            fallbacks=1,
         ),
         Flag("--disable-cascade-attn", None, "attempts share a prompt, and older versions then decode without CUDA graphs"),
         Flag("--stream-interval", "8", "one chunk per 8 tokens means fewer messages; the last one is sent at once"),
@@ -100,12 +107,12 @@ def _gpu(given: PresetInput, *, memory_share: float, fp8_cache: bool) -> _Settin
         Flag("--tensor-parallel-size", str(_tensor_parallel(given)), "GPUs that share one copy of the model"),
     ]
     if given.server.speculative == "none":
-        flags.append(Flag("--async-scheduling", None, "schedules the next step while this one runs"))
+        flags.append(Flag("--async-scheduling", None, "schedules the next step while this one runs", fallbacks=0))
     if fp8_cache and given.gpus and min(gpu.capability for gpu in given.gpus) >= _HOPPER:
         flags.append(Flag("--kv-cache-dtype", "fp8_e4m3", "twice the context in the same memory; native on Hopper"))
     variables = (
         Variable("VLLM_USE_FLASHINFER_SAMPLER", "0", "building FlashInfer's sampler took 126 s on an H200 and brought no speed"),
-        Variable("VLLM_WORKER_MULTIPROC_METHOD", "fork", "the engine process inherits the imports instead of repeating them"),
+        Variable("VLLM_WORKER_MULTIPROC_METHOD", "fork", "the engine process inherits the imports", fallbacks=0),
         Variable("VLLM_ENABLE_STARTUP_PLAN", "1", "later starts on the same GPU do not measure the memory again"),
     )
     return tuple(flags), variables
@@ -126,6 +133,7 @@ def _gpt_oss(given: PresetInput) -> _Settings:
             "every step is padded to a size captured at the start: the expert routing kernels are compiled for every 32 tokens "
             "of a step's length, and each new length would stop all streams for about a second; each number of streams up to 16 "
             "has its own, since padding takes experts too: 12 streams padded to 16 decoded at 0.85 of the speed on an H200",
+            fallbacks=1,
         ),
     )
     replaced = {"--max-cudagraph-capture-size", *(flag.name for flag in own)}
@@ -169,7 +177,7 @@ def user_flags(given: PresetInput) -> tuple[Flag, ...]:
     }
     flags = [Flag(name, str(value), chosen) for name, value in values.items() if value is not None]
     if server.speculative != "none":
-        flags.append(Flag("--speculative-config", _speculation(server), chosen))
+        flags.append(Flag("--speculative-config", _speculation(server), chosen, fallbacks=0))
     return tuple(flags)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from aimo_solver.config import Config
 from aimo_solver.errors import ModelError
 from aimo_solver.server.client import VllmEngine
-from aimo_solver.server.flags import COMMON_VARIABLES, PRESETS, Flag, PresetInput, Variable, common_flags, user_flags
+from aimo_solver.server.flags import COMMON_VARIABLES, FALLBACKS, PRESETS, Flag, PresetInput, Variable, common_flags, user_flags
 from aimo_solver.server.machine import Gpu, detect_gpus, installed_flags
 from aimo_solver.server.process import ServerCommand, free_port
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation
@@ -72,7 +72,7 @@ class LaunchPlan:
     @property
     def commands(self) -> tuple[ServerCommand, ...]:
         """The command and its fallbacks, from the fastest to the safest."""
-        return tuple(plan.command for plan in (self, self.fallback(eager=False), self.fallback()))
+        return (self.command, *(self.fallback(number).command for number in range(1, FALLBACKS + 1)))
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -97,26 +97,24 @@ class LaunchPlan:
         """Returns a client of the server."""
         return VllmEngine(self.url, self.served_name, self.config.sampling, context_tokens=self.context_tokens)
 
-    def fallback(self, *, eager: bool = True) -> LaunchPlan:
-        """Returns the plan after a failure: less memory, no speculation, no overlapped scheduling, no forked processes.
+    def fallback(self, number: int = FALLBACKS) -> LaunchPlan:
+        """Returns the plan after a failure: less memory, and only flags and variables whose `fallbacks` include this one.
 
-        With `eager` also without CUDA graphs and torch.compile and with three quarters of the context, for a server that
-        failed while starting. A server that served well until it died needs only the first part.
+        The last also has no CUDA graphs, no torch.compile and three quarters of the context, for a server that failed while
+        starting. A server that served well until it died needs only the first.
         """
-        left_out = {"--async-scheduling", "--speculative-config"}
         context = self.context_tokens
         added = []
         share = self.flag("--gpu-memory-utilization")
         if share is not None and share.value is not None and float(share.value) > _LEAST_SHARE:
             lower = f"{max(_LEAST_SHARE, float(share.value) - 0.06):.2f}"
             added.append(Flag("--gpu-memory-utilization", lower, "the last start failed: leave memory to other processes"))
-        if eager:
-            left_out |= {"--max-cudagraph-capture-size", "--compilation-config"}
+        if number == FALLBACKS:
             added.append(Flag("--enforce-eager", None, "the last start failed: no graphs, no compilation"))
             context = max(min(context, _LEAST_CONTEXT), context * 3 // 4)
             added.append(Flag("--max-model-len", str(context), "the last start failed: a smaller KV cache is enough"))
-        kept = (flag for flag in self.flags if flag.name not in left_out)
-        variables = tuple(variable for variable in self.variables if variable.value != "fork")
+        kept = (flag for flag in self.flags if flag.fallbacks >= number)
+        variables = tuple(variable for variable in self.variables if variable.fallbacks >= number)
         return replace(self, flags=_merge_flags(kept, added), variables=variables, context_tokens=context)
 
     def _known_name(self, flag: Flag) -> str | None:

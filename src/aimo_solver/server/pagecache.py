@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-PAGE_BYTES = mmap.PAGESIZE
 _RESERVE_BYTES = 8 << 30  # a vLLM server's own processes take about 6 GB, 16 Python kernels 1.5 GB
 _SAMPLES = 16
 _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", "total_active_file")
@@ -35,7 +34,7 @@ def missing_ranges(descriptor: int, start: int, end: int) -> list[tuple[int, int
     """Returns the byte ranges within start..end (start page-aligned) that are not in the page cache; all of it if unknown."""
     try:
         with mmap.mmap(descriptor, end - start, access=mmap.ACCESS_READ, offset=start) as mapped:
-            pages = np.zeros(-(-(end - start) // PAGE_BYTES), np.uint8)
+            pages = np.zeros(-(-(end - start) // mmap.PAGESIZE), np.uint8)
             address = np.frombuffer(mapped, np.uint8).ctypes.data
             failed = _libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(end - start), ctypes.c_void_p(pages.ctypes.data))
     except OSError:  # a file system without mmap
@@ -45,7 +44,7 @@ def missing_ranges(descriptor: int, start: int, end: int) -> list[tuple[int, int
         return [(start, end)]
     absent = np.concatenate(([0], 1 - (pages & 1), [0])).astype(np.int8)
     edges = np.flatnonzero(np.diff(absent)).reshape(-1, 2)
-    return [(start + int(first) * PAGE_BYTES, min(end, start + int(last) * PAGE_BYTES)) for first, last in edges]
+    return [(start + int(first) * mmap.PAGESIZE, min(end, start + int(last) * mmap.PAGESIZE)) for first, last in edges]
 
 
 def _readable_at_once(descriptor: int, start: int, resident: np.ndarray[tuple[int], np.dtype[np.intp]]) -> bool:
@@ -56,7 +55,7 @@ def _readable_at_once(descriptor: int, start: int, resident: np.ndarray[tuple[in
     byte = bytearray(1)
     for page in resident[:: max(1, resident.size // _SAMPLES)]:
         try:
-            os.preadv(descriptor, [byte], start + int(page) * PAGE_BYTES, os.RWF_NOWAIT)
+            os.preadv(descriptor, [byte], start + int(page) * mmap.PAGESIZE, os.RWF_NOWAIT)
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                 return False

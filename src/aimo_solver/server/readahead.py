@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from mmap import PAGESIZE
 from pathlib import Path
 
-from aimo_solver.server.pagecache import PAGE_BYTES, memory_room, missing_ranges, read_ahead_bytes
+from aimo_solver.server.pagecache import memory_room, missing_ranges, read_ahead_bytes
 
 _READ_BYTES = 16 << 20  # each read announces the next one to the kernel, so that the disk never waits for a reader
 _OVERTAKEN_PIECES = 4
@@ -171,7 +172,7 @@ def _run_reader(state: _State, limit_bytes: int | None, stop: threading.Event | 
             if piece.path in state.problems:
                 continue
             # Resident pages of these files are among those that `memory_room` counts as reclaimable, so they are claimed too.
-            fits = min(piece.end - piece.start, (allowed - state.claimed) // PAGE_BYTES * PAGE_BYTES)
+            fits = min(piece.end - piece.start, (allowed - state.claimed) // PAGESIZE * PAGESIZE)
             if fits <= 0:
                 state.stop = StopReason.MEMORY
                 return

@@ -11,11 +11,11 @@ import sys
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
+from mmap import PAGESIZE
 from pathlib import Path
 from typing import NoReturn
 
 from aimo_solver.kernels.inside import ipython, linux
-from aimo_solver.kernels.inside.usage import PAGE_BYTES
 from aimo_solver.kernels.limits import Isolation, KernelLimits
 
 _START_NICE = 15  # until the kernel is leased
@@ -168,7 +168,7 @@ def needs_to_read_all() -> bool:
 
 def _set_limits(limits: KernelLimits, count_user: bool) -> None:
     """With `count_user`, RLIMIT_NPROC counts all processes of the solver's user, so those that run now are added to it."""
-    space, _, _, _, _, data, _ = (int(n) * PAGE_BYTES for n in Path("/proc/self/statm").read_text().split())
+    space, _, _, _, _, data, _ = (int(n) * PAGESIZE for n in Path("/proc/self/statm").read_text().split())
     memory = limits.memory_mb << 20
     for kind, value in (
         (resource.RLIMIT_CORE, 0),

@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from mmap import PAGESIZE
 from pathlib import Path
 
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _MAX_DEPTH = 100  # of directories: the time for one level grows with its depth
 _CHILDREN = Path("/proc/thread-self/children")  # missing if Linux was built without CONFIG_PROC_CHILDREN
 
@@ -60,7 +60,7 @@ def written_mb(pid: int) -> float:
 def resident_mb(pid: int) -> float:
     """Returns the memory of a process, shared pages included."""
     with suppress(OSError):
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES / 2**20
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGESIZE / 2**20
     return 0.0
 
 
