@@ -26,7 +26,10 @@ class Family:
         template: text with control tokens -> ids. plain: text without -> ids.
         call_parts, final_parts: what the model writes before and after the code of a call or a final text.
         controls: ids that only the format or the model may produce.
+        thought: what the model writes before its thoughts.
         escape: encodes the code of a call.
+        ending: what all code ends with.
+        reserved: matches in code that is not read exactly as written.
     """
 
     name: str
@@ -37,11 +40,14 @@ class Family:
     call_parts: tuple[str, str]
     final_parts: tuple[str, str]
     controls: dict[str, int]
+    thought: str
     escape: Callable[[str], str] = str
+    ending: str = ""
+    reserved: str = "(?!)"
 
     def call(self, code: str) -> list[int]:
         before, after = self.call_parts
-        return [*self.template(before), *self.plain(self.escape(code)), *self.template(after)]
+        return [*self.template(before), *self.plain(self.escape(code.removesuffix(self.ending))), *self.template(after)]
 
     def final(self, text: str) -> list[int]:
         before, after = self.final_parts
@@ -71,27 +77,42 @@ def family(name: str, path: Path) -> Family:
             ),
             ("<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>", "<|return|>"),
             controls,
+            "<|channel|>analysis<|message|>",
+            reserved=r"\A\s*\{",
         )
     if name.startswith("gemma"):
         folder = gemma_folder(path, THINKS_AFTER_TOOL if name == "gemma-thinks-after-tool" else "")
         call = ('<|channel>thought\nhm\n<channel|><|tool_call>call:python{code:<|"|>', '<|"|>}<tool_call|><|tool_response>')
-        return _family(name, folder, call, ("<|channel>thought\nhm\n<channel|>", "<turn|>"))
+        return _family(name, folder, call, ("<|channel>thought\nhm\n<channel|>", "<turn|>"), "<|channel>thought\n")
     if name == "hermes-xml":
         call = (
             "<think>\nhm\n</think>\n\n<tool_call>\n<function=python>\n<parameter=code>\n",
             "\n</parameter>\n</function>\n</tool_call><|im_end|>",
         )
-        return _family(name, hermes_folder(path), call, ("<think>\nhm\n</think>\n\n", "<|im_end|>"))
+        final = ("<think>\nhm\n</think>\n\n", "<|im_end|>")
+        return _family(name, hermes_folder(path), call, final, "<think>\n", reserved="parameter")  # its tags are plain text
     if name.startswith("hermes"):
         thinking = name == "hermes-thinking"
         start = "hm\n</think>\n\n" if thinking else "<think>\nhm\n</think>\n\n"
         call = (f'{start}<tool_call>\n{{"name": "python", "arguments": {{"code": ', "}}\n</tool_call><|im_end|>")
         folder = hermes_folder(path, THINKING_TEMPLATE) if thinking else hermes_folder(path)
-        return _family(name, folder, call, (start, "<|im_end|>"), lambda code: json.dumps(code, ensure_ascii=False))
-    return _family(name, fenced_folder(path), ("hm\n```python\n", "\n```\n"), ("hm\n</think>\n\n", "<|end|>"))
+        thought = "" if thinking else "<think>\n"
+        return _family(name, folder, call, (start, "<|im_end|>"), thought, lambda code: json.dumps(code, ensure_ascii=False))
+    call, final = ("hm\n```python\n", "\n```\n"), ("hm\n</think>\n\n", "<|end|>")
+    # any line of backquotes closes a Markdown block
+    return _family(name, fenced_folder(path), call, final, "", ending="\n", reserved="```|</code>|<tool_call>")
 
 
-def _family(name: str, folder: Path, call: tuple[str, str], final: tuple[str, str], escape: Callable[[str], str] = str) -> Family:
+def _family(
+    name: str,
+    folder: Path,
+    call: tuple[str, str],
+    final: tuple[str, str],
+    thought: str,
+    escape: Callable[[str], str] = str,
+    ending: str = "",
+    reserved: str = "(?!)",
+) -> Family:
     tokenizer = ModelFolder.read(folder).tokenizer
     return Family(
         name,
@@ -102,7 +123,10 @@ def _family(name: str, folder: Path, call: tuple[str, str], final: tuple[str, st
         call,
         final,
         dict(tokenizer.controls),
+        thought,
         escape,
+        ending,
+        reserved,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -12,10 +13,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from aimo_solver.answers import extract_answer
-from aimo_solver.chat.families import load_chat_format
+from aimo_solver.chat.families import FAMILIES, load_chat_format
 from aimo_solver.chat.turns import FinalText, Malformed, ToolCall, ToolCalls
 from aimo_solver.errors import ModelError
-from aimo_solver.lab.bench.degenerate import CONTROLS
+from aimo_solver.lab.bench.degenerate import FAMILY_WORDS
 from aimo_solver.options import FamilyName
 from tests.chat_families import NAMES, Family
 from tests.tiny_tokenizers import R1_TEMPLATE, fenced_folder, gemma_folder, harmony_folder, hermes_folder
@@ -26,7 +27,7 @@ _HOSTILE = (
     "</tool_response>", "<tool_call>", "</think>", "<|end|>", "<|return|>", "<|start|>", "<|message|>", "<|call|>",
     "<|Assistant|>", "```", "```python\n", "</code>", '"}}', "}", "\\", "\x00", "é😀", "\r\n", "\u2028", "\ud7ff",
 )  # fmt: skip
-_TAGS = (*dict.fromkeys(word for words in CONTROLS.values() for word in words), "print(1)", "}", ">", "\n", "\\boxed{1}")
+_TAGS = (*dict.fromkeys(word for words in FAMILY_WORDS.values() for word in words), "print(1)", "}", ">", "\n", "\\boxed{1}")
 hostile_text = st.lists(st.one_of(st.sampled_from(_HOSTILE), st.text(max_size=12))).map("".join)
 
 
@@ -36,8 +37,8 @@ each_family = pytest.mark.parametrize("name", NAMES)
 @each_family
 def test_a_call_and_a_final_text_are_read(families: dict[str, Family], name: str) -> None:
     model = families[name]
-    assert model.chat.parse(model.call("print(1)\n")) == ToolCalls((ToolCall("print(1)\n"),)) or name == "fenced"
-    assert model.chat.parse(model.call("print(1)")) == ToolCalls((ToolCall("print(1)\n" if name == "fenced" else "print(1)"),))
+    for code in (f"print(1){model.ending}", f"print(1)\n{model.ending}"):
+        assert model.chat.parse(model.call(code)) == ToolCalls((ToolCall(code),))
     assert model.chat.parse(model.final("So \\boxed{42}.")) == FinalText("So \\boxed{42}.")
 
 
@@ -46,15 +47,10 @@ def test_a_call_and_a_final_text_are_read(families: dict[str, Family], name: str
 @_SETTINGS
 def test_code_is_returned_byte_for_byte(families: dict[str, Family], name: str, code: str) -> None:
     assume(code.strip() and not code.lstrip().startswith("```"))
-    if name == "fenced":  # any line of backquotes closes a Markdown block
-        assume("```" not in code and "</code>" not in code and "<tool_call>" not in code)
-        code += "\n"
-    if name == "hermes-xml":  # the tags are plain text there
-        assume("parameter" not in code)
-    if name == "harmony":
-        assume(not code.lstrip().startswith("{"))
     model = families[name]
-    turn = model.chat.parse(model.call(code.removesuffix("\n") if name == "fenced" else code))
+    assume(re.search(model.reserved, code) is None)
+    code += model.ending
+    turn = model.chat.parse(model.call(code))
     assert isinstance(turn, ToolCalls)
     assert [call.code for call in turn.calls] == [code]
 
@@ -64,7 +60,7 @@ def test_100_kilobytes_of_code_are_returned_byte_for_byte(families: dict[str, Fa
     code = "".join(f"x{i} = [{{'k': \"v\\n{i}\"}}]  # é😀\n" for i in range(3_000))
     assert len(code.encode()) > 100_000
     model = families[name]
-    turn = model.chat.parse(model.call(code.removesuffix("\n") if name == "fenced" else code))
+    turn = model.chat.parse(model.call(code))
     assert turn == ToolCalls((ToolCall(code),))
 
 
@@ -147,14 +143,13 @@ def test_the_prompt_is_tokenised_like_its_whole_text(families: dict[str, Family]
     assert model.template(model.chat.decode(tokens)) == tokens
 
 
-def test_the_family_is_detected_from_the_folder(tmp_path: Path) -> None:
-    folders = {
-        "harmony": harmony_folder(tmp_path / "a"),
-        "gemma": gemma_folder(tmp_path / "b"),
-        "hermes": hermes_folder(tmp_path / "c"),
-        "fenced": fenced_folder(tmp_path / "d"),
-    }
-    assert {name: load_chat_format(folder).name for name, folder in folders.items()} == {name: name for name in folders}
+@each_family
+def test_the_family_is_detected_from_the_folder(families: dict[str, Family], name: str) -> None:
+    assert families[name].chat.name == name.partition("-")[0]
+
+
+def test_every_family_has_an_example() -> None:
+    assert set(FAMILIES) == {name.partition("-")[0] for name in NAMES}
 
 
 def test_the_family_can_be_set(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from aimo_solver.answers import ANSWER_RANGE, extract_answer
 from aimo_solver.chat import salvage
 from aimo_solver.chat.turns import MAX_CALLS, FinalText, Malformed, ToolCalls
-from aimo_solver.lab.bench.degenerate import AFTER, DEGENERATE, RUNS, Degenerate
+from aimo_solver.lab.bench.degenerate import AFTER, DEGENERATE, REPEATED, Degenerate
 from tests.chat_families import NAMES, Family
 from tests.conftest import ROOT
 
@@ -80,7 +80,7 @@ def read(model: Family, sampled: Sequence[int], output: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_degenerate_turn_of_the_table_is_read(families: dict[str, Family], name: str) -> None:
     model = families[name]
-    for one in (*RUNS, *AFTER[model.chat.name], *AFTER["salvage"]):
+    for one in (*REPEATED, *AFTER[model.chat.name], *AFTER["salvage"]):
         read(model, one.tokens(400, model.template), "1")
 
 

@@ -145,53 +145,10 @@ LEAKS = [
         next_value="'work'",
     ),
     Case(
-        name="files",
-        code="open('leak.txt', 'w').write('x')\nimport os\n'leak.txt' in os.listdir('.')",
-        value="True",
-        next="import os\nos.path.exists('leak.txt')",
-        next_value="False",
-    ),
-    Case(
-        name="module file in the working directory",
-        code="open('heapq.py', 'w').write('x = 1')\nopen('sitecustomize.py', 'w').write('x = 1');",
-        next="import importlib, heapq\nimportlib.reload(heapq).heappush.__name__",
-        next_value="'heappush'",
-    ),
-    Case(
-        name="files in /tmp",
-        code="import pathlib\np = pathlib.Path('/tmp/leak-of-a-case')\ntry: p.write_text('x')\nexcept OSError: pass",
-        next="import os\nos.path.exists('/tmp/leak-of-a-case')",
-        next_value="False",
-        needs=_CONFINED,
-    ),
-    Case(
-        name="shared memory",
-        code=(
-            "from multiprocessing import shared_memory, resource_tracker\nresource_tracker.register = lambda *a: None\n"
-            "shared_memory.SharedMemory('leak', create=True, size=1000).size >= 1000"
-        ),
-        value="True",
-        next="import os\nos.path.exists('/dev/shm/leak')",
-        next_value="False",
-        needs=frozenset({Isolation.NAMESPACES, Isolation.USER}),
-    ),
-    Case(
         name="thread",
         code="import threading, time\nthreading.Thread(target=time.sleep, args=(1000,), name='leak', daemon=True).start()",
         next="import threading\n'leak' in [t.name for t in threading.enumerate()]",
         next_value="False",
-    ),
-    Case(name="child process", code="import subprocess\nchild = subprocess.Popen(['sleep', '1000'])"),
-    Case(
-        name="daemon",
-        code="import os, time\nif os.fork() == 0:\n  os.setsid()\n  if os.fork() == 0: time.sleep(1000)\n  os._exit(0)",
-    ),
-    Case(
-        name="children that ignore signals",
-        code=(
-            "import subprocess\nc = 'trap \"\" INT TERM HUP; while true; do sleep 1; done'\n"
-            "for _ in range(5): subprocess.Popen(c, shell=True)"
-        ),
     ),
     Case(
         name="own resource limits",
@@ -242,6 +199,91 @@ LEAKS = [
         code="import gc, sys\ngc.disable()\nsys.settrace(lambda *a: None)",
         next="import gc, sys\ngc.isenabled(), sys.gettrace()",
         next_value="(True, None)",
+    ),
+]
+
+FILES = [
+    Case(
+        name="files",
+        code="open('leak.txt', 'w').write('x')\nimport os\n'leak.txt' in os.listdir('.')",
+        value="True",
+        next="import os\nos.path.exists('leak.txt')",
+        next_value="False",
+    ),
+    Case(
+        name="module file in the working directory",
+        code="open('heapq.py', 'w').write('x = 1')\nopen('sitecustomize.py', 'w').write('x = 1');",
+        next="import importlib, heapq\nimportlib.reload(heapq).heappush.__name__",
+        next_value="'heappush'",
+    ),
+    Case(
+        name="files in /tmp",
+        code="import pathlib\np = pathlib.Path('/tmp/leak-of-a-case')\ntry: p.write_text('x')\nexcept OSError: pass",
+        next="import os\nos.path.exists('/tmp/leak-of-a-case')",
+        next_value="False",
+        needs=_CONFINED,
+    ),
+    Case(
+        name="shared memory",
+        code=(
+            "from multiprocessing import shared_memory, resource_tracker\nresource_tracker.register = lambda *a: None\n"
+            "shared_memory.SharedMemory('leak', create=True, size=1000).size >= 1000"
+        ),
+        value="True",
+        next="import os\nos.path.exists('/dev/shm/leak')",
+        next_value="False",
+        needs=frozenset({Isolation.NAMESPACES, Isolation.USER}),
+    ),
+]
+
+PROCESSES = [
+    Case(name="child process", code="import subprocess\nchild = subprocess.Popen(['sleep', '1000'])"),
+    Case(
+        name="daemon",
+        code="import os, time\nif os.fork() == 0:\n  os.setsid()\n  if os.fork() == 0: time.sleep(1000)\n  os._exit(0)",
+    ),
+    Case(
+        name="children that ignore signals",
+        code=(
+            "import subprocess\nc = 'trap \"\" INT TERM HUP; while true; do sleep 1; done'\n"
+            "for _ in range(5): subprocess.Popen(c, shell=True)"
+        ),
+    ),
+    Case(
+        name="child that does not end",
+        code="!echo partial; sleep 1000",
+        timeout_s=0.5,
+        error="KeyboardInterrupt",
+        timed_out=True,
+        out="partial",
+    ),
+    Case(
+        name="memory of children",
+        code=(
+            "import os, time\nfor _ in range(4):\n    if os.fork() == 0:\n        x = bytearray(b'y') * (200 * 2**20)\n"
+            "        time.sleep(1000)\ntime.sleep(1000)"
+        ),
+        killed=_killed(KillReason.MEMORY),
+        note="memory",
+    ),
+    Case(
+        name="fork bomb",
+        code="import os\nwhile True:\n    os.fork()",
+        timeout_s=2.0,
+        anything=True,
+        needs=frozenset({Isolation.USER}),
+    ),
+    Case(
+        name="fork bomb of the shell",
+        code="!bomb() { bomb | bomb & }; bomb; sleep 1; echo done",
+        anything=True,
+        needs=frozenset({Isolation.USER}),
+    ),
+    Case(
+        name="threads",
+        code="import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()",
+        error="RuntimeError",
+        needs=frozenset({Isolation.USER}),
     ),
 ]
 
@@ -313,6 +355,29 @@ ENDS = [
         after="'y' in globals()",
         after_value="False",
     ),
+    Case(
+        name="loop in C",
+        code="print('partial', end='')\nsum(range(10**13))",
+        timeout_s=0.5,
+        timed_out=True,
+        killed=_killed(KillReason.HANG),
+        out="partial",
+        note="restarted",
+        after="2**10",
+        after_value="1024",
+    ),
+    Case(
+        name="swallowed interrupt",
+        cells=("x = 5",),
+        code="while True:\n    try:\n        x = 5\n        while True: x = 5\n    except BaseException:\n        print('no')",
+        timeout_s=0.5,
+        timed_out=True,
+        killed=_killed(KillReason.HANG),
+        out="no",
+        note="run again",
+        after="x",
+        after_value="5",
+    ),
 ]
 
 HANGS = [
@@ -338,33 +403,10 @@ HANGS = [
         after_value="True",
     ),
     Case(
-        name="loop in C",
-        code="print('partial', end='')\nsum(range(10**13))",
-        timeout_s=0.5,
-        timed_out=True,
-        killed=_killed(KillReason.HANG),
-        out="partial",
-        note="restarted",
-        after="2**10",
-        after_value="1024",
-    ),
-    Case(
         name="power tower",
         code="3 ** math.factorial(2025)",
         timeout_s=0.5,
         anything=True,
-    ),
-    Case(
-        name="swallowed interrupt",
-        cells=("x = 5",),
-        code="while True:\n    try:\n        x = 5\n        while True: x = 5\n    except BaseException:\n        print('no')",
-        timeout_s=0.5,
-        timed_out=True,
-        killed=_killed(KillReason.HANG),
-        out="no",
-        note="run again",
-        after="x",
-        after_value="5",
     ),
     Case(
         name="ignored interrupt",
@@ -396,14 +438,6 @@ HANGS = [
         out="partial",
         after="2**10",
         after_value="1024",
-    ),
-    Case(
-        name="child that does not end",
-        code="!echo partial; sleep 1000",
-        timeout_s=0.5,
-        error="KeyboardInterrupt",
-        timed_out=True,
-        out="partial",
     ),
     Case(
         name="lock that is never released",
@@ -454,35 +488,7 @@ LIMITED = [
         after="del x\n2**10",
         after_value="1024",
     ),
-    Case(
-        name="memory of children",
-        code=(
-            "import os, time\nfor _ in range(4):\n    if os.fork() == 0:\n        x = bytearray(b'y') * (200 * 2**20)\n"
-            "        time.sleep(1000)\ntime.sleep(1000)"
-        ),
-        killed=_killed(KillReason.MEMORY),
-        note="memory",
-    ),
     Case(name="numpy memory", code="np.ones((10**5, 10**5))", error="any", after="2**10", after_value="1024"),
-    Case(
-        name="fork bomb",
-        code="import os\nwhile True:\n    os.fork()",
-        timeout_s=2.0,
-        anything=True,
-        needs=frozenset({Isolation.USER}),
-    ),
-    Case(
-        name="fork bomb of the shell",
-        code="!bomb() { bomb | bomb & }; bomb; sleep 1; echo done",
-        anything=True,
-        needs=frozenset({Isolation.USER}),
-    ),
-    Case(
-        name="threads",
-        code="import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()",
-        error="RuntimeError",
-        needs=frozenset({Isolation.USER}),
-    ),
     Case(name="open files", code="f = []\nwhile True: f.append(open('/dev/null'))", error="OSError", trace="Too many open files"),
     Case(
         name="one large file",
@@ -798,14 +804,6 @@ ODD = [
     Case(name="exception group", code="raise ExceptionGroup('g', [ValueError(1)])", error="ExceptionGroup"),
 ]
 
-CASES = [*LEAKS, *ENDS, *HANGS, *FLOODS, *LIMITED, *BARRED, *RESOURCES, *ODD]
-
-# cases to repeat with less isolation: everything about processes, files and rights
-ISOLATION_CASES = [
-    *ENDS,
-    *BARRED,
-    *RESOURCES,
-    *(case for case in LEAKS if "file" in case.name or "memory" in case.name or "child" in case.name or case.name == "daemon"),
-    *(case for case in HANGS if case.name in ("loop in C", "swallowed interrupt", "child that does not end")),
-    *(case for case in LIMITED if case.name in ("memory of children", "fork bomb", "fork bomb of the shell", "threads")),
-]
+# repeated with less isolation
+ISOLATION_CASES = [*FILES, *PROCESSES, *ENDS, *BARRED, *RESOURCES]
+CASES = [*LEAKS, *HANGS, *FLOODS, *LIMITED, *ODD, *ISOLATION_CASES]

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from aimo_solver.chat.families import FAMILIES
 from aimo_solver.chat.prompts import FINAL_ANSWER, NO_SESSION, SESSION_LOST, VARIANTS
 from aimo_solver.chat.turns import Malformed
 from aimo_solver.config import Config
@@ -22,11 +23,10 @@ from aimo_solver.solve.attempt import Resources, RunningAttempt
 from tests.chat_families import Family, family
 from tests.fakes import ScriptedCall, ScriptedEngine, ScriptedLease, ScriptedPool, ScriptedTurn, run_virtually
 
-THOUGHT = {"harmony": "<|channel|>analysis<|message|>", "gemma": "<|channel>thought\n", "hermes": "<think>\n", "fenced": ""}
 OUTPUT = " ".join(map(str, range(1_000, 2_600)))[:8_000]
 
 
-@pytest.fixture(scope="module", params=["harmony", "gemma", "hermes", "fenced"])
+@pytest.fixture(scope="module", params=FAMILIES)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
     return family(request.param, tmp_path_factory.mktemp(request.param))
 
@@ -97,7 +97,7 @@ def test_a_long_output_leaves_room_for_the_answer(model: Family) -> None:
 
 
 def test_a_complaint_leaves_room_for_the_answer(model: Family) -> None:
-    turn = [*model.template(THOUGHT[model.name]), *model.plain("so many thoughts " * 20), *model.template(model.final_parts[1])]
+    turn = [*model.template(model.thought), *model.plain("so many thoughts " * 20), *model.template(model.final_parts[1])]
     parsed = model.chat.parse(turn)
     assert isinstance(parsed, Malformed)
     complaint = model.chat.complaint(turn, parsed.reason)

@@ -16,12 +16,19 @@ from dataclasses import dataclass
 from aimo_solver.chat.model_folder import ModelFolder
 from aimo_solver.chat.prompts import ANSWER_NOW, FENCED_TOOL, NOT_RUN
 from aimo_solver.chat.template import TemplateFormat
-from aimo_solver.chat.turns import FinalText, Malformed, ToolCalls, Turn
+from aimo_solver.chat.turns import FinalText, Malformed, Markup, ToolCalls, Turn
 
 _FENCE = re.compile(
     r"^(?P<indent>[ \t]*+(?:(?:[-*+]|\d++[.)])[ \t]++)?+)(?P<fence>`{3,}+|~{3,}+)[ \t]*+(?P<info>[^\n`]*+)(?:\n|\Z)", re.MULTILINE
 )
 _TAG = re.compile(r"<(?P<end>/?)(?P<name>code|tool_call)>")
+MARKUP = Markup(
+    tokens=(),
+    turns=(
+        "```python\n1\n```\n", "```python\n1\n```output\n1\n```\n", "~~~python\n1\n~~~\n", "- ```python\n  1\n  ```\n",
+        "2. ````\n1\n````\n", "<think>1</think> 1", "<code>1</code>", "<tool_call>1</tool_call>",
+    ),
+)  # fmt: skip
 _PYTHON = frozenset({"python", "python3", "py", "ipython", "sage"})
 
 

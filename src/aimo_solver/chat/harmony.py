@@ -29,7 +29,7 @@ from openai_harmony import (
 from aimo_solver.chat.prompts import ANSWER_NOW, COMPLAINT, FINAL_ANSWER, NOT_RUN, OUT_OF_TIME, close_box
 from aimo_solver.chat.salvage import LONGEST_NAME, Code, bare_code, code_in_json, compiles, python_blocks, read_calls
 from aimo_solver.chat.tokenizer import replace_surrogates
-from aimo_solver.chat.turns import MAX_CALLS, FinalText, Malformed, ToolCalls, Turn
+from aimo_solver.chat.turns import MAX_CALLS, FinalText, Malformed, Markup, ToolCalls, Turn
 
 _CHANNEL = re.compile(r"<\|channel\|>[^a-z]*+(analysis|commentary|final)")
 _RECIPIENT = re.compile(r"to=\s*+([^\s<]++)")
@@ -40,7 +40,14 @@ _PYTHON_NAMES = frozenset({"python", "functions.python"})
 # oss-harmony's encoder is quadratic in the length of a piece of text without a boundary (8,000 emoji: 340 ms), so longer ones
 # are cut. There is always a boundary after a digit and before a blank that follows another character.
 _LONG_PIECE = re.compile(r"[^\d\x00-\x7f]{32}|[^\s\d]{256}|\s{256}")
-_CONTROLS = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>", "<|return|>", "<|endoftext|>")
+MARKUP = Markup(
+    tokens=("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>", "<|return|>", "<|endoftext|>"),
+    turns=(
+        "<|channel|>analysis to=python code<|message|>1<|call|>",
+        '<|channel|>commentary to=functions.python <|constrain|>json<|message|>{"code": "1"}<|call|>',
+        "<|channel|>analysis<|message|>1<|end|><|start|>assistant<|channel|>final<|message|>1<|return|>",
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +97,7 @@ class HarmonyFormat:
     def __init__(self, reasoning_effort: str = "high") -> None:
         self._encoding = load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS)
         self._effort = ReasoningEffort[reasoning_effort.upper()]
-        self._ids = {name: self._template(name)[0] for name in _CONTROLS}
+        self._ids = {name: self._template(name)[0] for name in MARKUP.tokens}
         self._controls = {number: name for name, number in self._ids.items()}
         self.stop_token_ids = tuple(self._ids[name] for name in ("<|return|>", "<|call|>", "<|endoftext|>"))
 

@@ -19,12 +19,20 @@ from aimo_solver.chat.model_folder import ModelFolder
 from aimo_solver.chat.prompts import ANSWER_NOW, COMPLAINT, NOT_RUN, PYTHON_TOOL
 from aimo_solver.chat.salvage import CODE_KEYS, Code, bare_code, code_in_json, compiles, read_calls, read_text
 from aimo_solver.chat.template import TemplateFormat
-from aimo_solver.chat.turns import MAX_CALLS, Malformed, Turn
+from aimo_solver.chat.turns import MAX_CALLS, Malformed, Markup, Turn
 
 # Each tag is replaced by one character that no decoded text contains. Where a tag is a token of its own, the same tag spelled
 # out in code stays text.
 _TAGS = {"<think>": "\udc01", "</think>": "\udc02", "<tool_call>": "\udc03", "</tool_call>": "\udc04"}
 _THINK, _END_THINK, _CALL, _END_CALL = _TAGS.values()
+MARKUP = Markup(
+    tokens=(*_TAGS, "<|im_start|>", "<|im_end|>"),
+    turns=(
+        '<tool_call>\n{"name": "python", "arguments": {"code": "1"}}\n</tool_call><|im_end|>', "<think>\n1\n</think>\n\n1",
+        "<tool_call>\n<function=python>\n<parameter=code>\n1\n</parameter>\n</function>\n</tool_call>",
+        '{"name": "python", "arguments": {"code": "1"}}', "<function=python>1</function>",
+    ),
+)  # fmt: skip
 _CALLS = re.compile(rf"{_CALL}([^{_CALL}{_END_CALL}{_THINK}{_END_THINK}]*)({_END_CALL}?)")
 _FUNCTION = re.compile(r"<function\s*=\s*([^>\s]*)\s*>?(.*)", re.DOTALL)
 _PARAMETER = re.compile(r"<\s*+parameter\s*+=([^<>]*+)>")

@@ -1,15 +1,19 @@
 """Degenerate model output: endless repetition or nesting, as failing language models produce it.
 
 Model output is parsed on the event loop, so each of these must be parsed in linear time. Used by the fuzz tests and by
-``aimo-solver bench parse``.
+``aimo-solver bench parse``. What depends on a chat family is derived from the `MARKUP` of its module.
 """
 
 # ruff: noqa: E501 (lists of words)
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+
+from aimo_solver.chat.families import FAMILIES, load_markup
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,37 +50,55 @@ class Degenerate:
         return max(1, (characters - around) // len(self.unit + self.closing))
 
 
-CONTROLS: dict[str, tuple[str, ...]] = {
-    "harmony": (
-        "<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>", "<|return|>", "<|endoftext|>",
-        "assistant", "analysis", " to=python", " code", "to=", "<|start|>assistant<|channel|>final<|message|>",
-    ),
-    "gemma": (
-        "<pad>", "<eos>", "<bos>", "<|tool>", "<tool|>", "<|tool_call>", "<tool_call|>", "<|tool_response>",
-        "<tool_response|>", '<|"|>', "<|think|>", "<|channel>", "<channel|>", "<|turn>", "<turn|>", "thought\n",
-        "call:", "call:python{", "call:python{code:", "<call>python{",
-    ),
-    "hermes": (
-        "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>",
-        "<tool_response>", "</tool_response>", '{"name": "python", "arguments": {"code": "', "<function=", "<function=python>",
-        "</function>", "<parameter=", "<parameter=code>", "<parameter=code", "< parameter = code >", "</parameter>",
-    ),
-    "fenced": (
-        "<|begin|>", "<|end|>", "<|User|>", "<|Assistant|>", "<code>", "</code>", "```", "```python\n", "```python", "```\n",
-        "```output\n", "~~~\n", "~~~python\n", "- ```python\n", "1. ```\n", "\n```", " ```",
-    ),
-}  # fmt: skip
-"""The control tokens of each family, and other text that it parses as markup."""
+_PIECE = re.compile(r"<[^<>\n]*>\n*|\w[\w =.]*|[^\w<>]+")
+_TAG = re.compile(r"<[^<>\n]*>")
 
-CALLS = {
-    "harmony": "<|channel|>analysis to=python code<|message|>1<|end|><|start|>assistant",
-    "gemma": '<|tool_call>call:python{code:<|"|>1<|"|>}<tool_call|>',
-    "hermes": '<tool_call>\n{"name": "python", "arguments": {"code": "1"}}\n</tool_call>',
-    "hermes-xml": "<tool_call>\n<function=python>\n<parameter=code>\n1\n</parameter>\n</function>\n</tool_call>",
-    "fenced": "```python\n1\n```\n",
-    "code tags": "<code>1</code>",
+
+@dataclass(frozen=True, slots=True)
+class _Example:
+    """A turn of a family, split at the texts in it: at least two parts."""
+
+    parts: tuple[str, ...]
+
+    @property
+    def openings(self) -> Iterator[str]:
+        """Beginnings after which a reader searches for the rest."""
+        for part in self.parts[:-1]:
+            yield from (start for start in itertools.accumulate(_PIECE.findall(part)) if not start[-1].isalnum())
+        yield from self.cut_tags
+
+    @property
+    def words(self) -> Iterator[str]:
+        """Its parts, their pieces, its tags, and tags without their end."""
+        for part in self.parts:
+            yield part
+            yield from _PIECE.findall(part)
+            yield from _TAG.findall(part)
+        yield from self.cut_tags
+
+    @property
+    def cut_tags(self) -> Iterator[str]:
+        """Its tags without their end."""
+        for part in self.parts:
+            for tag in _TAG.findall(part):
+                yield from (tag[:-1], *re.findall("<.*=", tag))
+
+    @property
+    def nested(self) -> Iterator[tuple[str, str]]:
+        """Beginnings and the ends that close them: of the turn, of each text in it, and of each pair of tags around a text."""
+        for before, after in itertools.pairwise(self.parts):
+            yield before, after
+            yield from zip(reversed(_TAG.findall(before)), _TAG.findall(after), strict=False)
+        yield "1".join(self.parts[:-1]), self.parts[-1]
+
+
+MARKUP = {family: load_markup(family) for family in FAMILIES}
+_EXAMPLES = {family: [_Example(tuple(turn.split("1"))) for turn in markup.turns] for family, markup in MARKUP.items()}
+FAMILY_WORDS = {
+    family: tuple(dict.fromkeys(filter(None, [*markup.tokens, *(word for one in _EXAMPLES[family] for word in one.words)])))
+    for family, markup in MARKUP.items()
 }
-"""A complete tool call in each family's syntax."""
+"""The control tokens of each family, and other text that it reads as markup."""
 
 _CHARACTERS = (
     *"\n\t\r\0 a_09.,:;-+=*/\\'\"`~#@!^%$&|<>{}[]()é中😀፫²½٣ﷺ…",
@@ -96,35 +118,28 @@ _NESTED = (
     ("[", "", "]"), ("(", "", ")"), ("{", "", "}"), ('{"a":', "1", "}"), ('[{"a":', "1", "}]"), ('{"arguments":', "1", "}"),
     ('{"arguments":{"code":', '"1"', "}}"), ("(1+", "1", ")"), ("f(", "1", ")"), ("\\boxed{", "1", "}"), ("\\text{", "1", "}"),
     ("\\frac{", "1", "}{1}"), ("\\sqrt{", "1", "}"), ("2^{", "1", "}"), ("\\left(", "1", "\\right)"), ("{\\text", "1", "}"),
-    ("<think>", "", "</think>"), ("<tool_call>", "", "</tool_call>"), ("<code>", "", "</code>"), ("<function=", "", "</function>"),
-    ("<parameter=code>", "", "</parameter>"), ("<|tool_call>", "", "<tool_call|>"), ("call:python{", "", "}"),
-    ("<|channel>", "", "<channel|>"), ("```python\n", "", "```\n"), ("````python\n", "", "```\n"),
 )  # fmt: skip
 # Beginnings after which a reader searches for something that is then missing or too frequent.
-_OPENINGS = {
-    "harmony": ("<|channel|>analysis to=python code<|message|>", "<|channel|>final<|message|>", "<|channel|>", " to="),
-    "gemma": ("<|tool_call>", "<|tool_call>call:python{", '<|tool_call>call:python{code:<|"|>', "call:python{", "<call>python"),
-    "hermes": (
-        "<tool_call>", "<tool_call>\n{", '<tool_call>\n{"name":', '<tool_call>\n{"name": "python", "arguments": {"code": "',
-        "<tool_call><function", "<tool_call><function=", "<tool_call><function=python>", "<tool_call><function=python><parameter=",
-        "<tool_call><function=python><parameter=code>", "<tool_call><function=python><", '{"name": "python", "arguments":', "<function=python",
-    ),
-    "fenced": ("```", "```python\n", "```python\n\t", "```python", "~~~~", "- ", "1", "<code>", "</think> ", "<think>"),
+_OPENINGS: dict[str, tuple[str, ...]] = {
+    **{family: tuple(dict.fromkeys(opening for one in examples for opening in one.openings)) for family, examples in _EXAMPLES.items()},
     "salvage": ('{"code": "', "{'code': '", '{"code": """', "{code=`", "```json\n", '```python\n{"code":', '{"code":', '["', "\\boxed{1,"),
     "answers": ("\\boxed{", "\\boxed{1", "\\boxed", "\\boxed{\\frac", "\\boxed{1}{", "\\boxed{1 \\text{", "\\boxed{(\\bmod", "\\boxed{\\pmod"),
 }  # fmt: skip
 _FILLS = ("\n", " ", *"\\\"'`{}[()1a,=-<", '<|"|>', "x,", '"}', "print(1)\n", "😀")
-_ENDINGS = ("<|return|>", "<turn|>", "<|im_end|>", "<|end|>", "<tool_call|>", "</tool_call>", '"}}', "}", "```\n", "</think>1")
+_ENDINGS = ('"}}', "}")
 
 
-def _runs() -> Iterator[Degenerate]:
-    for unit in dict.fromkeys([*_CHARACTERS, *_WORDS, *_MATHS, *(word for words in CONTROLS.values() for word in words)]):
+def _repeated() -> Iterator[Degenerate]:
+    for unit in dict.fromkeys([*_CHARACTERS, *_WORDS, *_MATHS, *(word for words in FAMILY_WORDS.values() for word in words)]):
         yield Degenerate(ascii(unit), unit)
     for unit, middle, closing in _NESTED:
         yield Degenerate(f"nested {unit!a}", unit, middle=middle, closing=closing)
-    for name, unit in CALLS.items():
-        yield Degenerate(f"calls of {name}", unit)
-    for ending in _ENDINGS:
+    examples = [one for every in _EXAMPLES.values() for one in every]
+    for unit, closing in dict.fromkeys(pair for one in examples for pair in one.nested):
+        yield Degenerate(f"nested {unit!a}", unit, middle="1", closing=closing)
+    for one in examples:
+        yield Degenerate(f"{'1'.join(one.parts)!a} again", "1".join(one.parts))
+    for ending in dict.fromkeys([*_ENDINGS, *(one.parts[-1] for one in examples)]):
         for unit in ("\n", "}", '"', "a"):
             yield Degenerate(f"{unit!a} up to {ending!a}", unit, ending=ending)
 
@@ -135,10 +150,10 @@ def _after(openings: tuple[str, ...]) -> Iterator[Degenerate]:
             yield Degenerate(f"{opening!a} and {unit!a}", unit, opening=opening)
 
 
-RUNS = tuple(_runs())
+REPEATED = tuple(_repeated())
 """Repetition and nesting, for every reader."""
 
 AFTER = {reader: tuple(_after(openings)) for reader, openings in _OPENINGS.items()}
 """By family, and for "salvage" and "answers": a beginning that starts a search, then repetition."""
 
-DEGENERATE = (*RUNS, *(one for every in AFTER.values() for one in every))
+DEGENERATE = (*REPEATED, *(one for every in AFTER.values() for one in every))

@@ -22,8 +22,9 @@ from aimo_solver.chat import salvage
 from aimo_solver.chat.families import FAMILIES, load_chat_format
 from aimo_solver.chat.tokenizer import Tokenizer, replace_surrogates
 from aimo_solver.chat.turns import ChatFormat
-from aimo_solver.lab.bench.degenerate import AFTER, CONTROLS, RUNS, Degenerate
+from aimo_solver.lab.bench.degenerate import AFTER, MARKUP, REPEATED, Degenerate
 from aimo_solver.lab.bench.table import BenchResult
+from aimo_solver.options import FamilyName
 
 SIZES = (10_000, 100_000, 1_000_000)
 """Characters of an input."""
@@ -74,7 +75,7 @@ class Reader:
     def inputs(self) -> tuple[Degenerate, ...]:
         """The inputs that are relevant to it."""
         shared = (*AFTER["salvage"], *AFTER["answers"])
-        return (*RUNS, *AFTER.get(self.family, ()), *(shared if self.entry in ("parse", *_SHARED) else ()))
+        return (*REPEATED, *AFTER.get(self.family, ()), *(shared if self.entry in ("parse", *_SHARED) else ()))
 
 
 @dataclass(slots=True)
@@ -141,11 +142,11 @@ def load_families(model: Path, scratch: Path) -> dict[str, tuple[ChatFormat, Enc
     return made
 
 
-def _folder(model: Path, family: str, folder: Path) -> Path:
+def _folder(model: Path, family: FamilyName, folder: Path) -> Path:
     folder.mkdir()
     core = Tokenizer.load(model).core
-    tags = [word for word in (*CONTROLS[family], *_TURN) if word.startswith("<") and word.endswith(">")]
-    core.add_special_tokens([AddedToken(tag, special=True, normalized=False) for tag in tags if family != "fenced" or "|" in tag])
+    tokens = dict.fromkeys([*MARKUP[family].tokens, *_TURN])
+    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
     core.save(str(folder / "tokenizer.json"))
     (folder / "config.json").write_text(json.dumps({"eos_token_id": core.token_to_id("<|im_end|>")}), encoding="utf-8")
     (folder / "chat_template.jinja").write_text(_TEMPLATE, encoding="utf-8")

@@ -24,20 +24,6 @@ from aimo_solver.lab.report.timeline import is_fault
 
 TEXT_LIMIT = 15_000_000  # characters of packed trajectories in one page; larger runs lose the middle of their longest texts
 
-_COLUMNS = (  # heading and class
-    ("#", "num"),
-    ("id", ""),
-    ("result", ""),
-    ("answer", "num"),
-    ("truth", "num"),
-    ("votes", "num"),
-    ("answers", "num"),
-    ("calls", "num"),
-    ("errors", "num"),
-    ("tokens", "num"),
-    ("time", "num"),
-    ("ended by", ""),
-)
 _FILTERS = (("all", "all"), ("lost", "|".join(LOST)), ("outvoted", Verdict.OUTVOTED), ("contested", "contested"))
 _ANSWER_LEGEND = Markup(
     '<ul class="legend"><li><i class="good"></i>right</li><li><i class="bad"></i>wrong</li>'
@@ -102,7 +88,6 @@ def render_page(reports: Sequence[RunReport], comparison: Comparison | None = No
         title=" against ".join(report.name for report in reports),
         comparison=comparison,
         views=views,
-        columns=_COLUMNS,
         filters=_FILTERS,
         answer_legend=_ANSWER_LEGEND,
         css=sources["plot.css"] + sources["report.css"],
