@@ -118,6 +118,9 @@ CASES = (
     ),
     Case("aimo-solver replay RUN --policy default --policy select --policy verify", "verify"),
     Case("aimo-solver replay DIR/attempts.jsonl", "majority"),
+    Case("aimo-solver export parquet runs/first --out tables", "turns.parquet", makes="tables/attempts.parquet"),
+    Case("aimo-solver export parquet runs/first runs/second --out tables", "turns.parquet", makes="tables/attempts.parquet"),
+    Case("aimo-solver export inspect runs/first --out logs", "first.eval", makes="logs/first.eval"),
     Case("aimo-solver bench kernels", "plain jupyter_client", more="--kernels 2 --rounds 1"),
     Case("aimo-solver bench parse", "over a limit", more="--family fenced --sizes 100,1000"),
     Case("aimo-solver bench readahead --folder /disk/scratch --gigabytes 30", "warm", more="--gigabytes 0.05"),
@@ -168,6 +171,8 @@ ELSEWHERE = {
 EXCLUDED = {
     "pip install kaggle": NETWORK,
     "pip install -e '.[gpu]'": NETWORK,
+    "pip install -e '.[inspect]'": NETWORK,
+    "aimo-solver export wandb runs/first --out wandb-runs": "tests/lab/test_export.py does it where wandb is installed",
     "kaggle auth login": KAGGLE,
     "kaggle kernels push -p notebook/wheels": KAGGLE,
     "kaggle kernels status YOU/aimo-solver-wheels": KAGGLE,

@@ -1,4 +1,4 @@
-"""The command line: `aimo-solver evaluate | replay | report | watch | bench | cache | serve`.
+"""The command line: `aimo-solver evaluate | replay | report | watch | export | bench | cache | serve`.
 
 Exit codes: 0 success, 1 internal error, 2 invalid input (with one line that says what to do), 130 interrupted.
 """
@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from aimo_solver.cli import measure, server
+from aimo_solver.cli import export, measure, server
 from aimo_solver.cli.common import EMBEDDED_MODEL, ConfigFile, Settings, console, guarded
 from aimo_solver.cli.problem_file import read_problems
 from aimo_solver.cli.progress import TerminalProgress, result_table
@@ -124,6 +124,7 @@ app.command("replay")(measure.replay_command)
 app.command("serve")(server.serve_command)
 app.add_typer(measure.bench, name="bench")
 app.add_typer(server.cache, name="cache")
+app.add_typer(export.export, name="export")
 
 
 async def _solve(

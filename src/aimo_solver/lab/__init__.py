@@ -3,4 +3,4 @@
 May import: policy, log.
 """
 
-__all__ = ["estimators", "losses", "lost_problem", "power", "records", "replay", "scoreboard", "simulate", "statistics"]
+__all__ = ["estimators", "extras", "losses", "lost_problem", "power", "records", "replay", "scoreboard", "simulate", "statistics"]
