@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import subprocess
+import sys
 from collections import defaultdict
 from graphlib import TopologicalSorter
 
@@ -81,6 +83,13 @@ def test_importing_a_package_loads_none_of_its_modules() -> None:
     for package in PACKAGES:
         body = ast.parse(SOURCES.joinpath(*package.split("."), "__init__.py").read_text(encoding="utf-8")).body
         assert not [node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))], package
+
+
+def test_importing_the_library_loads_none_of_its_modules() -> None:
+    """Kernels and Kaggle's server import it, and start fast."""
+    script = "import sys, aimo_solver; print([name for name in sys.modules if name.startswith('aimo_solver.')])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_only_the_command_line_imports_the_lab() -> None:

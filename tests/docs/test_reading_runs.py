@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+import aimo_solver
+from aimo_solver.log import reader
 from tests.conftest import ROOT
 from tests.small_run import ANSWERS, write_run
 
@@ -22,6 +24,12 @@ def test_every_cell_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     for cell in CODE:
         exec("".join(cell["source"]), names)
         assert capsys.readouterr().out
+
+
+def test_the_library_has_only_the_names_that_it_declares() -> None:
+    assert aimo_solver.read_run is reader.read_run
+    assert aimo_solver.RunRecord is reader.RunRecord
+    assert not hasattr(aimo_solver, "write_run")
 
 
 def test_every_cell_is_shown_with_its_output() -> None:

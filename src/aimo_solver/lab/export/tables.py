@@ -109,7 +109,7 @@ def write_parquet(
     """
     folder.mkdir(parents=True, exist_ok=True)
     tables = {"problems": problem_table, "attempts": attempt_table, "turns": turn_table}
-    written = []
+    written: list[Path] = []
     for name, table in tables.items():
         frames = []
         for run in runs:
