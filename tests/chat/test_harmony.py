@@ -123,7 +123,9 @@ def test_results_are_never_in_the_final_channel(harmony: Family, end: str) -> No
 def test_asking_for_the_answer_closes_the_call_with_a_result_of_its_recipient(harmony: Family) -> None:
     sampled = harmony.template('<|channel|>commentary to=functions.python <|constrain|>json<|message|>{"code": "1"}<|call|>')
     asked = harmony.chat.decode(harmony.chat.ask_answer(sampled))
-    assert asked.startswith("<|start|>functions.python to=assistant<|channel|>commentary<|message|>[not run: time is up]<|end|>")
+    assert asked.startswith(
+        "<|start|>functions.python to=assistant<|channel|>commentary<|message|>[no result: time is up]<|end|>"
+    )
 
 
 @pytest.mark.timeout(60)  # a reader that is not linear takes minutes

@@ -144,11 +144,6 @@ async def test_a_malformed_turn_gets_a_complaint_and_the_attempt_continues(harne
     assert (attempt.answer, attempt.malformed) == (3, 1)
 
 
-async def test_a_final_text_without_an_answer_is_followed_by_a_request_for_one(harness: Harness) -> None:
-    attempt = await harness.run(ScriptedTurn(harness.text("I do not know.<turn|>")), ScriptedTurn(harness.text("17}.<turn|>")))
-    assert (attempt.answer, attempt.finish_reason) == (17, FinishReason.FORCED)
-
-
 async def test_the_turn_limit_asks_for_the_answer(harness: Harness) -> None:
     turns = [
         ScriptedTurn(harness.call("print(1)")),

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aimo_solver.chat.families import FAMILIES
-from aimo_solver.chat.prompts import FINAL_ANSWER, NO_SESSION, SESSION_LOST, VARIANTS
+from aimo_solver.chat.prompts import (
+    FINAL_ANSWER,
+    NO_ANSWER,
+    NO_PYTHON,
+    NO_SESSION,
+    NOT_RUN,
+    OUT_OF_RANGE,
+    SESSION_LOST,
+    TIME_UP,
+    TOKENS_UP,
+    VARIANTS,
+)
 from aimo_solver.chat.turns import Malformed
 from aimo_solver.config import Config
 from aimo_solver.errors import EngineLost, EngineRejected, KernelError, KernelStartError, PoolClosedError
@@ -38,10 +52,11 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Family:
 
 @dataclass(frozen=True)
 class Outcome:
-    """An attempt that ended, and the prompts of the model. `asked` is whether one of them asked for the answer."""
+    """An attempt that ended, and the prompts of the model with their times. `asked`: one of them asked for the answer."""
 
     attempt: Attempt
     prompts: list[str]
+    times: list[float]
     pool: ScriptedPool
 
     @property
@@ -57,13 +72,19 @@ def run_attempt(
     seconds: float = 100.0,
     context: int = 65_536,
     on_request: Callable[[ScriptedEngine], object] = lambda engine: None,
-    **options: int,
+    **options: Any,
 ) -> Outcome:
     """Runs one attempt. `context` excludes the prompt."""
     pool, variant = pool or ScriptedPool(), VARIANTS["tool"]
     prompt = model.chat.prompt(variant.system, variant.user("What is 1 + 1?"), tools=variant.tool)
     engine = ScriptedEngine(lambda index: turns, len(prompt) + context)
-    engine.on_request = on_request
+    times: list[float] = []
+
+    def record(engine: ScriptedEngine) -> None:
+        times.append(asyncio.get_running_loop().time())
+        on_request(engine)
+
+    engine.on_request = record
 
     async def attempt(clock: Callable[[], float]) -> Attempt:
         config = Config(attempt=AttemptConfig(**options))
@@ -79,7 +100,7 @@ def run_attempt(
         ).run()
 
     done = run_virtually(attempt)
-    return Outcome(done, [model.chat.decode(request.tokens) for request in engine.requests], pool)
+    return Outcome(done, [model.chat.decode(request.tokens) for request in engine.requests], times, pool)
 
 
 def answer(model: Family, number: int = 7) -> ScriptedTurn:
@@ -115,6 +136,73 @@ def test_the_model_sees_the_output_of_a_late_call(model: Family) -> None:
     )  # asked from second 20 on
     assert "the sum is 31415" in run.prompts[-1]
     assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.FORCED)
+
+
+def test_the_model_sees_the_output_of_the_calls_before_the_deadline(model: Family) -> None:
+    call = model.call("print(1)")
+    one = [token for token in call if token not in model.chat.stop_token_ids]
+    turns = [ScriptedTurn([*one, *call]), answer(model)]
+    pool = ScriptedPool([ScriptedCall("the sum is 31415", seconds=21), ScriptedCall("not reached")])
+    run = run_attempt(model, turns, pool, seconds=30)
+    assert "the sum is 31415" in run.prompts[-1]
+    assert (run.attempt.answer, run.attempt.tool_calls) == (7, 1)
+    assert NOT_RUN in run.prompts[-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [("I do not know.", NO_ANSWER), ("It is \\boxed{100000}.", OUT_OF_RANGE), ("\\boxed{-1}", OUT_OF_RANGE)]
+)
+def test_a_text_without_an_answer_is_told_so_and_the_attempt_goes_on(model: Family, text: str, reason: str) -> None:
+    run = run_attempt(model, [ScriptedTurn(model.final(text)), ScriptedTurn(model.final("\\boxed{7}"))])
+    assert reason in run.prompts[1]
+    assert (run.attempt.answer, run.attempt.finish_reason, run.attempt.turns) == (7, FinishReason.ANSWERED, 2)
+    assert not run.asked
+
+
+def test_a_model_that_gives_no_answer_three_times_is_asked_for_it(model: Family) -> None:
+    run = run_attempt(model, [*[ScriptedTurn(model.final("I do not know."))] * 3, answer(model)])
+    assert (run.attempt.answer, run.attempt.finish_reason, run.attempt.turns) == (7, FinishReason.FORCED, 3)
+    assert not any(TIME_UP.lower() in prompt.lower() for prompt in run.prompts)
+
+
+@pytest.mark.parametrize("name", ["harmony", "gemma", "hermes"])
+@pytest.mark.parametrize(
+    ("limit", "why"), [({"max_tokens": 40}, TOKENS_UP), ({"context": 700}, TOKENS_UP), ({"seconds": 60.0}, TIME_UP)]
+)
+def test_the_request_for_the_answer_states_the_limit(name: str, limit: dict[str, Any], why: str, tmp_path: Path) -> None:
+    model = family(name, tmp_path)
+    thoughts = [*model.template(model.thought), *model.plain("so " * 100_000)]
+    run = run_attempt(model, [ScriptedTurn(thoughts, delay_s=0.1, chunk=8), answer(model)], **limit)
+    assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.FORCED)
+    assert {text for text in (TIME_UP, TOKENS_UP) if text in run.prompts[-1]} == {why}
+
+
+def test_a_call_whose_output_does_not_fit_is_not_said_to_be_late(model: Family) -> None:
+    call = model.call("print(1)")
+    run = run_attempt(model, [ScriptedTurn(call), answer(model)], ScriptedPool([ScriptedCall(OUTPUT)]), context=len(call) + 513)
+    assert run.attempt.tool_calls == 1
+    assert TIME_UP.lower() not in run.prompts[-1].lower()
+    assert run.attempt.answer == 7
+
+
+@pytest.mark.parametrize("name", ["harmony", "gemma", "hermes"])
+def test_the_answer_in_a_final_text_that_was_cut_counts_if_asking_brings_none(name: str, tmp_path: Path) -> None:
+    model = family(name, tmp_path)
+    turns = [ScriptedTurn(model.final("It is \\boxed{7}. So")[:-1], cut=True), ScriptedTurn((), refused=EngineLost("gone"))]
+    run = run_attempt(model, turns)
+    assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.ANSWERED)
+
+
+@pytest.mark.parametrize(
+    "leases",
+    [[ScriptedLease(fault=PoolClosedError("closed"))], [ScriptedLease(fault=KernelStartError("no kernels"))]],
+    ids=["closed", "failing"],
+)
+def test_a_model_is_told_when_python_is_gone_for_good(gemma: Family, leases: list[ScriptedLease]) -> None:
+    turns = [*[ScriptedTurn(gemma.call("print(1)"))] * 3, ScriptedTurn(gemma.final("\\boxed{7}"))]
+    run = run_attempt(gemma, turns, ScriptedPool(leases=leases))
+    assert NO_PYTHON in run.prompts[-1]
+    assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.ANSWERED)
 
 
 def test_an_attempt_without_a_kernel_continues_without_python(model: Family) -> None:
@@ -226,7 +314,18 @@ def test_a_conversation_longer_than_a_reduced_context_loses_its_end(model: Famil
 def _turns(model: Family) -> st.SearchStrategy[ScriptedTurn]:
     """Turns of every kind, whole or interrupted, at any speed."""
     call, final = model.call("print(1)"), model.final("It is \\boxed{7}.")
-    turns = [call, call * 3, final, model.final("I do not know."), model.template("so "), model.call(""), call[:3], call[:-1], []]
+    turns = [
+        call,
+        call * 3,
+        final,
+        model.final("I do not know."),
+        model.final("\\boxed{-1}"),
+        model.template("so "),
+        model.call(""),
+        call[:3],
+        call[:-1],
+        [],
+    ]
     refusals = st.sampled_from([EngineRejected(400, "no"), EngineLost("gone")])
     whole = st.builds(
         ScriptedTurn,
@@ -267,6 +366,12 @@ def test_every_attempt_answers_or_is_asked_for_its_answer(model: Family, data: s
         engine.context_tokens += following - now
 
     seconds = draw(st.floats(1.0, 900.0))
+    options: dict[str, Any] = {
+        "max_turns": draw(st.integers(1, 12)),
+        "max_tokens": draw(st.none() | st.integers(1, 3_000)),
+        "answer_tokens": draw(st.integers(1, 600)),
+        "answer_s": draw(st.sampled_from([1.0, 15.0, 15.0, 1_000.0])),
+    }
     run = run_attempt(
         model,
         [*draw(st.lists(_turns(model), max_size=8)), *[answer(model)] * 200],
@@ -274,9 +379,12 @@ def test_every_attempt_answers_or_is_asked_for_its_answer(model: Family, data: s
         seconds=seconds,
         context=contexts[0],
         on_request=change,
-        max_turns=draw(st.integers(1, 12)),
-        answer_tokens=draw(st.integers(1, 600)),
+        **options,
     )
     assert run.attempt.finish_reason is FinishReason.ANSWERED or run.asked
+    early = [
+        prompt for prompt, t in zip(run.prompts, run.times, strict=True) if t < seconds - min(options["answer_s"], seconds / 3)
+    ]
+    assert not any(TIME_UP.lower() in prompt.lower() for prompt in early)
     assert run.attempt.seconds <= seconds + 0.01
     assert run.pool.leased == 0

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from aimo_solver.chat.model_folder import ModelFolder
-from aimo_solver.chat.prompts import ANSWER_NOW, FENCED_TOOL, NOT_RUN
+from aimo_solver.chat.prompts import ANSWER_NOW, FENCED_TOOL, TIME_UP, no_result
 from aimo_solver.chat.template import TemplateFormat
 from aimo_solver.chat.turns import FinalText, Malformed, Markup, ToolCalls, Turn
 
@@ -87,22 +87,22 @@ class FencedFormat(TemplateFormat):
             return self._tokenizer.encode("".join([_output(outputs[0], opened=True), *map(_output, outputs[1:])]))
         return self._tokenizer.encode(("" if text.endswith("\n") else "\n") + "".join(map(_output, outputs)))
 
-    def ask_answer(self, sampled: Sequence[int]) -> list[int]:
+    def ask_answer(self, sampled: Sequence[int], why: str = TIME_UP) -> list[int]:
         plain = self._tokenizer.encode
         text, ended = self._text(sampled)
         blocks = _blocks(text)
         thinking = ("<think>" in text or self._thinks) and "</think>" not in text
         tokens: list[int] = []
         if ended:
-            tokens = self._user_turn(sampled, ANSWER_NOW)
+            tokens = self._user_turn(sampled, ANSWER_NOW.format(why=why))
             thinking = self._thinks
         elif blocks and not blocks[-1].closed:
-            tokens = plain(f"\n```\n{_output(NOT_RUN)}\n")
+            tokens = plain(f"\n```\n{_output(no_result(why))}\n")
         elif blocks and blocks[-1].is_python and not text[blocks[-1].end :].strip():
-            tokens = plain(f"\n{_output(NOT_RUN)}\n")
+            tokens = plain(f"\n{_output(no_result(why))}\n")
         elif sampled:
             tokens = plain("\n\n")
-        return [*tokens, *self._open_answer(thinking=thinking)]
+        return [*tokens, *self._open_answer(why, thinking=thinking)]
 
 
 def _blocks(text: str) -> list[_Block]:

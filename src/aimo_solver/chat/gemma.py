@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from aimo_solver.chat.gemma_call import QUOTE, code_of
 from aimo_solver.chat.model_folder import ModelFolder
-from aimo_solver.chat.prompts import ANSWER_NOW, COMPLAINT, FINAL_ANSWER, NOT_RUN, OUT_OF_TIME, PYTHON_TOOL, close_box
+from aimo_solver.chat.prompts import ANSWER_NOW, COMPLAINT, END_THOUGHTS, FINAL_ANSWER, PYTHON_TOOL, TIME_UP, close_box, no_result
 from aimo_solver.chat.salvage import Code, read_calls, read_text
 from aimo_solver.chat.turns import MAX_CALLS, Malformed, Markup, Turn
 from aimo_solver.errors import ModelError
@@ -107,16 +107,16 @@ class GemmaFormat:
             return self._responses(sampled, [text])
         return self._user_turn(sampled, text)
 
-    def ask_answer(self, sampled: Sequence[int]) -> list[int]:
+    def ask_answer(self, sampled: Sequence[int], why: str = TIME_UP) -> list[int]:
         template, plain = self._tokenizer.encode_template, self._tokenizer.encode
         split = self._split(sampled)
         if self._ended(sampled) and sampled[-1] != self._response:
-            tokens = self._user_turn(sampled, ANSWER_NOW)
+            tokens = self._user_turn(sampled, ANSWER_NOW.format(why=why))
         elif split.calls:
             close = [] if split.calls[-1][1] else template('<|"|>}<tool_call|>')
-            tokens = [*close, *self._responses([*sampled, *close], [NOT_RUN] * min(len(split.calls), MAX_CALLS))]
+            tokens = [*close, *self._responses([*sampled, *close], [no_result(why)] * min(len(split.calls), MAX_CALLS))]
         elif split.in_thought or (self._thinks_after_tool and not split.saw_channel):
-            tokens = [*plain(f"\n\n{OUT_OF_TIME}\n"), self._end_channel]
+            tokens = [*plain(f"\n\n{END_THOUGHTS.format(why=why)}\n"), self._end_channel]
         else:
             tokens = plain("\n\n") if sampled else []
         return [*tokens, *plain(FINAL_ANSWER)]

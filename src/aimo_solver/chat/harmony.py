@@ -26,7 +26,7 @@ from openai_harmony import (
     load_harmony_encoding,
 )
 
-from aimo_solver.chat.prompts import ANSWER_NOW, COMPLAINT, FINAL_ANSWER, NOT_RUN, OUT_OF_TIME, close_box
+from aimo_solver.chat.prompts import ANSWER_NOW, COMPLAINT, END_THOUGHTS, FINAL_ANSWER, TIME_UP, close_box, no_result
 from aimo_solver.chat.salvage import LONGEST_NAME, Code, bare_code, code_in_json, compiles, python_blocks, read_calls
 from aimo_solver.chat.tokenizer import replace_surrogates
 from aimo_solver.chat.turns import MAX_CALLS, FinalText, Malformed, Markup, ToolCalls, Turn
@@ -144,7 +144,7 @@ class HarmonyFormat:
         message = self._results(parts[-1:], [text]) if called else self._user(text)
         return [*self._close(parts, call=called), *message, *self._template("<|start|>assistant")]
 
-    def ask_answer(self, sampled: Sequence[int]) -> list[int]:
+    def ask_answer(self, sampled: Sequence[int], why: str = TIME_UP) -> list[int]:
         template, plain = self._template, self._plain
         opening = [*template("<|channel|>final<|message|>"), *plain(FINAL_ANSWER)]
         parts = self._parts(sampled)
@@ -155,11 +155,11 @@ class HarmonyFormat:
         if is_open and last.channel == "final" and not calls:
             return [*plain("\n\n" if last.body and last.body.strip() else ""), *plain(FINAL_ANSWER)]
         in_thought = is_open and last.channel == "analysis" and not last.is_call
-        tokens = [*plain(f"\n\n{OUT_OF_TIME}" if in_thought else ""), *self._close(parts, call=last.is_call)]
+        tokens = [*plain(f"\n\n{END_THOUGHTS.format(why=why)}" if in_thought else ""), *self._close(parts, call=last.is_call)]
         if calls:
-            tokens += self._results(calls, [NOT_RUN] * min(len(calls), MAX_CALLS))
+            tokens += self._results(calls, [no_result(why)] * min(len(calls), MAX_CALLS))
         elif last.end in _LAST_ENDS:
-            tokens += self._user(ANSWER_NOW)
+            tokens += self._user(ANSWER_NOW.format(why=why))
         return [*tokens, *template("<|start|>assistant"), *opening]
 
     def answer_text(self, sampled: Sequence[int]) -> str:

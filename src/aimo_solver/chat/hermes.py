@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aimo_solver.chat.model_folder import ModelFolder
-from aimo_solver.chat.prompts import ANSWER_NOW, COMPLAINT, NOT_RUN, PYTHON_TOOL
+from aimo_solver.chat.prompts import ANSWER_NOW, COMPLAINT, PYTHON_TOOL, TIME_UP, no_result
 from aimo_solver.chat.salvage import CODE_KEYS, Code, bare_code, code_in_json, compiles, read_calls, read_text
 from aimo_solver.chat.template import TemplateFormat
 from aimo_solver.chat.turns import MAX_CALLS, Malformed, Markup, Turn
@@ -86,20 +86,20 @@ class HermesFormat(TemplateFormat):
             return self.tool_results(sampled, [COMPLAINT.format(reason=reason)])
         return super().complaint(sampled, reason)
 
-    def ask_answer(self, sampled: Sequence[int]) -> list[int]:
+    def ask_answer(self, sampled: Sequence[int], why: str = TIME_UP) -> list[int]:
         split = self._split(sampled)
         ended = self._before_end(sampled)[1]
         thinking = self._thinks
         tokens: list[int] = []
         if split.calls:
             close = [] if split.calls[-1][1] or ended else self._tokenizer.encode_template("\n</tool_call>")
-            tokens = [*close, *self.tool_results([*sampled, *close], [NOT_RUN] * min(len(split.calls), MAX_CALLS))]
+            tokens = [*close, *self.tool_results([*sampled, *close], [no_result(why)] * min(len(split.calls), MAX_CALLS))]
         elif ended:
-            tokens = self._user_turn(sampled, ANSWER_NOW)
+            tokens = self._user_turn(sampled, ANSWER_NOW.format(why=why))
         else:
             thinking = split.in_thought
             tokens = self._tokenizer.encode("\n\n") if sampled else []
-        return [*tokens, *self._open_answer(thinking=thinking)]
+        return [*tokens, *self._open_answer(why, thinking=thinking)]
 
     def _split(self, sampled: Sequence[int]) -> _Split:
         text = self._marked(sampled)

@@ -64,8 +64,17 @@ FENCED_TOOL = (
 )
 """The declaration for models without native tool calls."""
 
-COMPLAINT = "{reason} Nothing was run. Go on."
-"""Follows a malformed turn; `reason` is a sentence."""
+COMPLAINT = "{reason} Go on."
+"""Follows a turn that cannot be the last one; `reason` is a sentence or more."""
+
+NOTHING_RUN = "Nothing was run."
+"""Ends the reason for a malformed turn."""
+
+NO_ANSWER = "No answer was found in your text. The answer is an integer from 0 to 99999; write it as \\boxed{N} when you have it."
+OUT_OF_RANGE = (
+    "The answer in your text is not an integer from 0 to 99999. Look for the mistake, and write the answer as \\boxed{N}."
+)
+"""Reasons for a final text without an answer that counts."""
 
 NOT_RUN = "[not run: time is up]"
 """The result of a call that came too late."""
@@ -79,14 +88,32 @@ NO_SESSION = "[not run: no Python session is free at the moment. Go on without P
 SESSION_LOST = "[no result: the Python session was lost with all its variables. Go on without Python, or call it again.]"
 """The result of a call during which the kernel was lost."""
 
-OUT_OF_TIME = "Time is up, so I settle on the most likely answer now."
+NO_PYTHON = "[not run: Python is not available any more. Go on without it.]"
+"""The result of a call when kernels are lost for good."""
+
+TIME_UP = "Time is up"
+TOKENS_UP = "The token limit is reached"
+TURNS_UP = "The turn limit is reached"
+ANSWER_MISSING = "No answer was found in the text above"
+SERVER_FAULT = "The conversation cannot go on"
+"""Why the answer is asked for; the beginnings of the three texts that follow."""
+
+NO_RESULT = "[no result: {why}]"
+"""The result of a call whose output the model has not seen; `why` begins with a small letter."""
+
+END_THOUGHTS = "{why}, so I settle on the most likely answer now."
 """Ends the model's thoughts."""
 
-ANSWER_NOW = "Time is up. Give your final answer now, as \\boxed{N}, and nothing else."
+ANSWER_NOW = "{why}. Give your final answer now, as \\boxed{{N}}, and nothing else."
 """The user message after a turn that ended without an answer."""
 
 FINAL_ANSWER = "The final answer is $\\boxed{"
 """Opens the final text; the model continues with the number."""
+
+
+def no_result(why: str) -> str:
+    """Returns the result of a call whose output the model has not seen."""
+    return NO_RESULT.format(why=f"{why[:1].lower()}{why[1:]}")
 
 
 def close_box(text: str, *, ended: bool) -> str:

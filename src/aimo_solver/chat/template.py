@@ -18,7 +18,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from aimo_solver.chat.model_folder import ModelFolder
-from aimo_solver.chat.prompts import COMPLAINT, FINAL_ANSWER, OUT_OF_TIME, PYTHON_TOOL, close_box
+from aimo_solver.chat.prompts import COMPLAINT, END_THOUGHTS, FINAL_ANSWER, PYTHON_TOOL, close_box
 from aimo_solver.errors import ModelError
 
 _GENERATION = re.compile(r"{%-?\s*(?:end)?generation\s*-?%}")  # marks for training, unknown to plain Jinja
@@ -119,9 +119,13 @@ class TemplateFormat:
             raise ModelError(self._folder.path, "its chat template cannot render a second user message")
         return tail
 
-    def _open_answer(self, *, thinking: bool) -> list[int]:
+    def _open_answer(self, why: str, *, thinking: bool) -> list[int]:
         """Ends the thoughts, if the model is inside them, and opens the final text."""
-        close = [*self._tokenizer.encode(OUT_OF_TIME), *self._tokenizer.encode_template("\n</think>\n\n")] if thinking else []
+        close = (
+            [*self._tokenizer.encode(END_THOUGHTS.format(why=why)), *self._tokenizer.encode_template("\n</think>\n\n")]
+            if thinking
+            else []
+        )
         return [*close, *self._tokenizer.encode(FINAL_ANSWER)]
 
     def _try(self, messages: Sequence[_Message], *, tools: bool = False) -> str | None:

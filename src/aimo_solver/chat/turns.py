@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from aimo_solver.chat.prompts import TIME_UP
+
 MAX_CALLS = 8
 """Calls read from one turn. Real turns hold one or two; a model that repeats itself writes thousands."""
 
@@ -93,11 +95,12 @@ class ChatFormat(Protocol):
         """Returns the tokens to append after a turn with calls: one output per call, and the opening of the next turn."""
 
     def complaint(self, sampled: Sequence[int], reason: str) -> list[int]:
-        """Returns the tokens to append after a malformed turn: what was wrong, and the opening of the next turn."""
+        """Returns the tokens to append after a turn that cannot be the last one: what was wrong, and the next turn's opening."""
 
-    def ask_answer(self, sampled: Sequence[int]) -> list[int]:
+    def ask_answer(self, sampled: Sequence[int], why: str = TIME_UP) -> list[int]:
         r"""Returns the tokens that make the model write its final answer now; they end with an opened ``\boxed{``.
 
+        `why` says for what reason, as `prompts.TIME_UP` does.
         `sampled` may end anywhere. It is empty if a tool's result or a complaint was appended last.
         """
 

@@ -6,6 +6,7 @@ Sampled tokens are never rendered again, so the server's prefix cache holds all 
 from __future__ import annotations
 
 import asyncio
+import functools
 import statistics
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -110,13 +111,13 @@ class Conversation:
                 return False
             longest = longest * 3 * max(0, room) // (4 * len(tokens)) if longest > _SHORTEST_CHARS else 0
 
-    def ask_answer(self, least: int) -> bool:
-        """Asks for the answer and leaves at least `least` tokens of the context for it.
+    def ask_answer(self, least: int, why: str) -> bool:
+        """Asks for the answer and leaves at least `least` tokens of the context for it. `why` is the reason given to the model.
 
         A conversation that is too long for that (a turn of very many calls, a server that restarted with a smaller context) is
         truncated: by as much of the last turn as necessary, or else by whole turns. Returns False if even the prompt is too long.
         """
-        ask, last = self._chat.ask_answer, self._turn_starts[-1]
+        ask, last = functools.partial(self._chat.ask_answer, why=why), self._turn_starts[-1]
         lacking = len(ask(self.tokens[last:])) + least - self.room
         most = len(self.tokens) - (lacking + _CLOSING_TOKENS if lacking > 0 else 0)
         for end in [*([most] if most >= last else []), *reversed(self._turn_starts)]:

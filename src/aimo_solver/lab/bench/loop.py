@@ -190,7 +190,7 @@ class _SyntheticTurns:
     def complaint(self, sampled: Sequence[int], reason: str) -> list[int]:
         return []
 
-    def ask_answer(self, sampled: Sequence[int]) -> list[int]:
+    def ask_answer(self, sampled: Sequence[int], why: str = "") -> list[int]:
         return list(sampled[:1])
 
     def answer_text(self, sampled: Sequence[int]) -> str:
