@@ -109,6 +109,11 @@ CASES = (
     Case("aimo-solver report runs/first", "page:", makes="runs/first/report.html"),
     Case("aimo-solver report runs/first runs/second", "second against first", makes="runs/first/report.html"),
     Case("aimo-solver report out/runs/run-1", "page:", makes="out/runs/run-1/report.html"),
+    Case("aimo-solver stats runs/first runs/second", "Pairs of runs (1), 2 problems"),
+    Case("aimo-solver stats runs/ten --plots plots", "Pairs of runs (1), 2 problems", makes="plots/attempts.svg"),
+    Case("aimo-solver compare runs/first runs/second", "Against runs/first"),
+    Case("aimo-solver power --difference 1 --problems 50", "47 runs of each"),
+    Case("aimo-solver power runs/ten --difference 2 --problems 50", "2 runs of 2 problems"),
     Case("aimo-solver replay runs/first --policy majority --policy default/equal=3", "default/equal=3"),
     Case("aimo-solver replay RUN --policy majority --policy default --policy default/equal=3", "default/equal=3"),
     Case(
@@ -169,6 +174,7 @@ ELSEWHERE = {
 """Commands run by a test in another module."""
 
 EXCLUDED = {
+    "python -m tests.lab.coverage": "half a minute; the suite runs a part of it",
     "pip install kaggle": NETWORK,
     "pip install -e '.[gpu]'": NETWORK,
     "pip install -e '.[inspect]'": NETWORK,
@@ -233,7 +239,7 @@ class Workspace:
         (self.folder / "problems.csv").write_text("".join(warmup[:3]), encoding="utf-8")
         (self.folder / "my.toml").write_text(blocks((ROOT / "README.md").read_text(encoding="utf-8"), "toml")[0])
         answers: dict[str, tuple[int | None, list[int | None]]] = {"p1": (7, [7, 7, 7, 3]), "p2": (5, [4, 4, 5, None])}
-        for name in ("runs/first", "runs/second", "out/runs/run-1"):
+        for name in ("runs/first", "runs/second", "runs/ten/1", "runs/ten/2", "out/runs/run-1"):
             write_run(self.folder / name, answers)
         (self.folder / "jit" / "vllm").mkdir(parents=True)
         (self.folder / "jit" / "vllm" / "compiled").write_text("graph")

@@ -1,4 +1,4 @@
-"""The command line: `aimo-solver evaluate | replay | report | watch | export | bench | cache | serve`.
+"""The command line, `aimo-solver COMMAND`; each command is a function of this package.
 
 Exit codes: 0 success, 1 internal error, 2 invalid input (with one line that says what to do), 130 interrupted.
 """
@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from aimo_solver.cli import export, measure, server
+from aimo_solver.cli import export, measure, server, statistics
 from aimo_solver.cli.common import EMBEDDED_MODEL, ConfigFile, Settings, console, guarded
 from aimo_solver.cli.problem_file import read_problems
 from aimo_solver.cli.progress import TerminalProgress, result_table
@@ -120,6 +120,9 @@ def watch_command(directory: Annotated[Path, typer.Argument(help="the run's dire
     watch(directory, console)
 
 
+app.command("stats")(statistics.stats_command)
+app.command("compare")(statistics.compare_command)
+app.command("power")(statistics.power_command)
 app.command("replay")(measure.replay_command)
 app.command("serve")(server.serve_command)
 app.add_typer(measure.bench, name="bench")

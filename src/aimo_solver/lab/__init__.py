@@ -3,4 +3,19 @@
 May import: policy, log.
 """
 
-__all__ = ["estimators", "extras", "losses", "lost_problem", "power", "records", "replay", "scoreboard", "simulate", "statistics"]
+__all__ = [
+    "comparison",
+    "estimators",
+    "extras",
+    "losses",
+    "lost_problem",
+    "power",
+    "records",
+    "replay",
+    "run_statistics",
+    "runs",
+    "scoreboard",
+    "simulate",
+    "statistics",
+    "statistics_tables",
+]

@@ -13,7 +13,6 @@ import numpy as np
 import scipy
 from numpy.typing import ArrayLike
 
-from aimo_solver.errors import ConfigError
 from aimo_solver.lab.statistics import Floats
 
 _LEVEL = 0.05
@@ -85,17 +84,16 @@ def power_of_runs(difference: float, spread: Spread, runs: int) -> float:
     return float(scipy.stats.nct.sf(critical, freedom, shift) + scipy.stats.nct.cdf(-critical, freedom, shift))
 
 
-def runs_needed(difference: float, spread: Spread, power: float = 0.8) -> int:
+def runs_needed(difference: float, spread: Spread, power: float = 0.8) -> int | None:
     """Returns the smallest number of runs of each configuration that finds the difference with that probability.
 
-    Raises:
-        ConfigError: the difference is so small that more than 100,000 runs are needed.
+    None: not even 100,000 are enough.
     """
     low, high = 1, 2
     while power_of_runs(difference, spread, high) < power:
         low, high = high, 2 * high
-        if high > _MOST_RUNS:
-            raise ConfigError("--difference", f"{difference:g} needs more than {_MOST_RUNS:,} runs; give a larger one")
+        if low >= _MOST_RUNS:
+            return None
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if power_of_runs(difference, spread, middle) >= power else (middle, high)

@@ -3,4 +3,4 @@
 May import: policy, log, lab.
 """
 
-__all__ = ["command", "policy_plots", "timeline", "watch"]
+__all__ = ["command", "policy_plots", "statistics_plots", "timeline", "watch"]

@@ -24,8 +24,8 @@ from aimo_solver.lab.report.timeline import (
     is_fault,
     is_notable,
     split_segments,
-    tool_error,
 )
+from aimo_solver.lab.runs import tool_error
 from aimo_solver.log.reader import Event, ProblemRecord, RunRecord, TrajectoryRecord, VoteRecord, is_running
 from aimo_solver.problems import Candidate
 from aimo_solver.results import Attempt, FinishReason

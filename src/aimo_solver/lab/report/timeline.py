@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from aimo_solver.lab.runs import tool_error
 from aimo_solver.log.reader import Event, Step, TrajectoryRecord
 
 ENTROPY_BINS = 40
@@ -88,13 +89,6 @@ def entropy_curve(steps: Sequence[Step], bins: int = ENTROPY_BINS) -> tuple[tupl
     size = -(-len(values) // bins)
     parts = [values[start : start + size] for start in range(0, len(values), size)]
     return tuple((index * size + len(part), round(sum(part) / len(part), 3)) for index, part in enumerate(parts))
-
-
-def tool_error(step: Step) -> str | None:
-    """The error that ended a tool call, if any."""
-    if step.kind != "tool":
-        return None
-    return "timeout" if step.timed_out else step.error_name
 
 
 def boot_stages(events: Sequence[Event], last_t: float) -> tuple[BootStage, ...]:
