@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import signal
+import sys
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
-from aimo_solver.config import Config, load_config
+from aimo_solver.config import Config
+from aimo_solver.errors import ServerError
 from aimo_solver.server.client import VllmEngine
-from aimo_solver.server.launch import plan_launch
 from aimo_solver.server.machine import Gpu
-from aimo_solver.server.process import ServerProcess
+from aimo_solver.server.process import ServerCommand, ServerProcess, free_port
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "data" / "pocket-model"
@@ -92,14 +95,16 @@ class Served:
 
 @pytest.fixture(scope="session")
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The embedded model on a server started by `aimo-solver serve`, which ends in order with Ctrl-C."""
     running = os.environ.get("AIMO_TEST_ENDPOINT")  # a server with the embedded model that is already running
     if running:
-        yield Served(running, "pocket", MODEL, 4_096)
+        yield Served(running, MODEL.name, MODEL, 4_096)
         return
-    plan = replace(plan_launch(MODEL, load_config({"sampling": {"seed": 0}}), slots=16), served_name="pocket")
-    served = Served(plan.url, plan.served_name, MODEL, plan.context_tokens)
+    port = free_port()
+    served = Served(f"http://127.0.0.1:{port}", MODEL.name, MODEL, 4_096)
+    serve = "-m", "aimo_solver.cli", "serve", "--port", str(port), "--slots", "16", "--set", "sampling.seed=0"
+    server = ServerProcess(ServerCommand((sys.executable, *serve)), tmp_path_factory.mktemp("vllm") / "server.log")
     with asyncio.Runner() as runner:
-        server = ServerProcess(plan.command, tmp_path_factory.mktemp("vllm") / "server.log")
 
         async def start() -> None:
             engine = served.engine()
@@ -107,5 +112,18 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             await engine.close()
 
         runner.run(start())
-        yield served
-        runner.run(server.stop())
+        try:
+            yield served
+            _interrupt(server)
+        finally:
+            runner.run(server.stop())
+
+
+def _interrupt(server: ServerProcess) -> None:
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGINT)
+    end = time.monotonic() + 60
+    while server.alive and time.monotonic() < end:
+        time.sleep(0.1)
+    ended = server.error(ServerError, "ended by Ctrl-C")
+    assert ended.exit_code == 0, str(ended)

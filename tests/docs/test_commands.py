@@ -6,19 +6,14 @@ port); appended options make long runs short.
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +24,7 @@ from aimo_solver.cli.main import app
 from aimo_solver.lab.bench import boot as bench_boot
 from aimo_solver.server import launch
 from aimo_solver.server.launch import LaunchPlan, plan_launch
-from aimo_solver.server.process import ServerCommand, free_port
+from aimo_solver.server.process import ServerCommand
 from aimo_solver.solve import session
 from tests.conftest import MODEL, ROOT, Served
 from tests.doc_commands import ALL, blocks
@@ -38,7 +33,7 @@ from tests.small_run import write_run
 pytestmark = pytest.mark.timeout(900)  # slow commands wait for each other
 
 COMMANDS = {command.text for command in ALL if command.complete}
-POCKET = "--endpoint ENDPOINT --served-model pocket"
+POCKET = "--endpoint ENDPOINT"
 GPU_STAGES = "needs a GPU and minutes; --list and the stages that need neither are run"
 IN_SUITE = "part of this suite"
 KAGGLE = "needs a Kaggle account"
@@ -64,7 +59,7 @@ class Case:
 
     @property
     def needs_endpoint(self) -> bool:
-        return any("ENDPOINT" in case.more for case in (self, *self.before))
+        return any("--endpoint" in f"{case.command} {case.more}" for case in (self, *self.before))
 
 
 CASES = (
@@ -90,11 +85,15 @@ CASES = (
     Case(
         "aimo-solver evaluate problems.csv --config my.toml"
         " --set solver.slots=16 --set solver.max_attempts=16 --set voting.equal=6",
-        "of 2 right",
-        more=POCKET,
+        "of 1 right",
+        more=f"--limit 1 {POCKET}",
     ),
-    Case("aimo-solver evaluate problems.csv --time-limit 600", "of 2 right", more=POCKET),
-    Case("aimo-solver evaluate problems.csv --set voting.stop=uncatchable --set budget.rule=marginal", "of 2 right", more=POCKET),
+    Case("aimo-solver evaluate problems.csv --time-limit 600", "of 1 right", more=f"--limit 1 {POCKET}"),
+    Case(
+        "aimo-solver evaluate problems.csv --set voting.stop=uncatchable --set budget.rule=marginal",
+        "of 1 right",
+        more=f"--limit 1 {POCKET}",
+    ),
     Case(
         "aimo-solver evaluate fresh.csv",
         "of 1 right",
@@ -104,6 +103,10 @@ CASES = (
                 "python scripts/train_pocket_model.py problems --seed 777001 --count 200 --out fresh.csv", "", makes="fresh.csv"
             ),
         ),
+    ),
+    Case(
+        "aimo-solver evaluate problems.csv --endpoint http://127.0.0.1:8000 --problems-in-parallel 4",
+        "of 2 right",
     ),
     Case("aimo-solver watch runs/first", "p1"),
     Case("aimo-solver report runs/first", "page:", makes="runs/first/report.html"),
@@ -149,15 +152,15 @@ CASES = (
 )
 
 WITH_ITS_SERVER = Case("aimo-solver evaluate problems.csv --time-limit 3600 --set budget.rule=marginal --seed 1", "of 2 right")
-SERVE = "aimo-solver serve --model /models/gpt-oss-120b --port 8000"
-ASK = Case("aimo-solver evaluate problems.csv --endpoint http://127.0.0.1:8000 --problems-in-parallel 4", "of 2 right")
-SERVE_FOR_TESTS = 'aimo-solver serve --port 8000 --slots 16 --set \'server.extra_args=["--served-model-name","pocket"]\''
 BENCH_SERVERS = {
     "aimo-solver bench engine --model MODEL": ("--streams 2 --tokens 40 --turn-tokens 20", "loop, tools"),
     "aimo-solver bench boot --model MODEL": ("--set solver.slots=2", "side by side"),
 }
 
+SESSION_SERVER = "conftest.py::vllm"
 ELSEWHERE = {
+    "aimo-solver serve --model /models/gpt-oss-120b --port 8000": SESSION_SERVER,
+    "aimo-solver serve --port 8000 --slots 16 --set sampling.seed=0": SESSION_SERVER,
     "python scripts/fault_table.py --times once --out cells.jsonl health": (
         "faults/test_table.py::test_the_script_prints_the_rows_that_are_asked_for"
     ),
@@ -171,7 +174,7 @@ ELSEWHERE = {
         "docs/test_docs.py::test_kaggle_steps_fit_the_metadata"
     ),
 }
-"""Commands run by a test in another module."""
+"""Commands run by a test or a fixture in another module."""
 
 EXCLUDED = {
     "python -m tests.lab.coverage": "half a minute; the suite runs a part of it",
@@ -200,7 +203,7 @@ EXCLUDED = {
 
 def covered() -> list[str]:
     cases = [one.command for case in CASES for one in (case, *case.before)]
-    alone = [WITH_ITS_SERVER.command, SERVE, ASK.command, SERVE_FOR_TESTS, *BENCH_SERVERS]
+    alone = [WITH_ITS_SERVER.command, *BENCH_SERVERS]
     return [*dict.fromkeys(cases), *alone, *ELSEWHERE]
 
 
@@ -229,7 +232,6 @@ class Workspace:
 
     folder: Path
     endpoint: str = ""
-    port: int = field(default_factory=free_port)
 
     def __post_init__(self) -> None:
         for name in ("Makefile", "scripts", "data", "requirements.lock", "pyproject.toml"):
@@ -251,8 +253,7 @@ class Workspace:
             "RUN": "runs/first",
             "DIR/attempts.jsonl": "runs/first/attempts.jsonl",
             "/disk/scratch": ".",
-            "8000": str(self.port),
-            "http://127.0.0.1:8000": f"http://127.0.0.1:{self.port}",
+            "http://127.0.0.1:8000": self.endpoint,
             "ENDPOINT": self.endpoint,
         }
         return [filled.get(word, word) for word in shlex.split(text)]
@@ -266,12 +267,6 @@ class Workspace:
         if words[0] == "source":
             words = ["bash", "-c", " ".join(words)]
         return subprocess.run(words, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False)
-
-    def start(self, command: str, log: Path) -> subprocess.Popen[bytes]:
-        with log.open("wb") as output:
-            return subprocess.Popen(
-                self.words(command), cwd=self.folder, env=self.environment, stdout=output, stderr=subprocess.STDOUT
-            )
 
 
 def check(case: Case, workspace: Workspace) -> None:
@@ -326,63 +321,14 @@ def test_gpu_script_runs_without_a_gpu(tmp_path: Path) -> None:
     assert (tmp_path / "OUT" / "readahead.json").exists()
 
 
-def healthy(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
-
-
-def test_server_for_tests_has_the_expected_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Does not start the server: except for the name, the session's server has the same command line."""
-    executed: list[list[str]] = []
-    monkeypatch.setattr("os.execvpe", lambda file, args, env: executed.append(list(args)))
-    workspace = Workspace(tmp_path)
-    result = CliRunner().invoke(app, workspace.words(SERVE_FOR_TESTS)[1:])
-    assert result.exit_code == 0, result.output
-    values = dict(itertools.pairwise(executed[0]))
-    assert (values["--port"], values["--max-num-seqs"]) == (str(workspace.port), "16")
-    assert executed[0][-2:] == ["--served-model-name", "pocket"]
-
-
-def run_on_served_model(workspace: Workspace) -> None:
-    """Starts a server, runs a command on it, and ends it with Ctrl-C."""
-    log = workspace.folder / "serve.log"
-    with workspace.start(SERVE, log) as process:
-        try:
-            while not healthy(workspace.port):
-                assert process.poll() is None, log.read_text(encoding="utf-8")
-                time.sleep(0.2)
-            check(ASK, workspace)
-            process.send_signal(signal.SIGINT)
-            assert process.wait() == 0, log.read_text(encoding="utf-8")
-        finally:
-            process.kill()
-    assert not healthy(workspace.port)
-
-
 @pytest.fixture(scope="module", autouse=True)
-def background(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[None]]]:
-    """Starts the work of the last two tests before the first test, because starting a server takes half a minute on one core."""
-    work: dict[str, Callable[[Workspace], None]] = {
-        test_served_model_serves_a_run_and_ends_with_ctrl_c.__name__: run_on_served_model,
-        test_a_run_starts_its_own_server.__name__: partial(check, WITH_ITS_SERVER),
-    }
-    chosen = {item.name for item in request.session.items}
-    with ThreadPoolExecutor(len(work)) as pool:
-        yield {
-            name: pool.submit(task, Workspace(tmp_path_factory.mktemp("background")))
-            for name, task in work.items()
-            if name in chosen
-        }
+def own_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Future[None] | None]:
+    """Starts the work of the last test before the first test, because starting a server takes half a minute on one core."""
+    with ThreadPoolExecutor(1) as pool:
+        chosen = any(item.name == test_a_run_starts_its_own_server.__name__ for item in request.session.items)
+        yield pool.submit(check, WITH_ITS_SERVER, Workspace(tmp_path_factory.mktemp("own_server"))) if chosen else None
 
 
 @pytest.mark.vllm
-def test_a_run_starts_its_own_server(background: dict[str, Future[None]]) -> None:
-    background["test_a_run_starts_its_own_server"].result()
-
-
-@pytest.mark.vllm
-def test_served_model_serves_a_run_and_ends_with_ctrl_c(background: dict[str, Future[None]]) -> None:
-    background["test_served_model_serves_a_run_and_ends_with_ctrl_c"].result()
+def test_a_run_starts_its_own_server(own_server: Future[None]) -> None:
+    own_server.result()

@@ -128,21 +128,33 @@ def _processes_of(folder: Path) -> list[str]:
 
 
 def test_a_rerun_is_served_before_the_boot_and_answered_after_it(place: Place) -> None:
-    problems = warmup(10)
+    """The model folder is mounted late: the boot fails until it exists, and the first problem waits."""
+    problems = warmup(6)
     truth = {id_: answer for id_, _, answer in problems}
     csv = place.problems([(id_, text) for id_, text, _ in problems])
+    late = place.folder / "late"
+    place.edit(f'MODEL = "{MODEL}"', f'MODEL = "{late}"')
+    place.edit("wheels = install()", "logging.getLogger().addHandler(logging.FileHandler('log.txt'))\nwheels = install()")
     place.edit("\nrun = notebook_run(", "\nimport aimo_solver; print('library in', aimo_solver.__path__[0])\nrun = notebook_run(")
-    place.run("rerun", str(csv))
+    log = place.folder / "log.txt"
+    with place.running("rerun", str(csv)) as process:
+        while process.poll() is None and not (log.exists() and "the boot failed" in log.read_text(encoding="utf-8")):
+            time.sleep(0.1)
+        assert not (place.folder / "runs").exists()
+        late.symlink_to(MODEL)
+        place.finish(process)
     assert json.loads((place.folder / "gateway" / "result.json").read_text()) == {"Succeeded": True}
     submission = place.submission("gateway")
     assert set(submission["id"]) == set(truth)
-    assert right(submission, truth) >= 9
+    assert right(submission, truth) >= 5
     times = json.loads((place.folder / "times.json").read_text())
     kinds = [event["kind"] for event in place.events()]
     assert kinds.count("server_starting") == kinds.count("server_ready") == 1
     ready = next(event["wall"] for event in place.events() if event["kind"] == "server_ready")
     assert times["listening_wall"] < datetime.fromisoformat(ready).timestamp()
-    assert f"library in {place.folder / 'aimo_solver'}" in place.output()
+    output = place.output()
+    assert f"library in {place.folder / 'aimo_solver'}" in output
+    assert "the boot failed, and is repeated while time is left: model" in output
     assert leftovers(place.folder) == []
 
 
@@ -173,31 +185,30 @@ run = notebook_run("""
 
 
 def test_a_run_with_faults_ends_with_a_full_submission(place: Place) -> None:
-    """Server killed and stopped, kernels killed, exceptions in the vote and in attempts, odd problems, one problem twice."""
-    problems = warmup(8)
-    ids = ["p0", "p1", "p2", "p3", "twice", "vote", "leave", "exit"]
+    """Server stopped, kernels killed, exceptions in the vote and in attempts, odd problems, one problem twice."""
+    problems = warmup(7)
+    ids = ["p0", "p1", "p2", "twice", "vote", "leave", "exit"]
     truth = {id_: answer for id_, (_, _, answer) in zip(ids, problems, strict=True)}
     rows: list[tuple[str, str | None]] = [(id_, text) for id_, (_, text, _) in zip(ids, problems, strict=True)]
-    rows += [rows[4], ("none", None), ("big", "How many? " * 100_000)]
+    rows += [rows[3], ("none", None), ("big", "How many? " * 100_000)]
     place.problems(rows)
-    place.edit('"problems": 50,', '"problems": 11,')
+    place.edit('"problems": 50,', '"problems": 10,')
     place.edit('"kernels": {', '"server": {"stall_s": 15.0},\n    "kernels": {')
     place.edit("\nrun = notebook_run(", INJECTED)
     with place.running("local") as process:
         faults = Faults(place, process)
-        # The first three plain problems, in any order.
-        faults.at_problem(1, lambda: faults.server().kill())
-        faults.at_problem(2, lambda: faults.server().send_signal(signal.SIGSTOP))
-        faults.at_problem(3, faults.kill_kernels)
+        # The first two plain problems, in any order. A stopped server is killed and replaced.
+        faults.at_problem(1, lambda: faults.server().send_signal(signal.SIGSTOP))
+        faults.at_problem(2, faults.kill_kernels)
         place.finish(process)
     submission = place.submission()
     assert sorted(submission["id"]) == sorted(id_ for id_, _ in rows)
     assert submission.filter(id="none")["answer"].to_list() == [0]
     assert submission.filter(id="twice")["answer"].n_unique() == 1
     # An exception in the vote costs nothing, as the answers of attempts are counted separately.
-    assert right(submission.filter(pl.col("id") != "big"), truth) >= 7
+    assert right(submission.filter(pl.col("id") != "big"), truth) >= 6
     kinds = [event["kind"] for event in place.events()]
-    assert kinds.count("server_fault") == 2
+    assert kinds.count("server_fault") == 1
     assert faults.killed_kernels > 0
     started = [event["problem_id"] for event in place.events() if event["kind"] == "problem_started"]
     assert sorted(started) == sorted({id_ for id_, _ in rows} - {"none"})
@@ -267,23 +278,3 @@ def test_a_server_that_never_starts_costs_the_answers_but_not_the_submission(pla
     output = place.output()
     assert "the boot failed, and is repeated while time is left" in output
     assert "unrecognized arguments: --no-such-flag" in output
-
-
-def test_a_model_that_is_mounted_late_is_found(place: Place) -> None:
-    """The boot fails until the folder exists; the first problem waits, and all are solved."""
-    problems = warmup(2)
-    truth = {id_: answer for id_, _, answer in problems}
-    place.problems([(id_, text) for id_, text, _ in problems])
-    late = place.folder / "late"
-    place.edit(f'MODEL = "{MODEL}"', f'MODEL = "{late}"')
-    place.edit("wheels = install()", "logging.getLogger().addHandler(logging.FileHandler('log.txt'))\nwheels = install()")
-    log = place.folder / "log.txt"
-    with place.running("local") as process:
-        while process.poll() is None and not (log.exists() and "the boot failed" in log.read_text(encoding="utf-8")):
-            time.sleep(0.1)
-        assert not (place.folder / "runs").exists()
-        late.symlink_to(MODEL)
-        place.finish(process)
-    assert right(place.submission(), truth) == 2
-    assert "the boot failed, and is repeated while time is left: model" in place.output()
-    assert leftovers(place.folder) == []

@@ -32,6 +32,8 @@ import train_pocket_model as script
 
 pytestmark = pytest.mark.slow
 
+torch.set_num_threads(1)  # threads that spin while other tests use the cores make a small network ten times slower
+
 families = pytest.mark.parametrize("family", source.FAMILIES, ids=lambda family: family.name)
 
 
@@ -75,8 +77,8 @@ def test_careful_attempts_solve_every_family(network: torch.nn.Module, tokenizer
 
 def test_sampled_attempts_are_right_and_some_need_a_second_call(network: torch.nn.Module, tokenizer: Tokenizer) -> None:
     torch.manual_seed(5)
-    attempts = evaluation.attempt_all(network, tokenizer, evaluation.evaluation_problems(32, 40), temperature=1.0, min_p=0.02)
-    assert sum(a.right for a in attempts) >= 38
+    attempts = evaluation.attempt_all(network, tokenizer, evaluation.evaluation_problems(32, 24), temperature=1.0, min_p=0.02)
+    assert sum(a.right for a in attempts) >= 23
     mended = [a for a in attempts if "Error: " in a.text and a.calls >= 2 and a.right]
     assert mended
 

@@ -51,4 +51,4 @@ async def test_a_port_without_a_server_is_reported_in_one_line() -> None:
 
 @pytest.mark.vllm
 async def test_the_model_of_a_vllm_server_is_found(vllm: Served) -> None:
-    assert (await find_served_model(Endpoint(vllm.url))).name == "pocket"
+    assert (await find_served_model(Endpoint(vllm.url))).name == vllm.name

@@ -29,7 +29,7 @@ async def bench_kernels(kernels: int = 16, rounds: int = 3, report: Callable[[st
 
     Args:
         kernels: how many start, and then work, side by side.
-        rounds: how often start and throughput are measured, the pool and plain kernels in turn.
+        rounds: how often everything is measured, the pool and plain kernels in turn.
         report: called with the name of each measurement.
     """
     plain: list[tuple[float, float]] = []
@@ -44,11 +44,11 @@ async def bench_kernels(kernels: int = 16, rounds: int = 3, report: Callable[[st
     async with KernelPool(size=kernels, spares=_SPARES) as pool:
         await pool.wait_until_warm()
         report("calls")
-        call, plain_call = await _latencies(pool)
+        call, plain_call = await _latencies(pool, 3 * rounds)
         report("leases")
-        lease = await _lease_time(pool)
+        lease = await _lease_time(pool, 30 * rounds)
         report("hangs")
-        hang = await _hang_wait(pool)
+        hang = await _hang_wait(pool, 2 * rounds)
     compared = (
         ("call, ms", 1e3 * call, 1e3 * plain_call),
         (f"{kernels} kernels ready, s", start, plain_start),
@@ -62,7 +62,7 @@ async def bench_kernels(kernels: int = 16, rounds: int = 3, report: Callable[[st
             ("lease of a warm kernel, ms", 1e3 * lease, None, None),
             ("lease after a hang in C code, s", hang, None, None),
         ),
-        notes=(f"medians of {rounds} rounds; ready: everything imported; the slowest of five leases after a hang",),
+        notes=(f"medians of {rounds} rounds; ready: everything imported; the slowest of {2 * rounds} leases after a hang",),
     )
 
 
@@ -120,7 +120,7 @@ def _pool_call(kernel: Kernel) -> Callable[[], Awaitable[object]]:
     return lambda: kernel.execute(_WORK, timeout_s=60.0)
 
 
-async def _rate(calls: list[Callable[[], Awaitable[object]]], seconds: float = 4.0) -> float:
+async def _rate(calls: list[Callable[[], Awaitable[object]]], seconds: float = 2.0) -> float:
     """Calls per second, all kernels calling without a pause."""
     done = 0
     until = time.perf_counter() + seconds
@@ -136,7 +136,7 @@ async def _rate(calls: list[Callable[[], Awaitable[object]]], seconds: float = 4
     return done / (time.perf_counter() - began)
 
 
-async def _latencies(pool: KernelPool, rounds: int = 10, calls: int = 50) -> tuple[float, float]:
+async def _latencies(pool: KernelPool, rounds: int, calls: int = 50) -> tuple[float, float]:
     ours: list[float] = []
     plain: list[float] = []
     directory = tempfile.TemporaryDirectory(prefix="aimo-plain-")
@@ -164,7 +164,7 @@ async def _latencies(pool: KernelPool, rounds: int = 10, calls: int = 50) -> tup
     return statistics.median(ours), statistics.median(plain)
 
 
-async def _lease_time(pool: KernelPool, leases: int = 100) -> float:
+async def _lease_time(pool: KernelPool, leases: int) -> float:
     times = []
     for _ in range(leases):
         await pool.wait_until_warm()
@@ -174,7 +174,7 @@ async def _lease_time(pool: KernelPool, leases: int = 100) -> float:
     return statistics.median(times)
 
 
-async def _hang_wait(pool: KernelPool, hangs: int = 5) -> float:
+async def _hang_wait(pool: KernelPool, hangs: int) -> float:
     waits = []
     for _ in range(hangs):
         await pool.wait_until_warm()
