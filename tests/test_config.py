@@ -12,7 +12,7 @@ from aimo_solver.chat.prompts import VARIANTS
 from aimo_solver.config import Config, check_context, load_config
 from aimo_solver.errors import ConfigError
 from aimo_solver.kernels.pool import KernelPool
-from aimo_solver.options import PromptConfig, ServerConfig, SolverConfig, Variant
+from aimo_solver.options import BuiltInVariant, ServerConfig, SolverConfig, VariantConfig
 from aimo_solver.server.flags import PRESETS
 
 
@@ -44,9 +44,9 @@ def test_the_mappings_passed_in_are_not_changed() -> None:
 
 
 def test_a_bare_word_is_a_string_and_a_list_becomes_a_tuple() -> None:
-    config = load_config(settings=["voting.voter=majority", 'prompt.mix=["tool", "reasoning"]'])
+    config = load_config(settings=["voting.voter=majority", 'kernels.preload=["scipy", "networkx"]'])
     assert config.voting.voter == "majority"
-    assert config.prompt.mix == ("tool", "reasoning")
+    assert config.kernels.preload == ("scipy", "networkx")
 
 
 def test_plain_values_load_to_the_same_configuration() -> None:
@@ -120,8 +120,24 @@ CONTRADICTIONS = [
     (("voting.consistency=[[3, 2]]",), ("voting.consistency", "3 equal answers of 2")),
     (('server.extra_args=["--max-model-len", "1000"]',), ("server.extra_args", "--max-model-len", "server.context_tokens")),
     (('server.extra_args=["--kv-cache-dtype=fp8"]',), ("server.extra_args", "--kv-cache-dtype", "server.kv_cache_dtype")),
-    (('prompt.mix=["tool", "too"]',), ("prompt.mix.1", "'tool-zh'", "got 'too'")),
+    (('prompt.mix=["tool", "too"]',), ("prompt.mix", "no variant too", "tool-zh")),
+    (("prompt.mix={mine=1}", "prompt.variants.own.tool=false"), ("prompt.mix", "no variant mine", "tool-ru, own")),
     (("prompt.mix=[]",), ("prompt.mix", "at least 1 item")),
+    (("prompt.mix={tool=0}",), ("prompt.mix.tool", "greater than 0")),
+    (("prompt.mix=[[]]",), ("prompt.mix", "dictionary")),
+    (("prompt.variants.mine.temperatur=1",), ("prompt.variants.mine.temperatur: unknown; known here: base, identity, system",)),
+    (("prompt.variants.mine.temperature=3",), ("prompt.variants.mine.temperature", "less than or equal to 2")),
+    (("prompt.variants.mine.top_p=0",), ("prompt.variants.mine.top_p", "greater than 0")),
+    (("prompt.variants.mine.min_p=1",), ("prompt.variants.mine.min_p", "less than 1")),
+    (("prompt.variants.mine.top_k=-1",), ("prompt.variants.mine.top_k", "greater than or equal to 0")),
+    (("prompt.variants.mine.base=own",), ("prompt.variants.mine.base", "'tool-developer'", "got 'own'")),
+    (("prompt.variants.mine.reasoning_effort=max",), ("prompt.variants.mine.reasoning_effort", "'high'", "got 'max'")),
+    (("prompt.variants.mine=short",), ("prompt.variants.mine", "got 'short'")),
+    (("prompt.variants=[1]",), ("prompt.variants", "dictionary")),
+    (
+        ("sampling.min_p=0", "server.speculative=ngram", "prompt.variants.mine.min_p=0.1"),
+        ("prompt.variants.mine.min_p", "server.speculative=ngram"),
+    ),
     (("prompt.family=llama",), ("prompt.family", "'hermes'", "got 'llama'")),
     (("server.preset=h100",), ("server.preset", "'gpt-oss-120b'", "got 'h100'")),
 ]
@@ -134,6 +150,25 @@ def test_contradicting_options_are_refused_with_both_names(settings: tuple[str, 
     for word in says:
         assert word in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_variants_of_several_layers_are_merged_and_the_last_mix_counts(tmp_path: Path) -> None:
+    (tmp_path / "aimo.toml").write_text(
+        '[prompt]\nmix = {tool = 3, "own" = 1}\n[prompt.variants.own]\nidentity = "You count."\ntemperature = 0.5\n'
+    )
+    notebook = {"prompt": {"variants": {"own": {"temperature": 0.7}, "short": {"base": "bare"}}}}
+    prompt = load_config(tmp_path, notebook, settings=["prompt.variants.own.suffix=Be quick."]).prompt
+    assert prompt.mix == {"tool": 3.0, "own": 1.0}
+    assert prompt.variants == {
+        "own": VariantConfig(identity="You count.", temperature=0.7, suffix="Be quick."),
+        "short": VariantConfig(base="bare"),
+    }
+    assert load_config(tmp_path, notebook, {"prompt": {"mix": {"short": 1}}}).prompt.mix == {"short": 1.0}
+
+
+@pytest.mark.parametrize(("mix", "weights"), [("tool", {"tool": 1}), ('["tool", "bare", "tool"]', {"tool": 2, "bare": 1})])
+def test_names_in_a_mix_count_as_their_weights(mix: str, weights: dict[str, float]) -> None:
+    assert load_config(settings=[f"prompt.mix={mix}"]).prompt.mix == weights
 
 
 @pytest.mark.parametrize(
@@ -156,9 +191,8 @@ def test_a_configuration_made_in_code_is_checked_too() -> None:
 
 
 def test_the_names_an_option_takes_are_those_defined() -> None:
-    hints = {kind: get_type_hints(kind, include_extras=True) for kind in (PromptConfig, ServerConfig)}
-    assert list(get_args(Variant)) == list(VARIANTS)
-    assert set(get_args(hints[ServerConfig]["preset"])) == {"auto", *PRESETS}
+    assert list(get_args(BuiltInVariant)) == list(VARIANTS)
+    assert set(get_args(get_type_hints(ServerConfig, include_extras=True)["preset"])) == {"auto", *PRESETS}
 
 
 def test_a_context_that_is_too_short_for_the_final_answer_is_refused() -> None:

@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
@@ -21,12 +21,14 @@ from aimo_solver.options import (
     STRICT,
     AttemptConfig,
     BudgetConfig,
+    BuiltInVariant,
     KernelConfig,
     PromptConfig,
     SamplingConfig,
     SelectionConfig,
     ServerConfig,
     SolverConfig,
+    VariantConfig,
     VotingConfig,
 )
 
@@ -61,6 +63,8 @@ class Config:
 def load_config(*layers: Path | Mapping[str, Any] | None, settings: Sequence[str] = ()) -> Config:
     """Reads a configuration: the defaults, then `layers` in turn, then `settings`. A later value replaces an earlier one.
 
+    Prompt variants of several layers are merged, field by field.
+
     Args:
         layers: mappings of sections to options, TOML files, or model folders, whose ``aimo.toml`` counts if there is one.
             None is skipped.
@@ -74,14 +78,28 @@ def load_config(*layers: Path | Mapping[str, Any] | None, settings: Sequence[str
         for section, options in _sections(layer).items():
             if not isinstance(options, Mapping):
                 raise ConfigError(section, "is not an option; options belong in sections, for instance [solver]")
-            values.setdefault(section, {}).update(options)
+            _merge(values, {section: options})
     for setting in settings:
         name, equals, text = setting.partition("=")
-        section, dot, option = name.strip().partition(".")
-        if not (equals and dot and section and option):
+        parts = name.strip().split(".")
+        if not equals or len(parts) < 2 or not all(parts):
             raise ConfigError(setting, "write it as section.option=value, for instance solver.slots=16")
-        values.setdefault(section, {})[option] = _toml_value(text.strip())
+        value = _toml_value(text.strip())
+        for part in reversed(parts):
+            value = {part: value}
+        _merge(values, value)
     return _validated(values)
+
+
+def _merge(values: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    """Adds a later layer to `values`; only mappings are merged, and a mix replaces the earlier one."""
+    for name, value in layer.items():
+        if isinstance(value, Mapping) and name != "mix":
+            if not isinstance(values.get(name), dict):
+                values[name] = {}
+            _merge(values[name], value)
+        else:
+            values[name] = value
 
 
 def _sections(layer: Path | Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -124,7 +142,7 @@ def _toml_value(text: str) -> Any:
 def _options(sections: Sequence[str]) -> list[str]:
     here: Any = Config()
     for section in sections:
-        here = getattr(here, section)
+        here = VariantConfig() if isinstance(here, Mapping) else getattr(here, section)
     return list(here.__dataclass_fields__)
 
 
@@ -173,6 +191,13 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
         check_context(config, server.context_tokens)
     if server.speculative != "none" and config.sampling.min_p > 0:
         yield "sampling.min_p", f"vLLM refuses it with server.speculative={server.speculative}; set sampling.min_p=0"
+    for name, variant in config.prompt.variants.items():
+        if server.speculative != "none" and variant.min_p:
+            yield f"prompt.variants.{name}.min_p", f"vLLM refuses it with server.speculative={server.speculative}; leave it out"
+    names = [*get_args(BuiltInVariant), *config.prompt.variants]
+    for name in config.prompt.mix:
+        if name not in names:
+            yield "prompt.mix", f"there is no variant {name}; known: {', '.join(dict.fromkeys(names))}"
     if (server.draft_model is not None) != (server.speculative in ("eagle", "draft")):
         problem = f"{server.draft_model} does not fit server.speculative={server.speculative}"
         yield "server.draft_model", f"{problem}; eagle and draft need a model, the others take none"

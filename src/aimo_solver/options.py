@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections import Counter
+from dataclasses import field
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 STRICT = ConfigDict(extra="forbid")
@@ -18,9 +20,13 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 FamilyName = Literal["harmony", "gemma", "hermes", "fenced"]
 ReasoningEffort = Literal["low", "medium", "high"]
-Variant = Literal[
-    "tool", "bare", "reasoning", "tool-suffix", "reasoning-suffix", "code-first", "tool-zh", "reasoning-zh", "tool-ru"
-]
+BuiltInVariant = Literal[
+    "tool", "tool-developer", "bare", "reasoning", "tool-suffix", "reasoning-suffix", "code-first", "tool-zh", "reasoning-zh",
+    "tool-ru",
+]  # fmt: skip
+Temperature = Annotated[float, Field(ge=0, le=2)]
+MinP = Annotated[float, Field(ge=0, lt=1)]
+TopK = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -29,6 +35,7 @@ class SamplingConfig:
 
     Attributes:
         min_p: tokens less likely than this share of the most likely one are never sampled.
+        top_k: only so many of the most likely tokens are sampled; 0 means all.
         top_logprobs: candidates per token used to estimate entropy; 0 uses -log p of the sampled token, which has the same
             mean at half the cost (docs/benchmarks.md) but another median: use 5 with voters that look at the tail
             (`tail-entropy`, `vote-share`, `lexicographic`).
@@ -36,9 +43,10 @@ class SamplingConfig:
             requests are batched together.
     """
 
-    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    temperature: Temperature = 1.0
     top_p: Share = 1.0
-    min_p: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    min_p: MinP = 0.02
+    top_k: TopK = 0
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
     seed: int | None = None
 
@@ -98,7 +106,7 @@ class KernelConfig:
     size: Count | None = None
     spares: Annotated[int, Field(ge=0)] = 4
     timeout_s: Positive = 6.0
-    output_chars: Annotated[int, Field(ge=1, le=50_000)] = 8_000
+    output_chars: Annotated[int, Field(ge=1, le=50_000)] = 4_000
     memory_mb: Count = 4_096
     pool_memory_mb: Count | None = None
     preload: tuple[str, ...] = ()
@@ -187,17 +195,57 @@ class BudgetConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class VariantConfig:
+    """A prompt variant. What is None is as in `base`, and sampling and effort then as in their sections.
+
+    In the texts, {timeout_s}, {output_chars} and {libraries} stand for the limits of a call and for the modules that are
+    imported. `aimo-solver prompts` shows what a model gets.
+
+    Attributes:
+        base: a variant of the library (chat/prompts.py); by default the one of the same name, or else "tool".
+        identity: opens the system message. In the family fenced, it goes before the problem instead.
+        system: the rest of the system message.
+        developer: the developer message of gpt-oss; other families treat it like `identity`.
+        suffix: follows the problem in the user message.
+        tool: the Python tool is declared. tool_description: what is said about it.
+    """
+
+    base: BuiltInVariant | None = None
+    identity: str | None = None
+    system: str | None = None
+    developer: str | None = None
+    suffix: str | None = None
+    tool: bool | None = None
+    tool_description: str | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    min_p: MinP | None = None
+    top_k: TopK | None = None
+
+
+def _count_names(mix: Any) -> Any:
+    """Turns a name or a list of names into weights; leaves the rest to validation."""
+    names = [mix] if isinstance(mix, str) else mix
+    return dict(Counter(names)) if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names) else mix
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class PromptConfig:
     """The prompts.
 
     Attributes:
         family: name of the chat format; "auto" derives it from the model.
-        mix: names of prompt variants (chat/prompts.py), taken in turn by the attempts; a name may be repeated.
+        variants: prompt variants of your own, by name.
+        mix: the variants that attempts use, with weights: {tool = 3, reasoning = 1}, a list of names or one name.
         reasoning_effort: for models that have such a setting (gpt-oss).
     """
 
     family: Literal["auto", FamilyName] = "auto"
-    mix: Annotated[tuple[Variant, ...], Field(min_length=1)] = ("tool",)
+    variants: dict[str, VariantConfig] = field(default_factory=dict)
+    mix: Annotated[dict[str, Positive], BeforeValidator(_count_names), Field(min_length=1)] = field(
+        default_factory=lambda: {"tool": 1.0}
+    )
     reasoning_effort: ReasoningEffort = "high"
 
 
@@ -207,7 +255,8 @@ class ServerConfig:
 
     Attributes:
         preset: name of a set of flags (`server.flags`); "auto" chooses by the model and the machine.
-        context_tokens: longest prompt and answer together.
+        context_tokens: longest prompt and answer together; by default at most 65,536, or 81,920 for gpt-oss where the KV cache
+            holds it for all slots.
         memory_share: share of the GPU's memory that vLLM takes.
         kv_cache_dtype, attention_backend, moe_backend, quantization, load_format: vLLM's names.
         tensor_parallel, data_parallel: GPUs per copy of the model, and number of copies.

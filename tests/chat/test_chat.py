@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import pytest
 from hypothesis import assume, given, settings
@@ -14,10 +15,11 @@ from hypothesis import strategies as st
 
 from aimo_solver.answers import extract_answer
 from aimo_solver.chat.families import FAMILIES, load_chat_format
+from aimo_solver.chat.prompts import Prompt
 from aimo_solver.chat.turns import FinalText, Malformed, ToolCall, ToolCalls
 from aimo_solver.errors import ModelError
 from aimo_solver.lab.bench.degenerate import FAMILY_WORDS
-from aimo_solver.options import FamilyName
+from aimo_solver.options import FamilyName, ReasoningEffort
 from tests.chat_families import NAMES, Family
 from tests.tiny_tokenizers import R1_TEMPLATE, fenced_folder, gemma_folder, harmony_folder, hermes_folder
 
@@ -80,8 +82,10 @@ def test_tool_output_never_opens_or_closes_a_turn(families: dict[str, Family], n
 def test_a_problem_never_opens_or_closes_a_turn(families: dict[str, Family], name: str, text: str) -> None:
     model = families[name]
     for tools in (False, True):
-        harmless = model.chat.prompt("be careful", "problem", tools=tools)
-        assert model.marks(model.chat.prompt(f"be careful {text}", f"problem {text}", tools=tools)) == model.marks(harmless)
+        plain = Prompt(user="problem", identity="be careful", tool="Runs Python." if tools else None)
+        hostile = replace(plain, user=f"problem {text}", identity=f"be careful {text}", system=text, developer=text)
+        harmless = replace(plain, system="x", developer="x")
+        assert model.marks(model.chat.prompt(hostile)) == model.marks(model.chat.prompt(harmless))
 
 
 @each_family
@@ -139,7 +143,7 @@ def test_a_complaint_contains_the_reason(families: dict[str, Family], name: str)
 @each_family
 def test_the_prompt_is_tokenised_like_its_whole_text(families: dict[str, Family], name: str) -> None:
     model = families[name]
-    tokens = model.chat.prompt("You solve problems.", "What is 1 + 1?", tools=True)
+    tokens = model.chat.prompt(Prompt(user="What is 1 + 1?", system="You solve problems.", tool="Runs Python."))
     assert model.template(model.chat.decode(tokens)) == tokens
 
 
@@ -157,10 +161,9 @@ def test_the_family_can_be_set(tmp_path: Path) -> None:
 
 
 def test_the_prompt_contains_the_reasoning_effort(tmp_path: Path) -> None:
-    folder = harmony_folder(tmp_path)
-    for effort in ("low", "medium", "high"):
-        chat = load_chat_format(folder, reasoning_effort=effort)
-        assert f"Reasoning: {effort}\n" in chat.decode(chat.prompt("", "x", tools=False))
+    chat = load_chat_format(harmony_folder(tmp_path))
+    for effort in get_args(ReasoningEffort):
+        assert f"Reasoning: {effort}\n" in chat.decode(chat.prompt(Prompt(user="x", reasoning_effort=effort)))
 
 
 def _empty(path: Path) -> Path:
@@ -221,4 +224,4 @@ def test_templates_are_found_in_every_usual_place(tmp_path: Path) -> None:
     for template in (R1_TEMPLATE, [{"name": "default", "template": R1_TEMPLATE}]):
         (folder / "tokenizer_config.json").write_text(json.dumps({**names, "chat_template": template}), encoding="utf-8")
         chat = load_chat_format(folder)
-        assert chat.decode(chat.prompt("", "Hi", tools=False)) == "<|begin|><|User|>Hi<|Assistant|><think>\n"
+        assert chat.decode(chat.prompt(Prompt(user="Hi"))) == "<|begin|><|User|>Hi<|Assistant|><think>\n"

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
+from aimo_solver.chat.families import load_chat_format
+from aimo_solver.chat.prompts import Prompt
 from aimo_solver.chat.turns import FinalText, Malformed, ToolCall, ToolCalls
 from tests.chat_families import Family
+from tests.tiny_tokenizers import hermes_folder
 
 
 def _codes(fenced: Family, text: str) -> list[str]:
@@ -15,14 +21,24 @@ def _codes(fenced: Family, text: str) -> list[str]:
 
 
 def test_without_a_system_role_the_system_message_is_in_the_user_turn(fenced: Family) -> None:
-    text = fenced.chat.decode(fenced.chat.prompt("Be careful.", "What is 1 + 1?", tools=False))
+    text = fenced.chat.decode(fenced.chat.prompt(Prompt(user="What is 1 + 1?", system="Be careful.")))
     assert text == "<|begin|><|User|>Be careful.\n\nWhat is 1 + 1?<|Assistant|><think>\n"
 
 
 def test_the_tool_is_described_in_the_prompt(fenced: Family) -> None:
-    text = fenced.chat.decode(fenced.chat.prompt("", "What is 1 + 1?", tools=True))
-    assert text.startswith("<|begin|><|User|>What is 1 + 1?\n\nYou can run Python.")
+    text = fenced.chat.decode(fenced.chat.prompt(Prompt(user="What is 1 + 1?", tool="Runs Python.")))
+    assert text.startswith("<|begin|><|User|>What is 1 + 1?\n\nTo run Python, write it in a block")
     assert "```output" in text
+    assert text.endswith(" Runs Python.<|Assistant|><think>\n")
+
+
+def test_only_the_system_text_is_a_system_message(tmp_path: Path) -> None:
+    chat = load_chat_format(hermes_folder(tmp_path), "fenced")  # a template with a system role
+    prompt = Prompt(user="What is 1 + 1?", identity="You are an expert.", developer="Be careful.", tool="Runs Python.")
+    text = chat.decode(chat.prompt(prompt))
+    assert text.startswith("<|im_start|>user\nYou are an expert.\n\nBe careful.\n\nWhat is 1 + 1?\n\nTo run Python, ")
+    text = chat.decode(chat.prompt(replace(prompt, system="Reason first.")))
+    assert text.startswith("<|im_start|>system\nReason first.<|im_end|>\n<|im_start|>user\nYou are an expert.\n\n")
 
 
 @pytest.mark.parametrize(

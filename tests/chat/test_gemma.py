@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from aimo_solver.chat.prompts import Prompt
 from aimo_solver.chat.turns import FinalText, ToolCall, ToolCalls
 from tests.chat_families import Family, check_turn
 from tests.vllm_parsers import vllm_calls
@@ -19,19 +20,19 @@ def newer(families: dict[str, Family]) -> Family:
 
 
 def test_bare_prompt(gemma: Family) -> None:
-    tokens = gemma.chat.prompt("", "What is 1 + 1?", tools=False)
+    tokens = gemma.chat.prompt(Prompt(user="What is 1 + 1?"))
     assert tokens == gemma.template("<bos><|turn>user\nWhat is 1 + 1?<turn|>\n<|turn>model\n")
 
 
 def test_prompt_with_the_tool_declared(gemma: Family) -> None:
-    text = gemma.chat.decode(gemma.chat.prompt("Be careful.", "What is 1 + 1?", tools=True))
+    text = gemma.chat.decode(gemma.chat.prompt(Prompt(user="What is 1 + 1?", system="Be careful.", tool="Runs Python.")))
     opening, declaration, rest = (
         text.partition("<|tool>")[0],
         text.partition("<|tool>")[2].partition("<tool|>")[0],
         text.partition("<tool|>")[2],
     )
     assert opening == "<bos><|turn>system\n<|think|>\nBe careful."
-    assert declaration.startswith('declaration:python{description:<|"|>Runs Python code')
+    assert declaration.startswith('declaration:python{description:<|"|>Runs Python.<|"|>,')
     assert declaration.endswith(
         ',parameters:{properties:{code:{description:<|"|>Python code.<|"|>,type:<|"|>STRING<|"|>}},'
         'required:[<|"|>code<|"|>],type:<|"|>OBJECT<|"|>}}'
@@ -40,7 +41,7 @@ def test_prompt_with_the_tool_declared(gemma: Family) -> None:
 
 
 def test_prompt_without_the_tool(gemma: Family) -> None:
-    text = gemma.chat.decode(gemma.chat.prompt("Be careful.", "What is 1 + 1?", tools=False))
+    text = gemma.chat.decode(gemma.chat.prompt(Prompt(user="What is 1 + 1?", system="Be careful.")))
     assert text == "<bos><|turn>system\n<|think|>\nBe careful.<turn|>\n<|turn>user\nWhat is 1 + 1?<turn|>\n<|turn>model\n"
 
 

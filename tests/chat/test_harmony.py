@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import pytest
-from openai_harmony import Author, HarmonyEncodingName, Message, Role, load_harmony_encoding
+from openai_harmony import (
+    Author,
+    Conversation,
+    HarmonyEncodingName,
+    Message,
+    ReasoningEffort,
+    Role,
+    SystemContent,
+    load_harmony_encoding,
+)
 
+from aimo_solver.chat.prompts import Prompt
 from aimo_solver.chat.turns import FinalText, Malformed, ToolCall, ToolCalls
 from tests.chat_families import Family, check_turn
 from tests.vllm_parsers import vllm_calls
@@ -13,10 +23,9 @@ THOUGHT = "<|channel|>analysis<|message|>Let me see.<|end|><|start|>assistant"
 
 
 def test_prompt_with_the_tool(harmony: Family) -> None:
-    text = harmony.chat.decode(harmony.chat.prompt("Be careful.", "What is 1 + 1?", tools=True))
+    text = harmony.chat.decode(harmony.chat.prompt(Prompt(user="What is 1 + 1?", developer="Be careful.", tool="Runs Python.")))
     assert text.startswith("<|start|>system<|message|>You are ChatGPT")
-    assert "Reasoning: high\n\n# Tools\n\n## python\n\n" in text
-    assert "stateful Jupyter notebook environment" in text
+    assert "Reasoning: high\n\n# Tools\n\n## python\n\nRuns Python.\n\n" in text
     assert text.endswith(
         "# Valid channels: analysis, commentary, final. Channel must be included for every message.<|end|>"
         "<|start|>developer<|message|># Instructions\n\nBe careful.<|end|>"
@@ -24,8 +33,24 @@ def test_prompt_with_the_tool(harmony: Family) -> None:
     )
 
 
+def test_identity_and_system_text_open_the_system_message(harmony: Family) -> None:
+    text = harmony.chat.decode(harmony.chat.prompt(Prompt(user="Hi", identity="You are an expert.", system="Be careful.")))
+    assert text.startswith("<|start|>system<|message|>You are an expert.\n\nBe careful.\nKnowledge cutoff")
+    assert "developer" not in text
+
+
+def test_the_tool_declared_by_oss_harmony_gives_the_same_tokens(harmony: Family) -> None:
+    opening = SystemContent.new().with_reasoning_effort(ReasoningEffort.HIGH).with_python_tool()
+    assert opening.tools is not None
+    description = opening.tools["python"].description
+    messages = [Message.from_role_and_content(Role.SYSTEM, opening), Message.from_role_and_content(Role.USER, "Hi")]
+    encoding = load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS)
+    rendered = encoding.render_conversation_for_completion(Conversation.from_messages(messages), Role.ASSISTANT)
+    assert harmony.chat.prompt(Prompt(user="Hi", tool=description)) == rendered
+
+
 def test_prompt_without_the_tool_and_without_instructions(harmony: Family) -> None:
-    text = harmony.chat.decode(harmony.chat.prompt("", "What is 1 + 1?", tools=False))
+    text = harmony.chat.decode(harmony.chat.prompt(Prompt(user="What is 1 + 1?")))
     assert "# Tools" not in text
     assert "developer" not in text
     assert text.endswith("<|end|><|start|>user<|message|>What is 1 + 1?<|end|><|start|>assistant")

@@ -8,6 +8,7 @@ import pytest
 
 from aimo_solver.chat.families import load_chat_format
 from aimo_solver.chat.model_folder import ModelFolder
+from aimo_solver.chat.prompts import Prompt
 from aimo_solver.chat.turns import FinalText, Malformed, ToolCall, ToolCalls
 from tests.chat_families import Family
 from tests.tiny_tokenizers import CHATML_TEMPLATE, hermes_folder
@@ -23,18 +24,18 @@ def thinking(families: dict[str, Family]) -> Family:
 
 
 def test_the_prompt_is_rendered_by_the_template(hermes: Family) -> None:
-    text = hermes.chat.decode(hermes.chat.prompt("Be careful.", "What is 1 + 1?", tools=False))
+    text = hermes.chat.decode(hermes.chat.prompt(Prompt(user="What is 1 + 1?", system="Be careful.")))
     assert (
         text == "<|im_start|>system\nBe careful.<|im_end|>\n<|im_start|>user\nWhat is 1 + 1?<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
 def test_bare_prompt_has_no_system_turn(hermes: Family) -> None:
-    assert hermes.chat.prompt("", "Hi", tools=False) == hermes.template("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+    assert hermes.chat.prompt(Prompt(user="Hi")) == hermes.template("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_the_tool_is_declared_as_json(hermes: Family) -> None:
-    text = hermes.chat.decode(hermes.chat.prompt("", "Hi", tools=True))
+    text = hermes.chat.decode(hermes.chat.prompt(Prompt(user="Hi", tool="Runs Python.")))
     tool = json.loads(text.partition("<tools>")[2].partition("</tools>")[0])
     assert tool["function"]["name"] == "python"
     assert tool["function"]["parameters"]["required"] == ["code"]
@@ -60,7 +61,7 @@ def test_an_end_other_than_that_of_the_template_is_completed(hermes: Family) -> 
 
 def test_thinking_templates_open_every_turn_with_a_thought(thinking: Family) -> None:
     sampled = thinking.template(f"hm\n</think>\n\n{CALL}<|im_end|>")
-    for tokens in (thinking.chat.prompt("", "Hi", tools=True), thinking.chat.tool_results(sampled, ["1"])):
+    for tokens in (thinking.chat.prompt(Prompt(user="Hi", tool="Runs Python.")), thinking.chat.tool_results(sampled, ["1"])):
         assert thinking.chat.decode(tokens).endswith("<|im_start|>assistant\n<think>\n")
 
 

@@ -108,6 +108,7 @@ CASES = (
         "aimo-solver evaluate problems.csv --endpoint http://127.0.0.1:8000 --problems-in-parallel 4",
         "of 2 right",
     ),
+    Case("aimo-solver prompts --model /models/gpt-oss-120b --config my.toml", "family gemma"),
     Case("aimo-solver watch runs/first", "p1"),
     Case("aimo-solver report runs/first", "page:", makes="runs/first/report.html"),
     Case("aimo-solver report runs/first runs/second", "second against first", makes="runs/first/report.html"),

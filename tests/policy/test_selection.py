@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aimo_solver.config import Config
 from aimo_solver.options import SelectionConfig, VotingConfig
 from aimo_solver.policy.selection import (
     PROMPTS,
@@ -94,7 +95,7 @@ def test_half_of_the_questions_are_in_reversed_order(method: Method) -> None:
 @methods
 def test_a_question_contains_the_problem_and_every_candidate_but_no_votes(method: Method) -> None:
     for one in write_questions(method, PROBLEM, SHOWN, SELECTION):
-        text = one.prompt.user(one.problem.text)
+        text = one.prompt.fill(one.problem.text, Config()).user
         assert text.startswith(PROBLEM.text)
         assert "\\boxed{}" in text
         assert "votes" not in text

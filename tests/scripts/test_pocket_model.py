@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from aimo_solver.answers import ANSWER_RANGE
 from aimo_solver.chat.gemma import GemmaFormat
 from aimo_solver.chat.model_folder import ModelFolder
+from aimo_solver.chat.prompts import Prompt
 from aimo_solver.config import load_config
 from tests.conftest import ROOT
 
@@ -65,7 +66,7 @@ def test_the_folder_is_complete_and_small() -> None:
 
 def test_its_settings_are_valid() -> None:
     prompt = load_config(MODEL / "aimo.toml").prompt
-    assert (prompt.family, prompt.mix) == ("gemma", ("bare",))
+    assert (prompt.family, prompt.mix) == ("gemma", {"bare": 1})
 
 
 def test_careful_attempts_solve_every_family(network: torch.nn.Module, tokenizer: Tokenizer) -> None:
@@ -132,7 +133,7 @@ def test_the_library_uses_the_training_format(tokenizer: Tokenizer) -> None:
     for segments in islice(data.training_transcripts(seed=9, chunk=0), 60):
         ids = [tokenizer.encode(segment.text).ids for segment in segments]
         user = segments[0].text.removeprefix("<bos><|turn>user\n").partition("<turn|>")[0]
-        assert chat.prompt("", user, tools=False) == ids[0]
+        assert chat.prompt(Prompt(user=user)) == ids[0]
         for sampled, host, segment in zip(ids[1::2], ids[2::2], segments[2::2], strict=False):
             output = segment.text.removeprefix('response:python{value:<|"|>').partition('<|"|>}')[0]
             assert chat.tool_results(sampled, [output]) == host

@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 
 from aimo_solver.chat.families import load_chat_format
+from aimo_solver.chat.prompts import Prompt
 from aimo_solver.config import Config, load_config
 from aimo_solver.errors import ContextExceeded, EndpointError, EngineRejected, EngineUnavailable
 from aimo_solver.lab.bench.loop import EndlessEngine, count_requests
@@ -30,7 +31,7 @@ def tokens_of(chunks: list[Chunk]) -> list[int]:
 
 
 def prompt(served: Served, text: str = "What is the remainder of 7^30 modulo 11?") -> list[int]:
-    return load_chat_format(served.model).prompt("", text, tools=False)
+    return load_chat_format(served.model).prompt(Prompt(user=text))
 
 
 @pytest.mark.vllm

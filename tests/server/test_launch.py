@@ -82,6 +82,26 @@ def test_the_context_never_exceeds_the_model(tmp_path: Path) -> None:
     assert values(planned)["--max-model-len"] == "4096"
 
 
+@pytest.mark.parametrize(
+    ("gpus", "slots", "options", "context"),
+    [
+        ((H100,), 8, {}, 81_920),
+        ((H100, H100), 8, {}, 81_920),
+        ((H100,), 16, {}, 65_536),
+        ((L4,), 1, {}, 65_536),
+        ((), 8, {}, 65_536),
+        ((H100,), 8, {"preset": "generic"}, 65_536),
+        ((H100,), 8, {"kv_cache_dtype": "auto"}, 65_536),
+        ((H100,), 8, {"memory_share": 0.8}, 65_536),
+        ((H100,), 16, {"context_tokens": 100_000}, 100_000),
+    ],
+)
+def test_the_context_is_longer_where_the_cache_holds_it_for_all_slots(
+    model: Path, gpus: tuple[Gpu, ...], slots: int, options: dict[str, object], context: int
+) -> None:
+    assert plan(model, gpus, slots, **options).context_tokens == context
+
+
 def test_graphs_match_the_slots_and_the_drafted_tokens(tmp_path: Path) -> None:
     model = folder(tmp_path, model_type="qwen3")
     assert values(plan(model, slots=8))["--max-cudagraph-capture-size"] == "8"
@@ -156,7 +176,7 @@ def test_the_last_fallback_is_eager_and_smaller_without_speculation(model: Path)
     flags = values(last)
     assert "--enforce-eager" in flags
     assert float(flags["--gpu-memory-utilization"] or 1) == pytest.approx(0.90)
-    assert flags["--max-model-len"] == str(last.context_tokens) == "49152"
+    assert flags["--max-model-len"] == str(last.context_tokens) == "61440"
     assert not {"--speculative-config", "--async-scheduling", "--max-cudagraph-capture-size"} & set(flags)
 
 

@@ -76,7 +76,8 @@ def run_attempt(
 ) -> Outcome:
     """Runs one attempt. `context` excludes the prompt."""
     pool, variant = pool or ScriptedPool(), VARIANTS["tool"]
-    prompt = model.chat.prompt(variant.system, variant.user("What is 1 + 1?"), tools=variant.tool)
+    config = Config(attempt=AttemptConfig(**options))
+    prompt = model.chat.prompt(variant.fill("What is 1 + 1?", config))
     engine = ScriptedEngine(lambda index: turns, len(prompt) + context)
     times: list[float] = []
 
@@ -87,7 +88,6 @@ def run_attempt(
     engine.on_request = record
 
     async def attempt(clock: Callable[[], float]) -> Attempt:
-        config = Config(attempt=AttemptConfig(**options))
         resources = Resources(engine=engine, chat=model.chat, pool=pool, config=config, clock=clock)
         return await RunningAttempt(
             resources,

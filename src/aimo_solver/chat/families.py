@@ -9,20 +9,17 @@ from typing import Literal, get_args
 from aimo_solver.chat.model_folder import ModelFolder
 from aimo_solver.chat.turns import ChatFormat, Markup
 from aimo_solver.errors import ModelError
-from aimo_solver.options import FamilyName, ReasoningEffort
+from aimo_solver.options import FamilyName
 
 FAMILIES: tuple[FamilyName, ...] = get_args(FamilyName)
 
 
-def load_chat_format(
-    model_dir: Path, family: Literal["auto", FamilyName] = "auto", *, reasoning_effort: ReasoningEffort = "high"
-) -> ChatFormat:
+def load_chat_format(model_dir: Path, family: Literal["auto", FamilyName] = "auto") -> ChatFormat:
     """Returns the chat format of a model folder.
 
     Args:
         model_dir: holds ``tokenizer.json`` and, for some families, ``config.json`` and the chat template.
         family: one of `FAMILIES`, or "auto" to detect it.
-        reasoning_effort: for families that support it (harmony).
 
     Raises:
         ModelError: the folder is missing or lacks what the family needs, or no family fits.
@@ -33,7 +30,7 @@ def load_chat_format(
     if chosen == "harmony":
         from aimo_solver.chat.harmony import HarmonyFormat
 
-        return HarmonyFormat(reasoning_effort)
+        return HarmonyFormat()
     if chosen == "gemma":
         from aimo_solver.chat.gemma import GemmaFormat
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from aimo_solver.chat.model_folder import ModelFolder
-from aimo_solver.chat.prompts import ANSWER_NOW, FENCED_TOOL, TIME_UP, no_result
+from aimo_solver.chat.prompts import ANSWER_NOW, FENCED_TOOL, TIME_UP, Prompt, join_texts, no_result
 from aimo_solver.chat.template import TemplateFormat
 from aimo_solver.chat.turns import FinalText, Malformed, Markup, ToolCalls, Turn
 
@@ -57,12 +57,13 @@ class FencedFormat(TemplateFormat):
         """Raises ModelError if the folder's chat template or tokenizer cannot be used."""
         super().__init__(folder, folder.eos)
 
-    def prompt(self, system: str, user: str, *, tools: bool) -> list[int]:
-        if tools and system:
-            system = f"{system}\n\n{FENCED_TOOL}"
-        elif tools:
-            user = f"{user}\n\n{FENCED_TOOL}"
-        return super().prompt(system, user, tools=False)
+    def prompt(self, prompt: Prompt) -> list[int]:
+        """Returns the tokens of a new conversation, with all instructions but `prompt.system` in the user's message.
+
+        The authors of DeepSeek-R1 advise against a system message, and other models of this family are trained without tools.
+        """
+        tool = "" if prompt.tool is None else f"{FENCED_TOOL} {prompt.tool}"
+        return self._open(prompt.system, join_texts(prompt.identity, prompt.developer, prompt.user, tool), None)
 
     def parse(self, sampled: Sequence[int]) -> Turn:
         text, ended = self._text(sampled)

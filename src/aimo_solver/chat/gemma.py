@@ -16,7 +16,17 @@ from dataclasses import dataclass
 
 from aimo_solver.chat.gemma_call import QUOTE, code_of
 from aimo_solver.chat.model_folder import ModelFolder
-from aimo_solver.chat.prompts import ANSWER_NOW, COMPLAINT, END_THOUGHTS, FINAL_ANSWER, PYTHON_TOOL, TIME_UP, close_box, no_result
+from aimo_solver.chat.prompts import (
+    ANSWER_NOW,
+    COMPLAINT,
+    END_THOUGHTS,
+    FINAL_ANSWER,
+    PYTHON_TOOL,
+    TIME_UP,
+    Prompt,
+    close_box,
+    no_result,
+)
 from aimo_solver.chat.salvage import Code, read_calls, read_text
 from aimo_solver.chat.turns import MAX_CALLS, Malformed, Markup, Turn
 from aimo_solver.errors import ModelError
@@ -75,14 +85,14 @@ class GemmaFormat:
         # Newer templates open a thought after a tool's result when thinking is on; older ones leave it to the model.
         self._thinks_after_tool = "== 'tool_response' and enable_thinking" in folder.template
 
-    def prompt(self, system: str, user: str, *, tools: bool) -> list[int]:
+    def prompt(self, prompt: Prompt) -> list[int]:
         template, plain = self._tokenizer.encode_template, self._tokenizer.encode
         tokens = template("<bos>")
-        if system or tools:
+        if prompt.instructions or prompt.tool is not None:
             thinking = "<|think|>\n" if "<|think|>" in self._tokenizer.controls else ""
-            tokens += template(f"<|turn>system\n{thinking}") + plain(system.strip())
-            tokens += template(_declare_tool() if tools else "") + template("<turn|>\n")
-        return [*tokens, *template("<|turn>user\n"), *plain(user.strip()), *template("<turn|>\n<|turn>model\n")]
+            tokens += template(f"<|turn>system\n{thinking}") + plain(prompt.instructions)
+            tokens += template("" if prompt.tool is None else _declare_tool(prompt.tool)) + template("<turn|>\n")
+        return [*tokens, *template("<|turn>user\n"), *plain(prompt.user.strip()), *template("<turn|>\n<|turn>model\n")]
 
     def parse(self, sampled: Sequence[int]) -> Turn:
         split = self._split(sampled)
@@ -205,7 +215,7 @@ def _spelled_call(text: str) -> Code | None:
     return code_of(place.group(1)) if place else None
 
 
-def _declare_tool() -> str:
+def _declare_tool(description: str) -> str:
     tool = PYTHON_TOOL
 
     def quoted(text: str) -> str:
@@ -213,4 +223,4 @@ def _declare_tool() -> str:
 
     parameter = f"{tool.parameter}:{{description:{quoted(tool.parameter_description)},type:{quoted('STRING')}}}"
     parameters = f"properties:{{{parameter}}},required:[{quoted(tool.parameter)}],type:{quoted('OBJECT')}"
-    return f"<|tool>declaration:{tool.name}{{description:{quoted(tool.description)},parameters:{{{parameters}}}}}<tool|>"
+    return f"<|tool>declaration:{tool.name}{{description:{quoted(description)},parameters:{{{parameters}}}}}<tool|>"

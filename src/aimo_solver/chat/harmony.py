@@ -23,10 +23,22 @@ from openai_harmony import (
     ReasoningEffort,
     Role,
     SystemContent,
+    ToolNamespaceConfig,
     load_harmony_encoding,
 )
 
-from aimo_solver.chat.prompts import ANSWER_NOW, COMPLAINT, END_THOUGHTS, FINAL_ANSWER, TIME_UP, close_box, no_result
+from aimo_solver.chat.prompts import (
+    ANSWER_NOW,
+    COMPLAINT,
+    END_THOUGHTS,
+    FINAL_ANSWER,
+    PYTHON_TOOL,
+    TIME_UP,
+    Prompt,
+    close_box,
+    join_texts,
+    no_result,
+)
 from aimo_solver.chat.salvage import LONGEST_NAME, Code, bare_code, code_in_json, compiles, python_blocks, read_calls
 from aimo_solver.chat.tokenizer import replace_surrogates
 from aimo_solver.chat.turns import MAX_CALLS, FinalText, Malformed, Markup, ToolCalls, Turn
@@ -94,22 +106,25 @@ class HarmonyFormat:
     name = "harmony"
     stop_strings: tuple[str, ...] = ()
 
-    def __init__(self, reasoning_effort: str = "high") -> None:
+    def __init__(self) -> None:
         self._encoding = load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS)
-        self._effort = ReasoningEffort[reasoning_effort.upper()]
         self._ids = {name: self._template(name)[0] for name in MARKUP.tokens}
         self._controls = {number: name for name, number in self._ids.items()}
         self.stop_token_ids = tuple(self._ids[name] for name in ("<|return|>", "<|call|>", "<|endoftext|>"))
 
-    def prompt(self, system: str, user: str, *, tools: bool) -> list[int]:
-        opening = SystemContent.new().with_reasoning_effort(self._effort)
-        if tools:
-            opening = opening.with_python_tool()
+    def prompt(self, prompt: Prompt) -> list[int]:
+        opening = SystemContent.new().with_reasoning_effort(ReasoningEffort[prompt.reasoning_effort.upper()])
+        # The format has no place for other texts of a system message than the identity.
+        identity = join_texts(prompt.identity or opening.model_identity or "", prompt.system)
+        opening = opening.with_model_identity(replace_surrogates(identity))
+        if prompt.tool is not None:
+            description = replace_surrogates(prompt.tool)
+            opening = opening.with_tools(ToolNamespaceConfig(name=PYTHON_TOOL.name, description=description, tools=[]))
         messages = [Message.from_role_and_content(Role.SYSTEM, opening)]
-        if system:
-            instructions = DeveloperContent.new().with_instructions(replace_surrogates(system.strip()))
+        if prompt.developer:
+            instructions = DeveloperContent.new().with_instructions(replace_surrogates(prompt.developer))
             messages.append(Message.from_role_and_content(Role.DEVELOPER, instructions))
-        messages.append(Message.from_role_and_content(Role.USER, replace_surrogates(user.strip())))
+        messages.append(Message.from_role_and_content(Role.USER, replace_surrogates(prompt.user.strip())))
         conversation = Conversation.from_messages(messages)
         return list(self._encoding.render_conversation_for_completion(conversation, Role.ASSISTANT))
 

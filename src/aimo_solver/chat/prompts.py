@@ -1,68 +1,160 @@
-"""Every text that the library writes for the models.
+"""Every text that the library writes for the models, and the variants of the prompt.
 
-A prompt variant is the same for every family; chat formats add turn markers and the declaration of the tool. No variant
-mentions a modulus: a problem that needs one states it.
+A variant is the same for every family: chat formats put its texts where their models expect them, add turn markers and declare
+the tool. No variant of the library mentions a modulus: a problem that needs one states it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
+from aimo_solver.config import Config
+from aimo_solver.options import KernelConfig, PromptConfig, ReasoningEffort, SamplingConfig
 
-@dataclass(frozen=True, slots=True)
-class PromptVariant:
-    """The texts around a problem.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """The texts that open one conversation, as `VariantConfig` describes them.
 
     Attributes:
-        system: the system message, "" for none.
-        suffix: what follows the problem in the user message.
-        tool: the Python tool is declared.
+        user: the problem and the suffix.
+        tool: the description of the Python tool; None if it is not declared.
     """
 
-    name: str
+    user: str
+    identity: str = ""
     system: str = ""
-    suffix: str = ""
-    tool: bool = True
+    developer: str = ""
+    tool: str | None = None
+    reasoning_effort: ReasoningEffort = "high"
 
-    def user(self, problem: str) -> str:
-        """Returns the user message."""
-        return f"{problem}\n\n{self.suffix}" if self.suffix else problem
+    @property
+    def instructions(self) -> str:
+        """Everything but the user's message and the tool, for families with one system message for all of it."""
+        return join_texts(self.identity, self.system, self.developer)
+
+
+def join_texts(*texts: str) -> str:
+    """Returns the texts that are not empty as paragraphs."""
+    return "\n\n".join(text.strip() for text in texts if text.strip())
 
 
 @dataclass(frozen=True, slots=True)
 class PythonTool:
-    """The declaration of the Python tool. `parameter` holds the code."""
+    """The Python tool. `parameter` holds the code; `description` contains the placeholders of `fill_in`."""
 
     name: str
     description: str
     parameter: str
     parameter_description: str
 
-    def as_function(self) -> dict[str, Any]:
+    def as_function(self, description: str) -> dict[str, Any]:
         """Returns the declaration in OpenAI's format, which chat templates expect."""
         parameter = {"type": "string", "description": self.parameter_description}
         parameters = {"type": "object", "properties": {self.parameter: parameter}, "required": [self.parameter]}
-        return {"type": "function", "function": {"name": self.name, "description": self.description, "parameters": parameters}}
+        return {"type": "function", "function": {"name": self.name, "description": description, "parameters": parameters}}
 
 
 PYTHON_TOOL = PythonTool(
     name="python",
     description=(
-        "Runs Python code in a Jupyter session that keeps its variables between calls, and returns what the code prints "
-        "and the value of its last expression. numpy, sympy and mpmath are installed. There is no internet access. "
-        "A call is stopped after a few seconds."
+        "Python runs in a stateful Jupyter session: imports, variables and functions persist between calls. The result is what "
+        "the code prints and the value of its last expression; more than {output_chars} characters are cut in the middle. A "
+        "call times out after {timeout_s} seconds. {libraries} are installed; mpmath computes with 64 digits. There is no "
+        "internet access."
     ),
     parameter="code",
     parameter_description="Python code.",
 )
 
 FENCED_TOOL = (
-    "You can run Python. Write the code in a block that opens with ```python and closes with ```; it is run as soon as the "
-    "block closes, in a Jupyter session that keeps its variables between blocks, and you then see what it printed in a block "
-    "that opens with ```output. numpy, sympy and mpmath are installed. Never write an output block yourself."
+    "To run Python, write it in a block that opens with ```python and closes with ```. It is run as soon as the block closes, "
+    "and its output follows in a block that opens with ```output; never write an output block yourself."
 )
-"""The declaration for models without native tool calls."""
+"""Precedes the tool's description for models without native tool calls."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptVariant:
+    """The texts around a problem, and how its attempts are sampled; `VariantConfig` describes the fields.
+
+    Attributes:
+        reasoning_effort, temperature, top_p, min_p, top_k: None means as the configuration says.
+    """
+
+    name: str
+    identity: str = ""
+    system: str = ""
+    developer: str = ""
+    suffix: str = ""
+    tool: bool = True
+    tool_description: str = PYTHON_TOOL.description
+    reasoning_effort: ReasoningEffort | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    top_k: int | None = None
+
+    def fill(self, problem: str, config: Config) -> Prompt:
+        """Returns the prompt for a problem."""
+        identity, system, developer, suffix, tool = (
+            fill_in(text, config.kernels)
+            for text in (self.identity, self.system, self.developer, self.suffix, self.tool_description)
+        )
+        return Prompt(
+            user=f"{problem}\n\n{suffix}" if suffix else problem,
+            identity=identity,
+            system=system,
+            developer=developer,
+            tool=tool if self.tool else None,
+            reasoning_effort=self.reasoning_effort or config.prompt.reasoning_effort,
+        )
+
+    def sampling(self, default: SamplingConfig) -> SamplingConfig:
+        """Returns how its attempts are sampled."""
+        own = {name: getattr(self, name) for name in ("temperature", "top_p", "min_p", "top_k")}
+        return replace(default, **{name: value for name, value in own.items() if value is not None})
+
+
+def fill_in(text: str, kernels: KernelConfig) -> str:
+    """Returns the text with the limits of a call and the imported modules in place of their placeholders."""
+    preloaded = [name for name in kernels.preload if find_spec(name.partition(".")[0])]
+    *libraries, last = ["numpy", "sympy", "mpmath", *preloaded]
+    values = {
+        "{timeout_s}": f"{kernels.timeout_s:g}",
+        "{output_chars}": f"{kernels.output_chars:,}",
+        "{libraries}": f"{', '.join(libraries)} and {last}",
+    }
+    for placeholder, value in values.items():
+        text = text.replace(placeholder, value)
+    return text
+
+
+def prompt_variants(config: PromptConfig) -> dict[str, PromptVariant]:
+    """Returns all variants by name: the library's, and those of the configuration, which replace them."""
+    variants = dict(VARIANTS)
+    for name, own in config.variants.items():
+        values = {key: value for key, value in asdict(own).items() if key != "base" and value is not None}
+        variants[name] = replace(VARIANTS[own.base or (name if name in VARIANTS else "tool")], name=name, **values)
+    return variants
+
+
+def take_turns(variants: Mapping[str, PromptVariant], mix: Mapping[str, float]) -> Iterator[PromptVariant]:
+    """Yields the variants of a mix without end, so that after every attempt their numbers are close to their weights.
+
+    This is smooth weighted round-robin, as nginx balances its upstream servers.
+    """
+    lead = dict.fromkeys(mix, 0.0)
+    while True:
+        for name, weight in mix.items():
+            lead[name] += weight
+        chosen = max(lead, key=lambda name: lead[name])
+        lead[chosen] -= sum(mix.values())
+        yield variants[chosen]
+
 
 COMPLAINT = "{reason} Go on."
 """Follows a turn that cannot be the last one; `reason` is a sentence or more."""
@@ -122,23 +214,36 @@ def close_box(text: str, *, ended: bool) -> str:
 
 
 _INTEGER = "The answer is an integer from 0 to 99999. Put your final answer in \\boxed{}, the number alone."
+_EXPERT = "You are an expert at mathematical olympiads."
 
 _VARIANTS = (
     PromptVariant(
         name="tool",
-        system=(
-            "You are an expert at mathematical olympiads. Solve the problem by careful reasoning, and use the Python tool "
-            "whenever it helps: for exact computation, for a search over cases, for trying small cases, and to check your "
-            "result in a second way before you answer. "
-            f"{_INTEGER}"
+        identity=f"{_EXPERT} {_INTEGER}",
+        suffix="You can use Python with {libraries} to solve this problem.",
+    ),
+    PromptVariant(
+        name="tool-developer",
+        developer=(
+            f"{_EXPERT} Solve the problem by careful reasoning, and use the Python tool whenever it helps: for exact "
+            "computation, for a search over cases, for trying small cases, and to check your result in a second way before you "
+            f"answer. {_INTEGER}"
+        ),
+        tool_description=(  # the one that gpt-oss was trained with, with the limits that hold here
+            "Use this tool to execute Python code in your chain of thought. The code will not be shown to the user. This tool "
+            "should be used for internal reasoning, but not for code that is intended to be visible to the user (e.g. when "
+            "creating plots, tables, or files).\n\n"
+            "When you send a message containing Python code to python, it will be executed in a stateful Jupyter notebook "
+            "environment. python will respond with the output of the execution or time out after {timeout_s} seconds. "
+            "{libraries} are installed. There is no internet access."
         ),
     ),
     PromptVariant(name="bare", tool=False),
     PromptVariant(
         name="reasoning",
-        system=(
-            "You are an expert at mathematical olympiads. Solve the problem by rigorous reasoning alone, and check every "
-            f"step and the result before you answer. {_INTEGER}"
+        identity=(
+            f"{_EXPERT} Solve the problem by rigorous reasoning alone, and check every step and the result before you answer. "
+            f"{_INTEGER}"
         ),
         tool=False,
     ),
@@ -152,7 +257,7 @@ _VARIANTS = (
     PromptVariant(name="reasoning-suffix", suffix=f"Please reason step by step. {_INTEGER}", tool=False),
     PromptVariant(
         name="code-first",
-        system=(
+        identity=(
             "You are an expert at mathematical olympiads and a strong programmer. Begin by computing: brute-force small or "
             "whole cases with the Python tool, look for the pattern, then derive or verify the general result. "
             f"{_INTEGER}"
@@ -160,7 +265,7 @@ _VARIANTS = (
     ),
     PromptVariant(
         name="tool-zh",
-        system=(
+        identity=(
             "你是数学奥林匹克竞赛专家。请仔细推理来解题，并在有帮助时使用 Python 工具：精确计算、枚举情形、试验小规模的例子，"
             "以及在作答前用另一种方法检验结果。请用中文思考。"
             "答案是 0 到 99999 之间的整数，请把最终答案（只写数字）放在 \\boxed{} 中。"
@@ -168,7 +273,7 @@ _VARIANTS = (
     ),
     PromptVariant(
         name="reasoning-zh",
-        system=(
+        identity=(
             "你是数学奥林匹克竞赛专家。请仅凭严密的推理解题，并在作答前检查每一步和结果。请用中文思考。"
             "答案是 0 到 99999 之间的整数，请把最终答案（只写数字）放在 \\boxed{} 中。"
         ),
@@ -176,7 +281,7 @@ _VARIANTS = (
     ),
     PromptVariant(
         name="tool-ru",
-        system=(
+        identity=(
             "Вы эксперт по математическим олимпиадам. Решите задачу строгим рассуждением и пользуйтесь инструментом Python, "
             "когда он полезен: для точных вычислений, перебора случаев, проверки малых примеров и проверки результата другим "
             "способом. Рассуждайте по-русски. Ответ — целое число от 0 до 99999; запишите его, только число, в \\boxed{}."
@@ -185,4 +290,5 @@ _VARIANTS = (
 )
 
 VARIANTS = {variant.name: variant for variant in _VARIANTS}
-"""Prompt variants by name, for `prompt.mix`."""
+"""The variants of the library by name. The default is close to what the best public runs told gpt-oss: short, as the system
+message's identity, without a developer message, with the true limits of the tool and a suffix that names the libraries."""

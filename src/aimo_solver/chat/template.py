@@ -18,7 +18,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from aimo_solver.chat.model_folder import ModelFolder
-from aimo_solver.chat.prompts import COMPLAINT, END_THOUGHTS, FINAL_ANSWER, PYTHON_TOOL, close_box
+from aimo_solver.chat.prompts import COMPLAINT, END_THOUGHTS, FINAL_ANSWER, PYTHON_TOOL, Prompt, close_box, join_texts
 from aimo_solver.errors import ModelError
 
 _GENERATION = re.compile(r"{%-?\s*(?:end)?generation\s*-?%}")  # marks for training, unknown to plain Jinja
@@ -69,13 +69,16 @@ class TemplateFormat:
         self._thinks = opening.rstrip().endswith("<think>")  # the model's turn begins inside its thoughts
         self._user_turn([], "")  # fails now rather than during a run
 
-    def prompt(self, system: str, user: str, *, tools: bool) -> list[int]:
-        """Returns the tokens of a new conversation; without a system role, the system message goes before the user's."""
-        rendered = self._try([("system", _slot("system")), ("user", _slot("user"))], tools=tools) if system else None
+    def prompt(self, prompt: Prompt) -> list[int]:
+        return self._open(prompt.instructions, prompt.user.strip(), prompt.tool)
+
+    def _open(self, system: str, user: str, tool: str | None) -> list[int]:
+        """The tokens of a new conversation; without a system role, the system message goes before the user's."""
+        rendered = self._try([("system", _slot("system")), ("user", _slot("user"))], tool=tool) if system else None
         if rendered is None or _slot("system") not in rendered:
-            rendered = self._render([("user", _slot("user"))], tools=tools)
-            user = f"{system}\n\n{user}" if system else user
-        return self._fill(rendered, {"system": [system.strip()], "user": [user.strip()]})
+            rendered = self._render([("user", _slot("user"))], tool=tool)
+            user = join_texts(system, user)
+        return self._fill(rendered, {"system": [system], "user": [user]})
 
     def complaint(self, sampled: Sequence[int], reason: str) -> list[int]:
         return self._user_turn(sampled, COMPLAINT.format(reason=reason))
@@ -128,16 +131,16 @@ class TemplateFormat:
         )
         return [*close, *self._tokenizer.encode(FINAL_ANSWER)]
 
-    def _try(self, messages: Sequence[_Message], *, tools: bool = False) -> str | None:
+    def _try(self, messages: Sequence[_Message], *, tool: str | None = None) -> str | None:
         try:
-            return self._render(messages, tools=tools)
+            return self._render(messages, tool=tool)
         except _FAILURES:
             return None
 
-    def _render(self, messages: Sequence[_Message], *, tools: bool = False) -> str:
+    def _render(self, messages: Sequence[_Message], *, tool: str | None = None) -> str:
         values: dict[str, Any] = {
             "messages": [{"role": role, "content": text} for role, text in messages],
-            "tools": [PYTHON_TOOL.as_function()] if tools else self._no_tools,
+            "tools": self._no_tools if tool is None else [PYTHON_TOOL.as_function(tool)],
             "add_generation_prompt": True,
             "enable_thinking": True,  # Qwen3, GLM, SmolLM3
             "thinking": True,  # DeepSeek-V3.1

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from aimo_solver.chat.prompts import TIME_UP
+from aimo_solver.chat.prompts import TIME_UP, Prompt
 
 MAX_CALLS = 8
 """Calls read from one turn. Real turns hold one or two; a model that repeats itself writes thousands."""
@@ -85,7 +85,7 @@ class ChatFormat(Protocol):
     stop_token_ids: tuple[int, ...]
     stop_strings: tuple[str, ...]  # the engine stops after one of these; () for most families
 
-    def prompt(self, system: str, user: str, *, tools: bool) -> list[int]:
+    def prompt(self, prompt: Prompt) -> list[int]:
         """Returns the tokens of a new conversation, up to the beginning of the model's first turn."""
 
     def parse(self, sampled: Sequence[int]) -> Turn:

@@ -1,4 +1,4 @@
 """The command line; `main` lists the commands. Never in the notebook.
 
-May import: policy, server, log, solve, lab, lab.bench, lab.export, lab.report.
+May import: chat, policy, server, log, solve, lab, lab.bench, lab.export, lab.report.
 """

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from aimo_solver.cli import export, measure, server, statistics
+from aimo_solver.cli import export, measure, prompts, server, statistics
 from aimo_solver.cli.common import EMBEDDED_MODEL, ConfigFile, Settings, console, guarded
 from aimo_solver.cli.problem_file import read_problems
 from aimo_solver.cli.progress import TerminalProgress, result_table
@@ -120,6 +120,7 @@ def watch_command(directory: Annotated[Path, typer.Argument(help="the run's dire
     watch(directory, console)
 
 
+app.command("prompts")(prompts.prompts_command)
 app.command("stats")(statistics.stats_command)
 app.command("compare")(statistics.compare_command)
 app.command("power")(statistics.power_command)

@@ -51,7 +51,7 @@ class ExecutionResult:
         """The code did not run to its end."""
         return self.error_name is not None or self.timed_out or self.killed_for is not None
 
-    def as_text(self, limit: int = 8_000) -> str:
+    def as_text(self, limit: int = 4_000) -> str:
         """Returns the text for the model: output, value, notes in square brackets, traceback.
 
         Output is cut first, then notes and traceback, each in the middle, to `limit` characters plus the marks of the cuts.

@@ -39,6 +39,7 @@ class CompletionRequest:
     Attributes:
         tokens: the prompt, token ids.
         max_tokens: most tokens to sample.
+        sampling: None means as the engine was made for.
         label: names the request in the server's log.
     """
 
@@ -46,6 +47,7 @@ class CompletionRequest:
     max_tokens: int
     stop_token_ids: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
+    sampling: SamplingConfig | None = None
     label: str = ""
 
 
@@ -237,7 +239,7 @@ class VllmEngine:
         return self._session
 
     def _body(self, request: CompletionRequest) -> dict[str, Any]:
-        sampling = self._sampling
+        sampling = request.sampling or self._sampling
         return {
             "model": self.model,
             "prompt": list(request.tokens),
@@ -247,6 +249,7 @@ class VllmEngine:
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "min_p": sampling.min_p,
+            "top_k": sampling.top_k,
             "logprobs": sampling.top_logprobs,
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,  # distinguishes candidates with equal texts

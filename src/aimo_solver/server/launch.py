@@ -16,13 +16,22 @@ from typing import Any
 from aimo_solver.config import Config
 from aimo_solver.errors import ModelError
 from aimo_solver.server.client import VllmEngine
-from aimo_solver.server.flags import COMMON_VARIABLES, FALLBACKS, PRESETS, Flag, PresetInput, Variable, common_flags, user_flags
+from aimo_solver.server.flags import (
+    COMMON_VARIABLES,
+    FALLBACKS,
+    PRESETS,
+    Flag,
+    PresetInput,
+    Variable,
+    common_flags,
+    longest_context,
+    user_flags,
+)
 from aimo_solver.server.machine import Gpu, detect_gpus, installed_flags
 from aimo_solver.server.process import ServerCommand, free_port
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation
 
 SERVED_NAME = "model"
-_LONGEST_CONTEXT = 65_536
 _LEAST_CONTEXT = 16_384
 _LEAST_SHARE = 0.5  # of the GPU's memory; it is not lowered further
 
@@ -145,14 +154,15 @@ def plan_launch(
     """
     hf_config = _read_hf_config(model)
     text = hf_config.get("text_config", hf_config)
-    longest = int(text.get("max_position_embeddings") or _LONGEST_CONTEXT)
     gpus = detect_gpus() if gpus is None else gpus
     preset = config.server.preset if config.server.preset != "auto" else _fitting_preset(hf_config, on_gpu=bool(gpus))
+    slots = slots or config.solver.streams
+    longest = longest_context(preset, config.server, slots, gpus)
     given = PresetInput(
         server=config.server,
-        slots=slots or config.solver.streams,
+        slots=slots,
         gpus=gpus,
-        context_tokens=config.server.context_tokens or min(longest, _LONGEST_CONTEXT),
+        context_tokens=config.server.context_tokens or min(longest, int(text.get("max_position_embeddings") or longest)),
     )
     flags, variables = PRESETS[preset](given)
     return LaunchPlan(

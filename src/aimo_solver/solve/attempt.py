@@ -84,7 +84,9 @@ class RunningAttempt:
         # A third of a short budget is enough for asking; more would leave too little for thinking.
         self._answer_s = min(self._options.answer_s, max(0.0, deadline - self._started) / 3)
         self._soft_deadline = deadline - self._answer_s
-        self._conversation = Conversation(resources.engine, resources.chat, resources.clock, trajectory)
+        self._opening = prompt.fill(problem.text, resources.config)
+        sampling = prompt.sampling(resources.config.sampling)
+        self._conversation = Conversation(resources.engine, resources.chat, resources.clock, trajectory, sampling)
         self._python = LeasedPython(resources.pool, resources.config.kernels, resources.clock, trajectory)
         self._malformed = 0
         self._unanswered = 0  # final texts without an answer
@@ -144,8 +146,7 @@ class RunningAttempt:
 
     async def _run_turns(self) -> FinishReason:
         """Runs model turns and their calls until there is an answer or a reason to ask for one; returns which."""
-        user = self._prompt.user(self.problem.text)
-        self._conversation.begin(self._chat.prompt(self._prompt.system, user, tools=self._prompt.tool))
+        self._conversation.begin(self._chat.prompt(self._opening))
         while self.turns < self._options.max_turns:
             sampled = await self._sample()
             turn = self._chat.parse(sampled.tokens)

@@ -17,6 +17,7 @@ from aimo_solver.chat.turns import ChatFormat
 from aimo_solver.errors import ContextExceeded, EngineError, EngineUnavailable
 from aimo_solver.kernels.text import cut_middle
 from aimo_solver.log.trajectory import TrajectoryWriter
+from aimo_solver.options import SamplingConfig
 from aimo_solver.results import FinishReason
 from aimo_solver.server.client import CompletionRequest, Engine
 
@@ -56,7 +57,15 @@ class Conversation:
         cached_tokens: tokens found in the server's prefix cache, summed over all prompts.
     """
 
-    def __init__(self, engine: Engine, chat: ChatFormat, clock: Callable[[], float], trajectory: TrajectoryWriter) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        chat: ChatFormat,
+        clock: Callable[[], float],
+        trajectory: TrajectoryWriter,
+        sampling: SamplingConfig | None = None,
+    ) -> None:
+        """`sampling` defaults to the engine's."""
         self.tokens: list[int] = []
         self.sampled = 0
         self.prompt_tokens = 0
@@ -65,6 +74,7 @@ class Conversation:
         self._chat = chat
         self._clock = clock
         self._trajectory = trajectory
+        self._sampling = sampling
         self._turn_starts: list[int] = []  # after the prompt and after each insertion
         self._entropy_sum = 0.0
         self._entropy_count = 0
@@ -189,6 +199,7 @@ class Conversation:
                 max_tokens=wanted,
                 stop_token_ids=self._chat.stop_token_ids,
                 stop_strings=self._chat.stop_strings,
+                sampling=self._sampling,
                 label=label,
             )
             self.prompt_tokens = max(self.prompt_tokens, len(request.tokens))

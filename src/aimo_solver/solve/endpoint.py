@@ -51,7 +51,7 @@ async def endpoint_session(
         raise ConfigError("sampling.seed", "belongs to the server; start the endpoint with --seed instead")
     served = await find_served_model(endpoint)
     check_model(model)
-    chat = load_chat_format(model, config.prompt.family, reasoning_effort=config.prompt.reasoning_effort)
+    chat = load_chat_format(model, config.prompt.family)
     context = served.context_tokens or _UNKNOWN_CONTEXT
     check_context(config, context)
     async with AsyncExitStack() as stack:

@@ -85,8 +85,7 @@ async def local_session(
         reading = boot.in_background("weights", _read_weights(model, log, overtaken))
         stack.callback(overtaken.set)
         await boot.stage("wheels", asyncio.to_thread(wheels.wait, _WHEELS_S))
-        prompt = config.prompt
-        chat = await asyncio.to_thread(load_chat_format, model, prompt.family, reasoning_effort=prompt.reasoning_effort)
+        chat = await asyncio.to_thread(load_chat_format, model, config.prompt.family)
         plan = await asyncio.to_thread(plan_launch, model, config, wheels)
         check_context(config, plan.context_tokens)
         for flag in plan.dropped:

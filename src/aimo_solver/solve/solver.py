@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from aimo_solver.answers import FALLBACK_ANSWER
-from aimo_solver.chat.prompts import VARIANTS, PromptVariant
+from aimo_solver.chat.prompts import PromptVariant, prompt_variants, take_turns
 from aimo_solver.log.writer import RunLog
 from aimo_solver.options import VotingConfig
 from aimo_solver.policy.budget import Allotment
@@ -100,7 +100,7 @@ class _ProblemWork:
         self._on_leader = on_leader
         self._clock = resources.clock
         self._config = resources.config
-        self._prompts = [VARIANTS[name] for name in self._config.prompt.mix]
+        self._prompts = take_turns(prompt_variants(self._config.prompt), self._config.prompt.mix)
         self._faults_before = resources.engine.faults
         self._started = self._clock()
         self._deadline = self._started + allotment.seconds
@@ -223,7 +223,7 @@ class _ProblemWork:
 
     def _fill_slots(self) -> None:
         for index in itertools.islice(self._indices, self._slots - len(self._running)):
-            self._start(index, self._problem, self._prompts[index % len(self._prompts)])
+            self._start(index, self._problem, next(self._prompts))
 
     def _start(self, index: int, problem: Problem, prompt: PromptVariant) -> None:
         run = RunningAttempt(

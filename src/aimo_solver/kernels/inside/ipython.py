@@ -44,6 +44,7 @@ _NAMES = {
     "np": "numpy",
     "sp": "sympy",
 }
+DIGITS = 64  # of mpmath's numbers; its own 15 are no more than a float has
 # otherwise imported when a kernel starts or by its first calls; not every version of the packages has all of them
 _LATE = (
     *("IPython.core.magics.ast_mod", "IPython.core.magics.execution", "IPython.core.completerlib", "IPython.core.oinspect"),
@@ -56,6 +57,7 @@ def preload() -> None:
     """Imports the modules that every kernel needs."""
     for name in _NAMES.values():
         importlib.import_module(name)
+    importlib.import_module("mpmath").mp.dps = DIGITS
     for name in _LATE:
         with suppress(ImportError):
             importlib.import_module(name)

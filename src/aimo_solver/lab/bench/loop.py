@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import aiohttp
 
-from aimo_solver.chat.prompts import PromptVariant
+from aimo_solver.chat.prompts import Prompt, PromptVariant
 from aimo_solver.chat.turns import ChatFormat, FinalText, ToolCall, ToolCalls, Turn
 from aimo_solver.config import Config
 from aimo_solver.kernels.pool import KernelPool
@@ -176,7 +176,7 @@ class _SyntheticTurns:
         self._prompt = prompt
         self._turns_left = turns
 
-    def prompt(self, system: str, user: str, *, tools: bool) -> list[int]:
+    def prompt(self, prompt: Prompt) -> list[int]:
         return list(self._prompt)
 
     def parse(self, sampled: Sequence[int]) -> Turn:
@@ -220,7 +220,7 @@ async def run_loop(target: Target, streams: int, turn_tokens: int | None, serial
                         resources,
                         Problem("bench", "synthetic"),
                         index,
-                        PromptVariant("bench"),
+                        PromptVariant(name="bench"),
                         deadline=started + _HORIZON_S,
                         problem_started=started,
                         trajectory=log.start_trajectory("bench", index, decode=chat.decode),

@@ -32,7 +32,7 @@ SIZES = (10_000, 100_000, 1_000_000)
 LIMITS_MS: Mapping[int, float] = {100_000: 50.0, 1_000_000: 1_000.0}
 """CPU milliseconds allowed to a reader, by characters of its input."""
 
-OUTPUT_CHARS = 8_000
+OUTPUT_CHARS = 4_000
 """A tool's output is cut to `kernels.output_chars` before it is formatted; this is the default."""
 
 _SLOWEST = (16, 4)  # inputs of a reader measured at the second size, and at later ones
