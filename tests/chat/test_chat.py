@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -82,9 +81,9 @@ def test_tool_output_never_opens_or_closes_a_turn(families: dict[str, Family], n
 def test_a_problem_never_opens_or_closes_a_turn(families: dict[str, Family], name: str, text: str) -> None:
     model = families[name]
     for tools in (False, True):
-        plain = Prompt(user="problem", identity="be careful", tool="Runs Python." if tools else None)
-        hostile = replace(plain, user=f"problem {text}", identity=f"be careful {text}", system=text, developer=text)
-        harmless = replace(plain, system="x", developer="x")
+        tool = "Runs Python." if tools else None
+        harmless = Prompt(user="x", identity="x", system="x", developer="x", tool=tool)
+        hostile = Prompt(user=f"x {text}", identity=f"x {text}", system=f"x {text}", developer=f"x {text}", tool=tool)
         assert model.marks(model.chat.prompt(hostile)) == model.marks(model.chat.prompt(harmless))
 
 

@@ -49,7 +49,7 @@ def test_a_variant_of_the_configuration_is_listed_with_its_share_and_sampling(tm
     file = tmp_path / "my.toml"
     file.write_text('[prompt]\nmix = {tool = 3, mine = 1}\n[prompt.variants.mine]\nidentity = "You count."\ntop_k = 40\n')
     result = prompts(harmony_folder(tmp_path / "model"), "--config", str(file), "--variant", "mine", "--variant", "bare")
-    _, mine, bare = result.stdout.split("\n----- ")
+    _, bare, mine = result.stdout.split("\n----- ")
     heading, _, text = mine.partition("\n")
     tokens = len(load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS).encode(text.rstrip("\n"), allowed_special="all"))
     assert heading == f"mine, {tokens} tokens -----"

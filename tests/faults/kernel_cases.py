@@ -119,7 +119,7 @@ LEAKS = [
         next="sympy.Integer(1) + 1",
         next_value="2",
     ),
-    Case(name="mpmath precision", code="mpmath.mp.dps = 100", next="mpmath.mp.dps", next_value="15"),
+    Case(name="mpmath precision", code="mpmath.mp.dps = 100", next="mpmath.mp.dps", next_value="64"),
     Case(
         name="decimal precision",
         code="import decimal\ndecimal.getcontext().prec = 3",
