@@ -113,9 +113,16 @@ CASES = (
     Case("aimo-solver report runs/first", "page:", makes="runs/first/report.html"),
     Case("aimo-solver report runs/first runs/second", "second against first", makes="runs/first/report.html"),
     Case("aimo-solver report out/runs/run-1", "page:", makes="out/runs/run-1/report.html"),
-    Case("aimo-solver stats runs/first runs/second", "Pairs of runs (1), 2 problems"),
+    Case(
+        "aimo-solver evaluate problems.csv --model /models/gpt-oss-120b --out runs/five --repeat 5",
+        "2 runs: ",
+        more=f"--repeat 2 --limit 1 --overwrite {POCKET}",
+        makes="runs/five/2/summary.json",
+    ),
+    Case("aimo-solver stats runs/five", "Pairs of runs (1), 2 problems"),
     Case("aimo-solver stats runs/ten --plots plots", "Pairs of runs (1), 2 problems", makes="plots/attempts.svg"),
     Case("aimo-solver compare runs/first runs/second", "Against runs/first"),
+    Case("aimo-solver compare runs/first runs/five", "Against runs/first"),
     Case("aimo-solver power --difference 1 --problems 50", "47 runs of each"),
     Case("aimo-solver power runs/ten --difference 2 --problems 50", "2 runs of 2 problems"),
     Case("aimo-solver replay runs/first --policy majority --policy default/equal=3", "default/equal=3"),
@@ -178,6 +185,7 @@ ELSEWHERE = {
 """Commands run by a test or a fixture in another module."""
 
 EXCLUDED = {
+    "aimo-solver evaluate problems.csv --out runs/ten --repeat 10 --seed 1": "starts ten servers; --repeat is run above",
     "python -m tests.lab.coverage": "half a minute; the suite runs a part of it",
     "pip install kaggle": NETWORK,
     "pip install -e '.[gpu]'": NETWORK,
@@ -242,7 +250,7 @@ class Workspace:
         (self.folder / "problems.csv").write_text("".join(warmup[:3]), encoding="utf-8")
         (self.folder / "my.toml").write_text(blocks((ROOT / "README.md").read_text(encoding="utf-8"), "toml")[0])
         answers: dict[str, tuple[int | None, list[int | None]]] = {"p1": (7, [7, 7, 7, 3]), "p2": (5, [4, 4, 5, None])}
-        for name in ("runs/first", "runs/second", "runs/ten/1", "runs/ten/2", "out/runs/run-1"):
+        for name in ("runs/first", "runs/second", "runs/five/1", "runs/five/2", "runs/ten/1", "runs/ten/2", "out/runs/run-1"):
             write_run(self.folder / name, answers)
         (self.folder / "jit" / "vllm").mkdir(parents=True)
         (self.folder / "jit" / "vllm" / "compiled").write_text("graph")

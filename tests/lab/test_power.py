@@ -46,7 +46,8 @@ def test_power_is_that_of_the_t_test_in_the_tables() -> None:
     assert power_of_runs(0.8 * 1.7, spread, 26) == pytest.approx(0.807, abs=2e-3)
     assert runs_needed(0.5 * 1.7, spread) == 64
     assert runs_needed(0.8 * 1.7, spread) == 26
-    assert power_of_runs(0, spread, 20) == pytest.approx(0.05)
+    assert power_of_runs(0, spread, 20) == pytest.approx(0.025)
+    assert power_of_runs(5, spread, 200) == 1
     assert power_of_runs(5, spread, 1) == 0
 
 
@@ -69,5 +70,5 @@ def test_runs_that_never_differ_need_the_fewest_runs() -> None:
 
 
 def test_a_difference_beyond_any_number_of_runs_has_none() -> None:
-    assert runs_needed(0.0001, published_spread(50)) is None
+    assert runs_needed(0.01, published_spread(50)) is None
     assert runs_needed(0, published_spread(50)) is None

@@ -244,6 +244,14 @@ def test_comparisons_need_two_sides_with_common_problems() -> None:
         compare_configurations({"A": list(TWO), "B": [other]})
 
 
+def test_runs_whose_problems_only_share_their_ids_are_refused() -> None:
+    a, b = TWO
+    other = replace(b, problems={**b.problems, "q": replace(b.problems["q"], truth=9)})
+    for compute in (lambda: compute_statistics([a, other]), lambda: compare_configurations({"A": [a], "B": [other]})):
+        with pytest.raises(UserError, match="problem q is 1 in one run and 9 in another"):
+            compute()
+
+
 def test_tables_are_aligned_markdown() -> None:
     assert markdown_table(("name", "k"), [("a|b", 1), ("long name", 22)]).splitlines() == [
         "| name      |   k |",

@@ -5,11 +5,7 @@ Exit codes: 0 success, 1 internal error, 2 invalid input (with one line that say
 
 from __future__ import annotations
 
-import asyncio
-import shutil
-import signal
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -17,22 +13,13 @@ import typer
 
 from aimo_solver.cli import export, measure, prompts, server, statistics
 from aimo_solver.cli.common import EMBEDDED_MODEL, ConfigFile, Settings, console, guarded
+from aimo_solver.cli.evaluation import Evaluation
 from aimo_solver.cli.problem_file import read_problems
-from aimo_solver.cli.progress import TerminalProgress, result_table
-from aimo_solver.clock import RunClock
-from aimo_solver.config import Config, load_config
-from aimo_solver.errors import ConfigError, RunDirectoryError
+from aimo_solver.errors import ConfigError
 from aimo_solver.lab.report.command import report_runs
 from aimo_solver.lab.report.watch import watch
-from aimo_solver.log.environment import describe_environment
-from aimo_solver.log.reader import RunRecord, is_running, read_run
-from aimo_solver.log.resume import resume_run
-from aimo_solver.log.writer import RunLog
-from aimo_solver.problems import Problem
 from aimo_solver.server.launch import check_model
-from aimo_solver.solve.endpoint import Endpoint, endpoint_session, find_endpoint_folder
-from aimo_solver.solve.evaluate import evaluate
-from aimo_solver.solve.session import local_session
+from aimo_solver.solve.endpoint import Endpoint, find_endpoint_folder
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,6 +44,9 @@ def evaluate_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="delete an earlier run in --out")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first N problems")] = None,
     ids: Annotated[str | None, typer.Option(help="only these problems, separated by commas")] = None,
+    repeat: Annotated[
+        int | None, typer.Option(min=1, help="this many runs, in --out/1, --out/2 ...; seeds count up from --seed")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="same as --set sampling.seed=N")] = None,
     time_limit: Annotated[
         float | None, typer.Option(min=1, help="seconds for the whole run; same as --set budget.time_limit_s=N")
@@ -69,7 +59,8 @@ def evaluate_command(
 ) -> None:
     """Solves the problems of a CSV file and scores the answers whose truth is known.
 
-    A resumed run keeps its options, which --set can change, and its clock: --time-limit includes the time used so far.
+    A resumed run keeps its options, which --set can change, and its clock: --time-limit includes the time used so far. With
+    --repeat, --resume continues the run that was interrupted and makes those that are missing.
     """
     started = time.monotonic()
     chosen = [part.strip() for part in (ids or "").split(",") if part.strip()]
@@ -82,25 +73,13 @@ def evaluate_command(
     if resume and out is None:
         raise ConfigError("--resume", "needs --out with the folder of the interrupted run")
     options = {"sampling.seed": seed, "budget.time_limit_s": time_limit, "solver.parallel": problems_in_parallel}
-    given = [f"{name}={value}" for name, value in options.items() if value is not None]
-    earlier = read_run(out) if resume and out is not None else None
-    config = load_config(folder if earlier is None else earlier.config, config_file, settings=[*(settings or ()), *given])
+    given = [*(settings or ()), *(f"{name}={value}" for name, value in options.items() if value is not None)]
+    evaluation = Evaluation(problems, folder, remote, config_file, given, resume=resume, overwrite=overwrite)
     out = out or Path("runs") / f"{csv.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if overwrite and not resume:
-        _delete_run(out)
-    if earlier is None:
-        log = RunLog.create(out, config=config, environment=describe_environment(), started=started)
+    if repeat is None:
+        evaluation.run(out, started)
     else:
-        log = _resume(out, earlier, config, problems)
-    todo = [problem for problem in problems if problem.id not in log.finished]
-    with log:
-        if todo:
-            asyncio.run(_solve(todo, config, log, folder, remote, started))
-        summary = log.finish({"problems_in_parallel": config.solver.parallel})
-    console.print(result_table([log.finished[problem.id] for problem in problems]))
-    score = "" if summary["right"] is None else f"{summary['right']} of {summary['problems']} right ({summary['accuracy']:.1%}), "
-    speed = f"{summary['seconds']:.0f} s, {summary['tokens']} tokens, {summary['tokens_per_s']:.0f} tokens/s"
-    console.print(f"{score}{speed}; written to {out}", soft_wrap=True)
+        evaluation.run_repeatedly(out, repeat)
 
 
 @app.command("report")
@@ -129,42 +108,3 @@ app.command("serve")(server.serve_command)
 app.add_typer(measure.bench, name="bench")
 app.add_typer(server.cache, name="cache")
 app.add_typer(export.export, name="export")
-
-
-async def _solve(
-    problems: Sequence[Problem], config: Config, log: RunLog, model: Path, remote: Endpoint | None, started: float
-) -> None:
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    clock = RunClock.begin(config.budget, time.monotonic, log.started)
-    with TerminalProgress(console, len(problems)) as progress:
-        if remote is None:
-            console.print(f"starting vLLM on {model}, log in {log.directory / 'server.log'}", highlight=False)
-            opening = local_session(model, config, log, [progress])
-        else:
-            opening = endpoint_session(remote, model, config, log, [progress])
-        async with opening as session:
-            console.print(f"ready after {time.monotonic() - started:.0f} s", highlight=False)
-            solve, parallel = session.solver.solve, config.solver.parallel
-            await evaluate(solve, problems, config.budget, clock, parallel=parallel, lost=lambda: session.lost)
-
-
-def _resume(directory: Path, earlier: RunRecord, config: Config, problems: Sequence[Problem]) -> RunLog:
-    done = {result.problem_id for result in earlier.results}
-    todo = sum(problem.id not in done for problem in problems)
-    clock = RunClock.begin(config.budget, lambda: earlier.last_t, 0.0)
-    if todo and clock.left_s <= 0:
-        used = f"the run has used {earlier.last_t:.0f} of its {clock.end:.0f} s, and {todo} problems are open"
-        raise ConfigError("--time-limit", f"{used}; give a longer limit, counted from the start of the first run")
-    return resume_run(directory, config=config)
-
-
-def _delete_run(directory: Path) -> None:
-    if not directory.exists():
-        return
-    if not (directory / "run.json").is_file():
-        raise RunDirectoryError(directory, "is not a run directory, so it is not overwritten; choose another --out")
-    if is_running(directory):
-        raise RunDirectoryError(directory, "is being written by another process; wait for it, or choose another --out")
-    shutil.rmtree(directory)

@@ -11,7 +11,7 @@ import scipy
 
 from aimo_solver.errors import UserError
 from aimo_solver.lab.power import Spread, measure_spread, published_spread, runs_needed
-from aimo_solver.lab.runs import LoggedRun, common_problems, right_answers
+from aimo_solver.lab.runs import LoggedRun, check_truths, common_problems, right_answers
 from aimo_solver.lab.statistics import Floats, Interval, PairedDifference, clustered_share, paired_difference
 
 
@@ -62,11 +62,13 @@ def compare_configurations(named: Mapping[str, Sequence[LoggedRun]]) -> Comparis
     """Compares each configuration with the first one.
 
     Raises:
-        UserError: there are fewer than two configurations, or no problem that all runs have.
+        UserError: there are fewer than two configurations, no problem that all runs have, or different ones with the same id.
     """
     if len(named) < 2:
         raise UserError("compare needs two configurations or more: run directories, or folders that hold the runs of one each")
-    common = common_problems([run for runs in named.values() for run in runs])
+    everything = [run for runs in named.values() for run in runs]
+    check_truths(everything)
+    common = common_problems(everything)
     if not common:
         raise UserError("the runs have no problem with a known answer in common; compare runs of the same problems")
     outcomes = {name: right_answers(runs, common) for name, runs in named.items()}

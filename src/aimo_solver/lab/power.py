@@ -70,7 +70,7 @@ def published_spread(problems: int = 50) -> Spread:
 
 
 def power_of_runs(difference: float, spread: Spread, runs: int) -> float:
-    """Returns the probability that the test of `runs` against `runs` finds a true `difference`, in right answers.
+    """Returns the probability that the test of `runs` against `runs` finds a true `difference`, in right answers, with its sign.
 
     From the noncentral t distribution; 0 for a single run each, whose spread cannot be measured.
     """
@@ -81,7 +81,7 @@ def power_of_runs(difference: float, spread: Spread, runs: int) -> float:
     freedom = 2 * runs - 2
     shift = abs(difference) / (spread.deviation * math.sqrt(2 / runs))
     critical = scipy.special.stdtrit(freedom, 1 - _LEVEL / 2)
-    return float(scipy.stats.nct.sf(critical, freedom, shift) + scipy.stats.nct.cdf(-critical, freedom, shift))
+    return float(scipy.stats.nct.sf(critical, freedom, shift))
 
 
 def runs_needed(difference: float, spread: Spread, power: float = 0.8) -> int | None:
@@ -92,12 +92,12 @@ def runs_needed(difference: float, spread: Spread, power: float = 0.8) -> int | 
     low, high = 1, 2
     while power_of_runs(difference, spread, high) < power:
         low, high = high, 2 * high
-        if low >= _MOST_RUNS:
+        if low > _MOST_RUNS:
             return None
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if power_of_runs(difference, spread, middle) >= power else (middle, high)
-    return high
+    return high if high <= _MOST_RUNS else None
 
 
 def resampled_power(difference: float, spread: Spread, runs: int, trials: int = 10_000, seed: int = 0) -> float:
@@ -120,8 +120,8 @@ def resampled_power(difference: float, spread: Spread, runs: int, trials: int = 
     draw = np.random.default_rng(seed)
     drawn = draw.choice(scores, size=(2, trials, runs), p=exactly)
     stretched = (drawn - mean) * spread.deviation / simulated
-    stretched[0] += difference
+    stretched[0] += abs(difference)
     means, variances = stretched.mean(axis=2), stretched.var(axis=2, ddof=1)
     gap, error = means[0] - means[1], np.sqrt(variances.sum(axis=0) / runs)
     critical = scipy.special.stdtrit(2 * runs - 2, 1 - _LEVEL / 2)
-    return float((np.abs(gap) > critical * error).mean())
+    return float((gap > critical * error).mean())

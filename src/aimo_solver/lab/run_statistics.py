@@ -18,7 +18,7 @@ import numpy as np
 
 from aimo_solver.lab.estimators import Outcomes, count_outcomes, is_cancelled, majority_at_k, pass_at_k
 from aimo_solver.lab.power import Spread, measure_spread
-from aimo_solver.lab.runs import Key, LoggedProblem, LoggedRun, common_problems, right_answers
+from aimo_solver.lab.runs import Key, LoggedProblem, LoggedRun, check_truths, common_problems, right_answers
 from aimo_solver.lab.statistics import Interval, clustered_share
 from aimo_solver.results import Attempt
 
@@ -153,7 +153,11 @@ def compute_statistics(
     Args:
         errors: `runs.read_tool_errors` of each run.
         ks: attempts per problem to estimate for; by default powers of two that nine in ten problems have.
+
+    Raises:
+        UserError: the runs are on different problems with the same ids.
     """
+    check_truths(runs)
     left_out = sum(run.left_out for run in runs)
     errors = [found for run, found in zip(runs, errors, strict=False) if run.problems]
     runs = [run for run in runs if run.problems]

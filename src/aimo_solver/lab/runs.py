@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from aimo_solver.errors import RecordsError, RunDirectoryError
+from aimo_solver.errors import RecordsError, RunDirectoryError, UserError
 from aimo_solver.lab.records import Group, Use, read_groups
 from aimo_solver.lab.statistics import Floats
 from aimo_solver.log.reader import RunRecord, Step, read_run
@@ -83,6 +83,19 @@ def read_runs(paths: Sequence[Path]) -> tuple[LoggedRun, ...]:
     counts = Counter(run.name for run in runs)
     twice = {name for name, count in counts.items() if count > 1}
     return tuple(replace(run, name=str(run.record.directory)) if run.name in twice and run.record else run for run in runs)
+
+
+def check_truths(runs: Iterable[LoggedRun]) -> None:
+    """Checks that the runs are on the same problems.
+
+    Raises:
+        UserError: a problem has another true answer in another run.
+    """
+    truths: dict[str, int] = {}
+    for problem in (problem for run in runs for problem in run.problems.values()):
+        if truths.setdefault(problem.problem_id, problem.truth) != problem.truth:
+            known = f"{truths[problem.problem_id]} in one run and {problem.truth} in another"
+            raise UserError(f"the true answer of problem {problem.problem_id} is {known}; give runs on the same problems")
 
 
 def common_problems(runs: Sequence[LoggedRun]) -> list[str]:
