@@ -8,7 +8,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from aimo_solver.chat.prompts import VARIANTS
+from aimo_solver.chat.variants import VARIANTS
 from aimo_solver.config import Config, check_context, load_config
 from aimo_solver.errors import ConfigError
 from aimo_solver.kernels.pool import KernelPool

@@ -202,7 +202,7 @@ class VariantConfig:
     imported. `aimo-solver prompts` shows what a model gets.
 
     Attributes:
-        base: a variant of the library (chat/prompts.py); by default the one of the same name, or else "tool".
+        base: a variant of the library (chat/variants.py); by default the one of the same name, or else "tool".
         identity: opens the system message. In the family fenced, it goes before the problem instead.
         system: the rest of the system message.
         developer: the developer message of gpt-oss; other families treat it like `identity`.

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from aimo_solver.chat.prompts import VARIANTS
 from aimo_solver.chat.turns import ChatFormat
+from aimo_solver.chat.variants import VARIANTS
 from aimo_solver.config import Config
 from aimo_solver.kernels.pool import KernelPool
 from aimo_solver.log.writer import NullLog

@@ -9,7 +9,7 @@ import pytest
 from openai_harmony import HarmonyEncodingName, load_harmony_encoding
 from typer.testing import CliRunner, Result
 
-from aimo_solver.chat.prompts import VARIANTS
+from aimo_solver.chat.variants import VARIANTS
 from aimo_solver.cli.main import app
 from tests.tiny_tokenizers import fenced_folder, gemma_folder, harmony_folder, hermes_folder
 

@@ -13,8 +13,8 @@ import pytest_asyncio
 
 from aimo_solver.chat.families import load_chat_format
 from aimo_solver.chat.model_folder import ModelFolder
-from aimo_solver.chat.prompts import VARIANTS
 from aimo_solver.chat.turns import MAX_CALLS, ChatFormat
+from aimo_solver.chat.variants import VARIANTS
 from aimo_solver.config import Config
 from aimo_solver.kernels.pool import KernelPool
 from aimo_solver.log.writer import NullLog

@@ -24,9 +24,9 @@ from aimo_solver.chat.prompts import (
     SESSION_LOST,
     TIME_UP,
     TOKENS_UP,
-    VARIANTS,
 )
 from aimo_solver.chat.turns import Malformed
+from aimo_solver.chat.variants import VARIANTS
 from aimo_solver.config import Config
 from aimo_solver.errors import EngineLost, EngineRejected, KernelError, KernelStartError, PoolClosedError
 from aimo_solver.log.writer import NullLog

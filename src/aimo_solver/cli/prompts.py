@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from aimo_solver.chat.families import load_chat_format
-from aimo_solver.chat.prompts import PromptVariant, prompt_variants
+from aimo_solver.chat.variants import PromptVariant, prompt_variants
 from aimo_solver.cli.common import EMBEDDED_MODEL, ConfigFile, ModelPath, Settings, console, guarded
 from aimo_solver.config import Config, load_config
 from aimo_solver.errors import ConfigError, ModelError

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from aimo_solver.chat.prompts import PromptVariant
+from aimo_solver.chat.variants import PromptVariant
 from aimo_solver.options import SelectionConfig
 from aimo_solver.policy.voting import evidence
 from aimo_solver.problems import Candidate, Problem

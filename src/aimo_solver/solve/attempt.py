@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from aimo_solver.answers import extract_answer, read_answer
 from aimo_solver.chat import prompts
-from aimo_solver.chat.prompts import PromptVariant
 from aimo_solver.chat.turns import ChatFormat, FinalText, Malformed, ToolCalls, Turn
+from aimo_solver.chat.variants import PromptVariant
 from aimo_solver.config import Config
 from aimo_solver.log.trajectory import TrajectoryWriter
 from aimo_solver.problems import Problem

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from aimo_solver.answers import FALLBACK_ANSWER
-from aimo_solver.chat.prompts import PromptVariant, prompt_variants, take_turns
+from aimo_solver.chat.variants import PromptVariant, prompt_variants, take_turns
 from aimo_solver.log.writer import RunLog
 from aimo_solver.options import VotingConfig
 from aimo_solver.policy.budget import Allotment

@@ -19,8 +19,9 @@ from typing import Any, Self
 
 import aiohttp
 
-from aimo_solver.chat.prompts import Prompt, PromptVariant
+from aimo_solver.chat.prompts import Prompt
 from aimo_solver.chat.turns import ChatFormat, FinalText, ToolCall, ToolCalls, Turn
+from aimo_solver.chat.variants import PromptVariant
 from aimo_solver.config import Config
 from aimo_solver.kernels.pool import KernelPool
 from aimo_solver.log.environment import describe_environment

@@ -8,8 +8,8 @@ from itertools import islice
 import pytest
 
 from aimo_solver.answers import ANSWER_RANGE
-from aimo_solver.chat import prompts
-from aimo_solver.chat.prompts import VARIANTS, PromptVariant, prompt_variants, take_turns
+from aimo_solver.chat import variants as library
+from aimo_solver.chat.variants import VARIANTS, PromptVariant, prompt_variants, take_turns
 from aimo_solver.config import Config, load_config
 from tests.chat_families import NAMES, Family
 
@@ -26,7 +26,7 @@ def test_every_variant_states_the_range_and_the_box_and_no_modulus(name: str) ->
 
 
 def test_names_are_unique() -> None:
-    assert len(VARIANTS) == len(prompts._VARIANTS)
+    assert len(VARIANTS) == len(library._VARIANTS)
 
 
 def test_bare_is_the_problem_alone() -> None:
@@ -48,7 +48,9 @@ def test_the_default_has_no_developer_message_and_a_suffix_that_names_the_librar
 @pytest.mark.parametrize("variant", ["tool", "tool-developer"])
 def test_what_every_family_says_about_the_tool_follows_the_limits(families: dict[str, Family], family: str, variant: str) -> None:
     chat = families[family].chat
-    config = load_config(settings=["kernels.timeout_s=2.5", "kernels.output_chars=1234", 'kernels.preload=["json", "no_such"]'])
+    config = load_config(
+        settings=["kernels.timeout_s=2.5", "kernels.output_chars=1234", 'kernels.preload=["json", "no_such", ""]']
+    )
     text = chat.decode(chat.prompt(VARIANTS[variant].fill(PROBLEM, config)))
     assert "2.5 seconds" in text
     assert "numpy, sympy, mpmath and json" in text
