@@ -93,6 +93,7 @@ def test_the_context_never_exceeds_the_model(tmp_path: Path) -> None:
         ((H100,), 8, {"preset": "generic"}, 65_536),
         ((H100,), 8, {"kv_cache_dtype": "auto"}, 65_536),
         ((H100,), 8, {"memory_share": 0.8}, 65_536),
+        ((H100,), 8, {"speculative": "draft", "draft_model": "head"}, 65_536),
         ((H100,), 16, {"context_tokens": 100_000}, 100_000),
     ],
 )

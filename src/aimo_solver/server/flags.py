@@ -168,9 +168,10 @@ PRESETS: Mapping[str, Callable[[PresetInput], _Settings]] = {
 
 def longest_context(preset: str, server: ServerConfig, slots: int, gpus: Sequence[Gpu]) -> int:
     """Returns the context, in tokens, of a model that takes any: longer where the KV cache holds it for all slots at once."""
-    fitting = all(gpu.capability >= _HOPPER and gpu.memory_bytes >= _H100_BYTES for gpu in gpus) and bool(gpus)
-    as_measured = preset == "gpt-oss-120b" and (server.memory_share, server.kv_cache_dtype) == (None, None)
-    return _LONG_CONTEXT if fitting and as_measured and slots * _LONG_CONTEXT <= _CACHE_TOKENS else _CONTEXT
+    large = all(gpu.capability >= _HOPPER and gpu.memory_bytes >= _H100_BYTES for gpu in gpus) and bool(gpus)
+    # A draft model takes memory, too.
+    as_measured = (preset, server.memory_share, server.kv_cache_dtype, server.speculative) == ("gpt-oss-120b", None, None, "none")
+    return _LONG_CONTEXT if large and as_measured and slots * _LONG_CONTEXT <= _CACHE_TOKENS else _CONTEXT
 
 
 def user_flags(given: PresetInput) -> tuple[Flag, ...]:
