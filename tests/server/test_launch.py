@@ -177,7 +177,7 @@ def test_the_last_fallback_is_eager_and_smaller_without_speculation(model: Path)
     flags = values(last)
     assert "--enforce-eager" in flags
     assert float(flags["--gpu-memory-utilization"] or 1) == pytest.approx(0.90)
-    assert flags["--max-model-len"] == str(last.context_tokens) == "61440"
+    assert flags["--max-model-len"] == str(last.context_tokens) == "49152"
     assert not {"--speculative-config", "--async-scheduling", "--max-cudagraph-capture-size"} & set(flags)
 
 
