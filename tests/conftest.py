@@ -95,14 +95,17 @@ class Served:
 
 @pytest.fixture(scope="session")
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The embedded model on a server started by `aimo-solver serve`, which ends in order with Ctrl-C."""
+    """The embedded model on a server started by `aimo-solver serve`, which ends in order with Ctrl-C.
+
+    32 slots, as for ``evaluate --problems-in-parallel 4``.
+    """
     running = os.environ.get("AIMO_TEST_ENDPOINT")  # a server with the embedded model that is already running
     if running:
         yield Served(running, MODEL.name, MODEL, 4_096)
         return
     port = free_port()
     served = Served(f"http://127.0.0.1:{port}", MODEL.name, MODEL, 4_096)
-    serve = "-m", "aimo_solver.cli", "serve", "--port", str(port), "--slots", "16", "--set", "sampling.seed=0"
+    serve = "-m", "aimo_solver.cli", "serve", "--port", str(port), "--slots", "32", "--set", "sampling.seed=0"
     server = ServerProcess(ServerCommand((sys.executable, *serve)), tmp_path_factory.mktemp("vllm") / "server.log")
     with asyncio.Runner() as runner:
 

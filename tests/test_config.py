@@ -122,6 +122,8 @@ CONTRADICTIONS = [
     (('server.extra_args=["--kv-cache-dtype=fp8"]',), ("server.extra_args", "--kv-cache-dtype", "server.kv_cache_dtype")),
     (('prompt.mix=["tool", "too"]',), ("prompt.mix", "no variant too", "tool-zh")),
     (("prompt.mix={mine=1}", "prompt.variants.own.tool=false"), ("prompt.mix", "no variant mine", "tool-ru, own")),
+    (('server.extra_args=["--max-num-seqs", "31"]', "solver.parallel=4"), ("server.extra_args", "31 is too few", "32 attempts")),
+    (('server.extra_args=["--max-num-seqs=7"]',), ("server.extra_args", "7 is too few for 8 attempts")),
     (("prompt.mix=[]",), ("prompt.mix", "at least 1 item")),
     (("prompt.mix={tool=0}",), ("prompt.mix.tool", "greater than 0")),
     (("prompt.mix=[[]]",), ("prompt.mix", "dictionary")),

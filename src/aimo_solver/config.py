@@ -9,6 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -208,7 +209,10 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
     for equal, of in config.voting.consistency:
         if equal > of:
             yield "voting.consistency", f"{equal} equal answers of {of} are impossible; write (k, n) with k up to n"
-    for argument in server.extra_args:
-        flag = argument.partition("=")[0]
+    for argument, following in pairwise((*server.extra_args, "")):
+        flag, _, value = argument.partition("=")
         if flag in _OPTION_OF:
             yield "server.extra_args", f"{flag} has its own option; set {_OPTION_OF[flag]} instead"
+        sequences = value or following
+        if flag == "--max-num-seqs" and sequences.isdecimal() and int(sequences) < solver.streams:
+            yield "server.extra_args", f"{flag} {sequences} is too few for {streams}; leave it out to derive it"

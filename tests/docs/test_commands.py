@@ -108,6 +108,11 @@ CASES = (
         "aimo-solver evaluate problems.csv --endpoint http://127.0.0.1:8000 --problems-in-parallel 4",
         "of 2 right",
     ),
+    Case(
+        "aimo-solver evaluate problems.csv --endpoint http://127.0.0.1:8000 --endpoint http://127.0.0.1:8001",
+        "of 1 right",
+        more="--limit 1",
+    ),
     Case("aimo-solver prompts --model /models/gpt-oss-120b --config my.toml", "family gemma"),
     Case("aimo-solver watch runs/first", "p1"),
     Case("aimo-solver report runs/first", "page:", makes="runs/first/report.html"),
@@ -168,7 +173,7 @@ BENCH_SERVERS = {
 SESSION_SERVER = "conftest.py::vllm"
 ELSEWHERE = {
     "aimo-solver serve --model /models/gpt-oss-120b --port 8000": SESSION_SERVER,
-    "aimo-solver serve --port 8000 --slots 16 --set sampling.seed=0": SESSION_SERVER,
+    "aimo-solver serve --port 8000 --slots 32 --set sampling.seed=0": SESSION_SERVER,
     "python scripts/fault_table.py --times once --out cells.jsonl health": (
         "faults/test_table.py::test_the_script_prints_the_rows_that_are_asked_for"
     ),
@@ -263,6 +268,7 @@ class Workspace:
             "DIR/attempts.jsonl": "runs/first/attempts.jsonl",
             "/disk/scratch": ".",
             "http://127.0.0.1:8000": self.endpoint,
+            "http://127.0.0.1:8001": self.endpoint.replace("127.0.0.1", "localhost"),  # the same server
             "ENDPOINT": self.endpoint,
         }
         return [filled.get(word, word) for word in shlex.split(text)]

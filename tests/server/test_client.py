@@ -16,7 +16,7 @@ from aimo_solver.errors import ContextExceeded, EndpointError, EngineRejected, E
 from aimo_solver.lab.bench.loop import EndlessEngine, count_requests
 from aimo_solver.options import SamplingConfig
 from aimo_solver.server.client import CompletionRequest, VllmEngine
-from aimo_solver.server.completions import Chunk, entropy, refusal
+from aimo_solver.server.completions import Chunk, entropy, read_kv_tokens, refusal
 from tests.conftest import Served
 from tests.http_vllm import Handler, HttpVllm, event, sends
 
@@ -250,3 +250,26 @@ async def test_a_list_of_models_that_cannot_be_read_leaves_the_context_unchanged
         assert engine.context_tokens == 100
         with pytest.raises(EndpointError, match="does not list models"):
             await engine.served_models()
+
+
+INFO = 'vllm:cache_config_info{block_size="16",engine="0",%snum_gpu_blocks="100",sliding_window="None"} 1.0\n'
+
+
+@pytest.mark.parametrize(
+    ("metrics", "tokens"),
+    [
+        (INFO % 'kv_cache_size_tokens="1500",', 1_500),
+        (INFO % 'kv_cache_size_tokens="None",', 1_600),  # older versions report blocks only
+        ((INFO % 'kv_cache_size_tokens="1500",') * 2, 3_000),  # two copies of the model
+        ("vllm:num_requests_running 3.0\n", None),
+        ("", None),
+    ],
+)
+def test_the_size_of_the_kv_cache_is_read_from_the_metrics(metrics: str, tokens: int | None) -> None:
+    assert read_kv_tokens("# HELP\n" + metrics) == tokens
+
+
+@pytest.mark.vllm
+async def test_vllm_reports_the_size_of_its_kv_cache(vllm: Served) -> None:
+    async with vllm.engine() as engine:
+        assert (await engine.kv_cache_tokens() or 0) > vllm.context_tokens

@@ -14,10 +14,11 @@ import pytest
 
 from aimo_solver.config import Config, load_config
 from aimo_solver.log.writer import NullLog
-from aimo_solver.options import ServerConfig
+from aimo_solver.options import SamplingConfig, ServerConfig
 from aimo_solver.problems import ProblemResult
 from aimo_solver.server import launch
 from aimo_solver.server.cache_build import pack_cache
+from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.compile_cache import add_shipped_cache, make_stamp
 from aimo_solver.server.launch import plan_launch
 from aimo_solver.server.process import ServerCommand
@@ -187,3 +188,30 @@ async def test_restarts_come_back_after_a_problem_that_ended_well(served: EventL
             for observer in ready.solver._observers:
                 observer.problem_finished(ProblemResult(problem_id="p", answer=0, reason="equal", votes=votes))
     assert len(refilled) == 1
+
+
+@pytest.mark.parametrize(
+    ("tokens", "streams", "says"),
+    [
+        (32_000, 8, None),
+        (
+            31_999,
+            8,
+            "31,999 tokens, 3,999 for each of 8 attempts (context 8,000); lower solver.slots or solver.parallel to 7 attempts",
+        ),
+        (None, 8, None),
+    ],
+)
+async def test_a_kv_cache_below_half_a_context_for_each_attempt_is_reported(
+    monkeypatch: pytest.MonkeyPatch, tokens: int | None, streams: int, says: str | None
+) -> None:
+    async def reported(self: VllmEngine) -> int | None:
+        return tokens
+
+    monkeypatch.setattr(VllmEngine, "kv_cache_tokens", reported)
+    log = EventLog()
+    async with VllmEngine("http://127.0.0.1:1", "m", SamplingConfig(), context_tokens=8_000) as engine:
+        warning = await session.check_cache(engine, streams, log)
+    assert (warning is None) == (says is None)
+    assert (says or "") in (warning or "")
+    assert [event["warning"] for event in log.events] == ([] if tokens is None else [warning])

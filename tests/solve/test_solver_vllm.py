@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import pytest
 
 from aimo_solver.chat.families import load_chat_format
+from aimo_solver.clock import RunClock
 from aimo_solver.config import Config, load_config
 from aimo_solver.kernels.pool import KernelPool
 from aimo_solver.lab.bench.loop import count_requests
-from aimo_solver.log.writer import NullLog
+from aimo_solver.log.reader import read_run
+from aimo_solver.log.writer import NullLog, RunLog
 from aimo_solver.policy.budget import Allotment
 from aimo_solver.problems import Problem
 from aimo_solver.results import Attempt
 from aimo_solver.server.client import CompletionRequest, VllmEngine
 from aimo_solver.solve.attempt import Resources
+from aimo_solver.solve.evaluate import evaluate
 from aimo_solver.solve.solver import Observer, Solver
 from tests.conftest import MODEL, Served
 
@@ -92,6 +96,30 @@ async def test_the_server_runs_as_many_requests_as_there_are_slots(vllm: Served,
             await full(after_attempts)
         problem.cancel()
         await asyncio.wait([problem])
+
+
+async def test_four_problems_side_by_side_run_all_their_attempts_at_once(vllm: Served, pool: KernelPool, tmp_path: Path) -> None:
+    """32 running requests by the server's metrics; every attempt is asked for its answer when its tokens are used up."""
+    limits = ["attempt.max_tokens=100", "attempt.answer_tokens=8", "voting.stop=never", 'prompt.mix=["bare"]']
+    config = load_config(settings=[*limits, "solver.parallel=4"])
+    problems = [Problem(str(number), PROBLEM.text, PROBLEM.truth) for number in range(4)]
+    clock = RunClock.begin(config.budget, time.monotonic, time.monotonic())
+    with RunLog.create(tmp_path / "run", config=config, environment={}) as log:
+        async with RamblingEngine(vllm.url, vllm.name, config.sampling, context_tokens=vllm.context_tokens) as engine:
+            resources = Resources(engine=engine, chat=load_chat_format(MODEL), pool=pool, config=config)
+            solve = Solver(resources, log).solve
+            solving = asyncio.create_task(evaluate(solve, problems, config.budget, clock, parallel=4))
+            most = 0
+            while not solving.done():
+                most = max(most, await count_requests(engine.base_url, "running"))
+            await solving
+    assert most == 32
+    run = read_run(tmp_path / "run")
+    assert len(run.attempts) == 32
+    for attempt in run.attempts:
+        trajectory = run.read_trajectory(attempt.problem_id, attempt.index)
+        assert trajectory is not None
+        assert attempt.answer is not None or "ask_answer" in {step.why for step in trajectory.steps}
 
 
 async def test_after_a_decision_the_server_is_idle(vllm: Served, pool: KernelPool) -> None:

@@ -31,14 +31,14 @@ class Evaluation:
     """Problems to solve, and how.
 
     Attributes:
-        model: folder with the model, or with the tokenizer of the endpoint's model.
-        endpoint: None starts a server for each run.
+        model: folder with the model, or with the tokenizer of the endpoints' model.
+        endpoints: none starts a server for each run.
         resume: continue runs that exist. overwrite: delete them first.
     """
 
     problems: Sequence[Problem]
     model: Path
-    endpoint: Endpoint | None
+    endpoints: Sequence[Endpoint]
     config_file: Path | None
     settings: Sequence[str]
     resume: bool = False
@@ -96,7 +96,8 @@ class Evaluation:
             raise RunDirectoryError(out, "is not empty; choose another folder, or continue with --resume")
 
     def _config(self, earlier: RunRecord | None) -> Config:
-        return load_config(self.model if earlier is None else earlier.config, self.config_file, settings=self.settings)
+        least = {"solver": {"parallel": max(1, len(self.endpoints))}}
+        return load_config(least, self.model if earlier is None else earlier.config, self.config_file, settings=self.settings)
 
     def _run(self, directory: Path, started: float, config: Config, earlier: RunRecord | None) -> int | None:
         """Returns the right answers, None if no answer is known."""
@@ -107,7 +108,7 @@ class Evaluation:
         todo = [problem for problem in self.problems if problem.id not in log.finished]
         with log:
             if todo:
-                asyncio.run(_solve(todo, config, log, self.model, self.endpoint, started))
+                asyncio.run(_solve(todo, config, log, self.model, self.endpoints, started))
             summary = log.finish({"problems_in_parallel": config.solver.parallel})
         console.print(result_table([log.finished[problem.id] for problem in self.problems]))
         _print_summary(summary, directory)
@@ -116,20 +117,22 @@ class Evaluation:
 
 
 async def _solve(
-    problems: Sequence[Problem], config: Config, log: RunLog, model: Path, endpoint: Endpoint | None, started: float
+    problems: Sequence[Problem], config: Config, log: RunLog, model: Path, endpoints: Sequence[Endpoint], started: float
 ) -> None:
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     clock = RunClock.begin(config.budget, time.monotonic, log.started)
     with TerminalProgress(console, len(problems)) as progress:
-        if endpoint is None:
+        if not endpoints:
             console.print(f"starting vLLM on {model}, log in {log.directory / 'server.log'}", highlight=False)
             opening = local_session(model, config, log, [progress])
         else:
-            opening = endpoint_session(endpoint, model, config, log, [progress])
+            opening = endpoint_session(endpoints, model, config, log, [progress])
         async with opening as session:
             console.print(f"ready after {time.monotonic() - started:.0f} s", highlight=False)
+            if session.warning:
+                console.print(session.warning, style="yellow", highlight=False)
             solve, parallel = session.solver.solve, config.solver.parallel
             await evaluate(solve, problems, config.budget, clock, parallel=parallel, lost=lambda: session.lost)
 

@@ -36,9 +36,14 @@ def evaluate_command(
     model: Annotated[
         Path | None, typer.Option(help="model folder for a local vLLM server; default: the embedded pocket model")
     ] = None,
-    endpoint: Annotated[str | None, typer.Option(help="URL of a running vLLM server, such as http://10.0.0.1:8000")] = None,
-    served_model: Annotated[str | None, typer.Option(help="name of the model at the endpoint")] = None,
-    api_key: Annotated[str | None, typer.Option(envvar="AIMO_API_KEY", help="API key of the endpoint")] = None,
+    endpoint: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="URL of a running vLLM server, such as http://10.0.0.1:8000; repeatable: problems are spread over them"
+        ),
+    ] = None,
+    served_model: Annotated[str | None, typer.Option(help="name of the model at the endpoints")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="AIMO_API_KEY", help="API key of the endpoints")] = None,
     out: Annotated[Path | None, typer.Option(help="run directory; default: runs/NAME-TIME")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the interrupted run in --out")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="delete an earlier run in --out")] = False,
@@ -52,7 +57,8 @@ def evaluate_command(
         float | None, typer.Option(min=1, help="seconds for the whole run; same as --set budget.time_limit_s=N")
     ] = None,
     problems_in_parallel: Annotated[
-        int | None, typer.Option(min=1, help="problems solved at the same time; same as --set solver.parallel=N")
+        int | None,
+        typer.Option(min=1, help="problems solved at the same time, at least one per endpoint; same as --set solver.parallel=N"),
     ] = None,
     config_file: ConfigFile = None,
     settings: Settings = None,
@@ -65,10 +71,10 @@ def evaluate_command(
     started = time.monotonic()
     chosen = [part.strip() for part in (ids or "").split(",") if part.strip()]
     problems = read_problems(csv, ids=chosen, limit=limit)
-    if endpoint is None and (served_model or api_key):
+    if not endpoint and (served_model or api_key):
         raise ConfigError("--served-model" if served_model else "--api-key", "needs --endpoint")
-    remote = Endpoint(endpoint, served_model, api_key) if endpoint else None
-    folder = model or (EMBEDDED_MODEL if remote is None else find_endpoint_folder(remote))
+    remote = [Endpoint(url, served_model, api_key) for url in dict.fromkeys(endpoint or ())]
+    folder = model or (find_endpoint_folder(remote[0]) if remote else EMBEDDED_MODEL)
     check_model(folder)
     if resume and out is None:
         raise ConfigError("--resume", "needs --out with the folder of the interrupted run")

@@ -27,7 +27,16 @@ from aimo_solver.errors import (
     ServerError,
 )
 from aimo_solver.options import SamplingConfig
-from aimo_solver.server.completions import Chunk, ServedModel, read_body, read_chunk, read_messages, read_models, refusal
+from aimo_solver.server.completions import (
+    Chunk,
+    ServedModel,
+    read_body,
+    read_chunk,
+    read_kv_tokens,
+    read_messages,
+    read_models,
+    refusal,
+)
 
 _NO_TOKEN_IDS = "a turn without token ids (return_token_ids); vLLM sends them from version 0.10.2 on"
 
@@ -59,8 +68,11 @@ class Engine(Protocol):
         faults: how often the server was lost or replaced so far.
     """
 
-    context_tokens: int
-    faults: int
+    @property
+    def context_tokens(self) -> int: ...
+
+    @property
+    def faults(self) -> int: ...
 
     def stream(self, request: CompletionRequest) -> AsyncGenerator[Chunk, None]:
         """Samples one turn. Closing the generator frees the server's slot at once.
@@ -220,6 +232,15 @@ class VllmEngine:
             return read_models(body)
         except ValueError:
             raise EndpointError(self.base_url, "does not list models as an OpenAI-compatible server does") from None
+
+    async def kv_cache_tokens(self) -> int | None:
+        """Returns how many tokens the server's KV cache holds; None if it does not report that."""
+        try:
+            timeout = aiohttp.ClientTimeout(total=5)
+            async with self._open().get(f"{self.base_url}/metrics", timeout=timeout) as response:
+                return read_kv_tokens(await read_body(response)) if response.status == 200 else None
+        except (aiohttp.ClientError, OSError):
+            return None
 
     async def healthy(self, timeout_s: float = 5.0) -> bool:
         """Returns whether the server's `/health` answers 200 in time."""

@@ -20,6 +20,7 @@ _LONGEST_BODY = 1 << 20  # bytes; a list of models and a refusal have a few hund
 _LONGEST_LINE = 1 << 20  # bytes; a chunk of 8 tokens with 20 log-probabilities each has 20,000
 # How vLLM 0.10 to 0.32 refuse a request for its length; the number is the context.
 _TOO_LONG = re.compile(r"(?:maximum context length(?: is)? \(?|max_model_len=)(\d{1,9})")
+_CACHE_INFO = re.compile(r"^vllm:cache_config_info\{([^}\n]*)\}", re.MULTILINE)  # one line for each copy of the model
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,20 @@ def read_models(body: str) -> list[ServedModel]:
         ]
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a list of models: {error!r:.200}") from None
+
+
+def read_kv_tokens(metrics: str) -> int | None:
+    """Reads from `/metrics` how many tokens the KV cache holds, over all copies of the model; None if that is not reported.
+
+    vLLM has `kv_cache_size_tokens` from 0.26 on. Blocks times block size, the figure before, is too large for models with
+    sliding windows, whose requests take blocks in several groups.
+    """
+    sizes = []
+    for labels in _CACHE_INFO.findall(metrics):
+        values = {name: int(value) for name, value in re.findall(r'(\w+)="(\d{1,12})"', labels)}
+        blocks = values.get("num_gpu_blocks", 0) * values.get("block_size", 0)
+        sizes.append(values.get("kv_cache_size_tokens", blocks))
+    return sum(sizes) or None
 
 
 async def read_messages(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:

@@ -1,4 +1,4 @@
-"""Sessions on a vLLM server that this library did not start; not part of the notebook."""
+"""Sessions on vLLM servers that this library did not start; not part of the notebook."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.completions import ServedModel
 from aimo_solver.server.launch import check_model
 from aimo_solver.solve.attempt import Resources
-from aimo_solver.solve.session import STRAGGLERS_S, Boot, Session
-from aimo_solver.solve.solver import Observer, Solver
+from aimo_solver.solve.server_group import GroupSolver, ServerGroup
+from aimo_solver.solve.session import STRAGGLERS_S, Boot, Session, check_cache
+from aimo_solver.solve.solver import Observer
 
 _UNKNOWN_CONTEXT = 32_768  # tokens, for an endpoint that does not report its context
 
@@ -39,30 +40,44 @@ class Endpoint:
 
 @asynccontextmanager
 async def endpoint_session(
-    endpoint: Endpoint, model: Path, config: Config, log: RunLog, observers: Sequence[Observer] = ()
+    endpoints: Sequence[Endpoint], model: Path, config: Config, log: RunLog, observers: Sequence[Observer] = ()
 ) -> AsyncIterator[Session]:
-    """Starts a session on the server. `model` is the folder with the served model's tokenizer.
+    """Starts a session on one server or more. `model` is the folder with the served model's tokenizer.
 
     Raises:
-        EndpointError: it does not answer, serves another model, or sends no token ids.
-        ConfigError: an option that only the server itself can follow.
+        EndpointError: one does not answer, serves another model, or sends no token ids.
+        ConfigError: an option that only the server itself can follow, or fewer problems side by side than servers.
     """
     if config.sampling.seed is not None:
         raise ConfigError("sampling.seed", "belongs to the server; start the endpoint with --seed instead")
-    served = await find_served_model(endpoint)
+    parallel = config.solver.parallel
+    if parallel < len(endpoints):
+        raise ConfigError("solver.parallel", f"{parallel} problems at a time leave some of {len(endpoints)} endpoints idle")
+    served = [await find_served_model(endpoint) for endpoint in endpoints]
+    for endpoint, found in zip(endpoints, served, strict=True):
+        if found.name != served[0].name:
+            raise EndpointError(endpoint.url, f"serves {found.name}, but {endpoints[0].url} serves {served[0].name}")
     check_model(model)
     chat = load_chat_format(model, config.prompt.family)
-    context = served.context_tokens or _UNKNOWN_CONTEXT
-    check_context(config, context)
+    contexts = [found.context_tokens or _UNKNOWN_CONTEXT for found in served]
+    check_context(config, min(contexts))
     async with AsyncExitStack() as stack:
         boot = Boot(stack, config, log)
-        engine = VllmEngine(endpoint.url, served.name, config.sampling, context_tokens=context, api_key=endpoint.api_key)
-        boot.close_later("engine", engine.close)
-        await engine.probe()
+        engines = []
+        for endpoint, found, context in zip(endpoints, served, contexts, strict=True):
+            engine = VllmEngine(endpoint.url, found.name, config.sampling, context_tokens=context, api_key=endpoint.api_key)
+            boot.close_later("engine", engine.close)
+            await engine.probe()
+            engines.append(engine)
         pool, kernels = boot.start_kernels()
         await asyncio.wait({kernels}, timeout=STRAGGLERS_S)
-        resources = Resources(engine=engine, chat=chat, pool=pool, config=config)
-        yield Session(Solver(resources, log, observers), engine, resources)
+        streams = -(-parallel // len(engines)) * config.solver.slots
+        warnings = [await check_cache(engine, streams, log) for engine in engines]
+        group = ServerGroup(engines, log.event)
+        await stack.enter_async_context(group.watched())
+        resources = Resources(engine=engines[0], chat=chat, pool=pool, config=config)
+        solver = GroupSolver(group, resources, log, observers)
+        yield Session(solver, engines[0], resources, warning=next(filter(None, warnings), None))
 
 
 async def find_served_model(endpoint: Endpoint) -> ServedModel:

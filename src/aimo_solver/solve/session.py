@@ -45,12 +45,14 @@ class Session:
 
     Attributes:
         plan: how the server was started; None at an endpoint.
+        warning: what the run may suffer from, in one line; None if nothing was found.
     """
 
     solver: Solver
     engine: VllmEngine
     resources: Resources
     plan: LaunchPlan | None = None
+    warning: str | None = None
 
     @property
     def lost(self) -> str | None:
@@ -103,8 +105,28 @@ async def local_session(
             requests = warm_up(engine, slots=plan.slots, vocabulary=plan.vocabulary)
             await boot.optional_stage("first requests", requests, None, limit_s=_WARM_UP_S)
         await asyncio.wait({kernels, reading}, timeout=STRAGGLERS_S)
+        warning = await check_cache(engine, config.solver.streams, log)
         resources = Resources(engine=engine, chat=chat, pool=pool, config=config)
-        yield Session(Solver(resources, log, [*observers, _RestartRefill(supervisor)]), engine, resources, plan)
+        yield Session(Solver(resources, log, [*observers, _RestartRefill(supervisor)]), engine, resources, plan, warning)
+
+
+async def check_cache(engine: VllmEngine, streams: int, log: RunLog) -> str | None:
+    """Logs the size of the server's KV cache; returns a warning if it holds less than half a context for each attempt.
+
+    Attempts are of all lengths at any moment, so half a context each is what a run of long attempts needs. Where it is missing,
+    vLLM evicts the prefixes of conversations that wait for Python, and computes them again.
+    """
+    tokens, context = await engine.kv_cache_tokens(), engine.context_tokens
+    if tokens is None:
+        return None
+    warning = None
+    if 2 * tokens < streams * context:
+        warning = (
+            f"the KV cache holds {tokens:,} tokens, {tokens // streams:,} for each of {streams} attempts (context {context:,}); "
+            f"lower solver.slots or solver.parallel to {max(1, 2 * tokens // context)} attempts, or server.context_tokens"
+        )
+    log.event("kv_cache", tokens=tokens, streams=streams, context_tokens=context, warning=warning)
+    return warning
 
 
 class _RestartRefill(Observer):

@@ -121,11 +121,11 @@ def new_prompt(target: Target, serial: Iterator[int]) -> list[int]:
     return [draw.randrange(target.vocabulary) for _ in range(PROMPT_TOKENS)]
 
 
-async def count_requests(base_url: str) -> int:
-    """Returns how many requests run or wait on a vLLM server, by its own `/metrics`."""
+async def count_requests(base_url: str, state: str = "running|waiting") -> int:
+    """Returns how many requests run or wait on a vLLM server, or are in one of these states, by its own `/metrics`."""
     async with aiohttp.ClientSession() as session, session.get(f"{base_url}/metrics") as response:
         text = await response.text()
-    counts = re.findall(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} ([0-9.e+]+)$", text, re.MULTILINE)
+    counts = re.findall(rf"^vllm:num_requests_(?:{state})\{{[^}}]*\}} ([0-9.e+]+)$", text, re.MULTILINE)
     return int(sum(float(count) for count in counts))
 
 
