@@ -100,7 +100,7 @@ async def test_the_server_runs_as_many_requests_as_there_are_slots(vllm: Served,
 
 async def test_four_problems_side_by_side_run_all_their_attempts_at_once(vllm: Served, pool: KernelPool, tmp_path: Path) -> None:
     """32 running requests by the server's metrics; every attempt is asked for its answer when its tokens are used up."""
-    limits = ["attempt.max_tokens=100", "attempt.answer_tokens=8", "voting.stop=never", 'prompt.mix=["bare"]']
+    limits = ["attempt.max_tokens=60", "attempt.answer_tokens=8", "voting.stop=never", 'prompt.mix=["bare"]']
     config = load_config(settings=[*limits, "solver.parallel=4"])
     problems = [Problem(str(number), PROBLEM.text, PROBLEM.truth) for number in range(4)]
     clock = RunClock.begin(config.budget, time.monotonic, time.monotonic())
