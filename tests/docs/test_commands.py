@@ -117,6 +117,7 @@ CASES = (
     Case("aimo-solver watch runs/first", "p1"),
     Case("aimo-solver report runs/first", "page:", makes="runs/first/report.html"),
     Case("aimo-solver report runs/first runs/second", "second against first", makes="runs/first/report.html"),
+    Case("aimo-solver report runs", "Two-run score", makes="runs/runs.html"),
     Case("aimo-solver report out/runs/run-1", "page:", makes="out/runs/run-1/report.html"),
     Case(
         "aimo-solver evaluate problems.csv --model /models/gpt-oss-120b --out runs/five --repeat 5",

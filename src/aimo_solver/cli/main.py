@@ -91,10 +91,12 @@ def evaluate_command(
 @app.command("report")
 @guarded
 def report_command(
-    directories: Annotated[list[Path], typer.Argument(help="a run directory, or two to compare")],
-    out: Annotated[Path | None, typer.Option(help="path of the page; default: report.html in the first directory")] = None,
+    directories: Annotated[list[Path], typer.Argument(help="a run directory, two to compare, more, or a folder of them")],
+    out: Annotated[
+        Path | None, typer.Option(help="path of the page; default: report.html in the first directory, runs.html for many runs")
+    ] = None,
 ) -> None:
-    """Prints the results of a run, and writes them as one HTML page."""
+    """Prints the results of one run, two or many, and writes them as an HTML page."""
     report_runs(directories, console, out)
 
 

@@ -1,12 +1,14 @@
-"""`aimo-solver report`: the results of a run in the terminal and as one HTML page."""
+"""`aimo-solver report`: the results of one run, two or many in the terminal and as one HTML page."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -14,45 +16,98 @@ from aimo_solver.errors import RunDirectoryError, UserError
 from aimo_solver.lab.report.compare import Comparison, compare
 from aimo_solver.lab.report.data import RunReport, Verdict, load_report
 from aimo_solver.lab.report.format import duration, percentage_points, short_number
+from aimo_solver.lab.report.matrix import Matrix, build_matrix, matrix_tiles, write_matrix
 from aimo_solver.lab.report.page import tiles, write_page
 from aimo_solver.lab.report.plots import outcome_style
-from aimo_solver.log.reader import read_run
+from aimo_solver.lab.runs import LoggedRun, read_runs
+from aimo_solver.log.reader import RunRecord, read_run
 
 _STYLES = {"good": "green", "near": "yellow", "bad": "red", "boot": "magenta", "plain": "blue", "mute": "dim"}
 
 
 def report_runs(directories: Sequence[Path], console: Console, out: Path | None = None) -> Path:
-    """Prints a summary of one run, or of two and their comparison, and writes the page.
+    """Prints a summary of one run, of two and their comparison, or of many, and writes the page.
 
     Args:
-        out: path of the page; ``report.html`` in the first directory by default.
+        directories: runs, or folders of runs such as the repeats of one configuration.
+        out: path of the page; ``report.html`` in the first directory by default, ``runs.html`` for three runs and more.
 
     Returns:
         The path of the page.
 
     Raises:
         RunDirectoryError: a directory holds no readable run, or the page cannot be written.
-        UserError: there are no directories, or more than two.
+        RecordsError: there are many runs, and the truth of no problem is known.
     """
-    if not 1 <= len(directories) <= 2:
-        raise UserError(f"report takes one run directory, or two to compare; got {len(directories)}")
+    if len(directories) > 2 or any(map(_holds_runs, directories)):
+        return _report_many(read_runs(directories), console, out or directories[0] / "runs.html")
     out = out or directories[0] / "report.html"
     runs = [read_run(directory) for directory in directories]
     with console.status("reading trajectories"):
         reports = [load_report(run) for run in runs]
         comparison = compare(*reports) if len(reports) == 2 else None
-        try:
+        with _writing(out):
             write_page(out, reports, comparison)
-        except OSError as error:
-            raise RunDirectoryError(
-                out.parent, f"the page cannot be written: {error.strerror}; choose a place with --out"
-            ) from None
     for one in reports:
         console.print(_summary(one))
     if comparison:
         console.print(_difference(comparison))
-    console.print(f"page: {out} ({out.stat().st_size / 1e6:.1f} MB)", highlight=False, soft_wrap=True)
+    _print_page(console, out)
     return out
+
+
+def _holds_runs(directory: Path) -> bool:
+    return not (directory / "run.json").exists() and any(directory.glob("*/run.json"))
+
+
+def _report_many(runs: Sequence[LoggedRun], console: Console, out: Path) -> Path:
+    records = [run.record for run in runs if run.record is not None]
+    if len(records) < len(runs):
+        raise UserError("report takes run directories; for CSV files of attempts use replay")
+    pages = [record.directory / "report.html" for record in records]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        reading = progress.add_task("reasons", total=len(runs))
+        matrix = build_matrix(runs, lambda done: progress.update(reading, completed=done))
+        for record, page in progress.track(list(zip(records, pages, strict=True)), description="pages"):
+            if _is_older(page, record):
+                with _writing(page):
+                    write_page(page, [load_report(record)])
+    with _writing(out):
+        write_matrix(out, matrix, pages)
+    console.print(_matrix_tables(matrix))
+    _print_page(console, out)
+    return out
+
+
+def _is_older(page: Path, record: RunRecord) -> bool:
+    return not page.exists() or page.stat().st_mtime < (record.directory / "events.jsonl").stat().st_mtime
+
+
+@contextmanager
+def _writing(page: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        problem = f"the page cannot be written: {error.strerror}; choose a place with --out"
+        raise RunDirectoryError(page.parent, problem) from None
+
+
+def _print_page(console: Console, page: Path) -> None:
+    console.print(f"page: {page} ({page.stat().st_size / 1e6:.1f} MB)", highlight=False, soft_wrap=True)
+
+
+def _matrix_tables(matrix: Matrix) -> RenderableType:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("run", "right", "outcomes"):
+        table.add_column(name, justify="right" if name == "right" else "left", overflow="fold")
+    for number, (run, score) in enumerate(zip(matrix.runs, matrix.scores, strict=True)):
+        counts = [Text(f"{count} {outcome}", _STYLES[outcome_style(outcome)]) for outcome, count in matrix.outcomes(number)]
+        table.add_row(run.name, "–" if score is None else f"{score.right}/{score.problems}", Text(", ").join(counts))
+    figures = Table.grid(padding=(0, 2))
+    for tile in matrix_tiles(matrix):
+        figures.add_row(Text(tile.name, "dim"), tile.value, Text(tile.note, "dim"))
+    return Group(table, Padding(figures, (1, 0)), *(Text(warning, "yellow") for warning in matrix.statistics.warnings), "")
 
 
 def _summary(report: RunReport) -> RenderableType:

@@ -72,28 +72,36 @@ class _View:
         return name in known and value != known[name]
 
 
-def render_page(reports: Sequence[RunReport], comparison: Comparison | None = None) -> str:
-    """The page of one run, or of two and their comparison."""
+def page_environment() -> Environment:
+    """The templates of pages, with what all of them use."""
     loader = PackageLoader("aimo_solver.lab.report", "templates")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     sources = {name: Markup(loader.get_source(environment, name)[0]) for name in ("plot.css", "report.css", "report.js")}
+    functions = (duration, percent, percentage_points, plain_value, short_number, short_time, is_fault)
+    environment.globals.update({function.__name__: function for function in functions})
+    environment.globals.update(
+        css=sources["plot.css"] + sources["report.css"],
+        js=sources["report.js"],
+        version=importlib.metadata.version("aimo-solver"),
+        plots=plots,
+    )
+    return environment
+
+
+def render_page(reports: Sequence[RunReport], comparison: Comparison | None = None) -> str:
+    """The page of one run, or of two and their comparison."""
+    environment = page_environment()
     limit = TEXT_LIMIT // len(reports)
     views = [
         _View(report, f"{'ab'[number]}-" if comparison else "", fit_texts([attempt.text for attempt in report.attempts], limit))
         for number, report in enumerate(reports)
     ]
-    functions = (duration, percent, percentage_points, plain_value, short_number, short_time, is_fault)
-    environment.globals.update({function.__name__: function for function in functions})
     return environment.get_template("report.html.j2").render(
         title=" against ".join(report.name for report in reports),
         comparison=comparison,
         views=views,
         filters=_FILTERS,
         answer_legend=_ANSWER_LEGEND,
-        css=sources["plot.css"] + sources["report.css"],
-        js=sources["report.js"],
-        version=importlib.metadata.version("aimo-solver"),
-        plots=plots,
         policy_plots=policy_plots,
     )
 
