@@ -26,14 +26,16 @@ RUNS: tuple[dict[str, tuple[int | None, list[int | None]]], ...] = (
 )
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs; tests add pages only."""
+    folder = tmp_path_factory.mktemp("runs")
     for number, problems in enumerate(RUNS, start=1):
-        write_run(tmp_path / "all" / f"run-{number}", problems)
-    return tmp_path / "all"
+        write_run(folder / f"run-{number}", problems)
+    return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def matrix(folder: Path) -> Matrix:
     return build_matrix(read_runs([folder]))
 
@@ -72,7 +74,7 @@ def test_the_figures_match_values_computed_by_hand(matrix: Matrix) -> None:
 
 def test_the_terminal_shows_each_run(folder: Path) -> None:
     console = Console(record=True, width=120, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-    assert report_runs(sorted(folder.iterdir()), console) == folder / "run-1" / "runs.html"
+    assert report_runs(sorted(folder.glob("run-*")), console) == folder / "run-1" / "runs.html"
     console.file.close()
     shown = console.export_text()
     assert re.search(r"run-2 +1/3 +1 right, 1 outvoted, 1 not found", shown)
@@ -81,12 +83,15 @@ def test_the_terminal_shows_each_run(folder: Path) -> None:
 
 def test_pages_of_single_runs_are_written_if_they_are_missing_or_old(folder: Path) -> None:
     report_runs([folder], QUIET)
-    old, kept = folder / "run-1" / "report.html", folder / "run-2" / "report.html"
+    missing, old, kept = (folder / f"run-{number}" / "report.html" for number in (1, 2, 3))
     kept.write_text("newer than its run", encoding="utf-8")
     os.utime(old, (0, 0))
+    missing.unlink()
     report_runs([folder], QUIET)
+    assert "run-1" in missing.read_text(encoding="utf-8")
     assert old.stat().st_mtime > 0
     assert kept.read_text(encoding="utf-8") == "newer than its run"
+    kept.unlink()
 
 
 def test_runs_without_a_known_answer_are_a_one_line_error(tmp_path: Path) -> None:
@@ -95,6 +100,7 @@ def test_runs_without_a_known_answer_are_a_one_line_error(tmp_path: Path) -> Non
         report_runs(runs, QUIET)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_cells_link_to_the_problem_in_the_page_of_their_run(folder: Path) -> None:
     path = report_runs([folder], QUIET, folder / "a page.html")

@@ -119,6 +119,7 @@ async def test_problems_are_spread_and_an_attempt_stays_on_its_server(tmp_path: 
     assert (len(first.requests), len(second.requests)) == (6, 6)
 
 
+@pytest.mark.slow
 async def test_a_server_that_is_killed_in_mid_turn_loses_nothing(tmp_path: Path) -> None:
     other = Continuing()
     async with killable(free_port()) as (engine, process), other.engine() as survivor:

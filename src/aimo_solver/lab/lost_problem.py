@@ -52,7 +52,8 @@ class Cause(StrEnum):
         return self in (Cause.NOT_STARTED, Cause.SERVER, Cause.DEFECT, Cause.PYTHON)
 
 
-_LIMITS = {
+_LIMITS: Mapping[str, Cause] = {
+    "loop": Cause.LOOP,
     FinishReason.TOKEN_LIMIT: Cause.CONTEXT,
     FinishReason.TURN_LIMIT: Cause.TURNS,
     FinishReason.DEADLINE: Cause.TIME,
@@ -120,7 +121,7 @@ class LostProblem:
 
     def _limit(self, attempt: Attempt) -> Cause | None:
         reason, trajectory = attempt.finish_reason, self.trajectories.get(attempt.index)
-        if reason is FinishReason.ANSWERED:
+        if reason not in (FinishReason.FORCED, FinishReason.CANCELLED, *_LIMITS):
             return None
         if trajectory is not None and loop_period(trajectory):
             return Cause.LOOP
