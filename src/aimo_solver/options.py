@@ -59,12 +59,20 @@ class AttemptConfig:
         max_turns: model turns, with tool calls between them.
         max_tokens: sampled tokens over all turns; None means as many as the context holds.
         answer_tokens, answer_s: tokens and seconds reserved for asking for the answer near a limit.
+        time_limit_s: seconds of an attempt at most; None means as many as its problem has.
+        stop_loops: an attempt that repeats itself (policy/loops.py) is told so, and the second time asked for its answer.
+        stop_at_box: the first box that closes around an answer ends the attempt, wherever it stands in its thinking or code.
+        least_thinking: an answer within the first so many sampled tokens is questioned once ("Wait"); 0 never does.
     """
 
     max_turns: Count = 128
     max_tokens: Count | None = None
     answer_tokens: Count = 512
     answer_s: NonNegative = 15.0
+    time_limit_s: Positive | None = None
+    stop_loops: bool = True
+    stop_at_box: bool = False
+    least_thinking: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

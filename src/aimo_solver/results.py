@@ -12,6 +12,8 @@ class FinishReason(StrEnum):
     ANSWERED = "answered"  # by a final text of its own
     FORCED = "forced"  # by an answer that was asked for near a limit
     NO_ANSWER = "no_answer"  # by a final text without a usable answer
+    BOXED = "boxed"  # by the first box that it wrote, with `attempt.stop_at_box`
+    LOOP = "loop"  # it repeated itself, and again after it was told
     TURN_LIMIT = "turn_limit"
     TOKEN_LIMIT = "token_limit"  # the attempt's token budget or the context is used up
     DEADLINE = "deadline"

@@ -113,7 +113,7 @@ async def pool() -> AsyncIterator[KernelPool]:
         yield pool
 
 
-async def _attempt(engine: VllmEngine, chat: ChatFormat, pool: KernelPool, **limits: int) -> Attempt:
+async def _attempt(engine: VllmEngine, chat: ChatFormat, pool: KernelPool, **limits: Any) -> Attempt:
     now = time.monotonic()
     config = Config(attempt=AttemptConfig(**limits), kernels=KernelConfig(timeout_s=30.0))
     resources = Resources(engine=engine, chat=chat, pool=pool, config=config)

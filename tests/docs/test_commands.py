@@ -153,6 +153,8 @@ CASES = (
         makes="gpt-oss.aimocache",
     ),
     Case("python scripts/gpu_bench.py --list", "boot-cold"),
+    Case("python scripts/score_guards.py RUN", "stop_loops"),
+    Case("python scripts/score_guards.py --made-up", "counting"),
     Case("source .venv/bin/activate", str(Path(sys.prefix)), more="&& command -v python"),
     Case("make run", "aimo-solver evaluate data/warmup.csv", more="--dry-run"),
     Case("make fast", "-m 'not vllm and not kernels and not slow'", more="--dry-run"),
@@ -206,6 +208,7 @@ EXCLUDED = {
     "kaggle competitions submit -c ai-mathematical-olympiad-progress-prize-3 -k YOU/aimo-solver -v 1 -f submission.parquet"
     " -m first": KAGGLE,
     "python scripts/fault_table.py": "minutes; the suite runs a cell of each row, and one row with this script",
+    "python scripts/score_guards.py ../shared/harmony/attempts.npz": "tests/policy/test_loops.py reads them if present",
     "pytest tests/policy/test_voting.py": IN_SUITE,
     "pytest tests/kaggle/test_notebook.py": IN_SUITE,
     "pytest tests/solve/test_solver_vllm.py": IN_SUITE,

@@ -82,6 +82,12 @@ OUT_OF_RANGE = (
 )
 """Reasons for a final text without an answer that counts."""
 
+LOOPED = "Your text repeats itself and was stopped. Take another way, or give the answer that you have."
+"""The reason for a turn that was ended because of a loop."""
+
+WAIT = "Wait. Check your answer in a second way before you settle on it."
+"""The reason for an early answer."""
+
 NOT_RUN = "[not run: time is up]"
 """The result of a call that came too late."""
 
@@ -100,6 +106,7 @@ NO_PYTHON = "[not run: Python is not available any more. Go on without it.]"
 TIME_UP = "Time is up"
 TOKENS_UP = "The token limit is reached"
 TURNS_UP = "The turn limit is reached"
+LOOPING = "The text above repeats itself"
 ANSWER_MISSING = "No answer was found in the text above"
 SERVER_FAULT = "The conversation cannot go on"
 """Why the answer is asked for; the beginnings of the three texts that follow."""

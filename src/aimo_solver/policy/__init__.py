@@ -5,4 +5,4 @@ Pure functions: no clock, no files, no engine. Time and data are arguments.
 May import: chat.
 """
 
-__all__ = ["budget", "selection", "stopping", "voting"]
+__all__ = ["budget", "loops", "selection", "stopping", "voting"]

@@ -5,6 +5,7 @@ This module decides what comes next; `conversation.Conversation` holds and sampl
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -19,7 +20,8 @@ from aimo_solver.log.trajectory import TrajectoryWriter
 from aimo_solver.problems import Problem
 from aimo_solver.results import Attempt, FinishReason
 from aimo_solver.server.client import Engine
-from aimo_solver.solve.conversation import Conversation, SampledTurn
+from aimo_solver.solve.conversation import Conversation, Guard, SampledTurn, no_guard
+from aimo_solver.solve.guards import TurnGuard
 from aimo_solver.solve.python import LeasedPython, PythonPool
 
 _LEAST_ANSWER_TOKENS = 32  # room for the answer itself when it is asked for
@@ -29,6 +31,7 @@ _REASONS = {
     FinishReason.DEADLINE: prompts.TIME_UP,
     FinishReason.TOKEN_LIMIT: prompts.TOKENS_UP,
     FinishReason.TURN_LIMIT: prompts.TURNS_UP,
+    FinishReason.LOOP: prompts.LOOPING,
     FinishReason.NO_ANSWER: prompts.ANSWER_MISSING,
     FinishReason.ENGINE_ERROR: prompts.SERVER_FAULT,
 }
@@ -76,22 +79,25 @@ class RunningAttempt:
         self._clock = resources.clock
         self._options = resources.config.attempt
         self._prompt = prompt
-        self._deadline = deadline
         self._trajectory = trajectory
         self._on_change = on_change
         self._problem_started = problem_started
         self._started = self._clock()
+        deadline = min(deadline, self._started + (self._options.time_limit_s or math.inf))
         # A third of a short budget is enough for asking; more would leave too little for thinking.
         self._answer_s = min(self._options.answer_s, max(0.0, deadline - self._started) / 3)
+        self._deadline = deadline
         self._soft_deadline = deadline - self._answer_s
         self._opening = prompt.fill(problem.text, resources.config)
         sampling = prompt.sampling(resources.config.sampling)
         self._conversation = Conversation(resources.engine, resources.chat, resources.clock, trajectory, sampling)
         self._python = LeasedPython(resources.pool, resources.config.kernels, resources.clock, trajectory)
+        self._guard = TurnGuard(self._options, resources.chat)
+        self._loops = 0
         self._malformed = 0
         self._unanswered = 0  # final texts without an answer
         self._answer: int | None = None
-        self._unconfirmed: int | None = None  # in a final text that a limit cut
+        self._unconfirmed: int | None = None  # an early answer, or one in a final text that a limit cut
         self._error: str | None = None
 
     @property
@@ -150,9 +156,15 @@ class RunningAttempt:
         while self.turns < self._options.max_turns:
             sampled = await self._sample()
             turn = self._chat.parse(sampled.tokens)
+            if sampled.cut_by is None and not isinstance(turn, FinalText):
+                sampled.cut_by = self._guard.add((), ended=True)
             if sampled.cut_by is not None:
                 self._conversation.log(sampled, "cut")
-                self._unconfirmed = extract_answer(turn.text) if isinstance(turn, FinalText) else None
+                if sampled.cut_by is FinishReason.LOOP and self._report_loop(sampled.tokens):
+                    continue
+                self._answer = self._guard.boxed
+                if isinstance(turn, FinalText) and (answer := extract_answer(turn.text)) is not None:
+                    self._unconfirmed = answer
                 return sampled.cut_by
             self._conversation.log(sampled, _KINDS[type(turn)])
             self._malformed += isinstance(turn, Malformed) or turn.salvaged is not None
@@ -170,14 +182,29 @@ class RunningAttempt:
                 fits = self._complain(sampled, f"{reason} {prompts.NOTHING_RUN}")
             case FinalText(text):
                 self.final, reading = text, read_answer(text)
-                self._answer = reading.answer
-                if self._answer is not None:
+                if reading.answer is not None:
+                    if self._question(sampled, reading.answer):
+                        return None
+                    self._answer = reading.answer
                     return FinishReason.ANSWERED
                 self._unanswered += 1
                 if self._unanswered > _MOST_UNANSWERED:
                     return FinishReason.NO_ANSWER
                 fits = self._complain(sampled, prompts.OUT_OF_RANGE if reading.out_of_range else prompts.NO_ANSWER)
         return None if fits else FinishReason.TOKEN_LIMIT
+
+    def _report_loop(self, sampled: Sequence[int]) -> bool:
+        """Tells the model that it repeats itself; returns False if it was told before."""
+        self._loops += 1
+        self._guard.forget_loop()
+        return self._loops == 1 and self._complain(sampled, prompts.LOOPED)
+
+    def _question(self, sampled: Sequence[int], answer: int) -> bool:
+        """Asks the model to check an early answer; returns False if that is not necessary."""
+        if self._unconfirmed is not None or self.tokens >= self._options.least_thinking:
+            return False
+        self._unconfirmed = answer
+        return self._complain(sampled, prompts.WAIT)
 
     def _complain(self, sampled: Sequence[int], reason: str) -> bool:
         keep = self._options.answer_tokens
@@ -206,7 +233,7 @@ class RunningAttempt:
             return SampledTurn(cut_by=FinishReason.DEADLINE)
         self.turns += 1
         self._change("thinking")
-        return await self._draw(room, self._soft_deadline)
+        return await self._draw(room, self._soft_deadline, self._guard.add)
 
     async def _ask_answer(self, finish: FinishReason) -> FinishReason:
         """Asks for the answer with the reserved tokens and time; returns `finish` if that brings none."""
@@ -224,8 +251,9 @@ class RunningAttempt:
             return FinishReason.FORCED
         return FinishReason.ENGINE_ERROR if sampled.cut_by is FinishReason.ENGINE_ERROR else finish
 
-    async def _draw(self, room: int, deadline: float) -> SampledTurn:
-        sampled = await self._conversation.sample(room, deadline, f"{self.problem.id}-{self.index}-{self.turns}")
+    async def _draw(self, room: int, deadline: float, guard: Guard = no_guard) -> SampledTurn:
+        label = f"{self.problem.id}-{self.index}-{self.turns}"
+        sampled = await self._conversation.sample(room, deadline, label, guard)
         self._error = sampled.error or self._error
         return sampled
 

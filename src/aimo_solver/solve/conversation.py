@@ -27,6 +27,13 @@ _SHORTEST_CHARS = 100  # texts that would have to be shorter are left out
 _CLOSING_TOKENS = 64  # closing a turn that was cut in the middle may take up to this many more
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0  # before a failed request is sent again
 
+Guard = Callable[[Sequence[int]], FinishReason | None]
+"""Gets sampled tokens as they arrive; returns a reason to cut the turn there, or None."""
+
+
+def no_guard(tokens: Sequence[int]) -> None:
+    """A guard that cuts no turn."""
+
 
 @dataclass(slots=True)
 class SampledTurn:
@@ -138,7 +145,7 @@ class Conversation:
                 return True
         return False
 
-    async def sample(self, room: int, deadline: float, label: str) -> SampledTurn:
+    async def sample(self, room: int, deadline: float, label: str, guard: Guard = no_guard) -> SampledTurn:
         """Samples and appends at most `room` tokens until `deadline`, across failures and restarts of the server.
 
         A server that is lost for good, or refuses the request, cuts the turn like any other limit.
@@ -147,7 +154,7 @@ class Conversation:
         turn = SampledTurn()
         try:
             async with asyncio.timeout(max(0.0, deadline - started)):
-                await self._sample_to_end(turn, room, label, started)
+                await self._sample_to_end(turn, room, label, started, guard)
         except TimeoutError:
             turn.cut_by = FinishReason.DEADLINE
         except EngineError as fault:
@@ -185,8 +192,8 @@ class Conversation:
             del self.tokens[end:]
             self._turn_starts = [start for start in self._turn_starts if start <= end]
 
-    async def _sample_to_end(self, turn: SampledTurn, room: int, label: str, started: float) -> None:
-        """Samples until the model stops, or until `room` or the context is full.
+    async def _sample_to_end(self, turn: SampledTurn, room: int, label: str, started: float, guard: Guard) -> None:
+        """Samples until the model stops, `guard` cuts the turn, or `room` or the context is full.
 
         A failed request is sent again with the tokens sampled so far, after growing pauses and without limit: the caller's
         deadline bounds it. A request that is too long for the server is sent again for fewer tokens.
@@ -204,7 +211,7 @@ class Conversation:
             )
             self.prompt_tokens = max(self.prompt_tokens, len(request.tokens))
             try:
-                finish = await self._stream(request, turn, started)
+                finish = await self._stream(request, turn, started, guard)
             except ContextExceeded:
                 # The engine has updated its context from the server's reply. If that changes nothing, ask for half.
                 if wanted <= min(room, self.room) - before:
@@ -213,18 +220,18 @@ class Conversation:
                     raise
                 continue
             sampled = len(turn.tokens) - before
+            if finish == "stop" or turn.cut_by is not None:
+                return
             if finish is None:
                 pause_s = _FIRST_PAUSE_S if sampled else pause_s
                 await asyncio.sleep(pause_s)
                 pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s)
                 await self._engine.wait_ready()
-            elif finish == "stop":
-                return
             elif wanted == left or sampled < wanted:
                 break
         turn.cut_by = FinishReason.TOKEN_LIMIT
 
-    async def _stream(self, request: CompletionRequest, turn: SampledTurn, started: float) -> str | None:
+    async def _stream(self, request: CompletionRequest, turn: SampledTurn, started: float, guard: Guard) -> str | None:
         """Appends the tokens of one request to the turn; returns why it ended, None if the server failed before that."""
         finish = turn.error = None
         try:
@@ -238,6 +245,10 @@ class Conversation:
                     self.cached_tokens += chunk.cached_tokens or 0
                     self._trajectory.add_sampled(chunk.token_ids, chunk.entropies)
                     finish = chunk.finish or finish
+                    reason = guard(chunk.token_ids)
+                    if reason is not None and finish != "stop":
+                        turn.cut_by = reason
+                        break
         except EngineUnavailable as error:
             turn.error = None if finish else str(error)  # tokens before the end are valid
         return finish

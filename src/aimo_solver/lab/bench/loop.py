@@ -206,7 +206,8 @@ async def run_loop(target: Target, streams: int, turn_tokens: int | None, serial
     turn_tokens = tokens if turn_tokens is None else min(turn_tokens, max(1, tokens // 2))
     measured = Measurement()
     turns = max(1, tokens // turn_tokens)
-    attempts = AttemptConfig(max_turns=turns + 1, answer_tokens=1, answer_s=1.0)
+    # Dummy weights repeat themselves.
+    attempts = AttemptConfig(max_turns=turns + 1, answer_tokens=1, answer_s=1.0, stop_loops=False)
     config = dataclasses.replace(target.config, attempt=attempts)
     with tempfile.TemporaryDirectory() as folder:
         log = RunLog.create(Path(folder) / "run", config=config, environment=describe_environment())

@@ -1,0 +1,58 @@
+"""Ends a turn early while it is sampled: at a loop, or at a boxed answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aimo_solver.answers import extract_answer, last_box
+from aimo_solver.chat.turns import ChatFormat
+from aimo_solver.options import AttemptConfig
+from aimo_solver.policy.loops import LoopDetector
+from aimo_solver.results import FinishReason
+
+_BOX = "\\boxed{"
+_STEP = 16  # tokens between two looks for a box
+_REACH = 128  # tokens in which a box must open and close
+
+
+class TurnGuard:
+    """Watches the sampled tokens of one attempt, as far as its options ask for it.
+
+    Attributes:
+        boxed: the answer in the box that ended the turn.
+    """
+
+    def __init__(self, options: AttemptConfig, chat: ChatFormat) -> None:
+        self.boxed: int | None = None
+        self._chat = chat
+        self._loops = LoopDetector() if options.stop_loops else None
+        self._stop_at_box = options.stop_at_box
+        self._recent: list[int] = []
+        self._unread = 0
+
+    def add(self, tokens: Sequence[int], *, ended: bool = False) -> FinishReason | None:
+        """Returns why the turn should end after these tokens; None if it may go on.
+
+        `ended` means that no tokens follow, so that all of them are looked at.
+        """
+        if self._stop_at_box:
+            self._recent += tokens
+            self._unread += len(tokens)
+            if self._unread >= _STEP or (ended and self._unread):
+                self.boxed = self._read_box()
+        if self.boxed is not None:
+            return FinishReason.BOXED
+        return FinishReason.LOOP if self._loops is not None and self._loops.add(tokens) else None
+
+    def forget_loop(self) -> None:
+        """Begins the search for loops again, after one that the model was told of."""
+        if self._loops is not None:
+            self._loops.forget()
+
+    def _read_box(self) -> int | None:
+        """The answer in the last box of the recent tokens, if it is closed."""
+        del self._recent[: -(_REACH + self._unread)]
+        self._unread = 0
+        text = self._chat.decode(self._recent)
+        box = last_box(text[text.rfind(_BOX) :]) if _BOX in text else None
+        return None if box is None else extract_answer(f"{_BOX}{box}}}")
