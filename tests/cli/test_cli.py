@@ -20,6 +20,7 @@ from tests.processes import runs
 
 COMMAND = [sys.executable, "-m", "aimo_solver.cli"]
 WARMUP = ROOT / "data" / "warmup.csv"
+FEW = ("--set", "solver.slots=4", "--set", "solver.max_attempts=4")
 
 
 def run(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
@@ -27,7 +28,7 @@ def run(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess
 
 
 def evaluate(vllm: Served, out: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return run("evaluate", WARMUP, "--endpoint", vllm.url, "--out", out, *arguments)
+    return run("evaluate", WARMUP, "--endpoint", vllm.url, "--out", out, *FEW, *arguments)
 
 
 def lines(path: Path) -> list[dict[str, object]]:
@@ -82,19 +83,19 @@ def test_a_killed_run_resumes_with_the_next_problem(
     vllm: Served, tmp_path: Path, family: Callable[[], list[psutil.Process]]
 ) -> None:
     out = tmp_path / "run"
-    command = [*COMMAND, "evaluate", str(WARMUP), "--endpoint", vllm.url, "--out", str(out), "--limit", "12"]
+    command = [*COMMAND, "evaluate", str(WARMUP), "--endpoint", vllm.url, "--out", str(out), "--limit", "8", *FEW]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        until(lambda: len(lines(out / "problems.jsonl")) >= 2)
+        until(lambda: len(lines(out / "problems.jsonl")) >= 1)
         family()
         process.kill()
     until(lambda: not family())
     finished = [problem["problem_id"] for problem in lines(out / "problems.jsonl")]
-    assert 2 <= len(finished) < 12
-    done = run("evaluate", WARMUP, "--endpoint", vllm.url, "--out", out, "--limit", 12, "--resume")
+    assert 1 <= len(finished) < 8
+    done = run("evaluate", WARMUP, "--endpoint", vllm.url, "--out", out, "--limit", 8, *FEW, "--resume")
     assert done.returncode == 0, done.stderr
     problems = [problem["problem_id"] for problem in lines(out / "problems.jsonl")]
     assert problems[: len(finished)] == finished
-    assert len(set(problems)) == len(problems) == 12
+    assert len(set(problems)) == len(problems) == 8
 
 
 @pytest.mark.vllm
@@ -103,7 +104,7 @@ def test_an_interrupt_keeps_finished_problems(
     vllm: Served, tmp_path: Path, family: Callable[[], list[psutil.Process]], sent: signal.Signals
 ) -> None:
     out = tmp_path / "run"
-    command = [*COMMAND, "evaluate", str(WARMUP), "--endpoint", vllm.url, "--out", str(out)]
+    command = [*COMMAND, "evaluate", str(WARMUP), "--endpoint", vllm.url, "--out", str(out), *FEW]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         until(lambda: len(lines(out / "problems.jsonl")) >= 1)
         family()

@@ -33,7 +33,7 @@ from tests.small_run import write_run
 pytestmark = pytest.mark.timeout(900)  # slow commands wait for each other
 
 COMMANDS = {command.text for command in ALL if command.complete}
-POCKET = "--endpoint ENDPOINT"
+POCKET = "--endpoint ENDPOINT --set solver.slots=4 --set solver.max_attempts=4"
 GPU_STAGES = "needs a GPU and minutes; --list and the stages that need neither are run"
 IN_SUITE = "part of this suite"
 KAGGLE = "needs a Kaggle account"
@@ -86,7 +86,7 @@ CASES = (
         "aimo-solver evaluate problems.csv --config my.toml"
         " --set solver.slots=16 --set solver.max_attempts=16 --set voting.equal=6",
         "of 1 right",
-        more=f"--limit 1 {POCKET}",
+        more="--limit 1 --endpoint ENDPOINT",
     ),
     Case("aimo-solver evaluate problems.csv --time-limit 600", "of 1 right", more=f"--limit 1 {POCKET}"),
     Case(

@@ -99,7 +99,9 @@ def place(tmp_path: Path) -> Place:
     (competition / "kaggle_evaluation").symlink_to(TESTS / "kaggle_stand_in" / "kaggle_evaluation")
     build = [sys.executable, ROOT / "scripts" / "build_notebook.py", "--model", MODEL, "--competition", competition]
     subprocess.run([*map(str, build), "--out", tmp_path / "notebook.ipynb"], check=True, capture_output=True)
-    return Place(tmp_path)
+    place = Place(tmp_path)
+    place.edit('"solver": {"slots": 8, "max_attempts": 8}', '"solver": {"slots": 4, "max_attempts": 4}')
+    return place
 
 
 def warmup(count: int) -> list[tuple[str, str, int]]:

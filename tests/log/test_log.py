@@ -483,11 +483,15 @@ def test_an_evaluation_killed_during_a_problem_is_reported_and_resumed(vllm: Ser
         "--out",
         str(run_dir),
         "--limit",
-        "12",
+        "6",
+        "--set",
+        "solver.max_attempts=4",
+        "--set",
+        "solver.slots=4",
     ]
 
     def is_during_a_problem() -> bool:
-        """Returns whether two problems have ended and an attempt at the third has sampled tokens."""
+        """Returns whether a problem has ended and an attempt at the next has sampled tokens."""
         if not (run_dir / "problems.jsonl").exists():
             return False
         run = read_run(run_dir)
@@ -500,7 +504,7 @@ def test_an_evaluation_killed_during_a_problem_is_reported_and_resumed(vllm: Ser
             if trajectory
             for step in trajectory.steps
         ]
-        return len(run.results) >= 2 and any(step.tokens and step.kind != "prompt" for step in steps)
+        return len(run.results) >= 1 and any(step.tokens and step.kind != "prompt" for step in steps)
 
     with subprocess.Popen(begin, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as solver:
         end = time.monotonic() + 120
@@ -528,8 +532,8 @@ def test_an_evaluation_killed_during_a_problem_is_reported_and_resumed(vllm: Ser
     subprocess.run([*begin, "--resume"], stdout=subprocess.DEVNULL, check=True, timeout=200)
     whole = read_run(run_dir)
     assert whole.results[: len(done)] == done
-    assert len(whole.results) == 12
+    assert len(whole.results) == 6
     assert whole.summary is not None
-    assert whole.summary["problems"] == 12
-    assert sum(result.right is True for result in whole.results) >= 10
+    assert whole.summary["problems"] == 6
+    assert sum(result.right is True for result in whole.results) >= 5
     assert len({(attempt.problem_id, attempt.index) for attempt in whole.attempts}) == len(whole.attempts)
