@@ -32,6 +32,7 @@ from rich.table import Table
 from aimo_solver.answers import extract_answer, last_box
 from aimo_solver.log.reader import read_run
 from aimo_solver.policy.loops import WINDOW, LoopDetector, measure_novelty
+from aimo_solver.problems import Answer
 
 _ROOT = Path(__file__).resolve().parents[1]
 _BOX = re.compile(r"\\boxed\{")
@@ -81,8 +82,8 @@ class Recorded:
 
     turns: tuple[Sequence[int], ...]
     texts: tuple[str, ...]
-    answer: int | None
-    truth: int | None
+    answer: Answer | None
+    truth: Answer | None
     seconds: float | None
     final: bool
 
@@ -248,7 +249,7 @@ def score_boxes(attempts: Sequence[Recorded]) -> GuardScore:
     return _score("stop_at_box", attempts, changed, saved=saved, gained=gained)
 
 
-def first_box(text: str) -> tuple[int, int] | None:
+def first_box(text: str) -> tuple[Answer, int] | None:
     """Returns the first boxed answer of a text, and where its box ends."""
     starts = [place.start() for place in _BOX.finditer(text)]
     for start, after in itertools.pairwise([*starts, len(text)]):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from aimo_solver.config import Config, load_config
 from aimo_solver.log.writer import RunLog
-from aimo_solver.problems import Candidate, Problem, ProblemResult
+from aimo_solver.problems import Answer, Candidate, Problem, ProblemResult
 from aimo_solver.results import Attempt, FinishReason
 
 ATTEMPTS = Path(__file__).parents[1].parent / "shared" / "replay" / "attempts.csv"
@@ -83,7 +83,7 @@ class Simulation:
             attempts.append(self._attempt(problem_id, index, row, slots[slot]))
             slots[slot] += attempts[-1].seconds
         attempts.sort(key=lambda attempt: attempt.started_s + attempt.seconds)
-        votes: Counter[int] = Counter()
+        votes: Counter[Answer] = Counter()
         for order, attempt in enumerate(attempts, 1):
             self.clock.now = self.t + attempt.started_s + attempt.seconds
             self.log.attempt_finished(attempt)
@@ -209,7 +209,7 @@ def simulate(
     return directory
 
 
-def _candidates(votes: Counter[int]) -> tuple[Candidate, ...]:
+def _candidates(votes: Counter[Answer]) -> tuple[Candidate, ...]:
     total = sum(votes.values())
     ranked = sorted(votes.items(), key=lambda item: (-item[1], item[0]))
     return tuple(Candidate(answer=answer, score=float(count), votes=count, share=count / total) for answer, count in ranked)

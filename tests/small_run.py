@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from aimo_solver.config import Config
 from aimo_solver.log.writer import RunLog
-from aimo_solver.problems import Candidate, Problem, ProblemResult
+from aimo_solver.problems import Answer, Candidate, Problem, ProblemResult
 from aimo_solver.results import Attempt, FinishReason
 
 HOSTILE = '</script><script>window.hacked = 1</script><img src=x onerror="window.hacked = 2">'
 
 
-def write_run(directory: Path, answers: dict[str, tuple[int | None, list[int | None]]], *, end: bool = True) -> Path:
+def write_run(
+    directory: Path,
+    answers: Mapping[str, tuple[Answer | None, Sequence[Answer | None]]],
+    *,
+    end: bool = True,
+    config: Config | None = None,
+) -> Path:
     """Writes a run with one attempt per given answer; problems are id -> (truth, answers), the first answer is the run's."""
     now = 0.0
-    log = RunLog.create(directory, config=Config(), environment={"gpus": ["H100"]}, clock=lambda: now)
+    log = RunLog.create(directory, config=config or Config(), environment={"gpus": ["H100"]}, clock=lambda: now)
     log.event("stage_started", stage="server")
     log.event("stage_ended", stage="server", seconds=0.0, outcome="done")
     for problem_id, (truth, choices) in answers.items():
@@ -52,14 +59,14 @@ def write_run(directory: Path, answers: dict[str, tuple[int | None, list[int | N
             Candidate(a, ballot.count(a), ballot.count(a), ballot.count(a) / len(ballot)) for a in dict.fromkeys(ballot)
         )
         log.write_votes(problem_id, candidates)
-        answer = candidates[0].answer if candidates else 0
+        leader = candidates[0].answer if candidates else 0
         log.problem_finished(
             ProblemResult(
                 problem_id=problem_id,
-                answer=answer,
+                answer=leader,
                 truth=truth,
                 reason="attempts",
-                votes=ballot.count(answer),
+                votes=candidates[0].votes if candidates else 0,
                 attempts=len(choices),
                 tokens=60 * len(choices),
                 seconds=4.0 * len(choices),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aimo_solver.answers import ANSWER_RANGE, Reading, evaluate_latex, extract_answer, last_box, read_answer
+from aimo_solver.answers import ANSWER_RANGE, Reading, evaluate_latex, extract_answer, last_box, read_answer, read_symbolic
 
 COUNTS = {
     # plain integers
@@ -148,6 +148,31 @@ def test_no_text_raises(text: str) -> None:
     assert answer is None or answer in ANSWER_RANGE
 
 
+@pytest.mark.parametrize(
+    ("text", "answer"), [("123456", 456), ("-1", 999), ("2^{30}", 824), ("1000", 0), ("3/2", None), ("x", None), ("1000.0", 0)]
+)
+def test_a_modulus_reduces_any_integer(text: str, answer: int | None) -> None:
+    reading = read_answer(f"\\boxed{{{text}}}", modulus=1_000)
+    assert (reading.answer, reading.out_of_range) == (answer, text == "3/2")
+
+
+def test_another_range() -> None:
+    assert [read_answer(f"\\boxed{{{n}}}", range(-5, 6)).answer for n in (-6, -5, 5, 6)] == [None, -5, 5, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("So \\boxed{ $\\frac{1}{2}$ }.", "\\frac{1}{2}"),
+        ("\\boxed{}", None),
+        ("no box", None),
+        (f"\\boxed{{{'1+' * 600}1}}", None),
+    ],
+)
+def test_a_symbolic_answer_is_the_text_of_the_last_box(text: str, answer: str | None) -> None:
+    assert read_symbolic(text).answer == answer
+
+
 def test_hostile_texts_are_read_quickly_in_a_thread() -> None:
     """Only the test's own time limit applies."""
     hostile = [
@@ -159,7 +184,7 @@ def test_hostile_texts_are_read_quickly_in_a_thread() -> None:
         "\\boxed{" + "1000!*" * 150 + "1}",
         "\\boxed{" + "\\frac{1}{997!}+" * 60 + "1}",
     ]
-    answers: list[int | None] = []
+    answers: list[object] = []
     thread = threading.Thread(target=lambda: answers.extend(extract_answer(text) for text in hostile), daemon=True)
     thread.start()
     thread.join(120)

@@ -142,6 +142,9 @@ CONTRADICTIONS = [
     ),
     (("prompt.family=llama",), ("prompt.family", "'hermes'", "got 'llama'")),
     (("server.preset=h100",), ("server.preset", "'gpt-oss-120b'", "got 'h100'")),
+    (("answers.range=[5, 4]",), ("answers.range", "write [smallest, largest]")),
+    (("answers.kind=symbolic", "voting.voter=proximity"), ("voting.voter", "answers.kind=symbolic")),
+    (("answers.kind=symbolic", "answers.modulus=1000"), ("answers.modulus", "no remainder")),
 ]
 
 

@@ -26,7 +26,7 @@ PROBLEMS = {problem.id: problem for problem in read_problems(CSV)}
 
 def answer(problem_id: str) -> int:
     truth = PROBLEMS[problem_id].truth
-    assert truth is not None
+    assert isinstance(truth, int)
     return truth
 
 
@@ -34,7 +34,7 @@ def test_ten_problems_have_five_digit_answers() -> None:
     assert len(PROBLEMS) == 10
     for problem in PROBLEMS.values():
         assert isinstance(problem, Problem)
-        assert problem.truth is not None
+        assert isinstance(problem.truth, int)
         assert 10_000 <= problem.truth <= 99_999
         assert len(problem.id) == 6
         assert int(problem.id, 16) >= 0

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
+from aimo_solver.problems import Answer
+
 ANSWER_RANGE = range(100_000)
 """The possible answers of an AIMO problem."""
 
@@ -34,31 +36,43 @@ class Reading:
     """The answer that a final text states.
 
     Attributes:
-        answer: the stated integer; None if the text states none, or one out of range.
-        out_of_range: the text states one number, but not an integer in `ANSWER_RANGE`.
+        answer: None if the text states none, or one out of range.
+        out_of_range: the text states one number, but not a possible integer.
     """
 
-    answer: int | None = None
+    answer: Answer | None = None
     out_of_range: bool = False
 
 
-def extract_answer(text: str) -> int | None:
+def extract_answer(text: str) -> Answer | None:
     """Returns the answer that a final text states, None if it states none in range; see `read_answer`."""
     return read_answer(text).answer
 
 
-def read_answer(text: str) -> Reading:
+def read_symbolic(text: str) -> Reading:
+    """Reads the text in the last box as it is. Never raises; takes linear time."""
+    box = (last_box(text) or "").strip().strip("$").strip()
+    return Reading(box if 0 < len(box) <= _LONGEST else None)
+
+
+def read_answer(text: str, possible: range = ANSWER_RANGE, modulus: int | None = None) -> Reading:
     r"""Reads the last closed ``\boxed{...}`` of a final text. Never raises; takes linear time.
 
     42: ``042``, ``42.0``, ``\frac{84}{2}``, ``6 \cdot 7``, ``x = 42``, ``42 \pmod{100}``, ``142 \bmod 100``, ``42\text{ cm}``,
     ``$42^\circ$``, ``\text{42}``. 12345: ``12,345``, ``12{,}345``, ``12\,345``. Out of range: ``-1``, ``1/3``, ``100000``.
     No answer: ``1, 2``, ``3 \text{ or } 4``, ``x + 1``, ``\sqrt{2}``.
+
+    Args:
+        possible: the integers in range.
+        modulus: the answer is the remainder of the stated integer.
     """
     box = last_box(text)
     value = None if box is None else evaluate_latex(box)
     if value is None:
         return Reading()
-    in_range = value.denominator == 1 and int(value) in ANSWER_RANGE
+    if modulus is not None and value.denominator == 1:
+        value %= modulus
+    in_range = value.denominator == 1 and int(value) in possible
     return Reading(int(value) if in_range else None, out_of_range=not in_range)
 
 

@@ -20,6 +20,7 @@ from aimo_solver.errors import ConfigError
 from aimo_solver.options import (
     MOST_KERNELS,
     STRICT,
+    AnswersConfig,
     AttemptConfig,
     BudgetConfig,
     BuiltInVariant,
@@ -42,6 +43,7 @@ class Config:
 
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     attempt: AttemptConfig = field(default_factory=AttemptConfig)
+    answers: AnswersConfig = field(default_factory=AnswersConfig)
     solver: SolverConfig = field(default_factory=SolverConfig)
     kernels: KernelConfig = field(default_factory=KernelConfig)
     voting: VotingConfig = field(default_factory=VotingConfig)
@@ -206,6 +208,13 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
         yield "selection.least_s", f"{selection.least_s:g} s are more than any problem gets (budget.cap_s, {budget.cap_s:g})"
     if budget.rule == "clamp" and budget.reserve_s > budget.cap_s:
         yield "budget.reserve_s", f"{budget.reserve_s:g} s are more than budget.cap_s ({budget.cap_s:g}); raise that"
+    lowest, highest = config.answers.range
+    if lowest > highest:
+        yield "answers.range", f"[{lowest}, {highest}] is empty; write [smallest, largest]"
+    if config.answers.kind == "symbolic" and config.voting.voter == "proximity":
+        yield "voting.voter", "proximity compares numbers; choose another for answers.kind=symbolic"
+    if config.answers.kind == "symbolic" and config.answers.modulus is not None:
+        yield "answers.modulus", "symbolic answers have no remainder; leave it out"
     for equal, of in config.voting.consistency:
         if equal > of:
             yield "voting.consistency", f"{equal} equal answers of {of} are impossible; write (k, n) with k up to n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections import Counter
 from dataclasses import field
 from typing import Annotated, Any, Literal
@@ -73,6 +74,27 @@ class AttemptConfig:
     stop_loops: bool = True
     stop_at_box: bool = False
     least_thinking: Annotated[int, Field(ge=0)] = 0
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class AnswersConfig:
+    """What an answer is.
+
+    Attributes:
+        kind: "integer" or "symbolic": any LaTeX value, compared by math-verify; only for `aimo-solver evaluate`.
+        range: smallest and largest integer that counts as an answer.
+        modulus: the answer is the remainder of the stated integer, which is computed here and not by the model; None means the
+            integer itself is the answer.
+    """
+
+    kind: Literal["integer", "symbolic"] = "integer"
+    range: tuple[int, int] = (0, 99_999)
+    modulus: Count | None = None
+
+    @property
+    def possible(self) -> builtins.range:
+        """The integers that count as answers."""
+        return builtins.range(self.range[0], self.range[1] + 1)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -207,7 +229,8 @@ class VariantConfig:
     """A prompt variant. What is None is as in `base`, and sampling and effort then as in their sections.
 
     In the texts, {timeout_s}, {output_chars} and {libraries} stand for the limits of a call and for the modules that are
-    imported. `aimo-solver prompts` shows what a model gets.
+    imported, and {answer} for what an answer is, such as "an integer from 0 to 99999". `aimo-solver prompts` shows what a
+    model gets.
 
     Attributes:
         base: a variant of the library (chat/variants.py); by default the one of the same name, or else "tool".

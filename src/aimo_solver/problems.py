@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+Answer = int | str
+"""An integer, or with ``answers.kind = "symbolic"`` a LaTeX text; equal answers to one problem are then the same text."""
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -11,7 +14,7 @@ class Problem:
 
     id: str
     text: str
-    truth: int | None = None
+    truth: Answer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +27,7 @@ class Candidate:
         share: its part of all scores, 0..1.
     """
 
-    answer: int
+    answer: Answer
     score: float
     votes: int
     share: float
@@ -44,8 +47,8 @@ class ProblemResult:
     """
 
     problem_id: str
-    answer: int
-    truth: int | None = None
+    answer: Answer
+    truth: Answer | None = None
     reason: str
     votes: int = 0
     attempts: int = 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from aimo_solver.problems import Answer
+
 
 class FinishReason(StrEnum):
     """Why an attempt ended."""
@@ -43,7 +45,7 @@ class Attempt:
 
     problem_id: str
     index: int
-    answer: int | None
+    answer: Answer | None
     finish_reason: FinishReason
     tokens: int = 0
     prompt_tokens: int = 0

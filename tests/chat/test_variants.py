@@ -25,6 +25,23 @@ def test_every_variant_states_the_range_and_the_box_and_no_modulus(name: str) ->
     assert "mod" not in text.lower()
 
 
+@pytest.mark.parametrize("name", sorted(set(VARIANTS) - {"bare"}))
+@pytest.mark.parametrize(
+    ("setting", "says", "not_"),
+    [
+        ("answers.range=[-5, 999]", "999", "99999"),
+        ("answers.modulus=1000", "", "1000"),
+        ("answers.kind=symbolic", "LaTeX", "99999"),
+    ],
+)
+def test_every_variant_states_other_answers(name: str, setting: str, says: str, not_: str) -> None:
+    prompt = VARIANTS[name].fill("", load_config(settings=[setting]))
+    text = f"{prompt.instructions} {prompt.user}"
+    assert says in text
+    assert not_ not in text
+    assert "{answer" not in text
+
+
 def test_names_are_unique() -> None:
     assert len(VARIANTS) == len(library._VARIANTS)
 

@@ -8,7 +8,8 @@ import pytest
 
 from aimo_solver.cli.problem_file import read_problems
 from aimo_solver.errors import ProblemFileError
-from aimo_solver.problems import Problem
+from aimo_solver.options import AnswersConfig
+from aimo_solver.problems import Answer, Problem
 
 SHARED = Path(__file__).parents[3] / "shared" / "problems"
 
@@ -64,6 +65,24 @@ def test_bad_file_gives_a_one_line_error(tmp_path: Path, text: str, says: str) -
         read_problems(write(tmp_path, text))
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("answers", "truth", "read"),
+    [
+        (AnswersConfig(range=(-5, 5)), "-5", -5),
+        (AnswersConfig(modulus=1_000), "025", 25),
+        (AnswersConfig(kind="symbolic"), " $\\frac{1}{2}$ ", "\\frac{1}{2}"),
+        (AnswersConfig(kind="symbolic"), "", None),
+    ],
+)
+def test_true_answers_follow_the_options(tmp_path: Path, answers: AnswersConfig, truth: str, read: Answer | None) -> None:
+    assert read_problems(write(tmp_path, f"id,problem,answer\na,A,{truth}\n"), answers)[0].truth == read
+
+
+def test_a_true_answer_that_is_no_remainder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ProblemFileError, match=r"is 1000, outside 0\.\.999"):
+        read_problems(write(tmp_path, "id,problem,answer\na,A,1000\n"), AnswersConfig(modulus=1_000))
 
 
 def test_missing_file_is_an_error(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from aimo_solver.answers import ANSWER_RANGE, FALLBACK_ANSWER
 from aimo_solver.errors import BootError, LocalGatewayError, PathNotFoundError
 from aimo_solver.kaggle.gateway import PendingAnswer, make_predict, make_server
 from aimo_solver.kaggle.local_gateway import LocalInferenceServer
+from aimo_solver.problems import Answer
 from tests.conftest import ROOT
 from tests.without_network import can_cut_network
 
@@ -479,7 +480,7 @@ def test_the_gateway_imports_nothing_heavy() -> None:
 
 def test_a_future_may_be_shared() -> None:
     """Giving up one of two calls that share a future must not change the answer of the other."""
-    shared: Future[int] = Future()
+    shared: Future[Answer] = Future()
     shared.set_result(4)
     results = [PendingAnswer(time.monotonic() + 60, shared), PendingAnswer(0.0, shared)]
     predict = make_predict(ScriptedBackend(*results))

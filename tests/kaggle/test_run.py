@@ -601,6 +601,8 @@ def test_the_clock_starts_with_the_process_only_in_a_rerun(monkeypatch: pytest.M
 def test_a_wrong_setting_is_refused_before_anything_starts() -> None:
     with pytest.raises(ConfigError, match=r"solver\.slotz"):
         notebook_run("m", {"solver": {"slotz": 8}}, NOTHING_TO_INSTALL)
+    with pytest.raises(ConfigError, match=r"answers\.kind: Kaggle's gateway takes integers only"):
+        notebook_run("m", {"answers": {"kind": "symbolic"}}, NOTHING_TO_INSTALL)
 
 
 def test_a_missing_model_is_a_failed_boot_that_lists_the_folders_tried(

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from aimo_solver.lab.records import Group, Use
+from aimo_solver.problems import Answer
 from aimo_solver.results import Attempt, FinishReason
 from tests.simulated_run import ATTEMPTS
 
@@ -17,7 +18,7 @@ public = pytest.mark.skipif(not PUBLIC.exists(), reason="the public records are 
 untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is not a failure
 
 
-def make_attempt(index: int, answer: int | None, **values: Any) -> Attempt:
+def make_attempt(index: int, answer: Answer | None, **values: Any) -> Attempt:
     reason = FinishReason.ANSWERED if answer is not None else FinishReason.NO_ANSWER
     fields: dict[str, Any] = {"problem_id": "p", "finish_reason": reason}
     return Attempt(index=index, answer=answer, **fields | values)

@@ -14,15 +14,18 @@ import pytest
 from typer.testing import CliRunner
 
 from aimo_solver.cli.main import app
+from aimo_solver.config import Config
 from aimo_solver.lab.export.inspect_log import model_name, write_inspect_log
-from aimo_solver.lab.export.tables import ATTEMPTS, PROBLEMS, TURNS, write_parquet
+from aimo_solver.lab.export.tables import Schemas, write_parquet
 from aimo_solver.lab.export.wandb_run import write_wandb_run
 from aimo_solver.log.reader import Event, RunRecord, Step, read_run
+from aimo_solver.options import AnswersConfig
 from aimo_solver.problems import ProblemResult
 from aimo_solver.results import Attempt
 from tests.conftest import ROOT
 from tests.small_run import ANSWERS, write_run
 
+SYMBOLIC = AnswersConfig(kind="symbolic")
 NUMBERS = sum(len(answers) for _, answers in ANSWERS.values())
 
 
@@ -66,6 +69,16 @@ def test_problems_in_parquet_are_those_of_the_run(run: RunRecord, tables: Path) 
     assert leaders == [2, 2, 1, None, 2]
 
 
+def test_symbolic_answers_are_texts(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "symbolic", {"p": ("\\pi", ["\\pi", "3.1", None])}, config=Config(answers=SYMBOLIC))
+    integers = write_run(tmp_path / "integers", {"p": (7, [7])})
+    write_parquet([read_run(folder), read_run(integers)], tmp_path)
+    attempts, problems = (pl.read_parquet(tmp_path / f"{name}.parquet") for name in ("attempts", "problems"))
+    assert attempts["answer"].to_list() == ["\\pi", "3.1", None, "7"]
+    assert attempts["right"].to_list() == [True, False, False, True]
+    assert [one["answer"] for one in problems["candidates"][0]] == ["\\pi", "3.1"]
+
+
 def test_pandas_reads_the_same_values(tables: Path) -> None:
     attempts = pd.read_parquet(tables / "attempts.parquet")
     assert attempts["answer"].fillna(-1).astype(int).tolist() == [
@@ -86,12 +99,11 @@ def test_a_running_attempt_and_an_open_problem_are_in_the_tables(tmp_path: Path)
     assert turns["kind"].to_list() == ["prompt", "turn", "tool", "turn"]
 
 
-@pytest.mark.parametrize(
-    ("name", "schema", "kind"), [("problems", PROBLEMS, ProblemResult), ("attempts", ATTEMPTS, Attempt), ("turns", TURNS, Step)]
-)
+@pytest.mark.parametrize(("name", "kind"), [("problems", ProblemResult), ("attempts", Attempt), ("turns", Step)])
 def test_the_docs_have_every_column_that_is_not_a_field_of_the_record(
-    name: str, schema: dict[str, pl.DataType], kind: type[Any], tables: Path
+    name: str, kind: type[Any], run: RunRecord, tables: Path
 ) -> None:
+    schema = getattr(Schemas.of([run]), name)
     assert pl.read_parquet_schema(tables / f"{name}.parquet") == schema
     text = (ROOT / "docs" / "exports.md").read_text(encoding="utf-8")
     (row,) = (line for line in text.splitlines() if line.startswith(f"| `{name}.parquet`"))
@@ -139,7 +151,7 @@ def test_wandb_writes_an_offline_run(run: RunRecord, tmp_path: Path) -> None:
     assert list(folder.glob("run-*.wandb"))
     (attempts,) = folder.rglob("attempts*.table.json")
     table = json.loads(attempts.read_text())
-    assert table["columns"] == list(ATTEMPTS)
+    assert table["columns"] == list(Schemas.of([run]).attempts)
     assert len(table["data"]) == NUMBERS
 
 

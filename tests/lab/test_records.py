@@ -10,6 +10,7 @@ import pytest
 
 from aimo_solver.errors import RecordsError
 from aimo_solver.lab.records import CSV_COLUMNS, Use, read_groups
+from aimo_solver.problems import Answer
 from aimo_solver.results import Attempt, FinishReason
 from tests.lab.groups import make_attempt
 
@@ -28,7 +29,7 @@ def csv_file(folder: Path, *rows: str, header: str = HEADER) -> Path:
     return path
 
 
-def jsonl_file(folder: Path, *attempts: Attempt, truth: int | None = 7) -> Path:
+def jsonl_file(folder: Path, *attempts: Attempt, truth: Answer | None = 7) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "attempts.jsonl"
     path.write_text("".join(json.dumps(asdict(one) | {"truth": truth, "t": 1.0}) + "\n" for one in attempts), encoding="utf-8")
@@ -98,6 +99,12 @@ def test_a_bad_record_is_named(tmp_path: Path) -> None:
     path.write_text(path.read_text(encoding="utf-8").replace("answered", "vanished"), encoding="utf-8")
     with pytest.raises(RecordsError, match="record 1: cannot be read: 'vanished'"):
         read_groups([path])
+
+
+def test_symbolic_answers_are_read_as_texts(tmp_path: Path) -> None:
+    path = jsonl_file(tmp_path, make_attempt(0, "\\frac{1}{2}"), truth="\\frac{1}{2}")
+    (group,) = read_groups([path])
+    assert (group.truth, group.truth_present) == ("\\frac{1}{2}", True)
 
 
 def test_the_groups_of_several_files_are_joined(tmp_path: Path) -> None:

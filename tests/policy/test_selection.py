@@ -23,7 +23,7 @@ from aimo_solver.policy.selection import (
     write_questions,
 )
 from aimo_solver.policy.voting import rank
-from aimo_solver.problems import Candidate, Problem
+from aimo_solver.problems import Answer, Candidate, Problem
 from aimo_solver.results import Attempt, FinishReason
 
 PROBLEM = Problem("p", "How many {a, b} are there, with $\\frac{1}{2}$ braces {0}?", 12)
@@ -113,7 +113,7 @@ replies = st.lists(st.none() | st.sampled_from([5, 7, 12, 99]), max_size=9)
 
 
 @given(replies)
-def test_the_verdict_is_a_candidate_with_most_picks(answers: list[int | None]) -> None:
+def test_the_verdict_is_a_candidate_with_most_picks(answers: list[Answer | None]) -> None:
     verdict = count_picks(Method.SELECT, SHOWN, answers)
     picks = {one.answer: answers.count(one.answer) for one in SHOWN}
     if verdict.answer is None:

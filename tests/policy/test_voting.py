@@ -59,7 +59,8 @@ def test_trimmed_mean_stays_inside_its_cluster(given_: list[Attempt]) -> None:
     # The only voter that may return an answer that no attempt gave.
     voting = VotingConfig(voter="proximity", refine="trimmed-mean")
     for candidate in rank(given_, voting):
-        there = [attempt.answer for attempt in given_ if attempt.answer is not None]
+        there = [attempt.answer for attempt in given_ if isinstance(attempt.answer, int)]
+        assert isinstance(candidate.answer, int)
         near = [answer for answer in there if abs(answer - candidate.answer) <= 0.16 * max(answer, candidate.answer)]
         assert min(near) <= candidate.answer <= max(near)
         assert candidate.votes <= len(near)
@@ -89,6 +90,7 @@ def test_attempts_without_an_answer_change_nothing(given_: list[Attempt], empty:
 def test_more_votes_for_the_winner_never_make_it_lose(given_: list[Attempt], voter: Any, more: list[Attempt]) -> None:
     voting = VotingConfig(voter=voter)
     winner = rank(given_, voting)[0].answer
+    assert isinstance(winner, int)
     for vote in more:
         given_ = [*given_, attempt(winner, tool_errors=vote.tool_errors, entropy=vote.entropy, tail_entropy=vote.tail_entropy)]
         assert rank(given_, voting)[0].answer == winner

@@ -27,7 +27,7 @@ from aimo_solver.chat.prompts import (
     WAIT,
 )
 from aimo_solver.chat.turns import Malformed
-from aimo_solver.chat.variants import VARIANTS
+from aimo_solver.chat.variants import VARIANTS, fill_in
 from aimo_solver.config import Config
 from aimo_solver.errors import EngineLost, EngineRejected, KernelError, KernelStartError, PoolClosedError
 from aimo_solver.log.writer import NullLog
@@ -155,7 +155,7 @@ def test_the_model_sees_the_output_of_the_calls_before_the_deadline(model: Famil
 )
 def test_a_text_without_an_answer_is_told_so_and_the_attempt_goes_on(model: Family, text: str, reason: str) -> None:
     run = run_attempt(model, [ScriptedTurn(model.final(text)), ScriptedTurn(model.final("\\boxed{7}"))])
-    assert reason in run.prompts[1]
+    assert fill_in(reason, Config()) in run.prompts[1]
     assert (run.attempt.answer, run.attempt.finish_reason, run.attempt.turns) == (7, FinishReason.ANSWERED, 2)
     assert not run.asked
 

@@ -76,11 +76,9 @@ COMPLAINT = "{reason} Go on."
 NOTHING_RUN = "Nothing was run."
 """Ends the reason for a malformed turn."""
 
-NO_ANSWER = "No answer was found in your text. The answer is an integer from 0 to 99999; write it as \\boxed{N} when you have it."
-OUT_OF_RANGE = (
-    "The answer in your text is not an integer from 0 to 99999. Look for the mistake, and write the answer as \\boxed{N}."
-)
-"""Reasons for a final text without an answer that counts."""
+NO_ANSWER = "No answer was found in your text. The answer is {answer}; write it as \\boxed{N} when you have it."
+OUT_OF_RANGE = "The answer in your text is not {answer}. Look for the mistake, and write the answer as \\boxed{N}."
+"""Reasons for a final text without an answer that counts, with a placeholder of `variants.fill_in`."""
 
 LOOPED = "Your text repeats itself and was stopped. Take another way, or give the answer that you have."
 """The reason for a turn that was ended because of a loop."""

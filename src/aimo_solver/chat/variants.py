@@ -12,7 +12,7 @@ from importlib.util import find_spec
 
 from aimo_solver.chat.prompts import PYTHON_TOOL, Prompt
 from aimo_solver.config import Config
-from aimo_solver.options import KernelConfig, PromptConfig, ReasoningEffort, SamplingConfig
+from aimo_solver.options import PromptConfig, ReasoningEffort, SamplingConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +39,7 @@ class PromptVariant:
     def fill(self, problem: str, config: Config) -> Prompt:
         """Returns the prompt for a problem."""
         identity, system, developer, suffix, tool = (
-            fill_in(text, config.kernels)
-            for text in (self.identity, self.system, self.developer, self.suffix, self.tool_description)
+            fill_in(text, config) for text in (self.identity, self.system, self.developer, self.suffix, self.tool_description)
         )
         return Prompt(
             user=f"{problem}\n\n{suffix}" if suffix else problem,
@@ -57,11 +56,22 @@ class PromptVariant:
         return replace(default, **{name: value for name, value in own.items() if value is not None})
 
 
-def fill_in(text: str, kernels: KernelConfig) -> str:
-    """Returns the text with the limits of a call and the imported modules in place of their placeholders."""
+def fill_in(text: str, config: Config) -> str:
+    """Returns the text with what an answer is, the limits of a call and the imported modules in place of their placeholders."""
+    kernels, (lowest, highest) = config.kernels, config.answers.range
+    if config.answers.kind == "symbolic":
+        answer, in_chinese, in_russian = "an exact value in LaTeX", "用 LaTeX 表示的精确值", "точное значение в LaTeX"
+    elif config.answers.modulus is not None:
+        answer, in_chinese, in_russian = "an integer", "整数", "целое число"
+    else:
+        answer = f"an integer from {lowest} to {highest}"
+        in_chinese, in_russian = f"{lowest} 到 {highest} 之间的整数", f"целое число от {lowest} до {highest}"
     preloaded = filter(_is_installed, kernels.preload)
     *libraries, last = ["numpy", "sympy", "mpmath", *preloaded]
     values = {
+        "{answer}": answer,
+        "{answer_zh}": in_chinese,
+        "{answer_ru}": in_russian,
         "{timeout_s}": f"{kernels.timeout_s:g}",
         "{output_chars}": f"{kernels.output_chars:,}",
         "{libraries}": f"{', '.join(libraries)} and {last}",
@@ -101,13 +111,13 @@ def take_turns(variants: Mapping[str, PromptVariant], mix: Mapping[str, float]) 
         yield variants[chosen]
 
 
-_INTEGER = "The answer is an integer from 0 to 99999. Put your final answer in \\boxed{}, the number alone."
+_ANSWER = "The answer is {answer}. Put your final answer in \\boxed{}, with nothing else in it."
 _EXPERT = "You are an expert at mathematical olympiads."
 
 _VARIANTS = (
     PromptVariant(
         name="tool",
-        identity=f"{_EXPERT} {_INTEGER}",
+        identity=f"{_EXPERT} {_ANSWER}",
         suffix="You can use Python with {libraries} to solve this problem.",
     ),
     PromptVariant(
@@ -115,7 +125,7 @@ _VARIANTS = (
         developer=(
             f"{_EXPERT} Solve the problem by careful reasoning, and use the Python tool whenever it helps: for exact "
             "computation, for a search over cases, for trying small cases, and to check your result in a second way before you "
-            f"answer. {_INTEGER}"
+            f"answer. {_ANSWER}"
         ),
         tool_description=(  # the one that gpt-oss was trained with, with the limits that hold here
             "Use this tool to execute Python code in your chain of thought. The code will not be shown to the user. This tool "
@@ -131,7 +141,7 @@ _VARIANTS = (
         name="reasoning",
         identity=(
             f"{_EXPERT} Solve the problem by rigorous reasoning alone, and check every step and the result before you answer. "
-            f"{_INTEGER}"
+            f"{_ANSWER}"
         ),
         tool=False,
     ),
@@ -139,16 +149,16 @@ _VARIANTS = (
         name="tool-suffix",
         suffix=(
             "Reason step by step, and use Python for exact computation, for a search over cases and to check your result. "
-            f"{_INTEGER}"
+            f"{_ANSWER}"
         ),
     ),
-    PromptVariant(name="reasoning-suffix", suffix=f"Please reason step by step. {_INTEGER}", tool=False),
+    PromptVariant(name="reasoning-suffix", suffix=f"Please reason step by step. {_ANSWER}", tool=False),
     PromptVariant(
         name="code-first",
         identity=(
             "You are an expert at mathematical olympiads and a strong programmer. Begin by computing: brute-force small or "
             "whole cases with the Python tool, look for the pattern, then derive or verify the general result. "
-            f"{_INTEGER}"
+            f"{_ANSWER}"
         ),
     ),
     PromptVariant(
@@ -156,14 +166,14 @@ _VARIANTS = (
         identity=(
             "你是数学奥林匹克竞赛专家。请仔细推理来解题，并在有帮助时使用 Python 工具：精确计算、枚举情形、试验小规模的例子，"
             "以及在作答前用另一种方法检验结果。请用中文思考。"
-            "答案是 0 到 99999 之间的整数，请把最终答案（只写数字）放在 \\boxed{} 中。"
+            "答案是{answer_zh}，请把最终答案（只写答案）放在 \\boxed{} 中。"
         ),
     ),
     PromptVariant(
         name="reasoning-zh",
         identity=(
             "你是数学奥林匹克竞赛专家。请仅凭严密的推理解题，并在作答前检查每一步和结果。请用中文思考。"
-            "答案是 0 到 99999 之间的整数，请把最终答案（只写数字）放在 \\boxed{} 中。"
+            "答案是{answer_zh}，请把最终答案（只写答案）放在 \\boxed{} 中。"
         ),
         tool=False,
     ),
@@ -172,7 +182,7 @@ _VARIANTS = (
         identity=(
             "Вы эксперт по математическим олимпиадам. Решите задачу строгим рассуждением и пользуйтесь инструментом Python, "
             "когда он полезен: для точных вычислений, перебора случаев, проверки малых примеров и проверки результата другим "
-            "способом. Рассуждайте по-русски. Ответ — целое число от 0 до 99999; запишите его, только число, в \\boxed{}."
+            "способом. Рассуждайте по-русски. Ответ — {answer_ru}; запишите в \\boxed{} только его."
         ),
     ),
 )

@@ -6,7 +6,8 @@ import asyncio
 import shutil
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ from aimo_solver.cli.progress import TerminalProgress, result_table
 from aimo_solver.clock import RunClock
 from aimo_solver.config import Config, load_config
 from aimo_solver.errors import ConfigError, RunDirectoryError
+from aimo_solver.lab.symbolic import SymbolicAnswers
 from aimo_solver.log.environment import describe_environment
 from aimo_solver.log.reader import RunRecord, is_running, read_run
 from aimo_solver.log.resume import resume_run
 from aimo_solver.log.writer import RunLog
+from aimo_solver.options import AnswersConfig
 from aimo_solver.problems import Problem
+from aimo_solver.solve.attempt import keep_answer
 from aimo_solver.solve.endpoint import Endpoint, endpoint_session
 from aimo_solver.solve.evaluate import evaluate
 from aimo_solver.solve.session import local_session
@@ -31,12 +35,13 @@ class Evaluation:
     """Problems to solve, and how.
 
     Attributes:
+        read: returns the problems; their true answers depend on what an answer is.
         model: folder with the model, or with the tokenizer of the endpoints' model.
         endpoints: none starts a server for each run.
         resume: continue runs that exist. overwrite: delete them first.
     """
 
-    problems: Sequence[Problem]
+    read: Callable[[AnswersConfig], Sequence[Problem]]
     model: Path
     endpoints: Sequence[Endpoint]
     config_file: Path | None
@@ -52,9 +57,11 @@ class Evaluation:
             ServerError, EngineError: the server did not start, or was lost.
         """
         earlier = read_run(directory) if self.resume else None
+        config = self._config(earlier)
+        problems = self.read(config.answers)
         if self.overwrite and not self.resume:
             _delete_run(directory)
-        self._run(directory, started, self._config(earlier), earlier)
+        self._run(directory, started, problems, config, earlier)
 
     def run_repeatedly(self, out: Path, repeats: int) -> None:
         """Makes the runs ``out/1``, ``out/2`` ...; resuming continues those that exist and makes those that are missing.
@@ -65,6 +72,8 @@ class Evaluation:
             UserError, ServerError, EngineError: as `run`; the runs so far stay.
         """
         directories = [out / str(number) for number in range(1, repeats + 1)]
+        if not self.resume:
+            self.read(self._config(None).answers)  # before anything is deleted
         self._prepare(out, directories)
         scores: list[int | None] = []
         for number, directory in enumerate(directories):
@@ -77,7 +86,7 @@ class Evaluation:
             elif seed is not None:
                 seed += number
             config = replace(config, sampling=replace(config.sampling, seed=seed))
-            scores.append(self._run(directory, time.monotonic(), config, earlier))
+            scores.append(self._run(directory, time.monotonic(), self.read(config.answers), config, earlier))
         known = [score for score in scores if score is not None]
         if known:
             listed = f"{', '.join(map(str, known))} right, {sum(known) / len(known):.1f} on average"
@@ -99,18 +108,20 @@ class Evaluation:
         least = {"solver": {"parallel": max(1, len(self.endpoints))}}
         return load_config(least, self.model if earlier is None else earlier.config, self.config_file, settings=self.settings)
 
-    def _run(self, directory: Path, started: float, config: Config, earlier: RunRecord | None) -> int | None:
+    def _run(
+        self, directory: Path, started: float, problems: Sequence[Problem], config: Config, earlier: RunRecord | None
+    ) -> int | None:
         """Returns the right answers, None if no answer is known."""
         if earlier is None:
             log = RunLog.create(directory, config=config, environment=describe_environment(), started=started)
         else:
-            log = _resume(directory, earlier, config, self.problems)
-        todo = [problem for problem in self.problems if problem.id not in log.finished]
+            log = _resume(directory, earlier, config, problems)
+        todo = [problem for problem in problems if problem.id not in log.finished]
         with log:
             if todo:
                 asyncio.run(_solve(todo, config, log, self.model, self.endpoints, started))
             summary = log.finish({"problems_in_parallel": config.solver.parallel})
-        console.print(result_table([log.finished[problem.id] for problem in self.problems]))
+        console.print(result_table([log.finished[problem.id] for problem in problems]))
         _print_summary(summary, directory)
         right: int | None = summary["right"]
         return right
@@ -123,12 +134,16 @@ async def _solve(
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     clock = RunClock.begin(config.budget, time.monotonic, log.started)
-    with TerminalProgress(console, len(problems)) as progress:
+    async with AsyncExitStack() as stack:
+        unify = keep_answer
+        if config.answers.kind == "symbolic":
+            unify = (await stack.enter_async_context(SymbolicAnswers(log.event))).unify
+        progress = stack.enter_context(TerminalProgress(console, len(problems)))
         if not endpoints:
             console.print(f"starting vLLM on {model}, log in {log.directory / 'server.log'}", highlight=False)
-            opening = local_session(model, config, log, [progress])
+            opening = local_session(model, config, log, [progress], unify=unify)
         else:
-            opening = endpoint_session(endpoints, model, config, log, [progress])
+            opening = endpoint_session(endpoints, model, config, log, [progress], unify=unify)
         async with opening as session:
             console.print(f"ready after {time.monotonic() - started:.0f} s", highlight=False)
             if session.warning:

@@ -6,6 +6,7 @@ Exit codes: 0 success, 1 internal error, 2 invalid input (with one line that say
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -70,7 +71,7 @@ def evaluate_command(
     """
     started = time.monotonic()
     chosen = [part.strip() for part in (ids or "").split(",") if part.strip()]
-    problems = read_problems(csv, ids=chosen, limit=limit)
+    problems = partial(read_problems, csv, ids=chosen, limit=limit)
     if not endpoint and (served_model or api_key):
         raise ConfigError("--served-model" if served_model else "--api-key", "needs --endpoint")
     remote = [Endpoint(url, served_model, api_key) for url in dict.fromkeys(endpoint or ())]

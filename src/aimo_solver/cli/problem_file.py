@@ -6,19 +6,24 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from aimo_solver.answers import ANSWER_RANGE
 from aimo_solver.errors import ProblemFileError
-from aimo_solver.problems import Problem
+from aimo_solver.options import AnswersConfig
+from aimo_solver.problems import Answer, Problem
 
+_ID_COLUMNS = ("id", "unique_id")  # the latter in MATH-500
 _TEXT_COLUMNS = ("problem", "question")
+_COMPETITION = AnswersConfig()
 
 
-def read_problems(path: Path, *, ids: Sequence[str] = (), limit: int | None = None) -> tuple[Problem, ...]:
-    """Reads a CSV with the columns `id`, `problem` (or `question`) and, if known, `answer`.
+def read_problems(
+    path: Path, answers: AnswersConfig = _COMPETITION, *, ids: Sequence[str] = (), limit: int | None = None
+) -> tuple[Problem, ...]:
+    """Reads a CSV with the columns `id` (or `unique_id`), `problem` (or `question`) and, if known, `answer`, in any case.
 
     Ids stay text; polars and pandas would turn ``000123`` into 123 and ``424e18`` into a float.
 
     Args:
+        answers: what a true answer has to be.
         ids: keep only these problems, in this order.
         limit: keep only the first `limit` problems.
 
@@ -28,18 +33,28 @@ def read_problems(path: Path, *, ids: Sequence[str] = (), limit: int | None = No
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
-            columns = list(reader.fieldnames or ())
+            columns = reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
             rows = list(reader)
     except FileNotFoundError:
         raise ProblemFileError(path, "no such file") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ProblemFileError(path, f"cannot be read as a UTF-8 CSV file: {error}") from None
-    text_column = next((name for name in _TEXT_COLUMNS if name in columns), None)
-    if "id" not in columns or text_column is None:
+    id_column, text_column = (next((one for one in known if one in columns), None) for known in (_ID_COLUMNS, _TEXT_COLUMNS))
+    if id_column is None or text_column is None:
         raise ProblemFileError(path, f"needs the columns id and problem; it has {', '.join(columns) or 'none'}")
     problems: dict[str, Problem] = {}
     for number, row in enumerate(rows, start=1):
-        problem = _problem(path, number, row, text_column, has_answer="answer" in columns)
+        if None in row or None in row.values():
+            raise ProblemFileError(path, "has more or fewer fields than the header; check its quotes and commas", number)
+        id_, text = row[id_column].strip(), row[text_column].strip()
+        if not id_:
+            raise ProblemFileError(path, "the id is empty", number)
+        if not text:
+            raise ProblemFileError(path, f"problem {id_} has no text", number)
+        try:
+            problem = Problem(id_, text, _read_truth(row.get("answer", "").strip(), answers))
+        except ValueError as error:
+            raise ProblemFileError(path, f"the answer of {id_} is {error}", number) from None
         if problem.id in problems:
             raise ProblemFileError(path, f"id {problem.id} occurs twice; give each problem its own", number)
         problems[problem.id] = problem
@@ -52,21 +67,15 @@ def read_problems(path: Path, *, ids: Sequence[str] = (), limit: int | None = No
     return tuple(chosen[:limit])
 
 
-def _problem(path: Path, number: int, row: dict[str, str], text_column: str, *, has_answer: bool) -> Problem:
-    if None in row or None in row.values():
-        raise ProblemFileError(path, "has more or fewer fields than the header; check its quotes and commas", number)
-    id_, text = row["id"].strip(), row[text_column].strip()
-    if not id_:
-        raise ProblemFileError(path, "the id is empty", number)
-    if not text:
-        raise ProblemFileError(path, f"problem {id_} has no text", number)
-    if not has_answer or not row["answer"].strip():
-        return Problem(id_, text)
+def _read_truth(text: str, answers: AnswersConfig) -> Answer | None:
+    if not text or answers.kind == "symbolic":
+        return text.strip("$").strip() or None
     try:
-        answer = int(row["answer"].strip())
+        truth = int(text)
     except ValueError:
-        raise ProblemFileError(path, f"the answer of {id_} is not an integer: {row['answer']!r}", number) from None
-    if answer not in ANSWER_RANGE:
-        low, high = ANSWER_RANGE[0], ANSWER_RANGE[-1]
-        raise ProblemFileError(path, f"the answer of {id_} is {answer}, outside {low}..{high}", number)
-    return Problem(id_, text, answer)
+        remedy = "for other exact values use --set answers.kind=symbolic"
+        raise ValueError(f"not an integer: {text!r}; {remedy}") from None
+    lowest, highest = (0, answers.modulus - 1) if answers.modulus else answers.range
+    if not lowest <= truth <= highest:
+        raise ValueError(f"{truth}, outside {lowest}..{highest}")
+    return truth

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -88,7 +89,7 @@ def result_table(results: Sequence[ProblemResult]) -> Table:
         table.add_column(name, justify="left" if name == "id" else "right")
     for result in results:
         right = {True: "[green]yes[/]", False: "[red]no[/]", None: ""}[result.right]
-        truth = "" if result.truth is None else str(result.truth)
+        truth = "" if result.truth is None else escape(str(result.truth))  # LaTeX has brackets
         numbers = (result.votes, result.attempts, result.tool_calls, result.tokens)
-        table.add_row(result.problem_id, str(result.answer), truth, right, *map(str, numbers), f"{result.seconds:.1f}")
+        table.add_row(result.problem_id, escape(str(result.answer)), truth, right, *map(str, numbers), f"{result.seconds:.1f}")
     return table

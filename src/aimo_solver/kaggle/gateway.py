@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsIndex, TypeGuard
 
 import polars as pl
 
@@ -28,6 +28,7 @@ from aimo_solver.answers import ANSWER_RANGE, FALLBACK_ANSWER
 from aimo_solver.errors import AimoError, PathNotFoundError
 from aimo_solver.kaggle.local_gateway import LocalInferenceServer
 from aimo_solver.paths import find_gateway_package
+from aimo_solver.problems import Answer
 
 _POLL_S = 0.5  # how often a waiting predict reads a deadline that may have moved
 
@@ -45,8 +46,8 @@ class PendingAnswer:
     """
 
     deadline: float
-    future: Future[int] = field(default_factory=Future)
-    best: Callable[[], int | None] = lambda: None
+    future: Future[Answer] = field(default_factory=Future)
+    best: Callable[[], Answer | None] = lambda: None
 
 
 class Backend(Protocol):
@@ -144,11 +145,11 @@ class _Endpoint:
                 pending.future.cancel()
                 return answer
             wait([pending.future], timeout=min(left, _POLL_S))
-        answer = pending.future.result()
-        if not _is_answer(answer):
-            log.error("problem %s: the solver returned %r, which is not an answer", problem_id, answer)
+        result = pending.future.result()
+        if not _is_answer(result):
+            log.error("problem %s: the solver returned %r, which is not an answer", problem_id, result)
             return _best(pending)
-        return operator.index(answer)
+        return operator.index(result)
 
 
 def _best(pending: PendingAnswer | None) -> int:
@@ -160,7 +161,7 @@ def _best(pending: PendingAnswer | None) -> int:
     return operator.index(best) if best is not None and _is_answer(best) else FALLBACK_ANSWER
 
 
-def _is_answer(value: object) -> bool:
+def _is_answer(value: object) -> TypeGuard[SupportsIndex]:
     try:
         return operator.index(value) in ANSWER_RANGE  # type: ignore[arg-type]
     except TypeError:

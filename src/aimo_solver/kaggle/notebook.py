@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from aimo_solver.clock import RunClock, process_age_s
 from aimo_solver.config import Config, load_config
-from aimo_solver.errors import RunDirectoryError
+from aimo_solver.errors import ConfigError, RunDirectoryError
 from aimo_solver.kaggle.gateway import in_rerun
 from aimo_solver.kaggle.run import LoggingObserver, Run
 from aimo_solver.log.environment import describe_environment
@@ -38,7 +38,10 @@ def notebook_run(model: str, settings: Mapping[str, Any], wheels: Installation, 
     Raises:
         ConfigError: `settings` has an option that is unknown or invalid, or options that contradict each other.
     """
-    budget = load_config(settings).budget
+    config = load_config(settings)
+    if config.answers.kind != "integer":
+        raise ConfigError("answers.kind", "Kaggle's gateway takes integers only")
+    budget = config.budget
     started = time.monotonic() - (process_age_s() if in_rerun() else 0.0)
     sessions = _Sessions(model, settings, wheels, directory, started)
     return Run(sessions.open, budget, RunClock.begin(budget, time.monotonic, started), sessions.finish)

@@ -24,7 +24,7 @@ from aimo_solver.errors import AimoError, BootError
 from aimo_solver.kaggle.gateway import PendingAnswer
 from aimo_solver.options import BudgetConfig
 from aimo_solver.policy.budget import Allotment, Clock, allot
-from aimo_solver.problems import Problem, ProblemResult
+from aimo_solver.problems import Answer, Problem, ProblemResult
 from aimo_solver.results import Attempt
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class LoggingObserver:
     """
 
     def __init__(self, clock: RunClock) -> None:
-        self.answers: dict[str, Counter[int]] = {}
+        self.answers: dict[str, Counter[Answer]] = {}
         self._clock = clock
 
     def problem_started(self, problem: Problem, allotted_s: float) -> None:
@@ -65,7 +65,7 @@ class LoggingObserver:
 
     def problem_finished(self, result: ProblemResult) -> None:
         votes = f"{result.votes} votes of {result.attempts} attempts after {result.seconds:.0f} s ({result.reason})"
-        log.info("problem %s: %d by %s; %.0f s are left", result.problem_id, result.answer, votes, self._clock.left_s)
+        log.info("problem %s: %s by %s; %.0f s are left", result.problem_id, result.answer, votes, self._clock.left_s)
 
 
 class ProblemSolver(Protocol):
@@ -73,7 +73,7 @@ class ProblemSolver(Protocol):
 
     async def solve(self, problem: Problem, allotment: Allotment) -> ProblemResult: ...
 
-    def best(self, problem_id: str) -> int: ...
+    def best(self, problem_id: str) -> Answer: ...
 
 
 class OpenSession(Protocol):
@@ -108,7 +108,7 @@ class Run:
         self._on_close = on_close
         self._observer = LoggingObserver(clock)
         self._submitted = 0
-        self._problems: set[asyncio.Task[int]] = set()
+        self._problems: set[asyncio.Task[Answer]] = set()
         self._thread = threading.Thread(target=self._run_loop, name="aimo-solver", daemon=True)
         self._loop: asyncio.AbstractEventLoop
         self._boots: asyncio.Task[None]
@@ -149,7 +149,7 @@ class Run:
             if self._thread.is_alive():
                 log.error("the run did not end in time and is left behind")
 
-    async def _solve(self, problem: Problem, number: int, pending: PendingAnswer) -> int:
+    async def _solve(self, problem: Problem, number: int, pending: PendingAnswer) -> Answer:
         task = asyncio.current_task()
         assert task is not None
         self._problems.add(task)
@@ -198,7 +198,7 @@ class Run:
             return None
         return None if session.lost is not None and not result.votes else result
 
-    def _best(self, problem_id: str) -> int | None:
+    def _best(self, problem_id: str) -> Answer | None:
         """Returns the leader of the vote, or the most frequent answer if the vote failed."""
         answers = self._observer.answers.get(problem_id, Counter())
         session = self._session

@@ -1,6 +1,6 @@
 """Replays, simulations and statistics of logged runs. Never in the notebook.
 
-May import: policy, log.
+May import: policy, kernels, log.
 """
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "simulate",
     "statistics",
     "statistics_tables",
+    "symbolic",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import comb
 
+from aimo_solver.problems import Answer
 from aimo_solver.results import Attempt, FinishReason
 
 
@@ -37,7 +38,7 @@ def is_cancelled(attempt: Attempt) -> bool:
     return attempt.answer is None and attempt.finish_reason is FinishReason.CANCELLED
 
 
-def count_outcomes(attempts: Iterable[Attempt], truth: int) -> Outcomes:
+def count_outcomes(attempts: Iterable[Attempt], truth: Answer) -> Outcomes:
     """Counts the outcomes of the attempts at one problem."""
     attempts = tuple(attempts)
     votes = Counter(attempt.answer for attempt in attempts if attempt.answer is not None)

@@ -16,7 +16,7 @@ from aimo_solver.errors import KernelError
 from aimo_solver.log.reader import Event, ProblemRecord, Step, TrajectoryRecord
 from aimo_solver.options import VotingConfig
 from aimo_solver.policy.selection import Method
-from aimo_solver.problems import ProblemResult
+from aimo_solver.problems import Answer, ProblemResult
 from aimo_solver.results import Attempt, FinishReason
 
 _LOOP_TOKENS, _LONGEST_PERIOD, _LOOP_SHARE = 400, 100, 0.95
@@ -91,7 +91,7 @@ class LostProblem:
         return tuple(attempt for attempt in self.attempts if attempt.answer == self.problem.truth)
 
     @cached_property
-    def votes(self) -> dict[int, int]:
+    def votes(self) -> dict[Answer, int]:
         """Votes by answer in the last ranking."""
         return {candidate.answer: candidate.votes for candidate in self.result.candidates}
 

@@ -16,6 +16,7 @@ from typing import Any
 from aimo_solver.errors import RecordsError
 from aimo_solver.log.files import read_lines
 from aimo_solver.policy.selection import Method
+from aimo_solver.problems import Answer
 from aimo_solver.results import Attempt, FinishReason
 
 CSV_COLUMNS = (
@@ -57,12 +58,12 @@ class Group:
     run: str
     model: str
     problem_id: str
-    truth: int
+    truth: Answer
     ended: tuple[Attempt, ...]
     cut: tuple[Attempt, ...]
     timed: bool
     use: Use
-    choices: Mapping[str, int] = field(default_factory=dict)
+    choices: Mapping[str, Answer] = field(default_factory=dict)
 
     @property
     def attempts(self) -> tuple[Attempt, ...]:
@@ -97,7 +98,7 @@ def read_groups(paths: Sequence[Path]) -> tuple[Group, ...]:
 
 
 def group_attempts(
-    attempts: Sequence[Attempt], *, run: str, truth: int, model: str = "", choices: Mapping[str, int] | None = None
+    attempts: Sequence[Attempt], *, run: str, truth: Answer, model: str = "", choices: Mapping[str, Answer] | None = None
 ) -> Group:
     """Groups one run's attempts at one problem, at least one."""
     cut = tuple(a for a in attempts if a.answer is None and a.finish_reason in _CUT)
@@ -119,11 +120,11 @@ def group_attempts(
 class _Row:
     run: str
     model: str
-    truth: int
+    truth: Answer
     attempt: Attempt
 
 
-def _grouped(rows: Iterable[_Row], choices: Mapping[str, Mapping[str, int]]) -> Iterator[Group]:
+def _grouped(rows: Iterable[_Row], choices: Mapping[str, Mapping[str, Answer]]) -> Iterator[Group]:
     by_group: dict[tuple[str, str], list[_Row]] = {}
     for row in rows:
         by_group.setdefault((row.run, row.attempt.problem_id), []).append(row)
@@ -137,9 +138,9 @@ def _finishing(attempt: Attempt) -> tuple[float, float, int, int]:
     return order, attempt.started_s + attempt.seconds, attempt.tokens, attempt.index
 
 
-def _choices(events: Path) -> dict[str, dict[str, int]]:
+def _choices(events: Path) -> dict[str, dict[str, Answer]]:
     """Reads clear choices by problem and method from "selection" events: a problem's id and the fields of a `SelectionResult`."""
-    choices: dict[str, dict[str, int]] = {}
+    choices: dict[str, dict[str, Answer]] = {}
     for line in read_lines(events):
         if line is not None and line.get("kind") == "selection" and 2 * line["votes"] > len(line["picks"]):
             choices.setdefault(line["problem_id"], {})[line["method"]] = line["answer"]
@@ -191,6 +192,6 @@ def _jsonl_rows(path: Path) -> Iterator[_Row]:
         try:
             values: dict[str, Any] = {name: value for name, value in line.items() if name in known}
             attempt = Attempt(**values | {"finish_reason": FinishReason(line["finish_reason"])})
-            yield _Row(str(path.parent.name or path), str(line.get("model", "")), int(line["truth"]), attempt)
+            yield _Row(str(path.parent.name or path), str(line.get("model", "")), line["truth"], attempt)
         except (KeyError, ValueError, TypeError) as error:
             raise RecordsError(path, f"cannot be read: {error}", number) from None

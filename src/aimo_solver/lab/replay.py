@@ -21,6 +21,7 @@ from aimo_solver.options import VotingConfig
 from aimo_solver.policy.selection import Method
 from aimo_solver.policy.stopping import STOP_RULES, decide
 from aimo_solver.policy.voting import VOTER_NAMES, rank
+from aimo_solver.problems import Answer
 
 _VALUE_OF = {"equal": "equal", "margin": "margin", "share": "share", "posterior": "confidence"}
 
@@ -48,7 +49,7 @@ class GroupOutcome:
     """
 
     group: Group
-    answer: int | None
+    answer: Answer | None
     share: float
     votes: int
     seen: int

@@ -18,6 +18,7 @@ from aimo_solver.log.reader import RunRecord, Step, read_run
 from aimo_solver.options import VotingConfig
 from aimo_solver.policy.selection import Method
 from aimo_solver.policy.voting import rank
+from aimo_solver.problems import Answer
 from aimo_solver.results import Attempt
 
 Key = tuple[str, int]
@@ -34,8 +35,8 @@ class LoggedProblem:
     """
 
     problem_id: str
-    truth: int
-    answer: int | None
+    truth: Answer
+    answer: Answer | None
     attempts: tuple[Attempt, ...]
 
     @property
@@ -91,7 +92,7 @@ def check_truths(runs: Iterable[LoggedRun]) -> None:
     Raises:
         UserError: a problem has another true answer in another run.
     """
-    truths: dict[str, int] = {}
+    truths: dict[str, Answer] = {}
     for problem in (problem for run in runs for problem in run.problems.values()):
         if truths.setdefault(problem.problem_id, problem.truth) != problem.truth:
             known = f"{truths[problem.problem_id]} in one run and {problem.truth} in another"
@@ -175,7 +176,7 @@ def _of_groups(name: str, groups: Sequence[Group]) -> LoggedRun:
     return LoggedRun(name, {"model": {"name": groups[0].model}}, problems, len(groups) - len(problems))
 
 
-def _majority(group: Group) -> int | None:
+def _majority(group: Group) -> Answer | None:
     candidates = rank(group.ended, VotingConfig(voter="majority"))
     return candidates[0].answer if candidates else None
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from aimo_solver.errors import RunDirectoryError
 from aimo_solver.log.files import SCHEMA, read_lines, trajectory_path
-from aimo_solver.problems import Candidate, ProblemResult
+from aimo_solver.problems import Answer, Candidate, ProblemResult
 from aimo_solver.results import Attempt, FinishReason
 
 _STARTED = ("problem_id", "text", "truth", "allotted_s")
@@ -49,7 +49,7 @@ class ProblemRecord:
     problem_id: str
     t: float
     text: str
-    truth: int | None
+    truth: Answer | None
     allotted_s: float | None
     result: ProblemResult | None = None
     ended: float | None = None

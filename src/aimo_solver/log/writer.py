@@ -23,7 +23,7 @@ from aimo_solver.config import Config
 from aimo_solver.errors import RunDirectoryError
 from aimo_solver.log.files import SCHEMA, json_line, lock_events, replace_file, set_aside, trajectory_path
 from aimo_solver.log.trajectory import TrajectoryWriter
-from aimo_solver.problems import Candidate, Problem, ProblemResult
+from aimo_solver.problems import Answer, Candidate, Problem, ProblemResult
 from aimo_solver.results import Attempt
 
 _log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class RunLog(AbstractContextManager["RunLog"]):
         self._lock = threading.Lock()
         self._off = events is None
         self._files: dict[str, BinaryIO] = {} if events is None else {"events": events}
-        self._truths: dict[str, int | None] = {}
+        self._truths: dict[str, Answer | None] = {}
         self._open: dict[tuple[str, int], TrajectoryWriter] = {}
         self._packer = ThreadPoolExecutor(1, "runlog-pack")
 

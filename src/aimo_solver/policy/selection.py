@@ -20,7 +20,7 @@ from enum import StrEnum
 from aimo_solver.chat.variants import PromptVariant
 from aimo_solver.options import SelectionConfig
 from aimo_solver.policy.voting import evidence
-from aimo_solver.problems import Candidate, Problem
+from aimo_solver.problems import Answer, Candidate, Problem
 from aimo_solver.results import Attempt
 
 
@@ -71,7 +71,7 @@ PROMPTS: Mapping[Method, PromptVariant] = {
 class Contender:
     """A candidate shown to the model. `summary` is the end of the best solution with this answer."""
 
-    answer: int
+    answer: Answer
     votes: int
     summary: str
 
@@ -95,8 +95,8 @@ class SelectionResult:
     """
 
     method: Method
-    answer: int | None
-    picks: tuple[int | None, ...]
+    answer: Answer | None
+    picks: tuple[Answer | None, ...]
     votes: int
 
     @property
@@ -163,7 +163,7 @@ def _write_question(method: Method, problem: Problem, shown: Sequence[Contender]
     return Question(Problem(problem.id, text, problem.truth), PROMPTS[method])
 
 
-def count_picks(method: Method, shown: Sequence[Contender], answers: Sequence[int | None]) -> SelectionResult:
+def count_picks(method: Method, shown: Sequence[Contender], answers: Sequence[Answer | None]) -> SelectionResult:
     """Counts the replies' answers. `shown` is in the order of the first vote."""
     known = {one.answer for one in shown}
     picks = tuple(answer if answer in known else None for answer in answers)
@@ -174,7 +174,7 @@ def count_picks(method: Method, shown: Sequence[Contender], answers: Sequence[in
     return SelectionResult(method, best.answer, picks, count[best.answer])
 
 
-def settle(candidates: Sequence[Candidate], results: Sequence[SelectionResult]) -> int | None:
+def settle(candidates: Sequence[Candidate], results: Sequence[SelectionResult]) -> Answer | None:
     """Returns the answer of the first clear result, else the vote's leader; None if there is no candidate."""
     leader = candidates[0].answer if candidates else None
     return next((result.answer for result in results if result.clear), leader)

@@ -24,6 +24,7 @@ from typing import Any
 
 from aimo_solver.options import VotingConfig
 from aimo_solver.policy.voting import rank
+from aimo_solver.problems import Answer
 from aimo_solver.results import Attempt
 
 
@@ -36,7 +37,7 @@ class Decision:
         reason: "confidence", "no_answers" or the name of the stop rule.
     """
 
-    answer: int | None
+    answer: Answer | None
     reason: str
 
 

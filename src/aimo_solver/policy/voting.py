@@ -24,7 +24,7 @@ from statistics import median_low
 from typing import Any
 
 from aimo_solver.options import VotingConfig
-from aimo_solver.problems import Candidate
+from aimo_solver.problems import Answer, Candidate
 from aimo_solver.results import Attempt, FinishReason
 
 TYPICAL_ENTROPY = 0.63  # nats, if not measured: the median of 1,614 logged attempts of gpt-oss-120b
@@ -72,15 +72,17 @@ VOTER_NAMES = (*VOTERS, "proximity")
 
 def rank(attempts: Sequence[Attempt], voting: VotingConfig) -> tuple[Candidate, ...]:
     """Returns the candidates, best first; () if no attempt has an answer."""
-    by_answer: dict[int, list[Ballot]] = {}
+    by_answer: dict[Answer, list[Ballot]] = {}
     for attempt in attempts:
         if attempt.answer is not None:
             by_answer.setdefault(attempt.answer, []).append(ballot_of(attempt, voting))
     if not by_answer:
         return ()
     ballots = {answer: _sum(own) for answer, own in by_answer.items()}
+    scored: list[tuple[Answer, float, int]]
     if voting.voter == "proximity":
-        scored = _clusters({answer: ballot.votes for answer, ballot in ballots.items()}, voting)
+        votes = {answer: ballot.votes for answer, ballot in ballots.items() if isinstance(answer, int)}
+        scored = [*_clusters(votes, voting)]
     else:
         voter, total = VOTERS[voting.voter], _sum(list(ballots.values()))
         scored = [(answer, round(voter(ballot, total), _DIGITS), ballot.votes) for answer, ballot in ballots.items()]

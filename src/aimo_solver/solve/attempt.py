@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from aimo_solver.answers import extract_answer, read_answer
+from aimo_solver.answers import Reading, read_answer, read_symbolic
 from aimo_solver.chat import prompts
 from aimo_solver.chat.turns import ChatFormat, FinalText, Malformed, ToolCalls, Turn
-from aimo_solver.chat.variants import PromptVariant
+from aimo_solver.chat.variants import PromptVariant, fill_in
 from aimo_solver.config import Config
 from aimo_solver.log.trajectory import TrajectoryWriter
-from aimo_solver.problems import Problem
+from aimo_solver.problems import Answer, Problem
 from aimo_solver.results import Attempt, FinishReason
 from aimo_solver.server.client import Engine
 from aimo_solver.solve.conversation import Conversation, Guard, SampledTurn, no_guard
@@ -37,16 +37,29 @@ _REASONS = {
 }
 """What the model is told when it is asked for its answer."""
 
+Unify = Callable[[Problem, Attempt], Awaitable[Attempt]]
+
+
+async def keep_answer(problem: Problem, attempt: Attempt) -> Attempt:
+    """Returns the attempt unchanged."""
+    return attempt
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """What all attempts of a run share. `clock` is monotonic, in seconds."""
+    """What all attempts of a run share.
+
+    Attributes:
+        clock: monotonic, in seconds.
+        unify: gives an attempt that has ended the same answer as the problem's other attempts with an equal one.
+    """
 
     engine: Engine
     chat: ChatFormat
     pool: PythonPool
     config: Config
     clock: Callable[[], float] = time.monotonic
+    unify: Unify = keep_answer
 
 
 class RunningAttempt:
@@ -77,6 +90,7 @@ class RunningAttempt:
         self.state = "waiting"
         self._chat = resources.chat
         self._clock = resources.clock
+        self._config = resources.config
         self._options = resources.config.attempt
         self._prompt = prompt
         self._trajectory = trajectory
@@ -92,12 +106,12 @@ class RunningAttempt:
         sampling = prompt.sampling(resources.config.sampling)
         self._conversation = Conversation(resources.engine, resources.chat, resources.clock, trajectory, sampling)
         self._python = LeasedPython(resources.pool, resources.config.kernels, resources.clock, trajectory)
-        self._guard = TurnGuard(self._options, resources.chat)
+        self._guard = TurnGuard(self._options, resources.chat, self._read)
         self._loops = 0
         self._malformed = 0
         self._unanswered = 0  # final texts without an answer
-        self._answer: int | None = None
-        self._unconfirmed: int | None = None  # an early answer, or one in a final text that a limit cut
+        self._answer: Answer | None = None
+        self._unconfirmed: Answer | None = None  # an early answer, or one in a final text that a limit cut
         self._error: str | None = None
 
     @property
@@ -150,6 +164,11 @@ class RunningAttempt:
             error=self._error if error is None else error,
         )
 
+    def _read(self, text: str) -> Reading:
+        """The answer that a final text states."""
+        answers = self._config.answers
+        return read_symbolic(text) if answers.kind == "symbolic" else read_answer(text, answers.possible, answers.modulus)
+
     async def _run_turns(self) -> FinishReason:
         """Runs model turns and their calls until there is an answer or a reason to ask for one; returns which."""
         self._conversation.begin(self._chat.prompt(self._opening))
@@ -163,7 +182,7 @@ class RunningAttempt:
                 if sampled.cut_by is FinishReason.LOOP and self._report_loop(sampled.tokens):
                     continue
                 self._answer = self._guard.boxed
-                if isinstance(turn, FinalText) and (answer := extract_answer(turn.text)) is not None:
+                if isinstance(turn, FinalText) and (answer := self._read(turn.text).answer) is not None:
                     self._unconfirmed = answer
                 return sampled.cut_by
             self._conversation.log(sampled, _KINDS[type(turn)])
@@ -181,7 +200,7 @@ class RunningAttempt:
             case Malformed(reason):
                 fits = self._complain(sampled, f"{reason} {prompts.NOTHING_RUN}")
             case FinalText(text):
-                self.final, reading = text, read_answer(text)
+                self.final, reading = text, self._read(text)
                 if reading.answer is not None:
                     if self._question(sampled, reading.answer):
                         return None
@@ -190,7 +209,8 @@ class RunningAttempt:
                 self._unanswered += 1
                 if self._unanswered > _MOST_UNANSWERED:
                     return FinishReason.NO_ANSWER
-                fits = self._complain(sampled, prompts.OUT_OF_RANGE if reading.out_of_range else prompts.NO_ANSWER)
+                reason = prompts.OUT_OF_RANGE if reading.out_of_range else prompts.NO_ANSWER
+                fits = self._complain(sampled, fill_in(reason, self._config))
         return None if fits else FinishReason.TOKEN_LIMIT
 
     def _report_loop(self, sampled: Sequence[int]) -> bool:
@@ -199,7 +219,7 @@ class RunningAttempt:
         self._guard.forget_loop()
         return self._loops == 1 and self._complain(sampled, prompts.LOOPED)
 
-    def _question(self, sampled: Sequence[int], answer: int) -> bool:
+    def _question(self, sampled: Sequence[int], answer: Answer) -> bool:
         """Asks the model to check an early answer; returns False if that is not necessary."""
         if self._unconfirmed is not None or self.tokens >= self._options.least_thinking:
             return False
@@ -246,7 +266,7 @@ class RunningAttempt:
         self._change("answering")
         sampled = await self._draw(min(self._conversation.room, tokens), self._deadline)
         self._conversation.log(sampled, "final")
-        self._answer = extract_answer(self._chat.answer_text(sampled.tokens))
+        self._answer = self._read(self._chat.answer_text(sampled.tokens)).answer
         if self._answer is not None:
             return FinishReason.FORCED
         return FinishReason.ENGINE_ERROR if sampled.cut_by is FinishReason.ENGINE_ERROR else finish

@@ -16,7 +16,7 @@ from aimo_solver.options import SamplingConfig
 from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.completions import ServedModel
 from aimo_solver.server.launch import check_model
-from aimo_solver.solve.attempt import Resources
+from aimo_solver.solve.attempt import Resources, Unify, keep_answer
 from aimo_solver.solve.server_group import GroupSolver, ServerGroup
 from aimo_solver.solve.session import STRAGGLERS_S, Boot, Session, check_cache
 from aimo_solver.solve.solver import Observer
@@ -40,7 +40,12 @@ class Endpoint:
 
 @asynccontextmanager
 async def endpoint_session(
-    endpoints: Sequence[Endpoint], model: Path, config: Config, log: RunLog, observers: Sequence[Observer] = ()
+    endpoints: Sequence[Endpoint],
+    model: Path,
+    config: Config,
+    log: RunLog,
+    observers: Sequence[Observer] = (),
+    unify: Unify = keep_answer,
 ) -> AsyncIterator[Session]:
     """Starts a session on one server or more. `model` is the folder with the served model's tokenizer.
 
@@ -75,7 +80,7 @@ async def endpoint_session(
         warnings = [await check_cache(engine, streams, log) for engine in engines]
         group = ServerGroup(engines, log.event)
         await stack.enter_async_context(group.watched())
-        resources = Resources(engine=engines[0], chat=chat, pool=pool, config=config)
+        resources = Resources(engine=engines[0], chat=chat, pool=pool, config=config, unify=unify)
         solver = GroupSolver(group, resources, log, observers)
         yield Session(solver, engines[0], resources, warning=next(filter(None, warnings), None))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from aimo_solver.answers import extract_answer, last_box
+from aimo_solver.answers import Reading, last_box, read_answer
 from aimo_solver.chat.turns import ChatFormat
 from aimo_solver.options import AttemptConfig
 from aimo_solver.policy.loops import LoopDetector
+from aimo_solver.problems import Answer
 from aimo_solver.results import FinishReason
 
 _BOX = "\\boxed{"
@@ -22,9 +23,11 @@ class TurnGuard:
         boxed: the answer in the box that ended the turn.
     """
 
-    def __init__(self, options: AttemptConfig, chat: ChatFormat) -> None:
-        self.boxed: int | None = None
+    def __init__(self, options: AttemptConfig, chat: ChatFormat, read: Callable[[str], Reading] = read_answer) -> None:
+        """`read` reads the answer in a text."""
+        self.boxed: Answer | None = None
         self._chat = chat
+        self._read = read
         self._loops = LoopDetector() if options.stop_loops else None
         self._stop_at_box = options.stop_at_box
         self._recent: list[int] = []
@@ -49,10 +52,10 @@ class TurnGuard:
         if self._loops is not None:
             self._loops.forget()
 
-    def _read_box(self) -> int | None:
+    def _read_box(self) -> Answer | None:
         """The answer in the last box of the recent tokens, if it is closed."""
         del self._recent[: -(_REACH + self._unread)]
         self._unread = 0
         text = self._chat.decode(self._recent)
         box = last_box(text[text.rfind(_BOX) :]) if _BOX in text else None
-        return None if box is None else extract_answer(f"{_BOX}{box}}}")
+        return None if box is None else self._read(f"{_BOX}{box}}}").answer

@@ -13,6 +13,7 @@ from aimo_solver.errors import KernelError, PoolClosedError
 from aimo_solver.kernels.session import ExecutionResult
 from aimo_solver.log.trajectory import TrajectoryWriter
 from aimo_solver.options import KernelConfig
+from aimo_solver.problems import Answer
 
 _PATIENCE_S = 20.0  # longest wait for a session; a kernel starts in less than a second
 _OVERRUN_S = 20.0  # a call past its limit: 11 s until it is killed, and the time to replace its session
@@ -56,7 +57,7 @@ class LeasedPython:
         self._lease = AsyncExitStack()
         self._session: PythonSession | None = None
 
-    def has_printed(self, answer: int | None) -> bool:
+    def has_printed(self, answer: Answer | None) -> bool:
         """Returns whether an integer occurred in an output."""
         return str(answer) in self._seen
 

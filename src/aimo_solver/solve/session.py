@@ -27,7 +27,7 @@ from aimo_solver.server.readahead import read_ahead
 from aimo_solver.server.supervisor import Supervisor
 from aimo_solver.server.warmup import warm_up
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation
-from aimo_solver.solve.attempt import Resources
+from aimo_solver.solve.attempt import Resources, Unify, keep_answer
 from aimo_solver.solve.solver import Observer, Solver
 
 _WHEELS_S = 900.0  # pip takes a minute or two; if it takes longer than this, it hangs on a mount that is gone
@@ -67,8 +67,9 @@ async def local_session(
     log: RunLog,
     observers: Sequence[Observer] = (),
     wheels: Installation = NOTHING_TO_INSTALL,
+    unify: Unify = keep_answer,
 ) -> AsyncIterator[Session]:
-    """Starts a session on a vLLM server of its own, whose output goes to the log's ``server.log``.
+    """Starts a session on a vLLM server of its own, whose output goes to the log's ``server.log``; for `unify` see `Resources`.
 
     Its stages run side by side, each with two events in the log: the kernels start, the model's files are read into the
     page cache, and the server starts, which waits only for the wheels and the compile cache.
@@ -106,7 +107,7 @@ async def local_session(
             await boot.optional_stage("first requests", requests, None, limit_s=_WARM_UP_S)
         await asyncio.wait({kernels, reading}, timeout=STRAGGLERS_S)
         warning = await check_cache(engine, config.solver.streams, log)
-        resources = Resources(engine=engine, chat=chat, pool=pool, config=config)
+        resources = Resources(engine=engine, chat=chat, pool=pool, config=config, unify=unify)
         yield Session(Solver(resources, log, [*observers, _RestartRefill(supervisor)]), engine, resources, plan, warning)
 
 

@@ -26,7 +26,7 @@ from aimo_solver.policy.budget import Allotment
 from aimo_solver.policy.selection import Method, Question, count_picks, is_contested, settle, shortlist, write_questions
 from aimo_solver.policy.stopping import Decision, decide
 from aimo_solver.policy.voting import rank
-from aimo_solver.problems import Candidate, Problem, ProblemResult
+from aimo_solver.problems import Answer, Candidate, Problem, ProblemResult
 from aimo_solver.results import Attempt, FinishReason
 from aimo_solver.solve.attempt import Resources, RunningAttempt
 
@@ -62,9 +62,9 @@ class Solver:
         self._resources = resources
         self._log = log
         self._observers = (log, *observers)
-        self._best: dict[str, int] = {}
+        self._best: dict[str, Answer] = {}
 
-    def best(self, problem_id: str) -> int:
+    def best(self, problem_id: str) -> Answer:
         """Returns the best answer so far, from any thread; the fallback answer before there is one."""
         return self._best.get(problem_id, FALLBACK_ANSWER)
 
@@ -89,7 +89,7 @@ class _ProblemWork:
         observers: Sequence[Observer],
         problem: Problem,
         allotment: Allotment,
-        on_leader: Callable[[int], None],
+        on_leader: Callable[[Answer], None],
     ) -> None:
         """`on_leader` is called with the leader of every vote."""
         self._resources = resources
@@ -110,7 +110,7 @@ class _ProblemWork:
         self._slots = min(options.slots, self._max_attempts)
         self._indices = iter(range(self._max_attempts))
         self._finals: dict[int, str] = {}  # final texts by attempt index
-        self._settled: int | None = None  # the answer of a second look
+        self._settled: Answer | None = None  # the answer of a second look
         self._running: dict[asyncio.Task[Attempt], RunningAttempt] = {}
         self._finished: list[Attempt] = []  # by themselves, in order of finishing
         self._cancelled: list[Attempt] = []
@@ -183,7 +183,7 @@ class _ProblemWork:
         if decisive:
             self._settled = settle(candidates, decisive)
 
-    async def _ask(self, questions: Sequence[Question]) -> list[int | None]:
+    async def _ask(self, questions: Sequence[Question]) -> list[Answer | None]:
         before = len(self._cancelled)
         for index, question in enumerate(questions, start=len(self._finished) + before):
             self._start(index, question.problem, question.prompt)
@@ -242,7 +242,7 @@ class _ProblemWork:
     async def _run_attempt(self, run: RunningAttempt) -> Attempt:
         """Runs one attempt; a defect ends it without an answer."""
         try:
-            return await run.run()
+            return await self._resources.unify(self._problem, await run.run())
         except BaseException as fault:  # a SystemExit would end the whole event loop
             task = asyncio.current_task()
             if isinstance(fault, asyncio.CancelledError) and task is not None and task.cancelling():

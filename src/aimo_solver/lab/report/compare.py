@@ -7,6 +7,7 @@ from typing import Any
 
 from aimo_solver.lab.report.data import ProblemReport, RunReport, Verdict
 from aimo_solver.lab.statistics import Bootstrap, Interval, sign_test
+from aimo_solver.problems import Answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +15,7 @@ class ProblemPair:
     """A problem in both runs; None for a run without it."""
 
     id: str
-    truth: int | None
+    truth: Answer | None
     sides: tuple[ProblemReport | None, ProblemReport | None]
 
     @property

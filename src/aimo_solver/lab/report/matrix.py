@@ -19,6 +19,7 @@ from aimo_solver.lab.run_statistics import RunScore, RunStatistics, compute_stat
 from aimo_solver.lab.runs import LoggedRun
 from aimo_solver.lab.statistics import Interval
 from aimo_solver.log.reader import ProblemRecord
+from aimo_solver.problems import Answer
 
 _MARKS = {"good": "✓", "near": "≈", "bad": "✗", "boot": "!", "plain": "?", "mute": "…"}
 _LEGEND = (
@@ -57,7 +58,7 @@ class MatrixRow:
     """A problem in all runs; `right` of the `known` runs in which it ended are right."""
 
     id: str
-    truth: int | None
+    truth: Answer | None
     cells: tuple[MatrixCell, ...]
 
     @property

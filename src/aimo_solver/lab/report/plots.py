@@ -18,6 +18,7 @@ from aimo_solver.lab.report.format import (
 )
 from aimo_solver.lab.report.svg import HALF, WIDE, Chart
 from aimo_solver.lab.report.timeline import Activity, BootStage, is_fault
+from aimo_solver.problems import Answer
 
 
 def run_chart(report: RunReport, key: str = "") -> Chart:
@@ -177,7 +178,7 @@ def attempt_anchor(problem_id: str, index: int) -> str:
     return f"a-{index}-{anchor(problem_id)}"
 
 
-def answer_style(answer: int | None, truth: int | None) -> str:
+def answer_style(answer: Answer | None, truth: Answer | None) -> str:
     """The colour class of an answer."""
     if answer is None:
         return "mute"
