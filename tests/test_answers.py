@@ -9,94 +9,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aimo_solver.answers import ANSWER_RANGE, Reading, evaluate_latex, extract_answer, last_box, read_answer, read_symbolic
+from aimo_solver.answers import ANSWER_RANGE, Reading, extract_answer, last_box, read_answer, read_symbolic
+from aimo_solver.latex import evaluate_latex
+from tests.answer_endings import ENDINGS, Ending
 
-COUNTS = {
-    # plain integers
-    "42": 42, "0": 0, "99999": 99999, "00042": 42, "000": 0, "+42": 42, "-0": 0, "42.": 42, "42.0": 42, " 42 ": 42, "４２": 42,
-    # groups of digits
-    "12,345": 12345, "12{,}345": 12345, "12\\,345": 12345, "12\\ 345": 12345, "12 345": 12345, "12~345": 12345, "12\\!345": 12345,
-    # layout and fonts
-    "$42$": 42, "\\(42\\)": 42, "{42}": 42, "\\displaystyle 42": 42, "\\mathbf{42}": 42, "\\text{42}": 42, "\\textbf{42}": 42,
-    "\\mathrm{42}": 42, "\\left(42\\right)": 42, "\\Big(42\\Big)": 42, "\\boldsymbol{42}": 42, "\\quad 42": 42,
-    # units and words around the number
-    "42\\text{ cm}": 42, "42\\ \\text{cm}^2": 42, "42\\,\\mathrm{cm}^{2}": 42, "42^\\circ": 42, "42^{\\circ}": 42, "42°": 42,
-    "42 degrees": 42, "42 \\text{ square units}": 42, "\\text{The answer is } 42": 42, "42 cm": 42,
-    # equations and congruences
-    "x = 42": 42, "a+b=40+2=42": 42, "N=\\mathbf{42}": 42, "42 \\pmod{1000}": 42, "42 (mod 1000)": 42, "42 (\\bmod 7)": 42,
-    "N \\equiv 42 \\pmod{1000}": 42, "\\mathrm{N}=42": 42, "42 \\pmod 7": 42, "x \\equiv 42 \\pmod{10^5}": 42,
-    # remainders to be taken
-    "142 \\bmod 100": 42, "2^{10} \\bmod 1000": 24, "5 \\mod 7": 5, "142 mod 100": 42, "-58 \\bmod 100": 42,
-    # fractions and expressions
-    "\\frac{84}{2}": 42, "\\dfrac{84}{2}": 42, "\\tfrac{84}2": 42, "84/2": 42, "6 \\cdot 7": 42, "6\\times7": 42, "6*7": 42,
-    "6 × 7": 42, "2^{5}+10": 42, "7!": 5040, "\\binom{9}{2}+6": 42, "\\dbinom{10}{3}": 120, "\\sqrt{1764}": 42, "6(7)": 42,
-    "2\\sqrt{441}": 42, "(6)(7)": 42, "10^{5}-1": 99999, "2^10": 1024, "4.2\\times10^{1}": 42, "\\lfloor 42.7 \\rfloor": 42,
-    "\\lceil 41.2 \\rceil": 42, "-(-42)": 42, "50-8": 42, "50−8": 42, "3! \\cdot 7": 42, "1{,}000 - 958": 42,
-    "\\left\\lfloor \\frac{85}{2} \\right\\rfloor": 42, "84 \\div 2": 42, "[42]": 42, "\\frac{6!}{2!}": 360,
-}  # fmt: skip
-
-DO_NOT = [
-    # out of range or not an integer
-    "-1", "100000", "1,234,567", "−5", "1/3", "\\frac12", "42.5", "\\sqrt{2}", "\\pi", "10^{5}", "1/0", "\\frac{1}{0}", "0.1",
-    "\\infty", "-\\frac{84}{2}", "1e3",
-    # not one number
-    "", " ", "x", "x + 1", "42x", "3 \\text{ or } 4", "1, 2", "1,2", "12,34", "(1, 2)", "\\{1, 2\\}", "42 \\text{ and } 43",
-    "1 2", "\\text{forty-two}", "\\text{none}", "?", "\\ldots", "a = b", "3\\frac{1}{2}", "\\log 100", "\\sum_{k=1}^{3} k",
-    "42!!!!",     "\\begin{pmatrix}1\\end{pmatrix}", "1 \\le x \\le 2", "\\frac{1}", "\\binom{3}{5}",
-    "(42", "42)", "^2", "*", "\\sqrt{-4}",
-    # too large on the way
+TOO_LARGE = [
     "7^{7^{7}}", "2^{100000}", "9" * 1001, "100000!", "(" * 200 + "1" + ")" * 200, "{" * 45 + "1" + "}" * 45, "-" * 500 + "1",
     "\\binom{100000}{50000}", "(10^{1000})^{1000}",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("box", "answer"), COUNTS.items())
-def test_box_with_an_answer(box: str, answer: int) -> None:
-    assert extract_answer(f"Therefore $\\boxed{{{box}}}$.") == answer
+@pytest.mark.parametrize("ending", [ending for ending in ENDINGS if ending.read], ids=lambda ending: ending.text)
+def test_every_ending_of_the_table_is_read(ending: Ending) -> None:
+    assert read_answer(ending.text) == Reading(ending.answer, ending.out_of_range)
 
 
-@pytest.mark.parametrize("box", DO_NOT)
-def test_box_without_an_answer(box: str) -> None:
+@pytest.mark.parametrize("ending", [ending for ending in ENDINGS if not ending.read], ids=lambda ending: ending.text)
+def test_an_answer_that_is_not_read_gives_no_other_integer(ending: Ending) -> None:
+    assert extract_answer(ending.text) is None
+
+
+@pytest.mark.parametrize("box", TOO_LARGE)
+def test_a_box_that_takes_long_to_evaluate_is_not_read(box: str) -> None:
     assert extract_answer(f"Therefore $\\boxed{{{box}}}$.") is None
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("first \\boxed{1}, finally \\boxed{2}", 2),
-        ("\\boxed{1} and then \\boxed{x}", None),  # the last one is meant, even if it cannot be read
-        ("\\boxed{\\boxed{7}}", 7),
-        ("\\boxed{7} \\boxed{", 7),  # an opened box without an end is none
-        ("\\boxed 7", 7),
-        ("\\boxed{ 7 }", 7),
-        ("\\boxed {7}", 7),
-        ("\\fbox{7}", 7),
-        ("\\boxed{\\text{a} = \\frac{14}{2}}", 7),
-        ("\\boxedx{7}", None),
-        ("boxed{7}", None),
-        ("The answer is 7.", None),
-        ("", None),
-        ("\\boxed", None),
-        ("\\boxed{12", None),
-    ],
-)
-def test_the_last_closed_box_is_read(text: str, answer: int | None) -> None:
-    assert extract_answer(text) == answer
-
-
-@pytest.mark.parametrize(
-    ("text", "reading"),
-    [
-        ("\\boxed{42}", Reading(42)),
-        ("\\boxed{100000}", Reading(out_of_range=True)),
-        ("\\boxed{-1}", Reading(out_of_range=True)),
-        ("\\boxed{\\frac12}", Reading(out_of_range=True)),
-        ("\\boxed{x}", Reading()),
-        ("I could not solve it.", Reading()),
-    ],
-)
-def test_a_number_out_of_range_differs_from_no_answer(text: str, reading: Reading) -> None:
-    assert read_answer(text) == reading
 
 
 @given(number=st.integers(-200_000, 200_000), zeros=st.integers(0, 3))

@@ -1,0 +1,67 @@
+"""Compares `read_answer` with the math-verify library on the endings of tests/answer_endings.toml.
+
+pip install math-verify
+python scripts/answer_table.py                               # the figures in docs/chat-formats.md
+python scripts/answer_table.py --rows                        # with every ending that one of the two reads wrongly
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import sympy
+import typer
+from math_verify import parse
+from math_verify.errors import TimeoutException
+from math_verify.utils import timeout
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.answer_endings import ENDINGS
+
+from aimo_solver.answers import ANSWER_RANGE, extract_answer
+
+
+def read_with_math_verify(text: str) -> int | None:
+    """Returns the integer in range that math-verify finds first; of an equation or a set of one, its number."""
+    value = next(iter(parse(text)), None)
+    if isinstance(value, sympy.Set) and len(value.args) == 1:
+        value = value.args[0]
+    if isinstance(value, sympy.Eq):
+        value = value.rhs
+    try:
+        number = _evaluate(value) if isinstance(value, sympy.Expr) else None
+    except (TimeoutException, RecursionError):  # 3!!!!
+        return None
+    return int(number) if number is not None and number.is_Number and number in ANSWER_RANGE else None
+
+
+@timeout(5)
+def _evaluate(value: sympy.Expr) -> sympy.Expr:
+    return value.doit()
+
+
+READERS: Mapping[str, Callable[[str], int | None]] = {"read_answer": extract_answer, "math-verify": read_with_math_verify}
+
+
+def main(rows: Annotated[bool, typer.Option(help="print every ending that is read wrongly")] = False) -> None:
+    """Prints, for both readers, how many endings give a wrong integer and how many answers are missed."""
+    logging.disable()
+    for name, read in READERS.items():
+        answers = [(ending, read(ending.text)) for ending in ENDINGS]
+        false = [(ending, answer) for ending, answer in answers if answer is not None and answer != ending.answer]
+        missed = [(ending, answer) for ending, answer in answers if answer is None and ending.answer is not None]
+        stated = sum(ending.answer is not None for ending in ENDINGS)
+        print(
+            f"{name}: of {len(ENDINGS)} endings {len(false)} give a wrong integer; of {stated} answers {len(missed)} are missed"
+        )
+        for ending, answer in (*false, *missed) if rows else ():
+            print(f"  {ending.text!r}: {answer}, not {ending.answer}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
