@@ -65,8 +65,8 @@ _CONDITIONS = _words("if unless whether suppose assume")
 _UNSURE = _words("maybe perhaps might could may let check try wrong incorrect but candidate case cases ran contradicts 不 非")
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 1_000, "million": 10**6, "billion": 10**9, "万": 10**4, "亿": 10**8}
 _CHANGING = _words(
-    "not no non never none neither either except without least most than less more fewer over under above below up plus minus "
-    "times choose half halves third thirds quarter quarters twice double triple squared cubed factorial base root e i st nd rd th "
+    "not no never none neither either except without least most than less more fewer over under above below up plus minus times "
+    "choose half halves third thirds quarter quarters twice double triple squared cubed factorial base root e i st nd rd th "
     "step steps attempt attempts approach approaches method methods"
 )
 """Words that make another number of the one beside them, or none."""

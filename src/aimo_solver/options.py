@@ -148,6 +148,7 @@ class VotingConfig:
 
     Attributes:
         voter: the rule that ranks answers, see policy/voting.py.
+        forced_weight: weight of an answer that had to be asked for, relative to one that an attempt gave by itself.
         error_penalty: `error-weighted` counts a vote as 1 / (1 + error_penalty * tool_errors).
         proximity: `proximity` clusters answers that differ by at most this share of the larger one.
         refine: how `proximity` chooses the answer of a cluster.
@@ -163,6 +164,7 @@ class VotingConfig:
     voter: Literal["majority", "error-weighted", "entropy", "tail-entropy", "vote-share", "lexicographic", "proximity"] = (
         "error-weighted"
     )
+    forced_weight: Annotated[float, Field(gt=0, le=10)] = 1.0
     error_penalty: NonNegative = 0.1
     proximity: Annotated[float, Field(ge=0, lt=1)] = 0.05
     refine: Literal["median", "trimmed-mean"] = "median"

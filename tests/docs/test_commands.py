@@ -139,6 +139,7 @@ CASES = (
         more="--competitions 20 --problems 2",
     ),
     Case("aimo-solver replay RUN --policy default --policy select --policy verify", "verify"),
+    Case("aimo-solver replay RUN --policy default --policy default:0.5 --policy default:2", "default:2"),
     Case("aimo-solver replay DIR/attempts.jsonl", "majority"),
     Case("aimo-solver export parquet runs/first --out tables", "turns.parquet", makes="tables/attempts.parquet"),
     Case("aimo-solver export parquet runs/first runs/second --out tables", "turns.parquet", makes="tables/attempts.parquet"),
@@ -215,6 +216,7 @@ EXCLUDED = {
     "kaggle kernels output YOU/aimo-solver -p out": KAGGLE,
     "kaggle competitions submit -c ai-mathematical-olympiad-progress-prize-3 -k YOU/aimo-solver -v 1 -f submission.parquet"
     " -m first": KAGGLE,
+    "python scripts/answer_table.py": "needs math-verify; half a minute",
     "python scripts/fault_table.py": "minutes; the suite runs a cell of each row, and one row with this script",
     "python scripts/score_guards.py ../shared/harmony/attempts.npz": "tests/policy/test_loops.py reads them if present",
     "pytest tests/policy/test_voting.py": IN_SUITE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -34,7 +35,7 @@ def attempts(answer: st.SearchStrategy[int | None], *, least: int = 0, most: int
 
 
 def attempt(answer: int | None, **values: Any) -> Attempt:
-    return Attempt(problem_id="p", index=0, answer=answer, finish_reason=FinishReason.ANSWERED, **values)
+    return Attempt(**{"problem_id": "p", "index": 0, "answer": answer, "finish_reason": FinishReason.ANSWERED} | values)
 
 
 voters = st.sampled_from(VOTER_NAMES)
@@ -160,6 +161,23 @@ def test_proximity_adds_the_votes_of_near_answers() -> None:
 @given(attempts(answers, least=1))
 def test_evidence_is_between_0_and_1(given_: list[Attempt]) -> None:
     assert all(0 < evidence(attempt) <= 1 for attempt in given_)
+
+
+@pytest.mark.parametrize("voter", VOTER_NAMES)
+def test_forced_weight_scales_the_votes_of_answers_that_were_asked_for(voter: Any) -> None:
+    given_ = [attempt(7), *(attempt(70, finish_reason=FinishReason.FORCED) for _ in range(2))]
+    assert rank(given_, VotingConfig(voter=voter))[0].answer == 70
+    first, second = rank(given_, VotingConfig(voter=voter, forced_weight=0.25))
+    assert (first.answer, first.votes, second.votes) == (7, 1, 2)
+    assert rank(given_[1:], VotingConfig(voter=voter, forced_weight=0.25))[0].answer == 70
+
+
+@given(attempts(answers, least=1), voters, st.sampled_from([0.5, 2.0]))
+def test_one_weight_for_all_attempts_changes_no_order(given_: list[Attempt], voter: Any, weight: float) -> None:
+    forced = [replace(one, finish_reason=FinishReason.FORCED) for one in given_]
+    alike, weighted = (rank(forced, VotingConfig(voter=voter, forced_weight=each)) for each in (1.0, weight))
+    if voter != "lexicographic":  # its evidence counts less than one vote, whatever a vote weighs
+        assert [one.answer for one in weighted] == [one.answer for one in alike]
 
 
 @pytest.mark.parametrize("voter", VOTERS)

@@ -1,6 +1,7 @@
 """Scores voters and stop rules on logged attempts.
 
-A policy is named VOTER, VOTER/STOP or VOTER/STOP=VALUE: ``majority``, ``default/equal=4``, ``entropy/share=0.6``.
+A policy is named VOTER, VOTER/STOP or VOTER/STOP=VALUE: ``majority``, ``default/equal=4``, ``entropy/share=0.6``. VOTER:WEIGHT
+sets `voting.forced_weight`: ``default:0.5/equal=4``.
 ``default`` is the configured voter; a voter without a stop rule sees all attempts. ``select`` and ``verify`` take the clear
 choices of the run's second look at contested problems, and elsewhere the answer of ``default``. All policies are compared on
 the same groups: those whose records allow the comparison (`records.Use`).
@@ -146,7 +147,8 @@ def parse_policy(name: str, voting: VotingConfig, *, stop: str = "never") -> Pol
     Raises:
         ConfigError: there is no such voter or stop rule, or a value is impossible.
     """
-    voter, slash, ending = name.partition("/")
+    choice, slash, ending = name.partition("/")
+    voter, colon, weight = choice.partition(":")
     rule, equals, value = ending.partition("=") if slash else (stop, "", "")
     known = ["default", *VOTER_NAMES, *Method]
     if voter not in known:
@@ -156,6 +158,8 @@ def parse_policy(name: str, voting: VotingConfig, *, stop: str = "never") -> Pol
     if equals and rule not in _VALUE_OF:
         raise ConfigError(f"policy {name}", f"{rule} takes no value")
     values: dict[str, Any] = asdict(voting) | {"voter": voter if voter in VOTER_NAMES else voting.voter, "stop": rule}
+    if colon:
+        values["forced_weight"] = weight
     if equals:
         values[_VALUE_OF[rule]] = value
     return Policy(name, load_config({"voting": values}).voting, Method(voter) if voter in set(Method) else None)

@@ -1,6 +1,7 @@
 """Ranks the answers of a problem's attempts. Pure: attempts in, candidates out.
 
-The attempts that gave one answer form its ballot; attempts without an answer do not count. A voter turns a ballot into a score:
+The attempts that gave one answer form its ballot; attempts without an answer do not count. An attempt whose answer was asked for
+(`FinishReason.FORCED`) counts `forced_weight` times in all sums. A voter turns a ballot into a score:
 
     majority         number of votes (self-consistency, Wang et al. 2023)
     error-weighted   sum of 1 / (1 + error_penalty * tool_errors), the rule of the solver-medal notebook
@@ -12,7 +13,7 @@ The attempts that gave one answer form its ballot; attempts without an answer do
     proximity        answers within 5 % of a neighbour form a cluster. Its score is the sum of its votes, its answer the median
                      or, with refine = "trimmed-mean", the rounded mean of the middle half, which no attempt need have given
 
-Candidates are ordered by score, then by votes, then the smaller answer first. The order of the attempts does not matter.
+Candidates are ordered by score, then by weighted votes, then the smaller answer first. The order of the attempts does not matter.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ _DIGITS = 9  # scores are rounded before they are compared, so that rounding err
 
 @dataclass(frozen=True, slots=True)
 class Ballot:
-    """Sums over the attempts that gave one answer.
+    """Weighted sums over the attempts that gave one answer.
 
     The fields are numbers here and numpy arrays in the simulation, which uses the same voters.
 
     Attributes:
-        votes: number of attempts.
+        votes: sum of the weights; the number of attempts if `forced_weight` is 1.
         clean: sum of 1 / (1 + error_penalty * tool_errors).
         sure, tail_sure: sum of 1/H, of the mean and of the tail entropy.
         evidence: sum of `evidence` over the attempts.
@@ -79,27 +80,28 @@ def rank(attempts: Sequence[Attempt], voting: VotingConfig) -> tuple[Candidate, 
     if not by_answer:
         return ()
     ballots = {answer: _sum(own) for answer, own in by_answer.items()}
-    scored: list[tuple[Answer, float, int]]
+    scored: list[tuple[Answer, float, float, int]]
     if voting.voter == "proximity":
-        votes = {answer: ballot.votes for answer, ballot in ballots.items() if isinstance(answer, int)}
-        scored = [*_clusters(votes, voting)]
+        scored = [*_clusters({answer: own for answer, own in by_answer.items() if isinstance(answer, int)}, voting)]
     else:
         voter, total = VOTERS[voting.voter], _sum(list(ballots.values()))
-        scored = [(answer, round(voter(ballot, total), _DIGITS), ballot.votes) for answer, ballot in ballots.items()]
-    whole = math.fsum(score for _, score, _ in scored)
+        scores = {answer: round(voter(ballot, total), _DIGITS) for answer, ballot in ballots.items()}
+        scored = [(answer, scores[answer], ballot.votes, len(by_answer[answer])) for answer, ballot in ballots.items()]
+    whole = math.fsum(score for _, score, _, _ in scored)
     scored.sort(key=lambda entry: (-entry[1], -entry[2], entry[0]))
-    return tuple(Candidate(answer, score, votes, round(score / whole, _DIGITS)) for answer, score, votes in scored)
+    return tuple(Candidate(answer, score, votes, round(score / whole, _DIGITS)) for answer, score, _, votes in scored)
 
 
 def ballot_of(attempt: Attempt, voting: VotingConfig) -> Ballot:
     """Returns the ballot of a single attempt."""
+    weight = voting.forced_weight if attempt.finish_reason is FinishReason.FORCED else 1
     tail = attempt.entropy if attempt.tail_entropy is None else attempt.tail_entropy
     return Ballot(
-        votes=1,
-        clean=1 / (1 + voting.error_penalty * attempt.tool_errors),
-        sure=1 / _entropy(attempt.entropy),
-        tail_sure=1 / _entropy(tail),
-        evidence=evidence(attempt),
+        votes=weight,
+        clean=weight / (1 + voting.error_penalty * attempt.tool_errors),
+        sure=weight / _entropy(attempt.entropy),
+        tail_sure=weight / _entropy(tail),
+        evidence=weight * evidence(attempt),
     )
 
 
@@ -120,20 +122,20 @@ def _entropy(measured: float | None) -> float:
 
 def _sum(ballots: Sequence[Ballot]) -> Ballot:
     # fsum is exact, so the order of the attempts does not change a score.
-    weights = (math.fsum(getattr(ballot, field.name) for ballot in ballots) for field in fields(Ballot)[1:])
-    return Ballot(sum(ballot.votes for ballot in ballots), *weights)
+    return Ballot(*(math.fsum(getattr(ballot, field.name) for ballot in ballots) for field in fields(Ballot)))
 
 
-def _clusters(votes: Mapping[int, int], voting: VotingConfig) -> list[tuple[int, float, int]]:
+def _clusters(ballots: Mapping[int, Sequence[Ballot]], voting: VotingConfig) -> list[tuple[int, float, float, int]]:
     clusters: list[list[int]] = []
-    for answer in sorted(votes):
+    for answer in sorted(ballots):
         if clusters and answer - clusters[-1][-1] <= voting.proximity * abs(answer):
             clusters[-1].append(answer)
         else:
             clusters.append([answer])
-    given = [[answer for answer in cluster for _ in range(votes[answer])] for cluster in clusters]
+    given = [[answer for answer in cluster for _ in ballots[answer]] for cluster in clusters]
+    scores = [math.fsum(ballot.votes for answer in cluster for ballot in ballots[answer]) for cluster in clusters]
     refine = median_low if voting.refine == "median" else _trimmed_mean
-    return [(refine(answers), float(len(answers)), len(answers)) for answers in given]
+    return [(refine(answers), score, score, len(answers)) for answers, score in zip(given, scores, strict=True)]
 
 
 def _trimmed_mean(answers: Sequence[int]) -> int:
