@@ -55,18 +55,20 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_RELATIONS = _words(r"= : \equiv \approx \cong \in is are equals equal gives yields get obtain outputs est es ist 是 为 等于")
+_RELATIONS = _words(r"= : \equiv \approx \cong \in is are equals equal gives yields get obtain outputs est es ist 是 为 為 等于")
 _CUES = _words("answer 答案 ответ")
 _JOINTS = _words(r", ; \\ and or und или и 和 或 \land \lor \wedge \vee \iff \quad \qquad")
 _THEN = _words(r"so thus hence therefore then giving yielding \implies \Rightarrow \Longrightarrow \therefore")
 _ASIDE = _words(r"where with when since because for as given which attained achieved \because \forall")
 _MODULO = _words(r"mod modulo \bmod \mod \pmod")
 _CONDITIONS = _words("if unless whether suppose assume")
-_UNSURE = _words("maybe perhaps might could may let check try wrong incorrect but candidate case cases ran contradicts 不 非")
+_UNSURE = _words(
+    "maybe perhaps might could may let check try test consider take set using example next recall note wrong incorrect but candidate case cases ran contradicts 不 非"
+)
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 1_000, "million": 10**6, "billion": 10**9, "万": 10**4, "亿": 10**8}
 _CHANGING = _words(
     "not no never none neither either except without least most than less more fewer over under above below up plus minus times "
-    "choose half halves third thirds quarter quarters twice double triple squared cubed factorial base root e i st nd rd th "
+    "choose half halves third thirds quarter quarters twice double triple squared cubed factorial base root e i k lakh crore st nd rd th "
     "step steps attempt attempts approach approaches method methods"
 )
 """Words that make another number of the one beside them, or none."""
@@ -74,7 +76,7 @@ _CHANGING = _words(
 _OF = _words("of by")  # the same before a number
 
 _FILLERS = _CUES | _words(
-    "the a b c d an my our final correct exactly precisely simply just indeed finally must should will would be to "
+    "the a b c d an my our final correct exactly precisely simply just indeed finally must should will would appears seems be to "
     "integer number value result remainder total sum required desired now also minimum maximum smallest largest such"
 )
 """Words that can stand between a relation and its number in a sentence."""
@@ -97,9 +99,9 @@ _TOKEN = re.compile(
   | (?P<math> \${1,2} | \\[][()] )
   | (?P<number> [1-9]\d{0,2}(?:(?P<comma>,\\!|\{\s*,\s*\}(?:\\!)?|\\[,:;!\ ]|[,\ ~])\d{3})(?:(?P=comma)\d{3})*+(?!\d)(?:\.\d+)?
       | \d+\.?\d* | \.\d+ )
-  | (?P<unit> \^\s*\{?\s*(?:\\circ(?![A-Za-z])|°)\s*\}? | ° | \\degree(?![A-Za-z]) | \\?% | \\\$ | [€£¥] )
+  | (?P<unit> \^\s*\{?\s*\\(?:circ|degree)(?![A-Za-z])\s*\}? | \\degree(?![A-Za-z]) | \\?% | \\\$ | [€£¥] )
   | (?P<letters> 答案 | 等于 | [\u2e80-\uffdc] | [^\W\d_\u2e80-\uffdc]+ )
-  | (?P<sign> \\[A-Za-z]+ | \\. | [<>!=]= | !+ | \*\* | . )
+  | (?P<sign> \\not\s*. | \\[A-Za-z]+ | \\. | [<>!=]= | !+ | \*\* | . )
     """,
     re.VERBOSE | re.DOTALL,
 )
@@ -135,8 +137,8 @@ def _is_word(letters: str, *, in_words: bool, beside: bool) -> bool:
     return not beside and (in_words or (len(letters) > 3 and not set("aeiou").isdisjoint(letters)))
 
 
-_CHARACTERS = dict(zip(map(ord, "−‐‑×·⋅∙∗÷⁄∕≡≈、。—"), "---*****///==,.;", strict=True)) | {
-    0x2062: "*", ord("⇒"): r"\Rightarrow ", ord("∴"): r"\therefore ",
+_CHARACTERS = dict(zip(map(ord, "−‐‑×·⋅∙∗÷⁄∕≡≈、。—∎"), "---*****///==,.; ", strict=True)) | {
+    0x2062: "*", ord("°"): r"\degree ", ord("⇒"): r"\Rightarrow ", ord("∴"): r"\therefore ",
 }  # fmt: skip
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 
@@ -151,7 +153,7 @@ def _ascii(character: str) -> str:
     category = unicodedata.category(character)
     if category == "Nd":
         return str(unicodedata.decimal(character))
-    if category in ("Cf", "Zs") or "\ufe00" <= character <= "\ufe0f":
+    if category in ("Cf", "Zs", "So") or "\ufe00" <= character <= "\ufe0f":
         return " " * (category == "Zs")
     return chr(ord(character) - 0xFEE0) if "\uff01" <= character <= "\uff5e" else character
 
