@@ -15,20 +15,31 @@ from typing import Annotated
 
 import sympy
 import typer
-from math_verify import parse
+from math_verify import parse, verify
 from math_verify.errors import TimeoutException
 from math_verify.utils import timeout
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.answer_endings import ENDINGS
+from tests.answer_endings import ENDINGS, Ending
 
 from aimo_solver.answers import ANSWER_RANGE, extract_answer
 
 
-def read_with_math_verify(text: str) -> int | None:
-    """Returns the integer in range that math-verify finds first; of an equation or a set of one, its number."""
-    value = next(iter(parse(text)), None)
+def read(ending: Ending) -> int | None:
+    """Returns the answer that `aimo_solver` reads."""
+    return extract_answer(ending.text)
+
+
+def read_with_math_verify(ending: Ending) -> int | None:
+    """Returns the right answer if math-verify takes the text for equal to it, otherwise the integer in range that it finds first.
+
+    Of an equation, or a set of one number, it is the number.
+    """
+    found = parse(ending.text)
+    if ending.answer is not None and verify(parse(f"${ending.answer}$"), found):
+        return ending.answer
+    value = next(iter(found), None)
     if isinstance(value, sympy.Set) and len(value.args) == 1:
         value = value.args[0]
     if isinstance(value, sympy.Eq):
@@ -40,19 +51,19 @@ def read_with_math_verify(text: str) -> int | None:
     return int(number) if number is not None and number.is_Number and number in ANSWER_RANGE else None
 
 
-@timeout(5)
+@timeout(5)  # type: ignore[untyped-decorator]
 def _evaluate(value: sympy.Expr) -> sympy.Expr:
     return value.doit()
 
 
-READERS: Mapping[str, Callable[[str], int | None]] = {"read_answer": extract_answer, "math-verify": read_with_math_verify}
+READERS: Mapping[str, Callable[[Ending], int | None]] = {"read_answer": read, "math-verify": read_with_math_verify}
 
 
 def main(rows: Annotated[bool, typer.Option(help="print every ending that is read wrongly")] = False) -> None:
     """Prints, for both readers, how many endings give a wrong integer and how many answers are missed."""
     logging.disable()
-    for name, read in READERS.items():
-        answers = [(ending, read(ending.text)) for ending in ENDINGS]
+    for name, reader in READERS.items():
+        answers = [(ending, reader(ending)) for ending in ENDINGS]
         false = [(ending, answer) for ending, answer in answers if answer is not None and answer != ending.answer]
         missed = [(ending, answer) for ending, answer in answers if answer is None and ending.answer is not None]
         stated = sum(ending.answer is not None for ending in ENDINGS)

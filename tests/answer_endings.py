@@ -18,7 +18,7 @@ class Ending:
     Attributes:
         answer: the answer that it states, None if it states none that counts.
         out_of_range: it states a number that is no answer.
-        read: whether `read_answer` finds the answer.
+        read: whether `read_answer` reads it rightly.
     """
 
     text: str
@@ -33,7 +33,7 @@ def _load() -> Iterator[Ending]:
         for (text, value), sentence in zip(rows, itertools.cycle(_SENTENCES), strict=False):
             whole = sentence.replace("%s", text) if "box" in name else text
             answer = value if isinstance(value, int) else None
-            yield Ending(whole, answer, out_of_range=value == "out", read=not name.startswith("unread"))
+            yield Ending(whole, answer, out_of_range=value == "out", read=name in ("box", "text"))
 
 
 ENDINGS = tuple(_load())

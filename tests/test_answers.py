@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aimo_solver.answers import ANSWER_RANGE, Reading, extract_answer, last_box, read_answer, read_symbolic
 from aimo_solver.latex import evaluate_latex
-from tests.answer_endings import ENDINGS, Ending
+from tests.answer_endings import ENDINGS
 
 TOO_LARGE = [
     "7^{7^{7}}", "2^{100000}", "9" * 1001, "100000!", "(" * 200 + "1" + ")" * 200, "{" * 45 + "1" + "}" * 45, "-" * 500 + "1",
@@ -19,14 +19,15 @@ TOO_LARGE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("ending", [ending for ending in ENDINGS if ending.read], ids=lambda ending: ending.text)
-def test_every_ending_of_the_table_is_read(ending: Ending) -> None:
-    assert read_answer(ending.text) == Reading(ending.answer, ending.out_of_range)
+def test_the_endings_of_the_table_are_read() -> None:
+    readings = [(ending, read_answer(ending.text)) for ending in ENDINGS if ending.read]
+    assert len(readings) > 600
+    assert [(ending, reading) for ending, reading in readings if reading != Reading(ending.answer, ending.out_of_range)] == []
 
 
-@pytest.mark.parametrize("ending", [ending for ending in ENDINGS if not ending.read], ids=lambda ending: ending.text)
-def test_an_answer_that_is_not_read_gives_no_other_integer(ending: Ending) -> None:
-    assert extract_answer(ending.text) is None
+def test_endings_that_are_not_read_rightly_are_still_wrong() -> None:
+    """Those that become right belong into the other lists of the table."""
+    assert [ending for ending in ENDINGS if not ending.read and extract_answer(ending.text) == ending.answer] == []
 
 
 @pytest.mark.parametrize("box", TOO_LARGE)

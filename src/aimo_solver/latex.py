@@ -63,21 +63,22 @@ _ASIDE = _words(r"where with when since because for as given which attained achi
 _MODULO = _words(r"mod modulo \bmod \mod \pmod")
 _CONDITIONS = _words("if unless whether suppose assume")
 _UNSURE = _words(
-    "maybe perhaps might could may let check try test consider take set using example next recall note wrong incorrect but candidate case cases ran contradicts 不 非"
+    "maybe perhaps might could may let check try test consider take set using example next recall note wrong incorrect but "
+    "candidate case cases ran contradicts 不 非"
 )
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 1_000, "million": 10**6, "billion": 10**9, "万": 10**4, "亿": 10**8}
 _CHANGING = _words(
-    "not no never none neither either except without least most than less more fewer over under above below up plus minus times "
-    "choose half halves third thirds quarter quarters twice double triple squared cubed factorial base root e i k lakh crore st nd rd th "
-    "step steps attempt attempts approach approaches method methods"
+    "not no never none neither either except without least most than less more fewer over under above below up plus minus "
+    "times half choose halves third thirds quarter quarters twice double triple squared cubed factorial base root e i k "
+    "lakh crore st nd rd th step steps attempt attempts approach approaches method methods"
 )
 """Words that make another number of the one beside them, or none."""
 
 _OF = _words("of by")  # the same before a number
 
 _FILLERS = _CUES | _words(
-    "the a b c d an my our final correct exactly precisely simply just indeed finally must should will would appears seems be to "
-    "integer number value result remainder total sum required desired now also minimum maximum smallest largest such"
+    "the a b c d an my our final correct exactly precisely simply just indeed finally must should will would appears seems "
+    "be to integer number value result remainder total sum required desired now also minimum maximum smallest largest such"
 )
 """Words that can stand between a relation and its number in a sentence."""
 
@@ -181,7 +182,7 @@ def _clause(tokens: Sequence[_Token]) -> tuple[str, Sequence[_Token]]:
 
     That is the only one, one that follows from those before it, one that those behind it explain, or a last one about the answer.
     """
-    *_, tokens = [part for _, part in _split(tokens, _THEN) if _has_number(part)] or [()]
+    *_, tokens = [part for _, part in _split(tokens, _THEN) if _has_number(part)] or [[]]
     (_, first), *asides = _split(tokens, _ASIDE)
     if _has_number(first):
         if len(asides) > 1:
@@ -327,8 +328,8 @@ class _Parser:
             above = self._argument()
             return _bounded(above / self._argument())
         if self._take("\\binom"):
-            above = _natural(self._argument(), 5_000)
-            return Fraction(math.comb(above, _natural(self._argument(), above)))
+            of = _natural(self._argument(), 5_000)
+            return Fraction(math.comb(of, _natural(self._argument(), of)))
         if self._take("\\sqrt"):
             degree = _natural(self._closed("]"), 100) if self._take("[") else 2
             return _root(self._argument(), degree)

@@ -34,8 +34,8 @@ def attempts(answer: st.SearchStrategy[int | None], *, least: int = 0, most: int
     return st.lists(one, min_size=least, max_size=most)
 
 
-def attempt(answer: int | None, **values: Any) -> Attempt:
-    return Attempt(**{"problem_id": "p", "index": 0, "answer": answer, "finish_reason": FinishReason.ANSWERED} | values)
+def attempt(answer: int | None, finish_reason: FinishReason = FinishReason.ANSWERED, **values: Any) -> Attempt:
+    return Attempt(problem_id="p", index=0, answer=answer, finish_reason=finish_reason, **values)
 
 
 voters = st.sampled_from(VOTER_NAMES)
@@ -165,7 +165,7 @@ def test_evidence_is_between_0_and_1(given_: list[Attempt]) -> None:
 
 @pytest.mark.parametrize("voter", VOTER_NAMES)
 def test_forced_weight_scales_the_votes_of_answers_that_were_asked_for(voter: Any) -> None:
-    given_ = [attempt(7), *(attempt(70, finish_reason=FinishReason.FORCED) for _ in range(2))]
+    given_ = [attempt(7), *(attempt(70, FinishReason.FORCED) for _ in range(2))]
     assert rank(given_, VotingConfig(voter=voter))[0].answer == 70
     first, second = rank(given_, VotingConfig(voter=voter, forced_weight=0.25))
     assert (first.answer, first.votes, second.votes) == (7, 1, 2)
