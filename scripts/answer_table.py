@@ -24,9 +24,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.answer_endings import ENDINGS, Ending
 
 from aimo_solver.answers import ANSWER_RANGE, extract_answer
+from aimo_solver.problems import Answer
 
 
-def read(ending: Ending) -> int | None:
+def read(ending: Ending) -> Answer | None:
     """Returns the answer that `aimo_solver` reads."""
     return extract_answer(ending.text)
 
@@ -56,7 +57,7 @@ def _evaluate(value: sympy.Expr) -> sympy.Expr:
     return value.doit()
 
 
-READERS: Mapping[str, Callable[[Ending], int | None]] = {"read_answer": read, "math-verify": read_with_math_verify}
+READERS: Mapping[str, Callable[[Ending], Answer | None]] = {"read_answer": read, "math-verify": read_with_math_verify}
 
 
 def main(rows: Annotated[bool, typer.Option(help="print every ending that is read wrongly")] = False) -> None:
