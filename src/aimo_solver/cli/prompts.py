@@ -38,7 +38,7 @@ def prompts_command(
     title = f"{model.resolve().name}: family {chat.name}"
     table = Table("variant", "attempts", "tokens", "tool", "effort", "sampling", title=title)
     for one in chosen:
-        table.add_row(one.name, _share(one, config), str(len(prompts[one.name])), *_settings(one, config))
+        table.add_row(one.name, _share(one, config), str(len(prompts[one.name])), *_settings(one, chat.name, config))
     console.print(table)
     for name, tokens in prompts.items():
         print(f"\n----- {name}, {len(tokens)} tokens -----\n{chat.decode(tokens)}")
@@ -49,11 +49,11 @@ def _share(variant: PromptVariant, config: Config) -> str:
     return f"{mix[variant.name] / sum(mix.values()):.0%}" if variant.name in mix else "-"
 
 
-def _settings(variant: PromptVariant, config: Config) -> tuple[str, str, str]:
+def _settings(variant: PromptVariant, family: str, config: Config) -> tuple[str, str, str]:
     sampling = variant.sampling(config.sampling)
     values = {name: getattr(sampling, name) for name in ("temperature", "top_p", "min_p", "top_k")}
     return (
         "yes" if variant.tool else "no",
-        variant.reasoning_effort or config.prompt.reasoning_effort,
+        (variant.reasoning_effort or config.prompt.reasoning_effort) if family == "harmony" else "-",
         " ".join(f"{name}={value:g}" for name, value in values.items()),
     )
