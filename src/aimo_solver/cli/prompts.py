@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from aimo_solver.chat.families import load_chat_format
@@ -35,10 +36,10 @@ def prompts_command(
         raise ConfigError("--variant", f"there is no variant {unknown[0]}; known: {', '.join(variants)}")
     chosen = [one for name, one in variants.items() if not variant or name in variant]
     prompts = {one.name: chat.prompt(one.fill(problem, config)) for one in chosen}
-    title = f"{model.resolve().name}: family {chat.name}"
+    title = escape(f"{model.resolve().name}: family {chat.name}")
     table = Table("variant", "attempts", "tokens", "tool", "effort", "sampling", title=title)
     for one in chosen:
-        table.add_row(one.name, _share(one, config), str(len(prompts[one.name])), *_settings(one, chat.name, config))
+        table.add_row(escape(one.name), _share(one, config), str(len(prompts[one.name])), *_settings(one, chat.name, config))
     console.print(table)
     for name, tokens in prompts.items():
         print(f"\n----- {name}, {len(tokens)} tokens -----\n{chat.decode(tokens)}")
