@@ -134,7 +134,7 @@ _ONE = '<|tool_call>call:python{code:<|"|>1<|"|>}<tool_call|>'
         ('<|tool_call>call:python{code:<|"|>x', "\n", ["x"]),
         ('<|tool_call>call:python{code:<|"|>x', '<|"|>', "holds no code"),
         ("<|tool_call>call:python{x", "}", ["x" + "}" * 99_999]),
-        ("<|tool_call>call:other{code:", "a=1\n", "holds no code"),
+        ("<|tool_call>call:other{code:", "a=1\n", "no tool other"),
         ("<|tool_call>", "<|tool_call>", "holds no code"),
         ("", "call:", "call:"),
         ("call:python", "\n", "call:python"),

@@ -125,6 +125,11 @@ def test_calls_are_read_as_by_vllm(harmony: Family, text: str) -> None:
     assert ours == [code for recipient, code in vllm_calls("harmony", harmony.folder, tokens)]
 
 
+@pytest.mark.parametrize("code", ['{"code": "x"}["code"].upper()', '{"a": 1}\nprint(2)', '{"code": "a=1"}\nprint({"b": 2})'])
+def test_code_behind_a_literal_stays_whole(harmony: Family, code: str) -> None:
+    assert harmony.chat.parse(harmony.call(code)) == ToolCalls((ToolCall(code),))
+
+
 @pytest.mark.parametrize("end", ["<|return|>", "<|endoftext|>"])
 def test_an_answer_without_a_header_is_read(harmony: Family, end: str) -> None:
     text = "The answer is \\boxed{5}"
@@ -195,7 +200,7 @@ def test_a_long_recipient_is_cut(harmony: Family) -> None:
     known = harmony.chat.parse([*header, *harmony.template("<|message|>print(1)<|call|>")])
     assert known == ToolCalls((ToolCall("print(1)"),), f"unknown recipient {'a' * 40!r}")
     unknown = harmony.chat.parse([*header, *harmony.template("<|message|>to do<|call|>")])
-    assert unknown == Malformed(f"There is no tool {'a' * 40}; the only one is python, which takes Python code as it is.")
+    assert unknown == Malformed(f"There is no tool {'a' * 40}; the only one is python, which runs Python code.")
 
 
 def test_the_first_eight_calls_are_read_and_the_others_counted(harmony: Family) -> None:

@@ -157,6 +157,21 @@ def test_misspelled_xml_calls_are_repaired(hermes: Family, call: str, code: str)
         assert hermes.chat.parse(hermes.template(text)) == ToolCalls((ToolCall(code),), _NOTES[text.startswith("<")])
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        's = "<parameter=x>"',
+        's = """\n<parameter=x>\n"""',
+        's = """\n</parameter>\n<parameter=x>\n"""',
+        "print('<parameter=x>1</parameter>')",
+        "s = '<parameter=x>'\nbroken(",
+    ],
+)
+def test_a_tag_in_code_is_code(families: dict[str, Family], code: str) -> None:
+    model = families["hermes-xml"]
+    assert model.chat.parse(model.call(code)) == ToolCalls((ToolCall(code),))
+
+
 _NOTES = {True: "a call in another form", False: "code in the text instead of a tool call"}
 
 

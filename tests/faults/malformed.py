@@ -107,6 +107,34 @@ GEMMA: Rows = [
     ("two thoughts", f"{_THINK}{_THINK}It is \\boxed{{1}}<turn|>", Final("It is \\boxed{1}")),
     ("an answer outside every box", f"{_THINK}It is 1.<turn|>", Final("It is 1.")),
     ("padding in the text", f"{_THINK}<pad>It is \\boxed{{1}}<pad><turn|>", Final("It is \\boxed{1}")),
+    # an answer beside something else
+    ("the beginning of a call behind the answer", f"{_THINK}It is \\boxed{{1}}<|tool_call><turn|>", Final("It is \\boxed{1}")),
+    ("an empty call behind the answer", f"{_THINK}It is \\boxed{{1}}{_CALL}}}{_END}", Final("It is \\boxed{1}")),
+    (
+        "an unreadable call behind the answer",
+        f"{_THINK}It is \\boxed{{1}}<|tool_call>call:search{{query:{_Q}x{_Q}}}{_END}",
+        Final("It is \\boxed{1}"),
+    ),
+    (
+        "a mention of a tag beside the answer",
+        f"{_THINK}Without a <|tool_call>, it is \\boxed{{1}}<turn|>",
+        Final("Without a , it is \\boxed{1}"),
+    ),
+    ("a thought behind the answer", f"{_THINK}It is \\boxed{{1}}<|channel>thought\nhm<turn|>", Final("It is \\boxed{1}")),
+    ("a guess before a thought", f"{_THINK}Maybe \\boxed{{1}}?<|channel>thought\nhm<turn|>", Told("thought")),
+    # other tools
+    ("a query", f"<|tool_call>call:search{{query:{_Q}primes{_Q}}}{_END}", Told("no tool search")),
+    ("a query that compiles", f"<|tool_call>call:search{{query:{_Q}gcd(4, 6){_Q}}}{_END}", Told("no tool search")),
+    ("a query in plain quotes", f'<|tool_call>call:search{{query:"primes"}}{_END}', Told("no tool search")),
+    ("a query without quotes", f"<|tool_call>call:search{{query:primes}}{_END}", Told("no tool search")),
+    ("a word for another tool", f"<|tool_call>call:search{{input:{_Q}primes{_Q}}}{_END}", Told("no tool search")),
+    ("numbers for another tool", f"<|tool_call>call:oeis{{input:{_Q}1, 1, 2, 3{_Q}}}{_END}", Told("no tool oeis")),
+    ("a query in JSON", f'<|tool_call>{{"name": "search", "arguments": {{"input": "primes"}}}}{_END}', Told("no tool search")),
+    (
+        "two calls in a list",
+        f'<|tool_call>[{{"name": "python", "arguments": {{"code": "a=1"}}}}, {{"name": "python", "arguments": {{"code": "b=2"}}}}]{_END}',
+        ("a=1", "b=2"),
+    ),
 ]
 
 _A = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
@@ -175,6 +203,22 @@ HARMONY: Rows = [
     ("the final text ended like a message", f"{_A}<|channel|>final<|message|>\\boxed{{1}}<|end|>", Final("\\boxed{1}")),
     ("the final text constrained", f"{_A}<|channel|>final <|constrain|>text<|message|>\\boxed{{1}}<|return|>", Final("\\boxed{1}")),
     ("two final texts", "<|channel|>final<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>\\boxed{1}<|return|>", Final("a\n\\boxed{1}")),
+    # an answer beside something else
+    ("the final text sent off as a call", f"{_A}<|channel|>final<|message|>It is \\boxed{{1}}<|call|>", Final("It is \\boxed{1}")),
+    ("a number sent off as a call", f"{_A}<|channel|>final<|message|>42<|call|>", Final("42")),
+    ("an empty call behind the answer", f"{_A}<|channel|>final<|message|>It is \\boxed{{1}}<|end|><|start|>assistant{_TO}<|call|>", Final("It is \\boxed{1}")),
+    ("an unreadable call before the answer", f"{_A}<|channel|>analysis to=wolfram<|message|>the sum of x<|end|><|start|>assistant<|channel|>final<|message|>\\boxed{{1}}<|return|>", Final("\\boxed{1}")),
+    ("a mention of a tag beside the answer", f"{_A}<|channel|>final<|message|>In the<|channel|> I found \\boxed{{1}}<|return|>", Final("In the\n<|channel|> I found \\boxed{1}")),
+    ("a thought behind the answer", f"{_A}<|channel|>final<|message|>It is \\boxed{{1}}<|end|><|start|>assistant<|channel|>analysis<|message|>hm<|end|>", Final("It is \\boxed{1}")),
+    ("half a thought without a header", "maybe \\boxed{1}? let me check<|return|>", Told("final channel")),
+    ("half a thought without a channel", "<|message|>maybe \\boxed{1}? let me check<|end|>", Told("final channel")),
+    # other tools
+    ("a word for the browser", f"{_A}<|channel|>analysis to=browser.search code<|message|>primes<|call|>", Told("no tool browser.search")),
+    ("numbers for the browser", f"{_A}<|channel|>analysis to=browser.search code<|message|>1, 1, 2, 3<|call|>", Told("no tool browser.search")),
+    ("a query for the browser", f'{_A}<|channel|>analysis to=browser.search<|message|>query: "primes"<|call|>', Told("no tool browser.search")),
+    ("a word in JSON for the browser", f'{_A}<|channel|>analysis to=browser.search code<|message|>{{"input": "primes"}}<|call|>', Told("no tool browser.search")),
+    ("a word for no tool", f"{_A}<|channel|>commentary<|message|>done<|call|>", Told("no code")),
+    ("two calls in a list", f'{_A}<|channel|>commentary to=functions.python json<|message|>[{{"code": "a=1"}}, {{"code": "b=2"}}]<|call|>', ("a=1", "b=2")),
     ("a role of its own", "<|channel|>analysis<|message|>x<|end|><|start|>final<|message|>\\boxed{1}<|return|>", Final("\\boxed{1}")),
 ]  # fmt: skip
 
@@ -211,7 +255,10 @@ HERMES: Rows = [
     ("text behind the JSON", f"{_H}{_T}{_args('print(1)')}\nI wait.{_E}", ("print(1)",)),
     ("text before the JSON", f"{_H}{_T}json\n{_args('print(1)')}{_E}", ("print(1)",)),
     ("fences around the JSON", f"{_H}{_T}```json\n{_args('print(1)')}\n```{_E}", ("print(1)",)),
-    ("two objects in one call", f"{_H}{_T}{_args('a=1')}\n{_args('b=2')}{_E}", ("a=1",)),
+    ("two objects in one call", f"{_H}{_T}{_args('a=1')}\n{_args('b=2')}{_E}", ("a=1", "b=2")),
+    ("two objects in a list", f"{_H}{_T}[{_args('a=1')}, {_args('b=2')}]{_E}", ("a=1", "b=2")),
+    ("two objects in a list without tags", f"{_H}[{_args('a=1')}, {_args('b=2')}]<|im_end|>", ("a=1", "b=2")),
+    ("two functions in one call", f"{_H}{_T}<function=python>\n<parameter=code>\na=1\n</parameter>\n</function>\n<function=python>\n<parameter=code>\nb=2\n</parameter>\n</function>{_E}", ("a=1", "b=2")),
     ("a list around the object", f"{_H}{_T}[{_args('print(1)')}]{_E}", ("print(1)",)),
     # shapes
     ("parameters for arguments", f'{_H}{_T}{{"name": "python", "parameters": {{"code": "print(1)"}}}}{_E}', ("print(1)",)),
@@ -253,6 +300,24 @@ HERMES: Rows = [
     ("thoughts that do not end", "<think>\nIt is \\boxed{1}<|im_end|>", Told("thoughts")),
     # final texts
     ("the end of the thoughts twice", f"{_H}</think>\nIt is \\boxed{{1}}<|im_end|>", Final("It is \\boxed{1}")),
+    # an answer beside something else
+    ("the beginning of a call behind the answer", f"{_H}It is \\boxed{{1}}<tool_call><|im_end|>", Final("It is \\boxed{1}")),
+    ("an empty call behind the answer", f"{_H}It is \\boxed{{1}}{_T}{_E}", Final("It is \\boxed{1}")),
+    ("an unreadable call behind the answer", f"{_H}It is \\boxed{{1}}{_T}please compute the sum{_E}", Final("It is \\boxed{1}")),
+    ("a mention of a tag beside the answer", f"{_H}Without a <tool_call>, it is \\boxed{{1}}<|im_end|>", Final("Without a , it is \\boxed{1}")),
+    ("a mention of a tag in the thoughts", "<think>\nNo <tool_call> here\n</think>\n\nIt is \\boxed{1}<|im_end|>", Final("It is \\boxed{1}")),
+    ("a thought behind the answer", f"{_H}It is \\boxed{{1}}\n<think>\nhm<|im_end|>", Final("It is \\boxed{1}")),
+    ("a guess before a thought", f"{_H}Maybe \\boxed{{1}}?\n<think>\nlet me check<|im_end|>", Told("thoughts")),
+    # other tools
+    ("a query", f'{_H}{_T}{{"name": "search", "arguments": {{"query": "primes"}}}}{_E}', Told("no tool search")),
+    ("a word for another tool", f'{_H}{_T}{{"name": "search", "arguments": {{"input": "primes"}}}}{_E}', Told("no tool search")),
+    ("a word as arguments", f'{_H}{_T}{{"name": "search", "arguments": "primes"}}{_E}', Told("no tool search")),
+    ("a query in XML", f"{_H}{_T}<function=search>\n<parameter=query>\nprimes\n</parameter>\n</function>{_E}", Told("no tool search")),
+    ("a query in XML that compiles", f"{_H}{_T}<function=search>\n<parameter=query>\ngcd(4, 6)\n</parameter>\n</function>{_E}", Told("no tool search")),
+    ("a word in XML", f"{_H}{_T}<function=search>primes</function>{_E}", Told("no tool search")),
+    ("a word in a call", f"{_H}{_T}primes{_E}", Told("could not be read")),
+    ("a query without tags", f'{_H}{{"name": "search", "arguments": {{"input": "primes"}}}}<|im_end|>', Final('{"name": "search", "arguments": {"input": "primes"}}')),
+    ("a call and a query in a list", f'{_H}{_T}[{_args("a=1")}, {{"name": "search", "arguments": {{"query": "x"}}}}]{_E}', Told("no tool search")),
     ("thoughts without a beginning", "hm\n</think>\n\nIt is \\boxed{1}<|im_end|>", Final("It is \\boxed{1}")),
 ]  # fmt: skip
 
@@ -289,6 +354,9 @@ FENCED: Rows = [
     ("thoughts that begin again", "hm</think>It is 1 <think>or \\boxed{2}<|end|>", Told("thoughts")),
     ("an end of thoughts and nothing", "hm</think><|end|>", Told("empty")),
     ("a block of text only", "hm</think>```text\nnot code\n```\nIt is \\boxed{1}<|end|>", Final("```text\nnot code\n```\nIt is \\boxed{1}")),
+    ("a thought behind the answer", "hm</think>It is \\boxed{1}\n<think>hm<|end|>", Final("It is \\boxed{1}")),
+    ("a guess before a thought", "hm</think>Maybe \\boxed{1}?\n<think>hm<|end|>", Told("thoughts")),
+    ("half a thought with a box", "maybe \\boxed{1}? let me check<|end|>", Told("thoughts")),
     ("a box but no end of the thoughts", "It is \\boxed{1}<|end|>", Final("It is \\boxed{1}")),
 ]  # fmt: skip
 

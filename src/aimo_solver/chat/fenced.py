@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from aimo_solver.chat.model_folder import ModelFolder
 from aimo_solver.chat.prompts import ANSWER_NOW, FENCED_TOOL, TIME_UP, Prompt, join_texts, no_result
+from aimo_solver.chat.salvage import ends_with_answer, has_answer
 from aimo_solver.chat.template import TemplateFormat
 from aimo_solver.chat.turns import FinalText, Malformed, Markup, ToolCalls, Turn
 
@@ -70,11 +71,12 @@ class FencedFormat(TemplateFormat):
         runnable = [block for block in _blocks(text) if block.is_python and block.code.strip()]
         if not ended:
             return ToolCalls.first_of([block.code for block in runnable if block.closed], None)
-        final = text.rpartition("</think>")[2]
-        if runnable and "\\boxed" not in text[runnable[-1].end :]:
+        if runnable and not has_answer(text[runnable[-1].end :]):
             note = "a block that the turn did not stop at" if runnable[-1].closed else "an unclosed last block"
             return ToolCalls.first_of([block.code for block in runnable], note)
-        if "<think>" in final or (self._thinks and "</think>" not in text and "\\boxed" not in text):
+        _, closed, after = text.rpartition("</think>")
+        final, opened, _ = after.partition("<think>")
+        if (opened and not has_answer(final)) or (self._thinks and not closed and not ends_with_answer(final)):
             return Malformed("Your turn ended inside your thoughts, without code and without a final text.")
         return FinalText(final.strip()) if final.strip() else Malformed("Your turn was empty.")
 

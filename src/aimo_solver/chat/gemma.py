@@ -27,7 +27,7 @@ from aimo_solver.chat.prompts import (
     close_box,
     no_result,
 )
-from aimo_solver.chat.salvage import Code, read_calls, read_text
+from aimo_solver.chat.salvage import Code, calls_in_json, has_answer, read_calls, read_text
 from aimo_solver.chat.turns import MAX_CALLS, Malformed, Markup, Turn
 from aimo_solver.errors import ModelError
 
@@ -43,7 +43,6 @@ MARKUP = Markup(
     ),
 )  # fmt: skip
 _MOST_QUOTES = 1_000  # in one call; real ones have two
-_NO_CODE = Malformed('Your call holds no code. Write it as call:python{code:<|"|>...<|"|>}.')
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +51,13 @@ class _Split:
 
     Attributes:
         content: the text outside thoughts and calls.
+        rest: the same with a last call that has no end: its tag may be a mention.
         calls: the tokens of each call, and whether it has its end.
         fault: what was wrong around the calls.
     """
 
     content: str
+    rest: str
     calls: list[tuple[list[int], bool]]
     in_thought: bool
     saw_channel: bool
@@ -97,8 +98,8 @@ class GemmaFormat:
     def parse(self, sampled: Sequence[int]) -> Turn:
         split = self._split(sampled)
         if split.calls:
-            return read_calls(split.calls, lambda tokens: self._code_of(tokens) or _NO_CODE, split.fault)
-        if split.in_thought:
+            return read_calls(split.calls, self._split_call, code_of, split.rest, split.fault)
+        if split.in_thought and not has_answer(split.content):
             return Malformed("Your turn ended inside the thought channel, without a call and without a final text.")
         return read_text(split.content, _spelled_call)
 
@@ -170,18 +171,21 @@ class GemmaFormat:
                 content.append(token)
                 if calls:
                     fault = "text after the call"
-        return _Split(self.decode(content), calls, state == "thought", saw_channel, fault)
+        text = self.decode(content)
+        mention = self.decode(calls[-1][0]) if calls and not calls[-1][1] else ""
+        return _Split(text, text + mention, calls, state == "thought", saw_channel, fault)
 
-    def _code_of(self, tokens: Sequence[int]) -> Code | None:
+    def _split_call(self, tokens: Sequence[int]) -> list[str]:
+        """The texts of the calls in one, with `QUOTE` for the quote token."""
         if tokens.count(self._quote) > _MOST_QUOTES:  # the text between two quotes is decoded by itself
-            return None
+            return [""]
         parts: list[list[int]] = [[]]
         for token in tokens:
             if token == self._quote:
                 parts.append([])
             else:
                 parts[-1].append(token)
-        return code_of(QUOTE.join(map(self.decode, parts)))
+        return calls_in_json(QUOTE.join(map(self.decode, parts)))
 
     def _responses(self, sampled: Sequence[int], outputs: Sequence[str]) -> list[int]:
         """One response per output, as a continuation of the model's turn."""
@@ -209,10 +213,11 @@ class GemmaFormat:
         return [] if self._ended(sampled) else [self._end_turn]
 
 
-def _spelled_call(text: str) -> Code | None:
+def _spelled_call(text: str) -> list[Code]:
     """The code of a call written in plain text."""
     place = _SPELLED_CALL.search(text)
-    return code_of(place.group(1)) if place else None
+    code = code_of(place.group(1)) if place else None
+    return [code] if isinstance(code, Code) else []
 
 
 def _declare_tool(description: str) -> str:

@@ -9,12 +9,24 @@ import re
 from collections.abc import Sequence
 
 from aimo_solver.chat.prompts import PYTHON_TOOL
-from aimo_solver.chat.salvage import CODE_KEYS, LONGEST_NAME, Code, bare_code, code_in_json, compiles
+from aimo_solver.chat.salvage import (
+    CODE_KEYS,
+    LONGEST_NAME,
+    PYTHON_NAMES,
+    Code,
+    bare_code,
+    code_in_json,
+    compiles,
+    is_program,
+    name_in_json,
+    unknown_tool,
+)
+from aimo_solver.chat.turns import Malformed
 
 QUOTE = "\udc00"
 """Replaces the token ``<|"|>`` in the text of a call; no decoded text contains a lone surrogate."""
 
-_NAMES = frozenset({PYTHON_TOOL.name, "functions.python", ""})
+_NO_CODE = Malformed('Your call holds no code. Write it as call:python{code:<|"|>...<|"|>}.')
 _EXACT = re.compile(rf"call:{PYTHON_TOOL.name}\{{{PYTHON_TOOL.parameter}:{QUOTE}([^{QUOTE}]*+){QUOTE}\}}")
 _CALL = re.compile(r"\s*+(?:call)?+\s*+:?+\s*+([\w.:\-]*+)\s*+[{(\[]++(.*+)", re.DOTALL)
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*+\Z")
@@ -23,24 +35,27 @@ _LAST = re.compile(r"\s*+[})\]]*+\s*+")
 _CODE_KEY = re.compile(rf"\s*+[{QUOTE}\"']?+(?:{'|'.join(CODE_KEYS)})[{QUOTE}\"']?+\s*+[:=]\s*+")
 
 
-def code_of(call: str) -> Code | None:
-    """Returns the code of one call, None if there is none. `call` has `QUOTE` in place of the quote token."""
+def code_of(call: str) -> Code | Malformed:
+    """Returns the code of one call, or why there is none. `call` has `QUOTE` in place of the quote token."""
     exact = _EXACT.fullmatch(call)
     if exact is not None:
-        return bare_code(exact.group(1))
+        return bare_code(exact.group(1)) or _NO_CODE
     place = _CALL.match(call)
     if place is None:
-        return None
+        return _NO_CODE
     name, arguments = place.groups()
-    code = _code_in(arguments)
-    if code is None or (name not in _NAMES and not compiles(code.text)):
-        return None
+    name = name or name_in_json("{" + arguments)
+    known = name in PYTHON_NAMES
+    code = _code_in(arguments, known=known)
+    if code is None or not (known or is_program(code.text)):
+        return _NO_CODE if known else unknown_tool(name)
     return code.noted("a call in another form" if name == PYTHON_TOOL.name else f"unknown tool {name[:LONGEST_NAME]!r}")
 
 
-def _code_in(arguments: str) -> Code | None:
+def _code_in(arguments: str, *, known: bool) -> Code | None:
+    """The code in the arguments; those of an unknown tool must name it."""
     strings = _strings(arguments)
-    for key in (*CODE_KEYS, *strings):
+    for key in (*CODE_KEYS, *(strings if known else ())):
         if key in strings:
             inner = QUOTE in strings[key]  # the model used quote tokens for Python's quotes
             return bare_code(strings[key].replace(QUOTE, '"'), "quote tokens inside the code" if inner else None)
@@ -48,7 +63,7 @@ def _code_in(arguments: str) -> Code | None:
         found = code_in_json("{" + arguments)
         if found is not None:
             return Code(found.text, "arguments in JSON")
-    return _broken_arguments(arguments)
+    return _broken_arguments(arguments) if known or _CODE_KEY.match(arguments) else None
 
 
 def _strings(arguments: str) -> dict[str, str]:

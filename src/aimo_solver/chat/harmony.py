@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from openai_harmony import (
     Conversation,
@@ -39,7 +39,20 @@ from aimo_solver.chat.prompts import (
     join_texts,
     no_result,
 )
-from aimo_solver.chat.salvage import LONGEST_NAME, Code, bare_code, code_in_json, compiles, python_blocks, read_calls
+from aimo_solver.chat.salvage import (
+    LONGEST_NAME,
+    Code,
+    bare_code,
+    calls_in_json,
+    code_in_json,
+    ends_with_answer,
+    has_answer,
+    is_json,
+    is_program,
+    python_blocks,
+    read_calls,
+    unknown_tool,
+)
 from aimo_solver.chat.tokenizer import replace_surrogates
 from aimo_solver.chat.turns import MAX_CALLS, FinalText, Malformed, Markup, ToolCalls, Turn
 
@@ -93,11 +106,11 @@ class _Part:
 
     @property
     def is_call(self) -> bool:
-        """Whether it is meant for a tool: it names one, ends as a call, or is marked as code."""
+        """Whether it is meant for a tool: it names one, is marked as code, or ends as a call outside the final channel."""
         if self.body is None or not self.is_own:
             return False
         marked = re.search(r"\bcode\b", _CHANNEL.sub("", self.header)) is not None
-        return marked or self.recipient is not None or self.end == "<|call|>"
+        return marked or self.recipient is not None or (self.end == "<|call|>" and self.channel != "final")
 
 
 class HarmonyFormat:
@@ -131,20 +144,20 @@ class HarmonyFormat:
     def parse(self, sampled: Sequence[int]) -> Turn:
         parts = self._parts(sampled)
         calls = [(part, part.end == "<|call|>") for part in parts if part.is_call]
+        own = [part for part in parts if part.is_own and not part.is_call]
+        texts = [(part.channel, part.body) for part in own if part.body and part.body.strip()]
+        finals = [text for channel, text in texts if channel == "final"]
+        final = "\n".join([*finals, *_unheaded(parts)])
         if calls:
-            return read_calls(calls, _code_of)
-        texts = [part for part in parts if part.is_own and part.body and part.body.strip()]
-        finals = [part.body or "" for part in texts if part.channel == "final"]
-        salvaged = None
-        if not finals and texts and texts[-1].channel != "analysis":
-            finals, salvaged = [texts[-1].body or ""], "the final text was not in the final channel"
-        text = "\n".join(finals)
-        if "\\boxed" not in text and texts:
-            blocks = python_blocks(text or texts[-1].body or "")
-            if blocks:
-                return ToolCalls.first_of(blocks, "code in the text instead of a tool call")
-        if text:
-            return FinalText(text, salvaged)
+            return read_calls(calls, _split_call, _code_of, final)
+        channel, last = texts[-1] if texts else ("analysis", "")
+        if not final and channel != "analysis" and ("\\boxed" not in last or ends_with_answer(last)):
+            final = last
+        blocks = [] if has_answer(final) else python_blocks(final or last)
+        if blocks:
+            return ToolCalls.first_of(blocks, "code in the text instead of a tool call")
+        if final:
+            return FinalText(final, None if finals else "the final text was not in the final channel")
         return Malformed("Your turn ended without a call to python and without a text in the final channel.")
 
     def tool_results(self, sampled: Sequence[int], outputs: Sequence[str]) -> list[int]:
@@ -196,10 +209,7 @@ class HarmonyFormat:
             if not header and body is None:
                 return
             text = self.decode(header)
-            if body is None and end in _LAST_ENDS and "\\boxed" in text and self._controls.keys().isdisjoint(header):
-                parts.append(_Part("", text, end))  # an answer without a header
-            else:
-                parts.append(_Part(text, None if body is None else self.decode(body), end))
+            parts.append(_Part(text, None if body is None else self.decode(body), end))
             header, body = [], None
 
         for token in sampled:
@@ -253,14 +263,27 @@ class HarmonyFormat:
         return [*tokens, *self._encoding.encode(clean[start:], disallowed_special=())]
 
 
+def _unheaded(parts: Sequence[_Part]) -> list[str]:
+    """The text of a last message without a header, if it is an answer; a final text may also mention a control token."""
+    if not parts or parts[-1].body is not None or parts[-1].end not in _LAST_ENDS:
+        return []
+    text = parts[-1].header
+    in_final = len(parts) > 1 and parts[-2].end is None and parts[-2].channel == "final"
+    bare = not any(control in text for control in MARKUP.tokens)
+    return [text] if (in_final and has_answer(text)) or (bare and ends_with_answer(text)) else []
+
+
 def _code_of(part: _Part) -> Code | Malformed:
     code = _find_code(part)
     if code is not None:
         return code
     if part.recipient in _PYTHON_NAMES or part.recipient is None:
         return Malformed("Your call to python holds no code.")
-    name = part.recipient[:LONGEST_NAME]
-    return Malformed(f"There is no tool {name}; the only one is python, which takes Python code as it is.")
+    return unknown_tool(part.recipient)
+
+
+def _split_call(part: _Part) -> list[_Part]:
+    return [replace(part, body=call) for call in calls_in_json(part.body or "")]
 
 
 def _find_code(part: _Part) -> Code | None:
@@ -273,13 +296,13 @@ def _find_code(part: _Part) -> Code | None:
         note = f"unknown recipient {part.recipient[:LONGEST_NAME]!r}"
     elif part.channel not in ("analysis", "commentary"):
         note = "a call in the wrong channel"
-    if body.lstrip().startswith(("{", "```json")):
+    # A declared function is called as functions.python, with JSON arguments.
+    natural = part.recipient == "functions.python" or "json" in part.header
+    if body.lstrip().startswith(("{", "```json")) and (natural or is_json(body) or not is_program(body)):
         found = code_in_json(body)
-        if found is not None and (known or compiles(found.text)):
-            # A declared function is called as functions.python, with JSON arguments.
-            natural = part.recipient == "functions.python" or "json" in part.header
+        if found is not None and (known or is_program(found.text)):
             return Code(found.text, note or found.salvaged or (None if natural else "code in JSON"))
         if not known:
             return None
     bare = bare_code(body, note)
-    return bare if known or (bare is not None and compiles(bare.text)) else None
+    return bare if known or (bare is not None and is_program(bare.text)) else None

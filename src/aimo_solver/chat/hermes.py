@@ -17,7 +17,21 @@ from dataclasses import dataclass
 
 from aimo_solver.chat.model_folder import ModelFolder
 from aimo_solver.chat.prompts import ANSWER_NOW, COMPLAINT, PYTHON_TOOL, TIME_UP, no_result
-from aimo_solver.chat.salvage import CODE_KEYS, Code, bare_code, code_in_json, compiles, read_calls, read_text
+from aimo_solver.chat.salvage import (
+    CODE_KEYS,
+    PYTHON_NAMES,
+    Code,
+    bare_code,
+    calls_in_json,
+    code_in_json,
+    compiles,
+    has_answer,
+    is_program,
+    name_in_json,
+    read_calls,
+    read_text,
+    unknown_tool,
+)
 from aimo_solver.chat.template import TemplateFormat
 from aimo_solver.chat.turns import MAX_CALLS, Malformed, Markup, Turn
 
@@ -35,9 +49,11 @@ MARKUP = Markup(
 )  # fmt: skip
 _CALLS = re.compile(rf"{_CALL}([^{_CALL}{_END_CALL}{_THINK}{_END_THINK}]*)({_END_CALL}?)")
 _FUNCTION = re.compile(r"<function\s*=\s*([^>\s]*)\s*>?(.*)", re.DOTALL)
+_NEXT_FUNCTION = re.compile(r"(?<=</function>)\s*+(?=<function\s*+=)")
 _PARAMETER = re.compile(r"<\s*+parameter\s*+=([^<>]*+)>")
-_BARE_CALL = re.compile(r'\A\s*(\{\s*"name"\s*:\s*"[\w.]+"\s*,\s*"(?:arguments|parameters)".*)\Z', re.DOTALL)
+_BARE_CALL = re.compile(r'\s*+\[?+\s*+\{\s*+"name"\s*+:\s*+"[\w.]++"\s*+,\s*+"(?:arguments|parameters)"')
 _OTHER_FORM = "a call in another form"
+_LONGEST_GAP = 100  # characters of white space between two parameters
 _UNREADABLE = Malformed(
     f'Your call could not be read. Write it as {{"name": "{PYTHON_TOOL.name}", '
     f'"arguments": {{"{PYTHON_TOOL.parameter}": "..."}}}} inside the tool-call tags.'
@@ -46,9 +62,16 @@ _UNREADABLE = Malformed(
 
 @dataclass(frozen=True, slots=True)
 class _Split:
-    """The parts of a turn: the text after the thoughts without calls, and each call's text with whether it is closed."""
+    """The parts of a turn.
+
+    Attributes:
+        content: the text after the thoughts without calls, up to a thought that begins again.
+        rest: the same with calls that are not closed: their tag may be a mention.
+        calls: the text of each call, and whether it is closed.
+    """
 
     content: str
+    rest: str
     calls: list[tuple[str, bool]]
     in_thought: bool
 
@@ -70,10 +93,10 @@ class HermesFormat(TemplateFormat):
         if split.calls:
             written = [(text, closed) for text, closed in split.calls if text.strip()]
             note = "a tag too many" if 0 < len(written) < len(split.calls) else None
-            return read_calls(written or split.calls, lambda text: _code_of(text) or _UNREADABLE, note)
-        if split.in_thought:
+            return read_calls(written or split.calls, _split_call, _code_of, split.rest, note)
+        if split.in_thought and not has_answer(split.content):
             return Malformed("Your turn ended inside your thoughts, without a tool call and without a final text.")
-        return read_text(split.content, _untagged_call)
+        return read_text(split.content, _untagged_calls)
 
     def tool_results(self, sampled: Sequence[int], outputs: Sequence[str]) -> list[int]:
         tail = self._after_reply(sampled, "tool", outputs)
@@ -105,9 +128,11 @@ class HermesFormat(TemplateFormat):
         text = self._marked(sampled)
         calls = [(place.group(1), bool(place.group(2))) for place in _CALLS.finditer(text)]
         _, closed, after = text.rpartition(_END_THINK)
-        in_thought = _THINK in after if closed else self._thinks or _THINK in text
-        content = re.sub(f"[{''.join(_TAGS.values())}]", "", _CALLS.sub("", after))
-        return _Split(content, calls, in_thought)
+        final, opened, _ = after.partition(_THINK)
+        in_thought = bool(opened) or (self._thinks and not closed)
+        content = "" if self._thinks and not closed else final
+        rest = _CALLS.sub(lambda call: "" if call.group(2) else call.group(1), content)
+        return _Split(_without_tags(_CALLS.sub("", content)), _without_tags(rest), calls, in_thought)
 
     def _marked(self, sampled: Sequence[int]) -> str:
         """The turn's text with each tag as its one character."""
@@ -125,26 +150,49 @@ class HermesFormat(TemplateFormat):
         return text
 
 
-def _untagged_call(text: str) -> Code | None:
-    """The code of a call written without ``<tool_call>`` tags."""
-    if _BARE_CALL.match(text):
-        return code_in_json(text)
-    return _code_of(text) if "<function=" in text else None
+def _without_tags(text: str) -> str:
+    return re.sub(f"[{''.join(_TAGS.values())}]", "", text)
 
 
-def _code_of(inside: str) -> Code | None:
+def _split_call(text: str) -> list[str]:
+    """The calls in the text of one."""
+    functions = _NEXT_FUNCTION.split(text)
+    return functions if len(functions) > 1 else calls_in_json(text)
+
+
+def _untagged_calls(text: str) -> list[Code]:
+    """The codes of calls written without ``<tool_call>`` tags."""
+    if not _BARE_CALL.match(text) and "<function=" not in text:
+        return []
+    found = [_code_of(call) for call in _split_call(text)]
+    codes = [code for code in found if isinstance(code, Code)]
+    return codes if len(codes) == len(found) else []
+
+
+def _code_of(inside: str) -> Code | Malformed:
     """The code of one call: in JSON, in Qwen's XML, or bare."""
     text = inside.strip()
-    if text.startswith("{"):
-        return _json_code(text)
     function = _FUNCTION.search(text)
-    if function is not None:
-        return _xml_code(function.group(1), function.group(2)) or _code_between_tags(function.group(2))
-    found = code_in_json(text[text.index("{") :]) if re.match(r"[^\w{]*+(?:json[^\w{]*+)?+\{", text) else None
-    if found is not None:
-        return found.noted(_OTHER_FORM)
-    bare = bare_code(text)
-    return Code(bare.text, "bare code in the call") if bare is not None and compiles(bare.text) else None
+    name = ""
+    if text.startswith("{"):
+        name = name_in_json(text)
+        code = _json_code(text)
+    elif function is not None:
+        name = function.group(1)
+        code = _xml_code(name, function.group(2))
+        if code is None and (name in PYTHON_NAMES or not _PARAMETER.search(function.group(2))):
+            code = _code_between_tags(function.group(2))
+    elif re.match(r"[^\w{]*+(?:json[^\w{]*+)?+\{", text):
+        name = name_in_json(text[text.index("{") :])
+        code = code_in_json(text[text.index("{") :])
+        code = code and code.noted(_OTHER_FORM)
+    else:
+        bare = bare_code(text)
+        code = Code(bare.text, "bare code in the call") if bare is not None and is_program(bare.text) else None
+    known = name in PYTHON_NAMES
+    if code is None or not (known or is_program(code.text)):
+        return _UNREADABLE if known else unknown_tool(name)
+    return code
 
 
 def _json_code(text: str) -> Code | None:
@@ -156,16 +204,13 @@ def _json_code(text: str) -> Code | None:
     if exact:
         return bare_code(value["arguments"][PYTHON_TOOL.parameter])
     found = code_in_json(text)
-    name = re.search(r"""["']?name["']?\s*:\s*["']([^"']*)["']""", text)
-    if found is None or (name is not None and name.group(1) != PYTHON_TOOL.name and not compiles(found.text)):
-        return None
-    return found.noted(_OTHER_FORM)
+    return found and found.noted(_OTHER_FORM)
 
 
 def _xml_code(name: str, body: str) -> Code | None:
     values: dict[str, str] = {}
     exact = name == PYTHON_TOOL.name
-    places = list(_PARAMETER.finditer(body))
+    places = _parameters(body)
     ends = [*(place.start() for place in places[1:]), len(body)]
     for place, end_of_value in zip(places, ends, strict=False):
         value = body[place.end() : end_of_value]
@@ -178,10 +223,25 @@ def _xml_code(name: str, body: str) -> Code | None:
         key = place.group(1).strip().lower()
         values[key] = value[:end].removeprefix("\n").removesuffix("\n")
         exact = exact and place.group() == f"<parameter={key}>"
-    for key in (*CODE_KEYS, *values):
+    for key in (*CODE_KEYS, *(values if name in PYTHON_NAMES else ())):
         if key in values:
             return bare_code(values[key], None if exact and key == PYTHON_TOOL.parameter else _OTHER_FORM)
     return None
+
+
+def _parameters(body: str) -> list[re.Match[str]]:
+    """The opening tags of the parameters, without tags inside the code."""
+    places = list(_PARAMETER.finditer(body))
+    if len(places) > 1 and compiles(body[places[0].end() : body.rfind("</parameter>")].strip("\n")):
+        return places[:1]
+    return [place for number, place in enumerate(places) if number == 0 or _is_between(body, place)]
+
+
+def _is_between(body: str, place: re.Match[str]) -> bool:
+    """Whether the tag follows the end of a parameter or is alone on its line."""
+    before = body[max(0, place.start() - _LONGEST_GAP) : place.start()].rstrip(" \t")
+    alone = before.endswith("\n") and body[place.end() : place.end() + 1] == "\n"
+    return alone or before.rstrip().endswith("</parameter>")
 
 
 def _code_between_tags(body: str) -> Code | None:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from aimo_solver.answers import Reading, last_box, read_answer
+from aimo_solver.chat.prompts import PYTHON_TOOL
 from aimo_solver.chat.turns import MAX_CALLS, FinalText, Malformed, ToolCall, ToolCalls, Turn
 
 CODE_KEYS = ("code", "source", "script", "python", "python_code", "input")
@@ -27,18 +29,23 @@ are shorter."""
 LONGEST_NAME = 40
 """Longer names of tools and keys are cut to this."""
 
+PYTHON_NAMES = frozenset({PYTHON_TOOL.name, f"functions.{PYTHON_TOOL.name}", ""})
+"""Names of the tool, and a call that names none."""
+
 _OUTER_KEYS = ("arguments", "parameters", "args", "function")
 _KEY = "|".join(CODE_KEYS)
 _FENCE = re.compile(r"(`{3,}+|~{3,}+)[ \t]*+(?:python3?|py|ipython|json)?[ \t]*+\n", re.IGNORECASE)
 _PYTHON_FENCE = re.compile(r"[ \t]*+```[ \t]*+(?:python3?|py)[ \t]*+", re.IGNORECASE)
 _STRING_VALUE = re.compile(rf"""(?:{_KEY})["']?+\s*+[:=]\s*+(\"{{3}}|'{{3}}|["'`])""")
 _ESCAPE = re.compile(r'((?:\\(?:[\\"/bfnrt]|u[0-9a-fA-F]{4}))++)|\\')
+_BETWEEN = frozenset(" \t\r\n,;")  # objects in a row
 _TRAILING_COMMA = re.compile(r",\s*+([}\]])")
 _SPACE = "".join(character for character in map(chr, range(0x3001)) if character.isspace())
 _UNESCAPED = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f", '"': '"', "\\": "\\", "/": "/"}
 _PARSER_FAULTS = (SyntaxError, ValueError, TypeError, RecursionError, MemoryError)
 
 _Call = TypeVar("_Call")
+_Part = TypeVar("_Part")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,37 +61,84 @@ class Code:
 
 
 def read_calls(
-    calls: Sequence[tuple[_Call, bool]], read: Callable[[_Call], Code | Malformed], note: str | None = None
-) -> ToolCalls | Malformed:
+    calls: Sequence[tuple[_Call, bool]],
+    split: Callable[[_Call], Sequence[_Part]],
+    read: Callable[[_Part], Code | Malformed],
+    text: str,
+    note: str | None = None,
+) -> Turn:
     """Reads the first `MAX_CALLS` calls of a turn; each comes with whether its end was written.
 
-    Returns the first `Malformed` that `read` returns. `note` says what else was repaired.
+    If `read` returns `Malformed` for one, the turn is its final text if that has an answer, and otherwise malformed.
+
+    Args:
+        split: returns the calls that one holds.
+        text: the final text beside the calls.
+        note: what else was repaired.
     """
+    first = calls[:MAX_CALLS]
+    single = [(part, ended) for call, ended in first for part in split(call)]
+    notes = [note, "several calls in one" if len(single) > len(first) else None]
     codes: list[ToolCall] = []
-    notes = [note]
-    for call, ended in calls[:MAX_CALLS]:
+    for call, ended in single[:MAX_CALLS]:
         code = read(call)
         if isinstance(code, Malformed):
-            return code
+            return FinalText(text.strip(), "an unreadable call beside the final text") if has_answer(text) else code
         codes.append(ToolCall(code.text))
         notes += [code.salvaged, None if ended else "the call's end was missing"]
-    return ToolCalls(tuple(codes), "; ".join(dict.fromkeys(filter(None, notes))) or None, max(0, len(calls) - MAX_CALLS))
+    left_out = len(single) + len(calls) - len(first) - len(codes)
+    return ToolCalls(tuple(codes), "; ".join(dict.fromkeys(filter(None, notes))) or None, left_out)
 
 
-def read_text(text: str, find_call: Callable[[str], Code | None]) -> Turn:
-    """Reads a turn without calls: a call written as text, found by `find_call`, Python blocks, or the final text."""
+def read_text(text: str, find_calls: Callable[[str], Sequence[Code]]) -> Turn:
+    """Reads a turn without calls: calls written as text, found by `find_calls`, Python blocks, or the final text."""
     text = text.strip()
-    if "\\boxed" not in text:
-        call = find_call(text)
-        codes = [call.text] if call else python_blocks(text)
+    if not has_answer(text):
+        codes = [code.text for code in find_calls(text)] or python_blocks(text)
         if codes:
             return ToolCalls.first_of(codes, "code in the text instead of a tool call")
     return FinalText(text) if text else Malformed("Your turn was empty.")
 
 
+def unknown_tool(name: str) -> Malformed:
+    """Returns the reason for a call to a tool that does not exist."""
+    return Malformed(f"There is no tool {name[:LONGEST_NAME]}; the only one is {PYTHON_TOOL.name}, which runs Python code.")
+
+
+def has_answer(text: str) -> bool:
+    r"""Whether a ``\boxed{...}`` in the text states one number, and no question mark follows it."""
+    return last_box(text) is not None and read_answer(text) != Reading() and not _after_box(text).startswith("?")
+
+
+def ends_with_answer(text: str) -> bool:
+    """Whether the text has an answer and no words behind it, unlike a thought that goes on."""
+    return has_answer(text) and re.search(r"[\w?]", _after_box(text)) is None
+
+
+def _after_box(text: str) -> str:
+    return text.rpartition(f"{last_box(text)}}}")[2].lstrip("$\\)]* ")
+
+
 def compiles(code: str) -> bool:
     """Whether the code is plain Python, without a notebook's magics. False for code longer than `LONGEST_PARSED`."""
     return _parsed(ast.parse, code) is not None
+
+
+def is_program(code: str) -> bool:
+    """Whether the code compiles and computes something: a query such as a word, a list of numbers or ``query: "x"`` does not."""
+    tree = _parsed(ast.parse, code)
+    return isinstance(tree, ast.Module) and any(map(_computes, tree.body))
+
+
+def _computes(statement: ast.stmt) -> bool:
+    if isinstance(statement, ast.AnnAssign):
+        return statement.value is not None
+    if not isinstance(statement, ast.Expr):
+        return True
+    nodes = {type(node) for node in ast.walk(statement.value)}
+    if nodes & {ast.Call, ast.Await}:
+        return True
+    return ast.Name not in nodes and bool(nodes & {ast.BinOp, ast.Compare, ast.Subscript})
 
 
 def _parsed(parse: Callable[[str], object], text: str) -> object:
@@ -108,6 +162,47 @@ def bare_code(code: str, salvaged: str | None = None) -> Code | None:
     if inside is None or not inside.strip() or (stripped[0] == "~" and compiles(code)):  # `~~~x` is Python, backquotes never are
         return Code(code, salvaged)
     return Code(inside, salvaged or "code inside fences")
+
+
+def calls_in_json(text: str) -> list[str]:
+    """Returns the calls of a JSON list or of JSON objects in a row; the text itself if it does not consist of several."""
+    whole = text.strip()
+    calls: list[object] = []
+    decoder = json.JSONDecoder(strict=False)
+    try:
+        if whole.startswith("["):
+            value, _ = decoder.raw_decode(whole)
+            calls = value if isinstance(value, list) else []
+        place = 0
+        while whole.startswith("{", place):
+            value, place = decoder.raw_decode(whole, place)
+            calls.append(value)
+            if not _is_call(value):
+                break
+            while whole[place : place + 1] in _BETWEEN:
+                place += 1
+    except (ValueError, RecursionError):
+        return [text]
+    if len(calls) < 2 or not all(map(_is_call, calls)) or not any(map(_code_of_value, calls)):
+        return [text]
+    return [json.dumps(call) for call in calls]
+
+
+def name_in_json(text: str) -> str:
+    """Returns the name of the tool in a call's JSON, "" if it names none."""
+    try:
+        value = json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        name = re.search(r"""["']?name["']?\s*+:\s*+["']([^"']*+)["']""", text.partition(CODE_KEYS[0])[0])
+        return name.group(1) if name else ""
+    for key in ("name", "function"):
+        if isinstance(value, dict) and key in value:
+            value = value[key]
+    return value if isinstance(value, str) else ""
+
+
+def _is_call(value: object) -> bool:
+    return isinstance(value, dict) and ("name" in value or _code_of_value(value) is not None)
 
 
 def python_blocks(text: str) -> list[str]:
@@ -167,7 +262,7 @@ def _read_json(text: str) -> tuple[object, str | None]:
         if isinstance(value, (dict, list)):
             if note is None and candidate[end:].strip():
                 note = "text after the JSON"
-            if note is None and "\n" in text and not _is_json(text):
+            if note is None and "\n" in text and not is_json(text):
                 note = "newlines not escaped"
             return value, note
     return _parsed(ast.literal_eval, text) if text[:1] == "{" else None, "Python's notation instead of JSON"
@@ -183,7 +278,8 @@ def _repairs(text: str) -> Iterator[tuple[str, str | None]]:
         yield text + end, note
 
 
-def _is_json(text: str) -> bool:
+def is_json(text: str) -> bool:
+    """Whether all of the text is one JSON value."""
     try:
         json.loads(text)
     except (ValueError, RecursionError):
