@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from aimo_solver.chat.model_folder import ModelFolder
 from aimo_solver.chat.prompts import ANSWER_NOW, FENCED_TOOL, TIME_UP, Prompt, join_texts, no_result
-from aimo_solver.chat.salvage import ends_with_answer, has_answer
+from aimo_solver.chat.reading import ends_with_answer, has_answer
 from aimo_solver.chat.template import TemplateFormat
 from aimo_solver.chat.turns import FinalText, Malformed, Markup, ToolCalls, Turn
 

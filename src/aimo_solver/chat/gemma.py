@@ -27,7 +27,8 @@ from aimo_solver.chat.prompts import (
     close_box,
     no_result,
 )
-from aimo_solver.chat.salvage import Code, calls_in_json, has_answer, read_calls, read_text
+from aimo_solver.chat.reading import has_answer, read_calls, read_text
+from aimo_solver.chat.salvage import calls_in_json
 from aimo_solver.chat.turns import MAX_CALLS, Malformed, Markup, Turn
 from aimo_solver.errors import ModelError
 
@@ -101,7 +102,7 @@ class GemmaFormat:
             return read_calls(split.calls, self._split_call, code_of, split.rest, split.fault)
         if split.in_thought and not has_answer(split.content):
             return Malformed("Your turn ended inside the thought channel, without a call and without a final text.")
-        return read_text(split.content, _spelled_call)
+        return read_text(split.content, _spelled_call, code_of)
 
     def tool_results(self, sampled: Sequence[int], outputs: Sequence[str]) -> list[int]:
         split = self._split(sampled)
@@ -213,11 +214,10 @@ class GemmaFormat:
         return [] if self._ended(sampled) else [self._end_turn]
 
 
-def _spelled_call(text: str) -> list[Code]:
-    """The code of a call written in plain text."""
+def _spelled_call(text: str) -> list[str]:
+    """A call written in plain text."""
     place = _SPELLED_CALL.search(text)
-    code = code_of(place.group(1)) if place else None
-    return [code] if isinstance(code, Code) else []
+    return [place.group(1)] if place else []
 
 
 def _declare_tool(description: str) -> str:

@@ -9,18 +9,8 @@ import re
 from collections.abc import Sequence
 
 from aimo_solver.chat.prompts import PYTHON_TOOL
-from aimo_solver.chat.salvage import (
-    CODE_KEYS,
-    LONGEST_NAME,
-    PYTHON_NAMES,
-    Code,
-    bare_code,
-    code_in_json,
-    compiles,
-    is_program,
-    name_in_json,
-    unknown_tool,
-)
+from aimo_solver.chat.reading import PYTHON_NAMES, unknown_tool
+from aimo_solver.chat.salvage import CODE_KEYS, LONGEST_NAME, Code, bare_code, code_in_json, compiles, is_program, name_in_json
 from aimo_solver.chat.turns import Malformed
 
 QUOTE = "\udc00"
@@ -45,7 +35,7 @@ def code_of(call: str) -> Code | Malformed:
         return _NO_CODE
     name, arguments = place.groups()
     name = name or name_in_json("{" + arguments)
-    known = name in PYTHON_NAMES
+    known = not name or name in PYTHON_NAMES
     code = _code_in(arguments, known=known)
     if code is None or not (known or is_program(code.text)):
         return _NO_CODE if known else unknown_tool(name)

@@ -39,19 +39,16 @@ from aimo_solver.chat.prompts import (
     join_texts,
     no_result,
 )
+from aimo_solver.chat.reading import PYTHON_NAMES, ends_with_answer, has_answer, read_calls, unknown_tool
 from aimo_solver.chat.salvage import (
     LONGEST_NAME,
     Code,
     bare_code,
     calls_in_json,
     code_in_json,
-    ends_with_answer,
-    has_answer,
     is_json,
     is_program,
     python_blocks,
-    read_calls,
-    unknown_tool,
 )
 from aimo_solver.chat.tokenizer import replace_surrogates
 from aimo_solver.chat.turns import MAX_CALLS, FinalText, Malformed, Markup, ToolCalls, Turn
@@ -61,7 +58,6 @@ _RECIPIENT = re.compile(r"to=\s*+([^\s<]++)")
 _OWN = frozenset({"", "assistant", "to", "analysis", "commentary", "final"})  # how the model's own headers begin
 _NOT_TOOLS = frozenset({"assistant", "user", "all", "system", "developer"})
 _LAST_ENDS = frozenset({"<|return|>", "<|endoftext|>"})
-_PYTHON_NAMES = frozenset({"python", "functions.python"})
 # oss-harmony's encoder is quadratic in the length of a piece of text without a boundary (8,000 emoji: 340 ms), so longer ones
 # are cut. There is always a boundary after a digit and before a blank that follows another character.
 _LONG_PIECE = re.compile(r"[^\d\x00-\x7f]{32}|[^\s\d]{256}|\s{256}")
@@ -241,7 +237,7 @@ class HarmonyFormat:
         tokens: list[int] = []
         for index, output in enumerate(outputs):
             call = calls[index] if index < len(calls) else _Part("", None, None)
-            name = call.recipient if call.recipient in _PYTHON_NAMES else "python"
+            name = call.recipient if call.recipient in PYTHON_NAMES else "python"
             channel = "commentary" if call.channel == "commentary" else "analysis"
             tokens += self._template(f"<|start|>{name} to=assistant<|channel|>{channel}<|message|>")
             tokens += [*self._plain(output), self._ids["<|end|>"]]
@@ -277,7 +273,7 @@ def _code_of(part: _Part) -> Code | Malformed:
     code = _find_code(part)
     if code is not None:
         return code
-    if part.recipient in _PYTHON_NAMES or part.recipient is None:
+    if part.recipient in PYTHON_NAMES or part.recipient is None:
         return Malformed("Your call to python holds no code.")
     return unknown_tool(part.recipient)
 
@@ -288,7 +284,7 @@ def _split_call(part: _Part) -> list[_Part]:
 
 def _find_code(part: _Part) -> Code | None:
     body = part.body or ""
-    known = part.recipient in _PYTHON_NAMES
+    known = part.recipient in PYTHON_NAMES
     note = None
     if part.recipient is None:
         note = "a call without a recipient"

@@ -17,21 +17,8 @@ from dataclasses import dataclass
 
 from aimo_solver.chat.model_folder import ModelFolder
 from aimo_solver.chat.prompts import ANSWER_NOW, COMPLAINT, PYTHON_TOOL, TIME_UP, no_result
-from aimo_solver.chat.salvage import (
-    CODE_KEYS,
-    PYTHON_NAMES,
-    Code,
-    bare_code,
-    calls_in_json,
-    code_in_json,
-    compiles,
-    has_answer,
-    is_program,
-    name_in_json,
-    read_calls,
-    read_text,
-    unknown_tool,
-)
+from aimo_solver.chat.reading import PYTHON_NAMES, has_answer, read_calls, read_text, unknown_tool
+from aimo_solver.chat.salvage import CODE_KEYS, Code, bare_code, calls_in_json, code_in_json, compiles, is_program, name_in_json
 from aimo_solver.chat.template import TemplateFormat
 from aimo_solver.chat.turns import MAX_CALLS, Malformed, Markup, Turn
 
@@ -96,7 +83,7 @@ class HermesFormat(TemplateFormat):
             return read_calls(written or split.calls, _split_call, _code_of, split.rest, note)
         if split.in_thought and not has_answer(split.content):
             return Malformed("Your turn ended inside your thoughts, without a tool call and without a final text.")
-        return read_text(split.content, _untagged_calls)
+        return read_text(split.content, _untagged_calls, _code_of)
 
     def tool_results(self, sampled: Sequence[int], outputs: Sequence[str]) -> list[int]:
         tail = self._after_reply(sampled, "tool", outputs)
@@ -160,13 +147,9 @@ def _split_call(text: str) -> list[str]:
     return functions if len(functions) > 1 else calls_in_json(text)
 
 
-def _untagged_calls(text: str) -> list[Code]:
-    """The codes of calls written without ``<tool_call>`` tags."""
-    if not _BARE_CALL.match(text) and "<function=" not in text:
-        return []
-    found = [_code_of(call) for call in _split_call(text)]
-    codes = [code for code in found if isinstance(code, Code)]
-    return codes if len(codes) == len(found) else []
+def _untagged_calls(text: str) -> list[str]:
+    """The texts of calls written without ``<tool_call>`` tags."""
+    return _split_call(text) if _BARE_CALL.match(text) or "<function=" in text else []
 
 
 def _code_of(inside: str) -> Code | Malformed:
@@ -189,7 +172,7 @@ def _code_of(inside: str) -> Code | Malformed:
     else:
         bare = bare_code(text)
         code = Code(bare.text, "bare code in the call") if bare is not None and is_program(bare.text) else None
-    known = name in PYTHON_NAMES
+    known = not name or name in PYTHON_NAMES
     if code is None or not (known or is_program(code.text)):
         return _UNREADABLE if known else unknown_tool(name)
     return code
@@ -223,7 +206,7 @@ def _xml_code(name: str, body: str) -> Code | None:
         key = place.group(1).strip().lower()
         values[key] = value[:end].removeprefix("\n").removesuffix("\n")
         exact = exact and place.group() == f"<parameter={key}>"
-    for key in (*CODE_KEYS, *(values if name in PYTHON_NAMES else ())):
+    for key in (*CODE_KEYS, *(values if not name or name in PYTHON_NAMES else ())):
         if key in values:
             return bare_code(values[key], None if exact and key == PYTHON_TOOL.parameter else _OTHER_FORM)
     return None

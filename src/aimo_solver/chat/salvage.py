@@ -11,13 +11,8 @@ import ast
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TypeVar
-
-from aimo_solver.answers import Reading, last_box, read_answer
-from aimo_solver.chat.prompts import PYTHON_TOOL
-from aimo_solver.chat.turns import MAX_CALLS, FinalText, Malformed, ToolCall, ToolCalls, Turn
 
 CODE_KEYS = ("code", "source", "script", "python", "python_code", "input")
 """Keys under which models put the code, the declared one first."""
@@ -29,9 +24,6 @@ are shorter."""
 LONGEST_NAME = 40
 """Longer names of tools and keys are cut to this."""
 
-PYTHON_NAMES = frozenset({PYTHON_TOOL.name, f"functions.{PYTHON_TOOL.name}", ""})
-"""Names of the tool, and a call that names none."""
-
 _OUTER_KEYS = ("arguments", "parameters", "args", "function")
 _KEY = "|".join(CODE_KEYS)
 _FENCE = re.compile(r"(`{3,}+|~{3,}+)[ \t]*+(?:python3?|py|ipython|json)?[ \t]*+\n", re.IGNORECASE)
@@ -42,10 +34,8 @@ _BETWEEN = frozenset(" \t\r\n,;")  # objects in a row
 _TRAILING_COMMA = re.compile(r",\s*+([}\]])")
 _SPACE = "".join(character for character in map(chr, range(0x3001)) if character.isspace())
 _UNESCAPED = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f", '"': '"', "\\": "\\", "/": "/"}
+_OPERATIONS = (ast.Call, ast.Await, ast.Subscript, ast.Add, ast.Mult, ast.Mod, ast.Pow, ast.FloorDiv)
 _PARSER_FAULTS = (SyntaxError, ValueError, TypeError, RecursionError, MemoryError)
-
-_Call = TypeVar("_Call")
-_Part = TypeVar("_Part")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,65 +50,6 @@ class Code:
         return replace(self, salvaged=self.salvaged or salvaged)
 
 
-def read_calls(
-    calls: Sequence[tuple[_Call, bool]],
-    split: Callable[[_Call], Sequence[_Part]],
-    read: Callable[[_Part], Code | Malformed],
-    text: str,
-    note: str | None = None,
-) -> Turn:
-    """Reads the first `MAX_CALLS` calls of a turn; each comes with whether its end was written.
-
-    If `read` returns `Malformed` for one, the turn is its final text if that has an answer, and otherwise malformed.
-
-    Args:
-        split: returns the calls that one holds.
-        text: the final text beside the calls.
-        note: what else was repaired.
-    """
-    first = calls[:MAX_CALLS]
-    single = [(part, ended) for call, ended in first for part in split(call)]
-    notes = [note, "several calls in one" if len(single) > len(first) else None]
-    codes: list[ToolCall] = []
-    for call, ended in single[:MAX_CALLS]:
-        code = read(call)
-        if isinstance(code, Malformed):
-            return FinalText(text.strip(), "an unreadable call beside the final text") if has_answer(text) else code
-        codes.append(ToolCall(code.text))
-        notes += [code.salvaged, None if ended else "the call's end was missing"]
-    left_out = len(single) + len(calls) - len(first) - len(codes)
-    return ToolCalls(tuple(codes), "; ".join(dict.fromkeys(filter(None, notes))) or None, left_out)
-
-
-def read_text(text: str, find_calls: Callable[[str], Sequence[Code]]) -> Turn:
-    """Reads a turn without calls: calls written as text, found by `find_calls`, Python blocks, or the final text."""
-    text = text.strip()
-    if not has_answer(text):
-        codes = [code.text for code in find_calls(text)] or python_blocks(text)
-        if codes:
-            return ToolCalls.first_of(codes, "code in the text instead of a tool call")
-    return FinalText(text) if text else Malformed("Your turn was empty.")
-
-
-def unknown_tool(name: str) -> Malformed:
-    """Returns the reason for a call to a tool that does not exist."""
-    return Malformed(f"There is no tool {name[:LONGEST_NAME]}; the only one is {PYTHON_TOOL.name}, which runs Python code.")
-
-
-def has_answer(text: str) -> bool:
-    r"""Whether a ``\boxed{...}`` in the text states one number, and no question mark follows it."""
-    return last_box(text) is not None and read_answer(text) != Reading() and not _after_box(text).startswith("?")
-
-
-def ends_with_answer(text: str) -> bool:
-    """Whether the text has an answer and no words behind it, unlike a thought that goes on."""
-    return has_answer(text) and re.search(r"[\w?]", _after_box(text)) is None
-
-
-def _after_box(text: str) -> str:
-    return text.rpartition(f"{last_box(text)}}}")[2].lstrip("$\\)]* ")
-
-
 def compiles(code: str) -> bool:
     """Whether the code is plain Python, without a notebook's magics. False for code longer than `LONGEST_PARSED`."""
     return _parsed(ast.parse, code) is not None
@@ -131,14 +62,15 @@ def is_program(code: str) -> bool:
 
 
 def _computes(statement: ast.stmt) -> bool:
+    if isinstance(statement, (ast.Pass, ast.Break, ast.Continue)):
+        return False
     if isinstance(statement, ast.AnnAssign):
         return statement.value is not None
     if not isinstance(statement, ast.Expr):
         return True
     nodes = {type(node) for node in ast.walk(statement.value)}
-    if nodes & {ast.Call, ast.Await}:
-        return True
-    return ast.Name not in nodes and bool(nodes & {ast.BinOp, ast.Compare, ast.Subscript})
+    # Words with hyphens or slashes between them also compile, and so do "primes in intervals" and "sum is even".
+    return not nodes.isdisjoint(_OPERATIONS) or (ast.Name not in nodes and not nodes.isdisjoint((ast.BinOp, ast.Compare)))
 
 
 def _parsed(parse: Callable[[str], object], text: str) -> object:

@@ -98,7 +98,9 @@ class _Row:
 _SHARED: dict[str, tuple[str, Callable[[str], object]]] = {
     "extract_answer": ("answers", extract_answer),
     "bare_code": ("salvage", salvage.bare_code),
+    "calls_in_json": ("salvage", salvage.calls_in_json),
     "code_in_json": ("salvage", salvage.code_in_json),
+    "is_program": ("salvage", salvage.is_program),
     "python_blocks": ("salvage", salvage.python_blocks),
     "compiles": ("salvage", salvage.compiles),
 }

@@ -1,0 +1,91 @@
+"""Decides what a turn is, once its parts are found: calls, a final text, or malformed.
+
+A call that cannot be read, or a tag without a call, does not cost an answer that stands beside it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from aimo_solver.answers import Reading, last_box, read_answer
+from aimo_solver.chat.prompts import PYTHON_TOOL
+from aimo_solver.chat.salvage import LONGEST_NAME, Code, python_blocks
+from aimo_solver.chat.turns import MAX_CALLS, FinalText, Malformed, ToolCall, ToolCalls, Turn
+
+PYTHON_NAMES = frozenset({PYTHON_TOOL.name, f"functions.{PYTHON_TOOL.name}"})
+"""Names of the tool."""
+
+_LONGEST_BOX = 200  # characters; a longer box is no plain number
+
+_Call = TypeVar("_Call")
+_Part = TypeVar("_Part")
+
+
+def read_calls(
+    calls: Sequence[tuple[_Call, bool]],
+    split: Callable[[_Call], Sequence[_Part]],
+    read: Callable[[_Part], Code | Malformed],
+    text: str,
+    note: str | None = None,
+) -> Turn:
+    """Reads the first `MAX_CALLS` calls of a turn; each comes with whether its end was written.
+
+    If `read` returns `Malformed` for one, the turn is its final text if that has an answer, and otherwise malformed.
+
+    Args:
+        split: returns the calls that one holds.
+        text: the final text beside the calls.
+        note: what else was repaired.
+    """
+    first = calls[:MAX_CALLS]
+    single = [(part, ended) for call, ended in first for part in split(call)]
+    notes = [note, "several calls in one" if len(single) > len(first) else None]
+    codes: list[ToolCall] = []
+    for call, ended in single[:MAX_CALLS]:
+        code = read(call)
+        if isinstance(code, Malformed):
+            return FinalText(text.strip(), "an unreadable call beside the final text") if has_answer(text) else code
+        codes.append(ToolCall(code.text))
+        notes += [code.salvaged, None if ended else "the call's end was missing"]
+    left_out = len(single) + len(calls) - len(first) - len(codes)
+    return ToolCalls(tuple(codes), "; ".join(dict.fromkeys(filter(None, notes))) or None, left_out)
+
+
+def read_text(text: str, find_calls: Callable[[str], Sequence[str]], read: Callable[[str], Code | Malformed]) -> Turn:
+    """Reads a turn without calls: calls written as text, found by `find_calls`, Python blocks, or the final text."""
+    text = text.strip()
+    if not has_answer(text):
+        turn = read_calls([(call, True) for call in find_calls(text)], lambda call: [call], read, text)
+        if not isinstance(turn, ToolCalls) or not turn.calls:
+            turn = ToolCalls.first_of(python_blocks(text), None)
+        if turn.calls:
+            return replace(turn, salvaged="code in the text instead of a tool call")
+    return FinalText(text) if text else Malformed("Your turn was empty.")
+
+
+def unknown_tool(name: str) -> Malformed:
+    """Returns the reason for a call to a tool that does not exist."""
+    return Malformed(f"There is no tool {name[:LONGEST_NAME]}; the only one is {PYTHON_TOOL.name}, which runs Python code.")
+
+
+def has_answer(text: str) -> bool:
+    r"""Whether the last ``\boxed{...}`` in the text holds one number, and no question mark follows it."""
+    after = _after_answer(text)
+    return after is not None and not after.startswith("?")
+
+
+def ends_with_answer(text: str) -> bool:
+    """Whether the text has an answer and no words behind it, unlike a thought that goes on."""
+    after = _after_answer(text)
+    return after is not None and re.search(r"[\w?]", after) is None
+
+
+def _after_answer(text: str) -> str | None:
+    """What follows the last box and the marks of mathematics around it, None without a box that holds a number."""
+    box = last_box(text)
+    if box is None or len(box) > _LONGEST_BOX or read_answer(f"\\boxed{{{box}}}") == Reading():
+        return None
+    return text.rpartition(f"{box}}}")[2].lstrip("$\\)]* ")
