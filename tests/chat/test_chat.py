@@ -44,6 +44,17 @@ def test_a_call_and_a_final_text_are_read(families: dict[str, Family], name: str
 
 
 @each_family
+def test_an_answer_survives_every_control_token_behind_it(families: dict[str, Family], name: str) -> None:
+    model = families[name]
+    before, after = map(model.template, model.final_parts)
+    for token in model.controls.values():
+        for rest in ("", "hm"):
+            turn = model.chat.parse([*before, *model.plain("So \\boxed{42}."), token, *model.plain(rest), *after])
+            assert isinstance(turn, FinalText), (model.chat.decode([token]), turn)
+            assert extract_answer(turn.text) == 42
+
+
+@each_family
 @given(code=hostile_text)
 @_SETTINGS
 def test_code_is_returned_byte_for_byte(families: dict[str, Family], name: str, code: str) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from aimo_solver.chat.model_folder import ModelFolder
 from aimo_solver.chat.prompts import ANSWER_NOW, FENCED_TOOL, TIME_UP, Prompt, join_texts, no_result
-from aimo_solver.chat.reading import ends_with_answer, has_answer
+from aimo_solver.chat.reading import after_thoughts, ends_with_answer, has_answer
 from aimo_solver.chat.template import TemplateFormat
 from aimo_solver.chat.turns import FinalText, Malformed, Markup, ToolCalls, Turn
 
@@ -74,7 +74,8 @@ class FencedFormat(TemplateFormat):
         if runnable and not has_answer(text[runnable[-1].end :]):
             note = "a block that the turn did not stop at" if runnable[-1].closed else "an unclosed last block"
             return ToolCalls.first_of([block.code for block in runnable], note)
-        _, closed, after = text.rpartition("</think>")
+        closed = "</think>" in text
+        after = after_thoughts(text, "</think>") if closed else text
         final, opened, _ = after.partition("<think>")
         if (opened and not has_answer(final)) or (self._thinks and not closed and not ends_with_answer(final)):
             return Malformed("Your turn ended inside your thoughts, without code and without a final text.")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from aimo_solver.chat.model_folder import ModelFolder
 from aimo_solver.chat.prompts import ANSWER_NOW, COMPLAINT, PYTHON_TOOL, TIME_UP, no_result
-from aimo_solver.chat.reading import PYTHON_NAMES, has_answer, read_calls, read_text, unknown_tool
+from aimo_solver.chat.reading import PYTHON_NAMES, after_thoughts, has_answer, read_calls, read_text, unknown_tool
 from aimo_solver.chat.salvage import CODE_KEYS, Code, bare_code, calls_in_json, code_in_json, compiles, is_program, name_in_json
 from aimo_solver.chat.template import TemplateFormat
 from aimo_solver.chat.turns import MAX_CALLS, Malformed, Markup, Turn
@@ -114,10 +114,10 @@ class HermesFormat(TemplateFormat):
     def _split(self, sampled: Sequence[int]) -> _Split:
         text = self._marked(sampled)
         calls = [(place.group(1), bool(place.group(2))) for place in _CALLS.finditer(text)]
-        _, closed, after = text.rpartition(_END_THINK)
-        final, opened, _ = after.partition(_THINK)
+        closed = _END_THINK in text
+        after = after_thoughts(text, _END_THINK) if closed or self._thinks else text
+        content, opened, _ = after.partition(_THINK)
         in_thought = bool(opened) or (self._thinks and not closed)
-        content = "" if self._thinks and not closed else final
         rest = _CALLS.sub(lambda call: "" if call.group(2) else call.group(1), content)
         return _Split(_without_tags(_CALLS.sub("", content)), _without_tags(rest), calls, in_thought)
 

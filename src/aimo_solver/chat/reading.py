@@ -18,6 +18,7 @@ from aimo_solver.chat.turns import MAX_CALLS, FinalText, Malformed, ToolCall, To
 PYTHON_NAMES = frozenset({PYTHON_TOOL.name, f"functions.{PYTHON_TOOL.name}"})
 """Names of the tool."""
 
+_MOST_ENDS = 8  # of the thoughts, in one turn
 _LONGEST_BOX = 200  # characters; a longer box is no plain number
 
 _Call = TypeVar("_Call")
@@ -69,6 +70,12 @@ def read_text(text: str, find_calls: Callable[[str], Sequence[str]], read: Calla
 def unknown_tool(name: str) -> Malformed:
     """Returns the reason for a call to a tool that does not exist."""
     return Malformed(f"There is no tool {name[:LONGEST_NAME]}; the only one is {PYTHON_TOOL.name}, which runs Python code.")
+
+
+def after_thoughts(text: str, end: str) -> str:
+    """Returns the text behind the last end of the thoughts, or behind one before it if only that has an answer."""
+    parts = [part for part in text.split(end)[1:] if part.strip()]
+    return next(filter(has_answer, reversed(parts[-_MOST_ENDS:])), parts[-1] if parts else "")
 
 
 def has_answer(text: str) -> bool:
