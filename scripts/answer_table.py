@@ -1,6 +1,6 @@
 """Compares `read_answer` with the math-verify library on the endings of tests/answer_endings.toml.
 
-pip install math-verify
+pip install -e '.[symbolic]'
 python scripts/answer_table.py                               # the figures in docs/chat-formats.md
 python scripts/answer_table.py --rows                        # with every ending that one of the two reads wrongly
 """

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openai_harmony import HarmonyEncodingName, load_harmony_encoding
 
 from aimo_solver.answers import ANSWER_RANGE, Reading, extract_answer, last_box, read_answer, read_symbolic
 from aimo_solver.latex import evaluate_latex
 from tests.answer_endings import ENDINGS
+from tests.conftest import ROOT
+
+TRANSCRIPTS = ROOT.parent / "shared" / "harmony" / "attempts.npz"
 
 TOO_LARGE = [
     "7^{7^{7}}", "2^{100000}", "9" * 1001, "100000!", "(" * 200 + "1" + ")" * 200, "{" * 45 + "1" + "}" * 45, "-" * 500 + "1",
@@ -107,6 +113,22 @@ def test_another_range() -> None:
 )
 def test_a_symbolic_answer_is_the_text_of_the_last_box(text: str, answer: str | None) -> None:
     assert read_symbolic(text).answer == answer
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TRANSCRIPTS.is_file(), reason="needs the transcripts of real attempts")
+def test_the_last_messages_of_real_attempts_without_their_boxes() -> None:
+    """None of the 218 gives a wrong integer; where a cut message states the answer in its last words, it is read."""
+    decode = load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS).decode
+    read = 0
+    with np.load(TRANSCRIPTS) as arrays:
+        attempts = np.split(arrays["tokens"], arrays["ends"][:-1])
+        for tokens, answer in zip(attempts, arrays["answer"].tolist(), strict=True):
+            message = decode(tokens[-4_000:].tolist()).rpartition("<|message|>")[2]
+            reading = read_answer(re.sub(r"\\boxed\{([^{}]*)\}", r"\1", message))
+            assert reading.answer in (None, answer)
+            read += reading.answer is not None
+    assert read >= 190
 
 
 def test_hostile_texts_are_read_quickly_in_a_thread() -> None:
