@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from aimo_solver.config import Config, load_config
 from aimo_solver.errors import ConfigError
-from aimo_solver.lab.competition import RUNS, Competitions
+from aimo_solver.lab.competition import RUNS, Competitions, Order, draw_problems
 from aimo_solver.lab.records import Group, Use, read_groups
 from aimo_solver.lab.simulate import Throughput, parse_configuration, select_playable, simulate, sweep
 from aimo_solver.policy.budget import BUDGET_RULES, Clock, allot
@@ -63,15 +64,16 @@ def configs(draw: st.DrawFn) -> Config:
 
 
 def play_one(
-    groups: list[Group], config: Config, competition: int, run: int, plays: int, seed: int
+    groups: list[Group], config: Config, drawn: NDArray[np.int64], competition: int, run: int, seed: int
 ) -> tuple[list[bool], float, float]:
     """Plays one run with the solver's own functions, attempt by attempt; returns right answers, seconds and tokens."""
     rate = Throughput().per_stream(config.solver.slots)
     limit = config.budget.time_limit_s - config.budget.margin_s
+    plays = len(drawn) * RUNS
     used, spent, right = STARTUP_S, 0.0, []
     for number in range(PROBLEMS):
         draw = np.random.default_rng((seed, number))
-        group = groups[draw.integers(len(groups), size=plays // RUNS)[competition]]
+        group = groups[drawn[competition, number]]
         uniform = draw.random((config.solver.max_attempts, plays))[:, RUNS * competition + run]
         queue = [group.attempts[int(one * len(group.attempts))] for one in uniform]
         given_ = allot(Clock(limit - used, PROBLEMS - number - 1), config.budget)
@@ -109,13 +111,13 @@ def play_one(
 @settings(untimed, max_examples=60)
 @given(pools, configs(), st.integers(0, 1_000))
 def test_the_arrays_play_exactly_like_the_solvers_rules(groups: list[Group], config: Config, seed: int) -> None:
-    competitions = 3
+    drawn = draw_problems(groups, 3, PROBLEMS, seed)
     rate = Throughput().per_stream(config.solver.slots)
-    played = Competitions(groups, config, competitions, PROBLEMS, STARTUP_S, rate, seed)
+    played = Competitions(groups, config, drawn, STARTUP_S, rate, seed)
     for number in range(PROBLEMS):
         played.play(number)
-    for play in range(competitions * RUNS):
-        right, used, spent = play_one(groups, config, play // RUNS, play % RUNS, competitions * RUNS, seed)
+    for play in range(3 * RUNS):
+        right, used, spent = play_one(groups, config, drawn, play // RUNS, play % RUNS, seed)
         assert played.right[play].tolist() == right
         assert played.used[play] == pytest.approx(used)
         assert played.tokens[play] == pytest.approx(spent)
@@ -175,6 +177,30 @@ def test_less_time_never_scores_more() -> None:
     scores = [point.simulations[0].score.mean for point in points]
     assert scores == sorted(scores)
     assert scores[0] < scores[-1]
+
+
+@pytest.mark.parametrize("problems", [None, 7, 8])
+def test_problems_can_be_ordered_by_difficulty(problems: int | None) -> None:
+    groups = [group_of_tuples(n, [(1 if i < n else 2, 9, 0, 0.5) for i in range(9)]) for n in range(9)]
+    drawn = {order: draw_problems(groups, 20, problems, 3, order) for order in Order}
+    for order, rows in drawn.items():  # the same problems in another order
+        assert np.array_equal(np.sort(rows), np.sort(drawn[Order.RANDOM])), order
+    assert (np.diff(drawn[Order.FIRST]) >= 0).all()
+    assert (np.diff(drawn[Order.LAST]) <= 0).all()
+    for row in drawn[Order.MIDDLE]:
+        hardest = int(np.argmin(row))
+        assert abs(hardest - len(row) // 2) <= 1
+        assert (np.diff(row[: hardest + 1]) <= 0).all()
+        assert (np.diff(row[hardest:]) >= 0).all()
+
+
+def test_without_a_number_every_group_is_played_once() -> None:
+    groups = [group_of_tuples(n, [(1, 1_000, 0, 0.5), (2, 1_000, 0, 0.5)]) for n in range(5)]
+    (result,) = simulate(groups, {"x": Config()}, competitions=40, problems=None, samples=10)
+    assert result.problems == 5
+    assert (np.sort(draw_problems(groups, 40, None, 0)) == np.arange(5)).all()
+    # The problems are the same, so all of the spread is between runs.
+    assert result.run_spread == pytest.approx(result.spread, rel=0.3)
 
 
 def test_only_uncut_groups_of_the_most_frequent_model_are_played() -> None:

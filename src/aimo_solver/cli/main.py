@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from aimo_solver.cli import export, measure, prompts, server, statistics
+from aimo_solver.cli import export, forecast, measure, prompts, server, statistics
 from aimo_solver.cli.common import EMBEDDED_MODEL, ConfigFile, Settings, console, guarded
 from aimo_solver.cli.evaluation import Evaluation
 from aimo_solver.cli.problem_file import read_problems
@@ -113,6 +113,7 @@ app.command("stats")(statistics.stats_command)
 app.command("compare")(statistics.compare_command)
 app.command("power")(statistics.power_command)
 app.command("replay")(measure.replay_command)
+app.command("forecast")(forecast.forecast_command)
 app.command("serve")(server.serve_command)
 app.add_typer(measure.bench, name="bench")
 app.add_typer(server.cache, name="cache")

@@ -22,6 +22,7 @@ from aimo_solver.lab.bench.loop import Target
 from aimo_solver.lab.bench.parse import SIZES, bench_parse, list_readers, load_families
 from aimo_solver.lab.bench.readahead import bench_read_ahead, make_files
 from aimo_solver.lab.bench.table import BenchResult
+from aimo_solver.lab.competition import Order
 from aimo_solver.lab.records import read_groups
 from aimo_solver.lab.replay import parse_policy, replay
 from aimo_solver.lab.report import policy_plots
@@ -49,6 +50,7 @@ def replay_command(
     simulate_: Annotated[bool, typer.Option("--simulate", help="simulate whole competitions from the records")] = False,
     competitions: Annotated[int, typer.Option(min=1, help="number of competitions, with --simulate")] = 10_000,
     problems: Annotated[int, typer.Option(min=1, help="problems per competition, with --simulate")] = 50,
+    order: Annotated[Order, typer.Option(help="order of the problems by difficulty, with --simulate")] = Order.RANDOM,
     strata: Annotated[bool, typer.Option("--strata", help="also print right answers by run")] = False,
     as_json: AsJson = False,
     plots: Annotated[Path | None, typer.Option(help="folder for charts as SVG files")] = None,
@@ -62,7 +64,7 @@ def replay_command(
         groups = select_playable(groups)
         plays = {name: parse_configuration(name, config) for name in policy or _PLAYS}
         with progress_bar("competitions", hidden=as_json) as progress:
-            played = simulate(groups, plays, competitions=competitions, problems=problems, progress=progress)
+            played = simulate(groups, plays, competitions=competitions, problems=problems, order=order, progress=progress)
             if plots is not None:
                 limits = [3_600.0 * hours for hours in _SWEEP_HOURS]
                 points = sweep(groups, plays, limits, competitions=min(competitions, 1_000), progress=progress)

@@ -5,8 +5,10 @@ May import: policy, kernels, log.
 
 __all__ = [
     "comparison",
+    "competition",
     "estimators",
     "extras",
+    "forecast",
     "losses",
     "lost_problem",
     "power",

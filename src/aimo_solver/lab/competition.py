@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple, fields
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,40 @@ Bools = NDArray[np.bool_]
 
 RUNS = 2  # the private set is run twice
 _NO_ANSWER = -1  # code
+
+
+class Order(StrEnum):
+    """The order of a competition's problems by difficulty, the share of right attempts in their groups.
+
+    `MIDDLE` puts the hard problems in the middle: the easier a problem, the nearer it is to the first or the last.
+    """
+
+    RANDOM = "random"
+    FIRST = "hard-first"
+    MIDDLE = "hard-middle"
+    LAST = "hard-last"
+
+
+def draw_problems(
+    groups: Sequence[Group], competitions: int, problems: int | None, seed: int, order: Order = Order.RANDOM
+) -> Ints:
+    """Returns the numbers of the groups that each competition plays, in its order, (competitions, problems).
+
+    Args:
+        problems: drawn with replacement; None means every group once.
+    """
+    draw = np.random.default_rng(seed)
+    if problems is None:
+        drawn = draw.permuted(np.tile(np.arange(len(groups)), (competitions, 1)), axis=1)
+    else:
+        drawn = draw.integers(len(groups), size=(competitions, problems))
+    if order is Order.RANDOM:
+        return drawn
+    ease = np.array([sum(one.answer == group.truth for one in group.attempts) / len(group.attempts) for group in groups])
+    drawn = np.take_along_axis(drawn, ease[drawn].argsort(axis=1, kind="stable"), axis=1)
+    if order is Order.LAST:
+        return drawn[:, ::-1]
+    return drawn if order is Order.FIRST else np.concatenate((drawn[:, ::-2], drawn[:, drawn.shape[1] % 2 :: 2]), axis=1)
 
 
 class _Pool:
@@ -62,18 +97,17 @@ class Competitions:
         undecided: problems that ran out of time, over all plays.
     """
 
-    def __init__(
-        self, groups: Sequence[Group], config: Config, competitions: int, problems: int, startup_s: float, rate: Floats, seed: int
-    ) -> None:
+    def __init__(self, groups: Sequence[Group], config: Config, drawn: Ints, startup_s: float, rate: Floats, seed: int) -> None:
+        """`drawn` is from `draw_problems`; `rate` gives the tokens per second of one stream by the number of streams."""
         if config.voting.voter not in VOTERS:
             raise ConfigError("voting.voter", f"{config.voting.voter} cannot be simulated; known: {', '.join(VOTERS)}")
-        plays = competitions * RUNS
+        plays = len(drawn) * RUNS
         self.limit = config.budget.time_limit_s - config.budget.margin_s
         self.groups = len(groups)
         self.used = np.full(plays, float(startup_s))
         self.tokens = np.zeros(plays)
-        self.right = np.zeros((plays, problems), dtype=bool)
-        self.drawn = np.zeros((competitions, problems), dtype=np.int64)
+        self.right = np.zeros((plays, drawn.shape[1]), dtype=bool)
+        self.drawn = drawn
         self.undecided = 0
         self._pool, self._config, self._rate, self._seed = _Pool(groups, config), config, rate, seed
         most = config.solver.max_attempts
@@ -84,7 +118,6 @@ class Competitions:
         solver, pool = self._config.solver, self._pool
         plays, problems = self.right.shape
         draw = np.random.default_rng((self._seed, number))
-        self.drawn[:, number] = draw.integers(len(pool.size), size=len(self.drawn))
         group = np.repeat(self.drawn[:, number], RUNS)
         # Drawn attempt by attempt, so that a configuration with more of them sees the same first ones.
         uniform = draw.random((solver.max_attempts, plays)).T

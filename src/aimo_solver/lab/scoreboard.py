@@ -1,17 +1,19 @@
-"""Replays and simulations as terminal tables and plain values for JSON."""
+"""Replays, simulations and forecasts as terminal tables and plain values for JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from aimo_solver.lab.forecast import Difficulty, Errors, Forecast
 from aimo_solver.lab.replay import Replay, Score
 from aimo_solver.lab.simulate import Simulation
-from aimo_solver.lab.statistics import Interval
+from aimo_solver.lab.statistics import Floats, Interval
 
 _CAPTION = "brackets: 95 % bootstrap intervals over problems"
 
@@ -57,13 +59,14 @@ def simulation_table(simulations: Sequence[Simulation]) -> Table:
     """Builds a table with one row per configuration."""
     first = simulations[0]
     title = f"{first.competitions:,} competitions of {first.problems} problems, each run twice (the two-run score is the same)"
-    columns = ("configuration", "score", "difference", "sd", "seconds", "longest", "late %", "M tokens", "overruns")
+    columns = ("configuration", "score", "difference", "sd", "run to run", "seconds", "longest", "late %", "M tokens", "overruns")
     rows = [
         (
             one.name,
             f"{one.score.mean:.2f} [{one.score.low:.1f}, {one.score.high:.1f}]",
             f"{one.diff.mean:+.2f} [{one.diff.low:+.2f}, {one.diff.high:+.2f}]" if number else "",
             f"{one.spread:.2f}",
+            f"{one.run_spread:.2f}",
             f"{one.mean_seconds:,.0f}",
             f"{one.longest_seconds:,.0f}",
             f"{100 * one.undecided:.1f}",
@@ -72,7 +75,9 @@ def simulation_table(simulations: Sequence[Simulation]) -> Table:
         )
         for number, one in enumerate(simulations)
     ]
-    return _table(title, columns, rows, f"{_CAPTION}; sd: of one run's score; late: problems out of time")
+    return _table(
+        title, columns, rows, f"{_CAPTION}; sd: of one run's score; run to run: on the same problems; late: problems out of time"
+    )
 
 
 def replay_values(replay: Replay) -> dict[str, Any]:
@@ -92,10 +97,49 @@ def _score_values(score: Score) -> dict[str, Any]:
 def simulation_values(simulations: Sequence[Simulation]) -> dict[str, Any]:
     """Returns plain values: `policies` maps names to figures; scores are right answers of one run, times seconds."""
     figures = (
-        "score", "spread", "two_run", "diff", "mean_seconds", "longest_seconds", "mean_tokens", "overruns", "undecided",
+        "score", "spread", "run_spread", "two_run", "diff", "mean_seconds", "longest_seconds", "mean_tokens", "overruns",
+        "undecided",
     )  # fmt: skip
     policies = {one.name: _plain(one, *figures) for one in simulations}
     return {**_plain(simulations[0], "competitions", "problems"), "policies": policies}
+
+
+def fit_values(
+    difficulty: Difficulty, uplifts: Floats, errors: Errors, given: Mapping[int, float], problems: int
+) -> dict[str, Any]:
+    """Returns plain values of what a forecast was fitted to and of the fit."""
+    return {
+        "pass_at": {count: round(problems * share, 1) for count, share in sorted(given.items())},
+        "fitted_pass_at": {count: round(problems * difficulty.pass_at(count), 1) for count in sorted(given)},
+        "beta": [round(difficulty.a, 3), round(difficulty.b, 3)],
+        "uplift": [round(float(value), 2) for value in (uplifts[0], *np.quantile(uplifts, (0.025, 0.975)))],
+        "pass_at_1_with_tools": round(float(difficulty.chances(problems, float(uplifts[0])).sum()), 1),
+        "silent": round(errors.silent, 3),
+        "variety": round(errors.variety, 2),
+    }
+
+
+def forecast_table(forecasts: Sequence[Forecast], problems: int) -> Table:
+    """Builds a table with one row per configuration."""
+    columns = ("configuration", "score", "difference", "run to run", "seconds", "M tokens")
+    rows = [
+        (
+            one.name,
+            f"{one.score.mean:.1f} [{one.score.low:.1f}, {one.score.high:.1f}]",
+            f"{one.diff.mean:+.1f} [{one.diff.low:+.1f}, {one.diff.high:+.1f}]" if number else "",
+            f"{one.run_spread:.2f}",
+            f"{one.mean_seconds:,.0f}",
+            f"{one.mean_tokens / 1e6:.1f}",
+        )
+        for number, one in enumerate(forecasts)
+    ]
+    caption = "brackets: 95 % of the problem sets and uplifts; run to run: standard deviation on the same problems"
+    return _table(f"forecast scores of {problems}", columns, rows, caption)
+
+
+def forecast_values(forecasts: Sequence[Forecast]) -> dict[str, Any]:
+    """Returns plain values by configuration; scores are right answers of one run."""
+    return {one.name: _plain(one, "score", "run_spread", "diff", "mean_seconds", "mean_tokens") for one in forecasts}
 
 
 def _plain(record: object, *names: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Simulates whole competitions from logged attempts, thousands at a time.
 
-Each competition draws its problems from the groups, and each problem its attempts from the group's, both with replacement.
+Each competition draws its problems from the groups, and each problem its attempts from the group's, both with replacement; or
+it plays every group once. Problems can be ordered by difficulty.
 Attempts run side by side in the slots, with backfill, at the speed of `Throughput`; the stop rule is evaluated after each
 attempt, and the budget before each problem. Voters, stop rules and budgets are the solver's own functions, applied to arrays.
 Each competition runs twice on the same problems, as the private set does. Under the same seed all policies see the same
@@ -12,6 +13,7 @@ that is cut has no answer); the time to cancel a request.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +23,7 @@ import numpy as np
 
 from aimo_solver.config import Config, load_config
 from aimo_solver.errors import ConfigError
-from aimo_solver.lab.competition import RUNS, Competitions
+from aimo_solver.lab.competition import RUNS, Competitions, Order, draw_problems
 from aimo_solver.lab.records import Group, Use
 from aimo_solver.lab.replay import parse_policy
 from aimo_solver.lab.statistics import Bootstrap, Floats, Interval
@@ -32,12 +34,13 @@ from aimo_solver.policy.budget import BUDGET_RULES
 class Throughput:
     """Tokens per second of all streams together, by number of streams; interpolated linearly.
 
-    The default has the shape measured on an H200 (221, 1,440, 2,700 and 4,500 tokens/s at 1, 8, 16 and 32 streams; vLLM 0.26,
-    gpt-oss-120b), scaled to the 640 tokens/s at 8 streams that public runs logged on Kaggle's H100, tool calls included.
+    The default has the shape measured on an H200 with weights that route, 16,000 tokens deep (221, 578, 818, 933, 1,104, 1,227
+    and 1,398 tokens/s at 1, 4, 8, 12, 16, 24 and 32 streams; docs/benchmarks.md), scaled to the 640 tokens/s at 8 streams that
+    public runs logged on Kaggle's H100, tool calls included.
     """
 
-    streams: tuple[int, ...] = (1, 8, 16, 32)
-    tokens_per_s: tuple[float, ...] = (98.0, 640.0, 1200.0, 2000.0)
+    streams: tuple[int, ...] = (1, 4, 8, 12, 16, 24, 32)
+    tokens_per_s: tuple[float, ...] = (173.0, 452.0, 640.0, 730.0, 864.0, 960.0, 1094.0)
 
     @classmethod
     def of(cls, tokens_per_s: float) -> Throughput:
@@ -59,6 +62,7 @@ class Simulation:
     Attributes:
         score: right answers of one run, with the bootstrap interval over the problems in the records.
         spread: standard deviation of one run's score across competitions.
+        run_spread: standard deviation of the score between runs on the same problems.
         two_run: expected two-run score (both right 1, one right 0.5).
         diff: score minus the first configuration's, paired.
         mean_seconds, mean_tokens: per run, start-up included.
@@ -73,6 +77,7 @@ class Simulation:
     problems: int
     score: Interval
     spread: float
+    run_spread: float
     two_run: float
     diff: Interval
     mean_seconds: float
@@ -110,7 +115,8 @@ def simulate(
     configs: Mapping[str, Config],
     *,
     competitions: int = 10_000,
-    problems: int = 50,
+    problems: int | None = 50,
+    order: Order = Order.RANDOM,
     startup_s: float = 300.0,
     speed: Throughput | None = None,
     samples: int = 10_000,
@@ -121,19 +127,20 @@ def simulate(
 
     Args:
         configs: by name; voting, budget and solver are used.
+        problems: of one competition, drawn with replacement; None means every group once.
         startup_s: seconds from process start until the first problem.
         samples: bootstrap samples of the problems in `groups`.
         progress: called with the share done, 0..1.
     """
     speed = speed or Throughput()
     draws = Bootstrap([group.problem_id for group in groups], samples, seed)
+    drawn = draw_problems(groups, competitions, problems, seed, order)
     done: list[Simulation] = []
     for number, (name, config) in enumerate(configs.items()):
-        rate = speed.per_stream(config.solver.slots)
-        played = Competitions(groups, config, competitions, problems, startup_s, rate, seed)
-        for problem in range(problems):
+        played = Competitions(groups, config, drawn, startup_s, speed.per_stream(config.solver.slots), seed)
+        for problem in range(drawn.shape[1]):
             played.play(problem)
-            progress((number + (problem + 1) / problems) / len(configs))
+            progress((number + (problem + 1) / drawn.shape[1]) / len(configs))
         done.append(_result(name, played, draws, done[0].score_of if done else None))
     return tuple(done)
 
@@ -196,6 +203,7 @@ def _result(name: str, played: Competitions, draws: Bootstrap, first: Sequence[f
         problems=problems,
         score=replace(draws.mean(problems * score_of), mean=float(scores.mean())),
         spread=float(scores.std()),
+        run_spread=math.sqrt(scores.reshape(competitions, RUNS).var(axis=1, ddof=1).mean()),
         two_run=float(each.sum(axis=1).mean()),
         diff=draws.mean(problems * (score_of - (score_of if first is None else first))),
         mean_seconds=float(played.used.mean()),

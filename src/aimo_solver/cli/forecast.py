@@ -1,0 +1,72 @@
+"""The command `forecast`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aimo_solver.cli.common import ConfigFile, Settings, console, guarded, progress_bar
+from aimo_solver.config import load_config
+from aimo_solver.errors import ConfigError
+from aimo_solver.lab import scoreboard
+from aimo_solver.lab.competition import Order
+from aimo_solver.lab.forecast import fit_difficulty, fit_errors, fit_uplift, forecast
+from aimo_solver.lab.records import Use, read_groups
+from aimo_solver.lab.simulate import parse_configuration, select_playable
+
+_PRIVATE = ("1=27.5", "3=37.5", "5=40", "20=46")  # gpt-oss-120b without tools on AIMO3's private set, by its host
+
+
+@guarded
+def forecast_command(
+    records: Annotated[list[Path], typer.Argument(help="CSV files of attempts, run directories or their attempts.jsonl")],
+    pass_at: Annotated[
+        list[str] | None,
+        typer.Option(help="N=PROBLEMS solved in N attempts without tools; repeatable; default: AIMO3's private set"),
+    ] = None,
+    policy: Annotated[
+        list[str] | None, typer.Option(help="configuration as of replay --simulate; repeatable; the first is the reference")
+    ] = None,
+    problems: Annotated[int, typer.Option(min=2, help="problems of the set that --pass-at is about")] = 50,
+    order: Annotated[Order, typer.Option(help="the problems' order")] = Order.RANDOM,
+    lengths: Annotated[str, typer.Option(help="only runs whose name begins so lend their attempts' lengths")] = "",
+    sets: Annotated[int, typer.Option(min=1, help="problem sets to draw, each with an uplift of its own")] = 30,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object instead of a table")] = False,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
+) -> None:
+    """Forecasts scores from a model's pass@N without tools; what tools add, how attempts err and how long they are is fitted."""
+    given = _parse_pass_at(pass_at or _PRIVATE, problems)
+    config = load_config(config_file, settings=settings or ())
+    plays = {name: parse_configuration(name, config) for name in policy or ("default", "default/equal=6@16")}
+    groups = read_groups(records)
+    lenders = [group for group in select_playable(groups) if group.run.startswith(lengths)]
+    if not lenders:
+        raise ConfigError("--lengths", f"no run that can lend lengths begins with {lengths}")
+    fit = [group for group in groups if Use.ACCURACY in group.use and group.model == lenders[0].model]
+    difficulty, uplifts, errors = fit_difficulty(given), fit_uplift(fit), fit_errors(fit)
+    with progress_bar("problem sets", hidden=as_json) as progress:
+        done = forecast(difficulty, uplifts, errors, lenders, plays, problems=problems, sets=sets, order=order, progress=progress)
+    fitted = scoreboard.fit_values(difficulty, uplifts, errors, given, problems)
+    if as_json:
+        print(json.dumps(fitted | {"policies": scoreboard.forecast_values(done)}))
+        return
+    for name, value in fitted.items():
+        console.print(f"{name.replace('_', ' ')}: {value}", highlight=False, soft_wrap=True)
+    console.print(scoreboard.forecast_table(done, problems))
+
+
+def _parse_pass_at(pairs: list[str] | tuple[str, ...], problems: int) -> dict[int, float]:
+    given: dict[int, float] = {}
+    for pair in pairs:
+        count, equals, solved = pair.partition("=")
+        try:
+            given[int(count)] = float(solved) / problems
+        except ValueError:
+            equals = ""
+        if not equals or int(count) < 1:
+            raise ConfigError("--pass-at", f"write N=PROBLEMS, for instance 5=40 (got {pair!r})")
+    return given
