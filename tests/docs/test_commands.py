@@ -35,6 +35,7 @@ pytestmark = pytest.mark.timeout(900)  # slow commands wait for each other
 COMMANDS = {command.text for command in ALL if command.complete}
 POCKET = "--endpoint ENDPOINT --set solver.slots=4 --set solver.max_attempts=4"
 GPU_STAGES = "needs a GPU and minutes; --list and the stages that need neither are run"
+PUBLIC_RECORDS = "tests/lab/test_forecast.py reads them if present"
 IN_SUITE = "part of this suite"
 KAGGLE = "needs a Kaggle account"
 NETWORK = "installs from the network"
@@ -218,6 +219,10 @@ EXCLUDED = {
     " -m first": KAGGLE,
     "python scripts/answer_table.py": "needs math-verify; half a minute",
     "python scripts/fault_table.py": "minutes; the suite runs a cell of each row, and one row with this script",
+    "python scripts/policy_bench.py run --out runs/policies --problems 200": "an hour; its parts have tests",
+    "python scripts/policy_bench.py table --out runs/policies": "needs the runs of the command before it",
+    "aimo-solver forecast ../shared/replay/attempts.csv": PUBLIC_RECORDS,
+    "aimo-solver forecast ../shared/replay/attempts.csv --lengths tonghuikang/": PUBLIC_RECORDS,
     "python scripts/score_guards.py ../shared/harmony/attempts.npz": "tests/policy/test_loops.py reads them if present",
     "pytest tests/policy/test_voting.py": IN_SUITE,
     "pytest tests/kaggle/test_notebook.py": IN_SUITE,

@@ -71,7 +71,7 @@ def test_options_and_stages_of_scripts_exist() -> None:
     for command in SCRIPTS:
         script, rest = command.words[1], command.words[2:]
         assert (ROOT / script).is_file(), command
-        group = rest[:1] if script.endswith("train_pocket_model.py") else ()
+        group = rest[:1] if script.endswith(("train_pocket_model.py", "policy_bench.py")) else ()
         if (script, *group) not in helps:
             flag = "--list" if script.endswith("gpu_bench.py") and "--list" not in rest else "--help"
             helps[script, *group] = python(ROOT, script, *group, "--help") + (
