@@ -193,7 +193,20 @@ def test_context_full() -> None:
     loss = explain([cut(0, FinishReason.TOKEN_LIMIT), cut(1, FinishReason.TOKEN_LIMIT)])
     assert (loss.cause, loss.reason) == (Cause.CONTEXT, "context full in 2 of 2 attempts")
     assert "server.context_tokens" in loss.remedy
-    assert "attempt.max_tokens" in explain([cut(0, FinishReason.TOKEN_LIMIT)], attempt={"max_tokens": 100}).remedy
+
+
+def test_token_limit() -> None:
+    spent = [cut(index, FinishReason.TOKEN_LIMIT, tokens=100) for index in (0, 1)]
+    loss = explain(spent, attempt={"max_tokens": 100})
+    assert (loss.cause, loss.reason) == (Cause.TOKENS, "token limit reached in 2 of 2 attempts")
+    assert explain(spent, attempt={"max_tokens": 200}).cause is Cause.CONTEXT
+
+
+@pytest.mark.parametrize(("before", "cause"), [("final", Cause.NO_ANSWER), ("cut", Cause.CONTEXT), ("", Cause.NOT_FOUND)])
+def test_an_answer_that_was_asked_for_has_the_cause_of_the_request(before: str, cause: Cause) -> None:
+    forced = [make_attempt(0, 17, finish_reason=FinishReason.FORCED, finish_order=1)]
+    steps = {0: [Step(kind="turn", t=1_000.0, turn=before), Step(kind="turn", t=1_001.0, turn="final")]} if before else {}
+    assert explain(forced, steps=steps).cause is cause
 
 
 def test_turn_limit() -> None:
@@ -201,7 +214,8 @@ def test_turn_limit() -> None:
 
 
 def test_no_python() -> None:
-    loss = explain([cut(0, FinishReason.NO_ANSWER, error="LeaseTimeoutError: no kernel was free in 20 s")])
+    call = Step(kind="tool", t=1_010.0, error_name="LeaseTimeoutError")
+    loss = explain([cut(0, FinishReason.NO_ANSWER)], steps={0: [turn(), call, turn()]})
     assert (loss.cause, loss.reason) == (Cause.PYTHON, "no Python session in 1 of 1 attempts")
 
 

@@ -104,12 +104,13 @@ def served(monkeypatch: pytest.MonkeyPatch) -> EventLog:
     def run_program(args: tuple[str, ...], env: object) -> ServerCommand:
         return ServerCommand((sys.executable, "-c", _PROGRAM, args[args.index("--port") + 1]))
 
-    async def warm(*arguments: object, **options: object) -> None: ...
-
     monkeypatch.setattr(launch, "ServerCommand", run_program)
     monkeypatch.setattr(launch, "detect_gpus", lambda: (H100,))
-    monkeypatch.setattr(session, "warm_up", warm)
+    monkeypatch.setattr(session, "warm_up", nothing)
     return EventLog()
+
+
+async def nothing(*arguments: object, **options: object) -> None: ...
 
 
 async def never(*arguments: object, **options: object) -> None:
@@ -122,6 +123,25 @@ def fails(*arguments: object, **options: object) -> None:
 
 async def fails_later(*arguments: object, **options: object) -> None:
     raise RuntimeError("a defect")
+
+
+async def test_slots_times_parallel_problems_size_server_graphs_kernels_and_first_requests(
+    served: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warmed = []
+
+    async def warm(engine: object, *, slots: int, vocabulary: int) -> None:
+        warmed.append(slots)
+
+    monkeypatch.setattr(session, "warm_up", warm)
+    monkeypatch.setattr(session.KernelPool, "start", nothing)
+    config = load_config({"solver": {"slots": 8, "parallel": 4}, "server": {"preset": "generic"}})
+    async with session.local_session(MODEL, config, served) as ready:
+        assert ready.plan is not None
+        flags = {flag.name: flag.value for flag in ready.plan.flags}
+        assert isinstance(ready.resources.pool, session.KernelPool)
+        assert ready.resources.pool.size == 32
+    assert (flags["--max-num-seqs"], flags["--max-cudagraph-capture-size"], warmed) == ("32", "32", [32])
 
 
 @pytest.mark.kernels

@@ -146,8 +146,9 @@ _LIMIT_WORDS = {
     Cause.TIME: _Words("time ran out", "out of time: {part} unfinished after {given}", ""),  # see _more_time
     Cause.SERVER: _Words("the server was lost", "requests failed in {part}", _STABLE_SERVER),
     Cause.CONTEXT: _Words(
-        "its tokens were used up", "context full in {part}", "a larger server.context_tokens, or a smaller kernels.output_chars"
+        "its context was full", "context full in {part}", "a larger server.context_tokens, or a smaller kernels.output_chars"
     ),
+    Cause.TOKENS: _Words("its tokens were used up", "token limit reached in {part}", "a larger attempt.max_tokens"),
     Cause.LOOP: _Words(
         "it repeated itself", "loop: {part} repeated themselves", "a guard against loops, or other sampling.temperature or min_p"
     ),
@@ -160,11 +161,7 @@ _LIMIT_WORDS = {
 
 
 def _remedy(case: LostProblem, cause: Cause) -> str:
-    if cause is Cause.TIME:
-        return _more_time(case)
-    if cause is Cause.CONTEXT and case.option("attempt", "max_tokens") is not None:
-        return "a larger attempt.max_tokens, or a larger context"
-    return _LIMIT_WORDS[cause].remedy
+    return _more_time(case) if cause is Cause.TIME else _LIMIT_WORDS[cause].remedy
 
 
 def _cut_short(case: LostProblem, attempt: Attempt) -> tuple[str, str]:

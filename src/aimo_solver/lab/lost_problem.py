@@ -35,6 +35,7 @@ class Cause(StrEnum):
     DEFECT = "defect"
     LOOP = "loop"
     CONTEXT = "context full"
+    TOKENS = "token limit"  # of attempt.max_tokens
     TURNS = "turn limit"
     TIME = "out of time"
     PYTHON = "no Python"
@@ -125,23 +126,32 @@ class LostProblem:
             return None
         if trajectory is not None and loop_period(trajectory):
             return Cause.LOOP
-        if (attempt.error or "").startswith(_KERNEL_ERRORS):
+        calls = [step for step in trajectory.steps if step.kind == "tool"] if trajectory is not None else []
+        if calls and all(step.error_name in _KERNEL_ERRORS for step in calls):
             return Cause.PYTHON
+        most = self.option("attempt", "max_tokens")
         match reason:
+            case FinishReason.FORCED | FinishReason.TOKEN_LIMIT if most is not None and attempt.tokens >= most:
+                return Cause.TOKENS
             case FinishReason.FORCED:
-                return self._forced_by(attempt)
+                return self._forced_by(attempt, trajectory)
             case FinishReason.CANCELLED:
                 return {"time": Cause.TIME, "server": Cause.SERVER}.get(self.result.reason)
             case _:
                 return _LIMITS[reason]
 
-    def _forced_by(self, attempt: Attempt) -> Cause:
+    def _forced_by(self, attempt: Attempt, trajectory: TrajectoryRecord | None) -> Cause | None:
+        """Why an attempt was asked for its answer; None if the log does not tell."""
         allotted = self.problem.allotted_s
         if attempt.turns >= (self.option("attempt", "max_turns") or float("inf")):
             return Cause.TURNS
         reserve = min(self.option("attempt", "answer_s") or 0.0, (allotted or 0.0) / 3) + 2.0
-        late = allotted is not None and attempt.started_s + attempt.seconds >= allotted - reserve
-        return Cause.TIME if late else Cause.CONTEXT
+        if allotted is not None and attempt.started_s + attempt.seconds >= allotted - reserve:
+            return Cause.TIME
+        turns = [step for step in trajectory.steps if step.kind == "turn"] if trajectory is not None else []
+        if len(turns) < 2:  # the last one is the answer that was asked for
+            return None
+        return Cause.NO_ANSWER if turns[-2].turn == "final" else Cause.CONTEXT
 
 
 def read_voting(config: Mapping[str, Any]) -> VotingConfig:
