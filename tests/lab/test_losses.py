@@ -83,7 +83,7 @@ def test_outvoted_where_another_voter_is_right() -> None:
 def test_outvoted_while_attempts_were_running() -> None:
     attempts = [*ended([17, 17, TRUTH]), cut(3, FinishReason.CANCELLED), cut(4, FinishReason.CANCELLED)]
     loss = explain(attempts, reason="equal")
-    assert loss.remedy == "2 more votes for it: 2 attempts still running when the stop rule (equal) ended the problem"
+    assert loss.remedy == "2 more votes for it; the stop rule (equal) left 2 attempts unfinished"
 
 
 def test_overruled_by_a_second_look() -> None:
@@ -244,7 +244,7 @@ def test_no_attempt_had_it_and_most_agree() -> None:
 def test_no_attempt_had_it_and_answers_scatter() -> None:
     assert explain(ended([1, 2, 3, 4])).remedy == "more attempts: it used 100 s of 900 s"
     running = [*ended([1, 2, 3, 17]), cut(4, FinishReason.CANCELLED)]
-    assert explain(running, reason="share").remedy == "more attempts: 1 still running when the stop rule (share) ended it"
+    assert explain(running, reason="share").remedy == "more attempts: the stop rule (share) left 1 unfinished"
 
 
 def test_lost_problems_of_a_run_are_explained(tmp_path: Path) -> None:

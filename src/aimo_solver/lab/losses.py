@@ -111,7 +111,7 @@ def _other_votes(case: LostProblem, missing: int) -> str:
     cut = sum(attempt.finish_reason is FinishReason.CANCELLED for attempt in case.attempts)
     votes = _votes(max(1, missing), "more ")
     if cut and _stopped(case):
-        return f"{votes} for it: {_attempts(cut)} still running when the stop rule ({case.result.reason}) ended the problem"
+        return f"{votes} for it; the stop rule ({case.result.reason}) left {_attempts(cut)} unfinished"
     return f"{votes} for it"
 
 
@@ -237,8 +237,8 @@ def _not_found(case: LostProblem) -> Loss:
     allowed = case.option("solver", "max_attempts") or count
     remedy = "more attempts, or another prompt or model"
     if _stopped(case) and (cut or count < allowed):
-        left = f"{cut} still running" if cut else f"{allowed - count} not begun"
-        remedy = f"more attempts: {left} when the stop rule ({case.result.reason}) ended it"
+        left = f"{cut} unfinished" if cut else f"{allowed - count} not begun"
+        remedy = f"more attempts: the stop rule ({case.result.reason}) left {left}"
     elif case.problem.allotted_s and case.result.seconds < case.problem.allotted_s / 2:
         remedy = f"more attempts: it used {_seconds(case.result.seconds)} of {_seconds(case.problem.allotted_s)}"
     return Loss(Cause.NOT_FOUND, reason, remedy, index)
