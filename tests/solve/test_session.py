@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from aimo_solver.config import Config, load_config
+from aimo_solver.kernels.pool import KernelPool
 from aimo_solver.log.writer import NullLog
 from aimo_solver.options import SamplingConfig, ServerConfig
 from aimo_solver.problems import ProblemResult
@@ -134,12 +135,12 @@ async def test_slots_times_parallel_problems_size_server_graphs_kernels_and_firs
         warmed.append(slots)
 
     monkeypatch.setattr(session, "warm_up", warm)
-    monkeypatch.setattr(session.KernelPool, "start", nothing)
+    monkeypatch.setattr(KernelPool, "start", nothing)
     config = load_config({"solver": {"slots": 8, "parallel": 4}, "server": {"preset": "generic"}})
     async with session.local_session(MODEL, config, served) as ready:
         assert ready.plan is not None
         flags = {flag.name: flag.value for flag in ready.plan.flags}
-        assert isinstance(ready.resources.pool, session.KernelPool)
+        assert isinstance(ready.resources.pool, KernelPool)
         assert ready.resources.pool.size == 32
     assert (flags["--max-num-seqs"], flags["--max-cudagraph-capture-size"], warmed) == ("32", "32", [32])
 
