@@ -88,7 +88,7 @@ class Evaluation:
             config = replace(config, sampling=replace(config.sampling, seed=seed))
             scores.append(self._run(directory, time.monotonic(), self.read(config.answers), config, earlier))
         known = [score for score in scores if score is not None]
-        if known:
+        if len(known) > 1:
             listed = f"{', '.join(map(str, known))} right, {sum(known) / len(known):.1f} on average"
             console.print(f"{repeats} runs: {listed}; aimo-solver stats {out} has the intervals", soft_wrap=True)
 

@@ -151,4 +151,5 @@ def proportion(hits: int, count: int) -> Interval:
 
 def sign_test(less: int, more: int) -> float:
     """Returns the two-sided p-value of the exact sign test (McNemar's test, exact form); 1 without observations."""
-    return float(scipy.stats.binomtest(less, less + more).pvalue) if less + more else 1.0
+    # Twice the smaller tail, as the distribution is symmetric; binomtest takes 50 times as long.
+    return min(1.0, 2 * float(scipy.special.bdtr(min(less, more), less + more, 0.5))) if less + more else 1.0
