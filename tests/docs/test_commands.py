@@ -199,6 +199,7 @@ EXCLUDED = {
     "python -m tests.lab.coverage": "half a minute; the suite runs a part of it",
     "pip install kaggle": NETWORK,
     "pip install -e '.[gpu]'": NETWORK,
+    "pip install -e '.[symbolic]'": NETWORK,
     "pip install -e '.[inspect]'": NETWORK,
     **dict.fromkeys(
         (
