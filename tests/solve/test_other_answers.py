@@ -76,7 +76,7 @@ async def test_integers_in_a_range_and_with_a_modulus(name: str, setting: str, t
 @pytest.mark.kernels
 async def test_symbolic_values(tmp_path: Path) -> None:
     events: list[str] = []
-    async with SymbolicAnswers(lambda kind, **values: events.append(kind), comparison_s=2.0) as symbolic:
+    async with SymbolicAnswers(lambda kind, **values: events.append(kind), comparison_s=3.0) as symbolic:
         sample = Sample("symbolic.csv", tmp_path, SYMBOLIC, symbolic.unify)
         assert len(sample.problems) == 20
         results = await sample.solve()

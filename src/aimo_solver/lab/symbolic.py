@@ -27,7 +27,7 @@ from aimo_solver.problems import Problem
 from aimo_solver.results import Attempt
 
 DIGITS = 12
-_LEASE_S = 30.0
+_START_S = 30.0
 _LIMITS = KernelLimits(memory_mb=2_048, cpu_s=1_000_000)  # one kernel makes all comparisons of a run
 _CELL = """
 import logging
@@ -65,7 +65,7 @@ class SymbolicAnswers(AbstractAsyncContextManager["SymbolicAnswers"]):
         self._known: dict[str, list[str]] = {}  # different answers by problem, the true one first
         self._lock = asyncio.Lock()
         self._lease = AsyncExitStack()
-        self._kernel: Kernel | None = None  # kept until a comparison fails, as the first one in a kernel takes longest
+        self._kernel: Kernel | None = None  # kept until a comparison fails: the first one in a kernel takes up to a second
 
     async def __aenter__(self) -> Self:
         await self._pool.start()
@@ -102,7 +102,8 @@ class SymbolicAnswers(AbstractAsyncContextManager["SymbolicAnswers"]):
             if left_s <= 0:
                 raise KernelError("no time was left")
             if self._kernel is None:
-                self._kernel = await self._lease.enter_async_context(self._pool.lease(_LEASE_S))
+                self._kernel = await self._lease.enter_async_context(self._pool.lease(_START_S))
+                await self._kernel.execute(_CELL.format(texts=["(1,2]", r"\frac{1}{2}"], digits=DIGITS), _START_S)
             result = await self._kernel.execute(_CELL.format(texts=[other, one], digits=DIGITS), min(self._comparison_s, left_s))
             if result.failed:
                 raise KernelError(result.as_text())
