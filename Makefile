@@ -10,6 +10,9 @@ EXAMPLES ?= 300
 # Three workers keep two cores busy, since tests often wait.
 WORKERS ?= 3
 
+# pytest keeps its rewritten modules, which otherwise cost each worker seconds in each run.
+export PYTHONDONTWRITEBYTECODE :=
+
 PYTEST := $(BIN)/pytest -q -n $(WORKERS)
 
 .PHONY: run fast test fuzz endurance check setup lock notebook clean

@@ -22,11 +22,11 @@ from random import Random
 from typing import Annotated, Any
 
 import torch
+import transformers  # its classes are loaded when they are used
 import typer
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from pocket_data import CHUNK, IGNORED, LENGTHS, Batches, train_tokenizer, training_rows
 from pocket_evaluation import attempt_all, evaluation_problems
@@ -82,7 +82,7 @@ def train(
     batches = Batches(rows, tokens_per_step, device, Random(f"batches {seed}"))
     typer.echo(f"data: {batches.describe()} after {time.monotonic() - start:.0f} s")
 
-    model = LlamaForCausalLM(model_config(tokenizer, hidden, layers)).to(device)
+    model = transformers.LlamaForCausalLM(model_config(tokenizer, hidden, layers)).to(device)
     typer.echo(f"model: {model.num_parameters():,} parameters on {device}")
     fit(model, batches, steps, minutes * 60, learning_rate, lambda: write_folder(out, tokenizer, model))
     typer.echo(f"{out} written after {time.monotonic() - start:.0f} s")
@@ -100,7 +100,7 @@ def evaluate(
     """Score single attempts on held-out problems; every call is executed."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(seed)
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).to(device).eval()
+    network = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).to(device).eval()
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     start = time.monotonic()
     attempts = attempt_all(network, tokenizer, evaluation_problems(seed, count), temperature, min_p)
@@ -117,8 +117,8 @@ def evaluate(
         typer.echo(f"\n--- wrong; the answer is {attempt.problem.answer}\n{attempt.text}")
 
 
-def model_config(tokenizer: Tokenizer, hidden: int, layers: int) -> LlamaConfig:
-    return LlamaConfig(
+def model_config(tokenizer: Tokenizer, hidden: int, layers: int) -> transformers.LlamaConfig:
+    return transformers.LlamaConfig(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=hidden,
         intermediate_size=hidden * 11 // 4,
@@ -136,7 +136,12 @@ def model_config(tokenizer: Tokenizer, hidden: int, layers: int) -> LlamaConfig:
 
 
 def fit(
-    model: LlamaForCausalLM, batches: Batches, steps: int, seconds: float, learning_rate: float, save: Callable[[], None]
+    model: transformers.LlamaForCausalLM,
+    batches: Batches,
+    steps: int,
+    seconds: float,
+    learning_rate: float,
+    save: Callable[[], None],
 ) -> None:
     """Trains with AdamW in bfloat16: warm-up over 2 %, then cosine decay; saves regularly and at the end."""
     device = model.device
@@ -171,7 +176,7 @@ def fit(
             return
 
 
-def write_folder(out: Path, tokenizer: Tokenizer, model: LlamaForCausalLM) -> None:
+def write_folder(out: Path, tokenizer: Tokenizer, model: transformers.LlamaForCausalLM) -> None:
     """Writes the model folder in the Hugging Face layout, weights in bfloat16."""
     out.mkdir(parents=True, exist_ok=True)
     stop_ids = [tokenizer.token_to_id(token) for token in STOP_TOKENS]

@@ -11,8 +11,8 @@ from random import Random
 
 import pytest
 import torch
+import transformers  # its classes are loaded when they are used
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from aimo_solver.answers import ANSWER_RANGE
@@ -45,7 +45,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def network() -> torch.nn.Module:
-    return AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.bfloat16).eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.bfloat16).eval()
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_the_chat_template_renders_the_training_format() -> None:
         calls = [{"type": "function", "function": function}]
         return {"role": "assistant", "content": "", "reasoning_content": "Try.", "tool_calls": calls}
 
-    template = AutoTokenizer.from_pretrained(MODEL).apply_chat_template
+    template = transformers.AutoTokenizer.from_pretrained(MODEL).apply_chat_template
     messages: list[dict[str, object]] = [{"role": "user", "content": "How many?"}]
     assert template(messages, tokenize=False, add_generation_prompt=True) == transcripts.prompt_text("How many?")
     messages += [call("f(1)"), {"role": "tool", "content": "NameError: f"}, call("print(2)"), {"role": "tool", "content": "2\n"}]
@@ -225,7 +225,10 @@ def test_a_small_training_run_writes_a_folder_that_loads(tmp_path: Path) -> None
     size = ["--transcripts", "1000", "--steps", "3", "--tokens-per-step", "1600", "--hidden", "64", "--layers", "1"]
     result = CliRunner().invoke(script.app, ["train", "--out", str(tmp_path), "--workers", "1", *size])
     assert result.exit_code == 0, result.output
-    network = AutoModelForCausalLM.from_pretrained(tmp_path)
+    network = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     assert network.config.num_hidden_layers == 1
-    assert AutoTokenizer.from_pretrained(tmp_path).chat_template == AutoTokenizer.from_pretrained(MODEL).chat_template
+    assert (
+        transformers.AutoTokenizer.from_pretrained(tmp_path).chat_template
+        == transformers.AutoTokenizer.from_pretrained(MODEL).chat_template
+    )
     GemmaFormat(ModelFolder.read(tmp_path))
