@@ -29,11 +29,11 @@ def prompts_command(
     if not model.is_dir():
         raise ModelError(model, "no such folder; --model takes the folder of a Hugging Face model")
     config = load_config(model, config_file, settings=settings or ())
-    chat = load_chat_format(model, config.prompt.family)
     variants = prompt_variants(config.prompt)
     unknown = [name for name in variant or () if name not in variants]
     if unknown:
         raise ConfigError("--variant", f"there is no variant {unknown[0]}; known: {', '.join(variants)}")
+    chat = load_chat_format(model, config.prompt.family)
     chosen = [one for name, one in variants.items() if not variant or name in variant]
     prompts = {one.name: chat.prompt(one.fill(problem, config)) for one in chosen}
     title = escape(f"{model.resolve().name}: family {chat.name}")
