@@ -138,6 +138,7 @@ def test_hostile_texts_are_read_quickly_in_a_thread() -> None:
         "\\boxed{" + "\\text{a}" * 120 + "}",
         "\\boxed{" * 50_000,
         "\\boxed{" + "{" * 200_000,
+        "\\boxed{1}, \\boxed{2}, " * 20_000,
         "\\boxed{1000!^{1000!}}",
         "\\boxed{" + "1000!*" * 150 + "1}",
         "\\boxed{" + "\\frac{1}{997!}+" * 60 + "1}",

@@ -68,31 +68,36 @@ def read_answer(text: str, possible: range = ANSWER_RANGE, modulus: int | None =
 _LONGEST = 1_000  # characters of a symbolic answer
 _BOX = re.compile(r"(?:\\(?:boxed|fbox)(?![A-Za-z])|(?:(?<![A-Za-z\\])b|\x08)oxed(?=\s*\{))\s*+")  # \x08: what JSON makes of \b
 _BARE = re.compile(r"(?:[-\d]|\\[A-Za-z])(?:[^\n$\\]|\\[^\[\]()])*+")
+_ASKED = re.compile(r"[$*]*(?:\\[)\]])?\s?\?")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _WORD = re.compile(r"[^\W\d_]+|[^\w\s]")
 _JOINED = frozenset(("and", "or", ",", ";"))
+_MOST_BOXES = 100
 _BETWEEN = 60  # characters, between two boxes that are one list
 
 
 def last_box(text: str) -> str | None:
     r"""Returns the content of the last closed ``\boxed{...}``, or what follows ``\boxed`` without a brace.
 
-    A box in a box is part of the outer one. Two boxes joined by "and", "or" or a comma are returned as a list.
+    A box in a box is part of the outer one. Two boxes joined by "and", "or" or a comma are returned as a list. A box before a
+    question mark is left out.
     """
-    content, end = None, 0
-    closings: dict[int, int] | None = None
-    for place in _BOX.finditer(text):
+    content = last = None
+    end = 0
+    boxes = list(_BOX.finditer(text))[-_MOST_BOXES:]
+    closings = _closings(text, boxes[0].end()) if boxes else {}
+    for place in boxes:
         start = place.end()
         if place.start() < end:
             continue
-        if closings is None:
-            closings = _closings(text, start)
         bare = _BARE.match(text, start)
         if start not in closings and bare is None:
             continue
-        own = text[start + 1 : closings[start]] if bare is None else bare.group()
-        joined = content is not None and content != own and _are_joined(text[end : place.start()])
-        content, end = f"{content}, {own}" if joined else own, closings[start] if bare is None else bare.end()
+        own, own_end = (text[start + 1 : closings[start]], closings[start] + 1) if bare is None else (bare.group(), bare.end())
+        if not _ASKED.match(text, own_end):
+            joined = last not in (None, own) and _are_joined(text[end : place.start()])
+            content, last = f"{last}, {own}" if joined else own, own
+        end = own_end
     return content
 
 

@@ -19,17 +19,20 @@ from aimo_solver.lab.simulate import Throughput, parse_configuration, select_pla
 from aimo_solver.policy.budget import BUDGET_RULES, Clock, allot
 from aimo_solver.policy.stopping import STOP_RULES, decide
 from aimo_solver.policy.voting import VOTERS, rank
-from aimo_solver.results import Attempt
+from aimo_solver.results import Attempt, FinishReason
 from tests.lab.groups import PUBLIC, make_attempt, make_group, public, untimed
 
 PROBLEMS, STARTUP_S = 6, 100.0
 
 
 def group_of_tuples(number: int, attempts: list[tuple[int | None, int, int, float]], truth: int = 1) -> Group:
-    """Attempts as (answer, tokens, tool errors, entropy)."""
+    """Attempts as (answer, tokens, tool errors, entropy); answers after an odd number of tokens were asked for."""
     ended = [
         make_attempt(i, answer, problem_id=str(number), tokens=tokens, tool_errors=errors, entropy=entropy)
         for i, (answer, tokens, errors, entropy) in enumerate(attempts)
+    ]
+    ended = [
+        replace(one, finish_reason=FinishReason.FORCED) if one.tokens % 2 and one.answer is not None else one for one in ended
     ]
     return make_group(ended, problem_id=str(number), truth=truth, timed=False)
 
@@ -50,6 +53,7 @@ def configs(draw: st.DrawFn) -> Config:
             "voting": {
                 "voter": draw(st.sampled_from(sorted(VOTERS))),
                 "stop": draw(st.sampled_from(sorted(STOP_RULES))),
+                "forced_weight": draw(st.sampled_from([0.5, 1.0, 2.0])),
                 "equal": draw(st.integers(1, 5)),
                 "no_answers": draw(st.none() | st.integers(1, 4)),
             },

@@ -152,6 +152,7 @@ class _Problem:
         self._ballot = pool.ballot[row, attempt]
         plays = len(group)
         self._ballots = np.zeros((plays, pool.codes, pool.ballot.shape[2]))  # sums by answer
+        self._votes = np.zeros((plays, pool.codes), dtype=np.int64)  # attempts by answer
         self._finished = np.zeros(plays, dtype=np.int64)
         self.now = np.zeros(plays)
         self.spent = np.zeros(plays)
@@ -193,9 +194,10 @@ class _Problem:
         code = self._code[plays, attempt]
         plays, attempt, code = plays[code != _NO_ANSWER], attempt[code != _NO_ANSWER], code[code != _NO_ANSWER]
         self._ballots[plays, code] += self._ballot[plays, attempt]
+        self._votes[plays, code] += 1
 
     def _decided(self, plays: Ints, allowed: Ints, confidence: Floats) -> Bools:
-        votes = self._ballots[plays, :, 0].astype(np.int64)
+        votes = self._votes[plays]
         top = np.sort(votes, axis=1)[:, ::-1]
         lead, second = top[:, 0], top[:, 1] if top.shape[1] > 1 else np.zeros_like(top[:, 0])
         answered = votes.sum(axis=1)

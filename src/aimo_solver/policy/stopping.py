@@ -1,6 +1,7 @@
 """Decides when to end a problem early. Pure: finished attempts in, a decision out.
 
-A stop rule only ends the problem; the voter picks the answer. With `lead` and `second` the votes of the two most common answers:
+A stop rule only ends the problem; the voter picks the answer. With `lead` and `second` the numbers (not weights) of votes for the
+two most common answers:
 
     equal         lead >= equal
     uncatchable   lead - second > number of attempts that may still end
