@@ -194,6 +194,12 @@ def test_the_answer_in_a_final_text_that_was_cut_counts_if_asking_brings_none(mo
     assert (run.attempt.answer, run.attempt.finish_reason) == expected
 
 
+def test_an_answer_that_was_cut_in_the_middle_does_not_count(model: Family) -> None:
+    for text in ("It is \\boxed{7", "The answer is 7", "It is \\boxed 7", "Not \\boxed{x}, but \\boxed{7"):
+        turns = [ScriptedTurn(model.final(text)[:-1], cut=True), ScriptedTurn((), refused=EngineLost("gone"))]
+        assert run_attempt(model, turns).attempt.answer is None
+
+
 def thoughts(model: Family, text: str) -> list[int]:
     return [*model.template(model.thought), *model.plain(text)]
 

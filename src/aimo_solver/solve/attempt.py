@@ -21,7 +21,7 @@ from aimo_solver.problems import Answer, Problem
 from aimo_solver.results import Attempt, FinishReason
 from aimo_solver.server.client import Engine
 from aimo_solver.solve.conversation import Conversation, Guard, SampledTurn, no_guard
-from aimo_solver.solve.guards import TurnGuard
+from aimo_solver.solve.guards import TurnGuard, last_closed_box
 from aimo_solver.solve.python import LeasedPython, PythonPool
 
 _LEAST_ANSWER_TOKENS = 32  # room for the answer itself when it is asked for
@@ -182,8 +182,9 @@ class RunningAttempt:
                 if sampled.cut_by is FinishReason.LOOP and self._report_loop(sampled.tokens):
                     continue
                 self._answer = self._guard.boxed
-                if isinstance(turn, FinalText) and (answer := self._read(turn.text).answer) is not None:
-                    self._unconfirmed = answer
+                if isinstance(turn, FinalText) and (box := last_closed_box(turn.text)) is not None:
+                    answer = self._read(box).answer
+                    self._unconfirmed = self._unconfirmed if answer is None else answer
                 return sampled.cut_by
             self._conversation.log(sampled, _KINDS[type(turn)])
             self._malformed += isinstance(turn, Malformed) or turn.salvaged is not None

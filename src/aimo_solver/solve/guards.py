@@ -16,6 +16,13 @@ _STEP = 16  # tokens between two looks for a box
 _REACH = 128  # tokens in which a box must open and close
 
 
+def last_closed_box(text: str) -> str | None:
+    """Returns the last box of an unfinished text, None if its brace is not closed."""
+    start = text.rfind(_BOX)
+    inside = last_box(text[start:]) if start >= 0 else None
+    return None if inside is None else f"{_BOX}{inside}}}"
+
+
 class TurnGuard:
     """Watches the sampled tokens of one attempt, as far as its options ask for it.
 
@@ -56,6 +63,5 @@ class TurnGuard:
         """The answer in the last box of the recent tokens, if it is closed."""
         del self._recent[: -(_REACH + self._unread)]
         self._unread = 0
-        text = self._chat.decode(self._recent)
-        box = last_box(text[text.rfind(_BOX) :]) if _BOX in text else None
-        return None if box is None else self._read(f"{_BOX}{box}}}").answer
+        box = last_closed_box(self._chat.decode(self._recent))
+        return None if box is None else self._read(box).answer
