@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from aimo_solver.config import Config, load_config
 from aimo_solver.lab.losses import Loss, explain_loss, explain_run
-from aimo_solver.lab.lost_problem import Cause, loop_period
+from aimo_solver.lab.lost_problem import Cause
 from aimo_solver.log.reader import Event, ProblemRecord, Step, TrajectoryRecord, read_run
 from aimo_solver.policy.voting import rank
 from aimo_solver.problems import ProblemResult
@@ -168,25 +169,18 @@ def test_a_server_lost_twice() -> None:
 
 
 def test_a_loop() -> None:
-    loops = {index: [turn(tokens=[*range(200), *[5, 6, 7] * 300])] for index in (0, 1)}
-    attempts = [cut(0, FinishReason.TOKEN_LIMIT), cut(1, FinishReason.TOKEN_LIMIT), *ended([17])]
-    attempts[2] = make_attempt(2, 17, finish_order=1)
-    loss = explain(attempts, steps=loops)
+    steps = {index: [turn(tokens=range(200)), turn(tokens=[5, 6, 7] * 2_000)] for index in (0, 1)}
+    cuts = [cut(0, FinishReason.TOKEN_LIMIT), cut(1, FinishReason.TOKEN_LIMIT)]
+    loss = explain([*cuts, make_attempt(2, 17, finish_order=1)], steps=steps)
     assert (loss.cause, loss.attempt) == (Cause.LOOP, 0)
     assert loss.reason == "loop: 2 of 3 attempts repeated themselves"
+    assert explain([cut(0, FinishReason.LOOP)]).cause is Cause.LOOP
 
 
-@pytest.mark.parametrize(
-    ("tokens", "period"),
-    [
-        ([1, 2, 3] * 200, 3),
-        (list(range(600)), None),
-        ([1, 2, 3] * 100, None),  # too short
-        ([0, 1, 2, 9, 4, 5, 6, 7, 8, 9] * 60, 10),
-    ],
-)
-def test_a_loop_is_found_by_its_period(tokens: list[int], period: int | None) -> None:
-    assert loop_period(TrajectoryRecord("p", 0, 0.0, (turn(tokens=tokens),), None)) == period
+def test_a_long_text_without_repetition_is_no_loop() -> None:
+    ranks = range(1, 20_000)  # common and rare tokens, as in a text
+    tokens = random.Random(0).choices(ranks, weights=[1 / rank for rank in ranks], k=6_000)
+    assert explain([cut(0, FinishReason.TOKEN_LIMIT)], steps={0: [turn(tokens=tokens)]}).cause is Cause.CONTEXT
 
 
 def test_context_full() -> None:
@@ -205,7 +199,11 @@ def test_token_limit() -> None:
 @pytest.mark.parametrize(("before", "cause"), [("final", Cause.NO_ANSWER), ("cut", Cause.CONTEXT), ("", Cause.NOT_FOUND)])
 def test_an_answer_that_was_asked_for_has_the_cause_of_the_request(before: str, cause: Cause) -> None:
     forced = [make_attempt(0, 17, finish_reason=FinishReason.FORCED, finish_order=1)]
-    steps = {0: [Step(kind="turn", t=1_000.0, turn=before), Step(kind="turn", t=1_001.0, turn="final")]} if before else {}
+    steps = (
+        {0: [Step(kind="turn", t=1_000.0, turn=before, finish="length"), Step(kind="turn", t=1_001.0, turn="final")]}
+        if before
+        else {}
+    )
     assert explain(forced, steps=steps).cause is cause
 
 

@@ -150,7 +150,9 @@ _LIMIT_WORDS = {
     ),
     Cause.TOKENS: _Words("its tokens were used up", "token limit reached in {part}", "a larger attempt.max_tokens"),
     Cause.LOOP: _Words(
-        "it repeated itself", "loop: {part} repeated themselves", "a guard against loops, or other sampling.temperature or min_p"
+        "it repeated itself",
+        "loop: {part} repeated themselves",
+        "another sampling.temperature or min_p; attempt.stop_loops ends them",
     ),
     Cause.TURNS: _Words("it had no turn left", "turn limit reached in {part}", "a larger attempt.max_turns"),
     Cause.PYTHON: _Words("it lost its Python session", "no Python session in {part}", "kernels that start: see the error"),

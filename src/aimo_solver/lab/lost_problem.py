@@ -9,17 +9,15 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from aimo_solver.config import load_config
 from aimo_solver.errors import KernelError
 from aimo_solver.log.reader import Event, ProblemRecord, Step, TrajectoryRecord
 from aimo_solver.options import VotingConfig
+from aimo_solver.policy.loops import LoopDetector
 from aimo_solver.policy.selection import Method
 from aimo_solver.problems import Answer, ProblemResult
 from aimo_solver.results import Attempt, FinishReason
 
-_LOOP_TOKENS, _LONGEST_PERIOD, _LOOP_SHARE = 400, 100, 0.95
 _INTEGER = re.compile(r"(?<![\d.])\d+(?!\d|\.\d)")
 _KERNEL_ERRORS = tuple(kind.__name__ for kind in KernelError.__subclasses__())
 
@@ -53,8 +51,8 @@ class Cause(StrEnum):
         return self in (Cause.NOT_STARTED, Cause.SERVER, Cause.DEFECT, Cause.PYTHON)
 
 
-_LIMITS: Mapping[str, Cause] = {
-    "loop": Cause.LOOP,
+_LIMITS = {
+    FinishReason.LOOP: Cause.LOOP,
     FinishReason.TOKEN_LIMIT: Cause.CONTEXT,
     FinishReason.TURN_LIMIT: Cause.TURNS,
     FinishReason.DEADLINE: Cause.TIME,
@@ -124,7 +122,7 @@ class LostProblem:
         reason, trajectory = attempt.finish_reason, self.trajectories.get(attempt.index)
         if reason not in (FinishReason.FORCED, FinishReason.CANCELLED, *_LIMITS):
             return None
-        if trajectory is not None and loop_period(trajectory):
+        if trajectory is not None and is_looping(trajectory):
             return Cause.LOOP
         calls = [step for step in trajectory.steps if step.kind == "tool"] if trajectory is not None else []
         if calls and all(step.error_name in _KERNEL_ERRORS for step in calls):
@@ -151,7 +149,10 @@ class LostProblem:
         turns = [step for step in trajectory.steps if step.kind == "turn"] if trajectory is not None else []
         if len(turns) < 2:  # the last one is the answer that was asked for
             return None
-        return Cause.NO_ANSWER if turns[-2].turn == "final" else Cause.CONTEXT
+        last = turns[-2]
+        if last.turn == "cut" and last.finish != "length":
+            return None
+        return Cause.NO_ANSWER if last.turn == "final" else Cause.CONTEXT
 
 
 def read_voting(config: Mapping[str, Any]) -> VotingConfig:
@@ -169,15 +170,6 @@ def in_sight(steps: Sequence[Step], truth: str) -> str:
     return "computed" if found and found[-1] == truth else ""
 
 
-def loop_period(trajectory: TrajectoryRecord) -> int | None:
-    """Returns the number of tokens that repeat at the end of the last turn; None if that turn does not loop.
-
-    A loop is 400 tokens of which 95 % equal the token one period (up to 100 tokens) before.
-    """
-    turns = [step for step in trajectory.steps if step.kind == "turn" and len(step.tokens) > 1]
-    tail = np.asarray(turns[-1].tokens[-_LOOP_TOKENS - _LONGEST_PERIOD :] if turns else ())
-    if len(tail) < _LOOP_TOKENS + _LONGEST_PERIOD:
-        return None
-    end = tail[_LONGEST_PERIOD:]
-    periods = range(1, _LONGEST_PERIOD + 1)
-    return next((p for p in periods if (end == tail[_LONGEST_PERIOD - p : -p]).mean() >= _LOOP_SHARE), None)
+def is_looping(trajectory: TrajectoryRecord) -> bool:
+    """Returns whether the last tokens that the attempt sampled repeat themselves, by `policy.loops`."""
+    return LoopDetector().add([token for step in trajectory.steps if step.kind == "turn" for token in step.tokens])
