@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from aimo_solver.lab.report.timeline import Activity, count_active, entropy_curv
 from aimo_solver.log.reader import Step, TrajectoryRecord, read_run
 from aimo_solver.log.resume import resume_run
 from aimo_solver.log.writer import RunLog
+from aimo_solver.options import AnswersConfig
 from aimo_solver.problems import Problem
 from tests.simulated_run import ATTEMPTS, simulate
 from tests.small_run import ANSWERS, write_run
@@ -197,6 +199,7 @@ import itertools, os, sys
 from pathlib import Path
 from aimo_solver.config import Config
 from aimo_solver.log.writer import RunLog
+from aimo_solver.options import AnswersConfig
 from aimo_solver.problems import Problem
 log = RunLog.create(Path(sys.argv[1]), config=Config(), environment={})
 log.problem_started(Problem("p", "?", 7), 60.0)
@@ -215,3 +218,16 @@ def test_a_killed_run_is_reported(tmp_path: Path) -> None:
     assert one.tool_errors == {"ZeroDivisionError": 1}
     assert one.problems[0].attempts[0].attempt.turns == 1
     report_runs([tmp_path / "run"], Console(quiet=True))
+
+
+def test_a_run_with_symbolic_answers_has_a_report(tmp_path: Path) -> None:
+    answers: dict[str, tuple[str, list[str | None]]] = {
+        "a": ("\\pi", ["\\pi", "[x]"]),
+        "b": ("[-2,7]", ["[a,7]", "[a,7]", "[-2,7]"]),
+        "c": ("\\frac{1}{2}", [None]),
+    }
+    run = write_run(tmp_path / "run", answers, config=Config(answers=AnswersConfig(kind="symbolic")))
+    output = io.StringIO()
+    report_runs([run], Console(file=output, width=200))
+    assert "[a,7]" in output.getvalue()
+    assert "\\frac{1}{2}" in output.getvalue()

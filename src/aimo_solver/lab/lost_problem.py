@@ -163,7 +163,7 @@ def read_voting(config: Mapping[str, Any]) -> VotingConfig:
 
 def in_sight(steps: Sequence[Step], truth: str) -> str:
     """How an attempt had the truth: boxed in its text, or as the last integer of the last output of a call that worked."""
-    if any(step.kind == "turn" and re.search(rf"\\boxed\{{\s*{truth}\s*\}}", step.text) for step in steps):
+    if any(step.kind == "turn" and re.search(rf"\\boxed\{{\s*{re.escape(truth)}\s*\}}", step.text) for step in steps):
         return "wrote"
     outputs = [step.output for step in steps if step.kind == "tool" and step.error_name is None and not step.timed_out]
     found = _INTEGER.findall(outputs[-1]) if outputs else []

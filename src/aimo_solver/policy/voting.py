@@ -82,7 +82,9 @@ def rank(attempts: Sequence[Attempt], voting: VotingConfig) -> tuple[Candidate, 
     ballots = {answer: _sum(own) for answer, own in by_answer.items()}
     scored: list[tuple[Answer, float, float, int]]
     if voting.voter == "proximity":
-        scored = [*_clusters({answer: own for answer, own in by_answer.items() if isinstance(answer, int)}, voting)]
+        texts = [answer for answer in ballots if isinstance(answer, str)]
+        scored = [(answer, ballots[answer].votes, ballots[answer].votes, len(by_answer[answer])) for answer in texts]
+        scored += _clusters({answer: own for answer, own in by_answer.items() if isinstance(answer, int)}, voting)
     else:
         voter, total = VOTERS[voting.voter], _sum(list(ballots.values()))
         scores = {answer: round(voter(ballot, total), _DIGITS) for answer, ballot in ballots.items()}

@@ -163,8 +163,8 @@ def _problems(report: RunReport) -> Table:
         table.add_row(
             problem.id,
             Text(problem.outcome, _STYLES[outcome_style(problem.outcome)]),
-            "–" if result is None else str(result.answer),
-            "–" if truth is None else str(truth),
+            "–" if result is None else Text(str(result.answer)),  # LaTeX has brackets
+            "–" if truth is None else Text(str(truth)),
             f"{problem.answers[0].votes if problem.answers else 0}/{len(attempts)}",
             str(sum(attempt.tool_calls for attempt in attempts)),
             str(sum(attempt.tool_errors for attempt in attempts)),

@@ -209,7 +209,7 @@ def _problem(problem: LiveProblem, t: float) -> RenderableType:
     for live in problem.attempts:
         attempt = live.attempt
         activity = Text(live.activity or str(attempt.finish_reason).replace("_", " "), _ACTIVITY_STYLES.get(live.activity, "dim"))
-        answer = "" if attempt.answer is None else str(attempt.answer)
+        answer = Text("" if attempt.answer is None else str(attempt.answer))
         counts = (attempt.turns, attempt.tool_calls, attempt.tool_errors)
         seconds = max(0.0, t - record.t - attempt.started_s) if live.activity else attempt.seconds
         table.add_row(str(attempt.index), activity, answer, *map(str, counts), short_number(attempt.tokens), duration(seconds))
