@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from aimo_solver.config import Config, load_config
 from aimo_solver.lab.losses import Loss, explain_loss, explain_run
@@ -243,6 +245,26 @@ def test_no_attempt_had_it_and_answers_scatter() -> None:
     assert explain(ended([1, 2, 3, 4])).remedy == "more attempts: it used 100 s of 900 s"
     running = [*ended([1, 2, 3, 17]), cut(4, FinishReason.CANCELLED)]
     assert explain(running, reason="share").remedy == "more attempts: the stop rule (share) left 1 unfinished"
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([None, 3, 17, TRUTH]), st.sampled_from(FinishReason), st.integers(0, 2)), max_size=6),
+    st.sampled_from(["equal", "attempts", "time", "server", "fault"]),
+    st.lists(st.sampled_from(["server_fault", "server_ready"]), max_size=4),
+)
+def test_every_loss_has_a_reason_and_a_remedy(
+    ends: list[tuple[int | None, FinishReason, int]], reason: str, happened: list[str]
+) -> None:
+    attempts = [
+        make_attempt(index, answer, finish_reason=finish, finish_order=index + 1 if voted else None)
+        for index, (answer, finish, voted) in enumerate(ends)
+    ]
+    steps = {index: [turn("\\boxed{42}"), turn()] for index, (_, _, shown) in enumerate(ends) if shown == 2}
+    events = [event(1_000.0 + 10 * number, kind) for number, kind in enumerate(happened)]
+    loss = explain(attempts, reason=reason, answer=1, steps=steps, events=events)
+    assert loss.reason
+    assert loss.remedy
+    assert loss.attempt is None or 0 <= loss.attempt < len(attempts)
 
 
 def test_lost_problems_of_a_run_are_explained(tmp_path: Path) -> None:
