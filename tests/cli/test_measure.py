@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from typer.testing import CliRunner, Result
 
+from aimo_solver.cli.main import app
 from aimo_solver.config import Config
 from aimo_solver.lab.records import CSV_COLUMNS
 from aimo_solver.log.writer import RunLog
@@ -94,9 +97,45 @@ def test_replay_writes_charts(attempts: Path, tmp_path: Path, options: list[str]
 
 def test_a_simulated_score_lies_between_no_problem_and_all(attempts: Path) -> None:
     command = ["replay", attempts, "--simulate", "--competitions", 20, "--problems", 3, "--policy", "majority@even"]
+    command += ["--order", "hard-last"]
     values = as_json(*command)
     assert values["competitions"] == 20
     assert 0 < values["policies"]["majority@even"]["score"] < 3
+
+
+def forecast(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["forecast", *map(str, arguments)])
+
+
+def test_a_forecast_says_what_was_fitted(attempts: Path) -> None:
+    rows = list(csv.DictReader(attempts.read_text().splitlines()))
+    for number, row in enumerate(rows):
+        row["tool_calls"] = str(number % 2)
+    with attempts.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    done = forecast(attempts, "--problems", 10, "--pass-at", "1=4", "--pass-at", "4=7", "--sets", 2, "--json")
+    values = json.loads(done.stdout)
+    assert values["pass_at"] == {"1": 4.0, "4": 7.0}
+    assert values["fitted_pass_at"] == {"1": 4.0, "4": 7.0}
+    assert list(values["policies"]) == ["default", "default/equal=6@16"]
+    assert 0 < values["policies"]["default"]["score"] < 10
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "too few problems with attempts both with and without Python calls"),
+        (["--pass-at", "five"], "write N=PROBLEMS"),
+        (["--pass-at", "1=20"], "at least two figures that rise with N"),
+        (["--lengths", "nobody/"], "no run that can lend lengths begins with nobody/"),
+    ],
+)
+def test_a_forecast_from_unfit_records_is_refused(attempts: Path, options: list[str], message: str) -> None:
+    done = forecast(attempts, *options)
+    assert done.exit_code == 2
+    assert message in done.output
 
 
 @pytest.mark.parametrize(

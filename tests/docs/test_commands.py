@@ -139,6 +139,11 @@ CASES = (
         "20 competitions of 2 problems",
         more="--competitions 20 --problems 2",
     ),
+    Case(
+        "aimo-solver replay RUN --policy default@greedy --policy default@marginal --simulate --order hard-first",
+        "run to run",
+        more="--competitions 10 --problems 2",
+    ),
     Case("aimo-solver replay RUN --policy default --policy select --policy verify", "verify"),
     Case("aimo-solver replay RUN --policy default --policy default:0.5 --policy default:2", "default:2"),
     Case("aimo-solver replay DIR/attempts.jsonl", "majority"),
