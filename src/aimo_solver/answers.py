@@ -66,7 +66,8 @@ def read_answer(text: str, possible: range = ANSWER_RANGE, modulus: int | None =
 
 
 _LONGEST = 1_000  # characters of a symbolic answer
-_BOX = re.compile(r"(?:\\(?:boxed|fbox)(?![A-Za-z])|(?:(?<![A-Za-z\\])b|\x08)oxed(?=\s*\{))\s*+")  # \x08: what JSON makes of \b
+# With a minus sign before it; \x08 is what JSON makes of \b.
+_BOX = re.compile(r"((?<!-)-)?(?:\\(?:boxed|fbox)(?![A-Za-z])|(?:(?<![A-Za-z\\])b|\x08)oxed(?=\s*\{))\s*+")
 _BARE = re.compile(r"(?:[-\d]|\\[A-Za-z])(?:[^\n$\\]|\\[^\[\]()])*+")
 _ASKED = re.compile(r"[$*]*(?:\\[)\]])?\s?\?")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -96,7 +97,7 @@ def last_box(text: str) -> str | None:
         own, own_end = (text[start + 1 : closings[start]], closings[start] + 1) if bare is None else (bare.group(), bare.end())
         if not _ASKED.match(text, own_end):
             joined = last not in (None, own) and _are_joined(text[end : place.start()])
-            content, last = f"{last}, {own}" if joined else own, own
+            content, last = f"{last}, {own}" if joined else (place[1] or "") + own, own
         end = own_end
     return content
 
