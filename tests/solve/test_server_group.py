@@ -178,6 +178,6 @@ async def test_endpoints_that_do_not_fit_together_are_refused_in_one_line() -> N
         with pytest.raises(EndpointError, match=f"serves other, but {one.base_url} serves m"):
             async with endpoint_session(endpoints, MODEL, CONFIG, NullLog()):
                 pass
-        with pytest.raises(ConfigError, match=r"solver\.parallel: 2 problems at a time leave some of 3 endpoints idle"):
+        with pytest.raises(ConfigError, match=r"solver\.parallel: 2 at a time would leave some of 3 endpoints idle"):
             async with endpoint_session([*endpoints, Endpoint("http://127.0.0.1:1")], MODEL, CONFIG, NullLog()):
                 pass

@@ -57,7 +57,7 @@ async def endpoint_session(
         raise ConfigError("sampling.seed", "belongs to the server; start the endpoint with --seed instead")
     parallel = config.solver.parallel
     if parallel < len(endpoints):
-        raise ConfigError("solver.parallel", f"{parallel} problems at a time leave some of {len(endpoints)} endpoints idle")
+        raise ConfigError("solver.parallel", f"{parallel} at a time would leave some of {len(endpoints)} endpoints idle")
     served = [await find_served_model(endpoint) for endpoint in endpoints]
     for endpoint, found in zip(endpoints, served, strict=True):
         if found.name != served[0].name:

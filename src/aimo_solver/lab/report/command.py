@@ -103,7 +103,7 @@ def _matrix_tables(matrix: Matrix) -> RenderableType:
         table.add_column(name, justify="right" if name == "right" else "left", overflow="fold")
     for number, (run, score) in enumerate(zip(matrix.runs, matrix.scores, strict=True)):
         counts = [Text(f"{count} {outcome}", _STYLES[outcome_style(outcome)]) for outcome, count in matrix.outcomes(number)]
-        table.add_row(run.name, "–" if score is None else f"{score.right}/{score.problems}", Text(", ").join(counts))
+        table.add_row(Text(run.name), "–" if score is None else f"{score.right}/{score.problems}", Text(", ").join(counts))
     figures = Table.grid(padding=(0, 2))
     for tile in matrix_tiles(matrix):
         figures.add_row(Text(tile.name, "dim"), tile.value, Text(tile.note, "dim"))

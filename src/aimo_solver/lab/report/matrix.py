@@ -141,8 +141,9 @@ def matrix_tiles(matrix: Matrix) -> list[Tile]:
     found, agreement = matrix.statistics, matrix.statistics.agreement
     scores = [score.right for score in matrix.scores if score is not None]
     kinds = Counter(row.kind for row in matrix.rows)
+    scored = str(scores[0]) if len(set(scores)) == 1 else f"{min(scores)} to {max(scores)}"
     spread = "" if agreement is None else f", standard deviation {agreement.spread.deviation:.1f}"
-    tiles = [_score_tile("Score of a run", found.accuracy, found.problems, f"{min(scores)} to {max(scores)} right{spread}")]
+    tiles = [_score_tile("Score of a run", found.accuracy, found.problems, f"{scored} right{spread}")]
     if agreement is not None:
         both = f"both right {percent(agreement.both_right.mean)}, one right {percent(agreement.one_right.mean)}"
         tiles.append(_score_tile("Two-run score", agreement.two_run, agreement.problems, both))
