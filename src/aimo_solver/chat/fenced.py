@@ -30,6 +30,7 @@ MARKUP = Markup(
         "2. ````\n1\n````\n", "<think>1</think> 1", "<code>1</code>", "<tool_call>1</tool_call>",
     ),
 )  # fmt: skip
+_LONGEST_INDENT = 100  # characters of a fence's indentation that count
 _PYTHON = frozenset({"python", "python3", "py", "ipython", "sage"})
 
 
@@ -156,12 +157,8 @@ def _dedent(code: str, indent: str) -> str:
     """The code without the indentation of its fence, as CommonMark defines it."""
     if not indent:
         return code
-    prefix = re.sub(r"\S", " ", indent)
-    cleaned = []
-    for line in code.split("\n"):
-        spaces = len(line) - len(line.lstrip(" \t"))
-        cleaned.append(line[len(prefix) if line.startswith(prefix) else min(len(prefix), spaces) :])
-    return "\n".join(cleaned)
+    prefix = re.sub(r"\S", " ", indent[:_LONGEST_INDENT])
+    return re.sub(rf"^(?:{re.escape(prefix)}|[ \t]{{0,{len(prefix)}}}+)", "", code, flags=re.MULTILINE)
 
 
 def _output(output: str, *, opened: bool = False) -> str:
