@@ -127,6 +127,8 @@ CASES = (
         makes="runs/five/2/summary.json",
     ),
     Case("aimo-solver stats runs/five", "Pairs of runs (1), 2 problems"),
+    Case("aimo-solver stats runs/hot", "Pairs of runs (1), 2 problems"),
+    Case("aimo-solver power runs/hot --difference 3 --problems 30", "2 runs of 2 problems"),
     Case("aimo-solver stats runs/ten --plots plots", "Pairs of runs (1), 2 problems", makes="plots/attempts.svg"),
     Case("aimo-solver compare runs/first runs/second", "Against runs/first"),
     Case("aimo-solver compare runs/first runs/five", "Against runs/first"),
@@ -201,6 +203,9 @@ ELSEWHERE = {
 
 EXCLUDED = {
     "aimo-solver evaluate problems.csv --out runs/ten --repeat 10 --seed 1": "starts ten servers; --repeat is run above",
+    "aimo-solver evaluate problems.csv --endpoint http://127.0.0.1:8000 --out runs/hot --repeat 9 --problems-in-parallel 8"
+    " --set sampling.temperature=2 --set sampling.min_p=0 --set solver.slots=2 --set solver.max_attempts=2"
+    " --set voting.stop=never --set attempt.max_turns=6": "minutes; --repeat is run above",
     "python -m tests.lab.coverage": "half a minute; the suite runs a part of it",
     "pip install kaggle": NETWORK,
     "pip install -e '.[gpu]'": NETWORK,
@@ -280,7 +285,17 @@ class Workspace:
         (self.folder / "problems.csv").write_text("".join(warmup[:3]), encoding="utf-8")
         (self.folder / "my.toml").write_text(blocks((ROOT / "README.md").read_text(encoding="utf-8"), "toml")[0])
         answers: dict[str, tuple[int | None, list[int | None]]] = {"p1": (7, [7, 7, 7, 3]), "p2": (5, [4, 4, 5, None])}
-        for name in ("runs/first", "runs/second", "runs/five/1", "runs/five/2", "runs/ten/1", "runs/ten/2", "out/runs/run-1"):
+        for name in (
+            "runs/first",
+            "runs/second",
+            "runs/five/1",
+            "runs/five/2",
+            "runs/ten/1",
+            "runs/ten/2",
+            "runs/hot/1",
+            "runs/hot/2",
+            "out/runs/run-1",
+        ):
             write_run(self.folder / name, answers)
         (self.folder / "jit" / "vllm").mkdir(parents=True)
         (self.folder / "jit" / "vllm" / "compiled").write_text("graph")

@@ -94,7 +94,10 @@ def _measured(paths: Sequence[Path], problems: int) -> Spread:
     common = common_problems(logged)
     if len(logged) < 2 or not common:
         raise UserError("a spread is measured on two or more runs of the same problems; give the folders of the repeats")
-    return measure_spread(right_answers(logged, common), f"{len(logged)} runs of {len(common)} problems", problems)
+    right = right_answers(logged, common)
+    by_scores = float(right.sum(axis=1).std(ddof=1)) * (problems / len(common)) ** 0.5
+    source = f"{len(logged)} runs of {len(common)} problems, by the problems' variances; by the runs' scores {by_scores:.2f}"
+    return measure_spread(right, source, problems)
 
 
 def _attempt_counts(text: str | None) -> list[int]:

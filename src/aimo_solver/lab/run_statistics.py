@@ -38,7 +38,8 @@ class KEstimate:
         pass_at: probability that one of k attempts is right.
         bounds: of pass@k, if all cancelled attempts were wrong, or all right.
         majority_at: probability that the most frequent answer of k attempts is right.
-        average_at: share of right attempts among the first k that each run started at a problem; None if all were cancelled.
+        average_at: share of right attempts among the first k that a run started at a problem, over runs that started k; None if
+            there are none, or all were cancelled.
         problems: with k attempts that ended.
     """
 
@@ -199,7 +200,7 @@ def _estimate(k: int, sets: Sequence[Sequence[LoggedProblem]], outcomes: Sequenc
     started = [one for one in outcomes if one.ended + one.cancelled >= k]
     if not known:
         return None
-    first = [[a for one in own for a in one.attempts[:k] if not is_cancelled(a)] for own in sets]
+    first = [[a for one in own if len(one.attempts) >= k for a in one.attempts[:k] if not is_cancelled(a)] for own in sets]
     right = [sum(a.answer == own[0].truth for a in kept) for kept, own in zip(first, sets, strict=True)]
     averages = [hits / len(kept) for hits, kept in zip(right, first, strict=True) if kept]
     return KEstimate(
