@@ -203,7 +203,7 @@ ELSEWHERE = {
 
 EXCLUDED = {
     "aimo-solver evaluate problems.csv --out runs/ten --repeat 10 --seed 1": "starts ten servers; --repeat is run above",
-    "aimo-solver evaluate problems.csv --endpoint http://127.0.0.1:8000 --out runs/hot --repeat 9 --problems-in-parallel 8"
+    "aimo-solver evaluate problems.csv --endpoint http://127.0.0.1:8000 --out runs/hot --repeat 10 --problems-in-parallel 8"
     " --set sampling.temperature=2 --set sampling.min_p=0 --set solver.slots=2 --set solver.max_attempts=2"
     " --set voting.stop=never --set attempt.max_turns=6": "minutes; --repeat is run above",
     "python -m tests.lab.coverage": "half a minute; the suite runs a part of it",
