@@ -92,7 +92,7 @@ def test_uncatchable_stops_as_early_as_it_can(given_: list[int | None]) -> None:
     if before == 0 or before == MOST:
         return
     shown = given_[:before]
-    votes = {answer: shown.count(answer) for answer in {*shown, 99} - {None}}
+    votes = {answer: shown.count(answer) for answer in {*shown, 98, 99} - {None}}  # 98 and 99: answers nobody has given
     lead = max(votes, key=lambda answer: votes[answer])
     rival = max((answer for answer in votes if answer != lead), key=lambda answer: votes[answer])
     future = shown + [rival] * (MOST - before)
