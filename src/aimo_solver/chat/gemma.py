@@ -52,13 +52,11 @@ class _Split:
 
     Attributes:
         content: the text outside thoughts and calls.
-        rest: the same with a last call that has no end: its tag may be a mention.
         calls: the tokens of each call, and whether it has its end.
         fault: what was wrong around the calls.
     """
 
     content: str
-    rest: str
     calls: list[tuple[list[int], bool]]
     in_thought: bool
     saw_channel: bool
@@ -99,7 +97,7 @@ class GemmaFormat:
     def parse(self, sampled: Sequence[int]) -> Turn:
         split = self._split(sampled)
         if split.calls:
-            return read_calls(split.calls, self._split_call, code_of, split.rest, split.fault)
+            return read_calls(split.calls, self._split_call, code_of, lambda: self._beside_calls(split), split.fault)
         if split.in_thought and not has_answer(split.content):
             return Malformed("Your turn ended inside the thought channel, without a call and without a final text.")
         return read_text(split.content, _spelled_call, code_of)
@@ -172,9 +170,12 @@ class GemmaFormat:
                 content.append(token)
                 if calls:
                     fault = "text after the call"
-        text = self.decode(content)
-        mention = self.decode(calls[-1][0]) if calls and not calls[-1][1] else ""
-        return _Split(text, text + mention, calls, state == "thought", saw_channel, fault)
+        return _Split(self.decode(content), calls, state == "thought", saw_channel, fault)
+
+    def _beside_calls(self, split: _Split) -> str:
+        """The text outside thoughts and calls, with a last call that has no end: its tag may be a mention."""
+        tokens, ended = split.calls[-1]
+        return split.content if ended else split.content + self.decode(tokens)
 
     def _split_call(self, tokens: Sequence[int]) -> list[str]:
         """The texts of the calls in one, with `QUOTE` for the quote token."""

@@ -145,7 +145,7 @@ class HarmonyFormat:
         finals = [text for channel, text in texts if channel == "final"]
         final = "\n".join([*finals, *_unheaded(parts)])
         if calls:
-            return read_calls(calls, _split_call, _code_of, final)
+            return read_calls(calls, _split_call, _code_of, lambda: final)
         channel, last = texts[-1] if texts else ("analysis", "")
         if not final and channel != "analysis" and ("\\boxed" not in last or ends_with_answer(last)):
             final = last

@@ -80,7 +80,7 @@ class HermesFormat(TemplateFormat):
         if split.calls:
             written = [(text, closed) for text, closed in split.calls if text.strip()]
             note = "a tag too many" if 0 < len(written) < len(split.calls) else None
-            return read_calls(written or split.calls, _split_call, _code_of, split.rest, note)
+            return read_calls(written or split.calls, _split_call, _code_of, lambda: split.rest, note)
         if split.in_thought and not has_answer(split.content):
             return Malformed("Your turn ended inside your thoughts, without a tool call and without a final text.")
         return read_text(split.content, _untagged_calls, _code_of)

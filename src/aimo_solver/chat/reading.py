@@ -29,7 +29,7 @@ def read_calls(
     calls: Sequence[tuple[_Call, bool]],
     split: Callable[[_Call], Sequence[_Part]],
     read: Callable[[_Part], Code | Malformed],
-    text: str,
+    text: Callable[[], str],
     note: str | None = None,
 ) -> Turn:
     """Reads the first `MAX_CALLS` calls of a turn; each comes with whether its end was written.
@@ -38,7 +38,7 @@ def read_calls(
 
     Args:
         split: returns the calls that one holds.
-        text: the final text beside the calls.
+        text: returns the final text beside the calls; called if one of them cannot be read.
         note: what else was repaired.
     """
     first = calls[:MAX_CALLS]
@@ -48,7 +48,8 @@ def read_calls(
     for call, ended in single[:MAX_CALLS]:
         code = read(call)
         if isinstance(code, Malformed):
-            return FinalText(text.strip(), "an unreadable call beside the final text") if has_answer(text) else code
+            final = text()
+            return FinalText(final.strip(), "an unreadable call beside the final text") if has_answer(final) else code
         codes.append(ToolCall(code.text))
         notes += [code.salvaged, None if ended else "the call's end was missing"]
     left_out = len(single) + len(calls) - len(first) - len(codes)
@@ -59,7 +60,7 @@ def read_text(text: str, find_calls: Callable[[str], Sequence[str]], read: Calla
     """Reads a turn without calls: calls written as text, found by `find_calls`, Python blocks, or the final text."""
     text = text.strip()
     if not has_answer(text):
-        turn = read_calls([(call, True) for call in find_calls(text)], lambda call: [call], read, text)
+        turn = read_calls([(call, True) for call in find_calls(text)], lambda call: [call], read, lambda: text)
         if not isinstance(turn, ToolCalls) or not turn.calls:
             turn = ToolCalls.first_of(python_blocks(text), None)
         if turn.calls:
