@@ -28,7 +28,9 @@ ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "data" / "pocket-model"
 H100 = Gpu("NVIDIA H100 80GB HBM3", 81_559 << 20, (9, 0), "580.1")
 
-settings.register_profile("untimed", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "untimed", settings.default, max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("untimed")
 
 

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
+from aimo_solver.cli.main import app
 from aimo_solver.server.process import free_port
 from tests.conftest import MODEL, ROOT, Served
 from tests.processes import runs
@@ -23,8 +25,11 @@ WARMUP = ROOT / "data" / "warmup.csv"
 FEW = ("--set", "solver.slots=4", "--set", "solver.max_attempts=4")
 
 
-def run(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=timeout)
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Runs a command in this process, which saves a second of imports."""
+    words = [*map(str, arguments)]
+    done = CliRunner().invoke(app, words)
+    return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)
 
 
 def evaluate(vllm: Served, out: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -201,7 +206,7 @@ def test_help_lists_the_commands() -> None:
 
 
 def test_an_unknown_command_line_option_is_refused(problems: Path) -> None:
-    done = run("evaluate", problems, "--slotz", 3, timeout=60)
+    done = run("evaluate", problems, "--slotz", 3)
     assert done.returncode == 2
     assert "--slotz" in done.stderr
 

@@ -225,3 +225,4 @@ def leave_out_sympy() -> None:
     for name in ("sympy", "sympy.core", "sympy.core.random", "mpmath"):
         sys.modules[name] = types.ModuleType(name)
     sys.modules["sympy.core.random"].seed = lambda _: None  # type: ignore[attr-defined]
+    sys.modules["mpmath"].mp = types.SimpleNamespace()  # type: ignore[attr-defined]

@@ -26,7 +26,7 @@ from aimo_solver.kernels.limits import Isolation, KernelLimits, KillReason
 from aimo_solver.kernels.pool import KernelPool
 from aimo_solver.kernels.session import Kernel
 from tests.conftest import ROOT
-from tests.faults.kernel_cases import CASES, ISOLATION_CASES, LIMITS, Case
+from tests.faults.kernel_cases import CASES, ENDS, FILES, ISOLATION_CASES, LIMITS, PROCESSES, Case
 from tests.kernels.pools import PATIENCE_S, directory, forkserver, warm
 from tests.kernels.soak import soak
 from tests.processes import runs
@@ -38,6 +38,11 @@ HANG = "sum(range(10**13))"  # never checks for signals
 
 # as root in a container without CAP_SYS_ADMIN, and on a system that allows nothing
 LESS = {"no namespaces": frozenset({Isolation.USER, Isolation.SECCOMP, Isolation.LANDLOCK}), "none": frozenset[Isolation]()}
+LESS_ISOLATED = [
+    *(pytest.param("no namespaces", case, id=f"no namespaces-{case.name}") for case in [*FILES, *PROCESSES, *ENDS]),
+    *(pytest.param("none", case, id=f"none-{case.name}") for case in ISOLATION_CASES),
+]
+"""Without namespaces, test_isolation runs the other cases, with the rights of a container."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,7 +64,7 @@ async def isolated() -> AsyncIterator[KernelPool]:
         yield pool
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=LESS)
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def less_isolated(request: pytest.FixtureRequest) -> AsyncIterator[KernelPool]:
     async with KernelPool(size=2, spares=1, limits=replace(LIMITS, isolation=LESS[request.param])) as pool:
         yield pool
@@ -131,7 +136,7 @@ async def test_hard_case(isolated: KernelPool, case: Case) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="module")
-@pytest.mark.parametrize("case", ISOLATION_CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(("less_isolated", "case"), LESS_ISOLATED, indirect=["less_isolated"])
 async def test_hard_case_with_less_isolation(less_isolated: KernelPool, case: Case) -> None:
     if not case.applies(less_isolated.isolation):
         pytest.skip(f"needs one of {', '.join(sorted(case.needs))}")
