@@ -100,7 +100,7 @@ def test_a_problem_never_opens_or_closes_a_turn(families: dict[str, Family], nam
 
 @each_family
 @given(data=st.data())
-@settings(_SETTINGS, max_examples=150)
+@settings(_SETTINGS, max_examples=80)
 def test_no_token_sequence_breaks_a_format(families: dict[str, Family], name: str, data: st.DataObject) -> None:
     model = families[name]
     ids = st.one_of(st.sampled_from(sorted(model.controls.values())), st.integers(0, 2**31 - 1), st.integers(0, 700))

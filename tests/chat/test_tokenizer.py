@@ -14,7 +14,7 @@ from aimo_solver.chat.tokenizer import Tokenizer
 from aimo_solver.errors import ModelError
 from tests.tiny_tokenizers import GEMMA_CONTROLS, QWEN_CONTROLS, byte_level, gemma_folder
 
-_SETTINGS = settings(max_examples=200)
+_SETTINGS = settings(max_examples=80)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from tests.processes import runs
 
 COMMAND = [sys.executable, "-m", "aimo_solver.cli"]
 WARMUP = ROOT / "data" / "warmup.csv"
-FEW = ("--set", "solver.slots=4", "--set", "solver.max_attempts=4")
+FEW = ("--set", "solver.slots=2", "--set", "solver.max_attempts=2")
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -32,7 +32,7 @@ from tests.small_run import write_run
 pytestmark = pytest.mark.timeout(900)  # slow commands wait for each other
 
 COMMANDS = {command.text for command in ALL if command.complete}
-POCKET = "--endpoint ENDPOINT --set solver.slots=4 --set solver.max_attempts=4"
+POCKET = "--endpoint ENDPOINT --set solver.slots=2 --set solver.max_attempts=2"
 GPU_STAGES = "needs a GPU and minutes; --list and the stages that need neither are run"
 PUBLIC_RECORDS = "tests/lab/test_forecast.py reads them if present"
 IN_SUITE = "part of this suite"

@@ -15,7 +15,7 @@ from aimo_solver.kernels.session import ExecutionResult
 # small enough to be reached in a test
 LIMITS = KernelLimits(
     memory_mb=400,
-    cpu_s=5,
+    cpu_s=3,
     processes=40,
     open_files=128,
     scratch_mb=32,

@@ -375,7 +375,7 @@ def test_polars_reads_every_file(log: RunLog) -> None:
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=())), min_size=1, max_size=5, unique=True))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_problem_id_has_a_path_of_its_own(ids: list[str]) -> None:
     root = Path("/run")
     paths = [trajectory_path(root, problem_id, 0) for problem_id in ids]
@@ -426,7 +426,7 @@ def test_every_field_of_a_record_is_documented(log: RunLog) -> None:
         lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
     )
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_value_becomes_one_line_of_strict_json(value: object) -> None:
     line = json_line({"value": value})
     assert line.count(b"\n") == 1
@@ -485,9 +485,9 @@ def test_an_evaluation_killed_during_a_problem_is_reported_and_resumed(vllm: Ser
         "--limit",
         "6",
         "--set",
-        "solver.max_attempts=4",
+        "solver.max_attempts=2",
         "--set",
-        "solver.slots=4",
+        "solver.slots=2",
     ]
 
     def is_during_a_problem() -> bool:

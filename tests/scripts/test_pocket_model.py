@@ -78,8 +78,8 @@ def test_careful_attempts_solve_every_family(network: torch.nn.Module, tokenizer
 
 def test_sampled_attempts_are_right_and_some_need_a_second_call(network: torch.nn.Module, tokenizer: Tokenizer) -> None:
     torch.manual_seed(5)
-    attempts = evaluation.attempt_all(network, tokenizer, evaluation.evaluation_problems(32, 24), temperature=1.0, min_p=0.02)
-    assert sum(a.right for a in attempts) >= 23
+    attempts = evaluation.attempt_all(network, tokenizer, evaluation.evaluation_problems(32, 12), temperature=1.0, min_p=0.02)
+    assert sum(a.right for a in attempts) >= 11
     mended = [a for a in attempts if "Error: " in a.text and a.calls >= 2 and a.right]
     assert mended
 

@@ -421,7 +421,7 @@ CALLS = st.builds(
 LEASES = st.builds(ScriptedLease, seconds=SECONDS, fault=st.none() | st.none() | KERNEL_FAULTS)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_every_attempt_answers_or_is_asked_for_its_answer(model: Family, data: st.DataObject) -> None:
     """Given at least a second and room for 64 tokens. After an early answer, a server that refuses ends the attempt with it."""
