@@ -83,6 +83,7 @@ def test_replay_prints_a_table(attempts: Path) -> None:
     assert "right answers by run" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--simulate", "--competitions", "3", "--problems", "2"]])
 def test_replay_writes_charts(attempts: Path, tmp_path: Path, options: list[str]) -> None:
     policies = ["default@even", "default@greedy"] if options else ["majority"]
@@ -95,6 +96,7 @@ def test_replay_writes_charts(attempts: Path, tmp_path: Path, options: list[str]
         assert ElementTree.parse(tmp_path / "plots" / name).getroot().tag.endswith("svg")
 
 
+@pytest.mark.slow
 def test_a_simulated_score_lies_between_no_problem_and_all(attempts: Path) -> None:
     command = ["replay", attempts, "--simulate", "--competitions", 20, "--problems", 3, "--policy", "majority@even"]
     command += ["--order", "hard-last"]

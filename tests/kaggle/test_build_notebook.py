@@ -45,6 +45,7 @@ def test_the_notebook_in_the_repository_is_what_its_sources_say(capsys: pytest.C
     assert builder.main(["--check"]) == 0, capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_check_fails_with_a_diff_after_an_edit_until_the_next_build(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +86,7 @@ def interpreters() -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("python", interpreters())
 def test_builds_are_reproducible(python: str, tmp_path: Path) -> None:
     for seed in ("1", "2"):

@@ -442,6 +442,7 @@ sys.exit(code)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_cut_network(), reason="no network namespaces here")
 def test_a_rerun_over_grpc_between_two_processes(tmp_path: Path) -> None:
     """The message numbers, ports and checks of Kaggle's package; an empty, a repeated, a huge and a fatal problem."""

@@ -319,6 +319,7 @@ def test_a_failure_of_the_vote_gives_the_most_frequent_answer(harness: Harness, 
     assert ask(harness(open_session)) == expected
 
 
+@pytest.mark.slow
 def test_a_solver_that_overruns_its_budget_is_cancelled(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aimo_solver.kaggle.run.GRACE_S", 0.2)
     cancelled = threading.Event()

@@ -88,6 +88,7 @@ def test_text_keeps_its_limit_and_the_last_line(stdout: str, value: str | None, 
         assert text.endswith("ValueError: x")
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20)
 @given(
     head=st.integers(1, 10**60),

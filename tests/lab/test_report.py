@@ -211,6 +211,7 @@ os.kill(os.getpid(), 9)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_reported(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "run")], check=False)
     one = load_report(read_run(tmp_path / "run"))

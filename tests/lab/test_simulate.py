@@ -112,6 +112,7 @@ def play_one(
     return right, used, spent
 
 
+@pytest.mark.slow
 @settings(untimed, max_examples=60)
 @given(pools, configs(), st.integers(0, 1_000))
 def test_the_arrays_play_exactly_like_the_solvers_rules(groups: list[Group], config: Config, seed: int) -> None:
@@ -127,6 +128,7 @@ def test_the_arrays_play_exactly_like_the_solvers_rules(groups: list[Group], con
         assert played.tokens[play] == pytest.approx(spent)
 
 
+@pytest.mark.slow
 @settings(untimed, max_examples=60)
 @given(pools, configs(), st.floats(0, 5_000))
 def test_no_play_exceeds_its_limit(groups: list[Group], config: Config, startup_s: float) -> None:

@@ -209,6 +209,7 @@ def test_version_1_groups_are_read(tmp_path: Path) -> None:
     assert list(pagecache._cgroup_limits(tmp_path / "cgroup", tmp_path / "membership")) == [(8 * GIB, 3 * GIB, 2 * GIB)]
 
 
+@pytest.mark.slow
 def test_a_limited_container_is_neither_overfilled_nor_killed(folder: Path) -> None:
     """A real control group of 256 MB that counts page cache, and a file of 400 MB."""
     group = Path(f"/sys/fs/cgroup/memory/aimo-test-{os.getpid()}")

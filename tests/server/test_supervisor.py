@@ -165,6 +165,7 @@ async def test_refilled_restarts_can_be_used_again(bench: Bench) -> None:
     assert bench.engine.lost is None
 
 
+@pytest.mark.slow
 async def test_attempts_continue_after_kills_and_a_restart_with_less_context(bench: Bench) -> None:
     """Without waiting for the server: a request that is too long is refused, and then shortened."""
     program = (sys.executable, "-m", "tests.http_vllm", str(bench.port))
@@ -221,6 +222,7 @@ async def test_a_log_that_fails_does_not_end_the_watch(bench: Bench, monkeypatch
     await bench.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["starting", "stopped"])
 async def test_stopping_does_not_hang(bench: Bench, moment: str) -> None:
     """During a start that never becomes ready, and with a server that is stopped."""
