@@ -267,7 +267,7 @@ class Faults:
 def test_a_server_that_never_starts_costs_the_answers_but_not_the_submission(place: Place) -> None:
     """Kaggle's package is absent, so the notebook uses its own gateway."""
     (place.folder / "competition" / "kaggle_evaluation").unlink()
-    problems = warmup(1)
+    problems = warmup(2)
     place.problems([(id_, text) for id_, text, _ in problems])
     place.edit('"kernels": {', '"server": {"extra_args": ["--no-such-flag"], "restarts": 0},\n    "kernels": {')
     place.edit('"cap_s": 900.0,', '"cap_s": 20.0,')
