@@ -136,7 +136,8 @@ async def test_answers_forced_at_the_deadline_count(harness: Harness) -> None:
         return [harness.endless_turns()[0], ScriptedTurn(harness._tokenizer.encode_template("2}<turn|>"))]
 
     result = await harness.solve(script, seconds=12.0)
-    assert (result.answer, result.votes) == (2, 8)
+    assert result.answer == 2
+    assert result.votes >= 4  # equal answers that end the problem
 
 
 async def test_without_any_answer_the_result_is_the_fallback(harness: Harness) -> None:
