@@ -8,26 +8,19 @@ belong to no estimate; `KEstimate.bounds` says how much they could change one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import ceil
-from statistics import fmean, median, stdev
+from statistics import fmean, stdev
 
-import numpy as np
-
+from aimo_solver.lab.breakdown import Length, Part, measure_lengths, parts_by, parts_by_error, score_attempts
 from aimo_solver.lab.estimators import Outcomes, count_outcomes, is_cancelled, majority_at_k, pass_at_k
 from aimo_solver.lab.power import Spread, measure_spread
 from aimo_solver.lab.runs import Key, LoggedProblem, LoggedRun, check_truths, common_problems, right_answers
 from aimo_solver.lab.statistics import Interval, clustered_share
-from aimo_solver.results import Attempt
 
 _ENOUGH = 0.9  # share of the problems that must have k attempts for k to be shown by default
-_QUANTITIES: Mapping[str, Callable[[Attempt], float]] = {
-    "tokens": lambda attempt: attempt.tokens,
-    "turns": lambda attempt: attempt.turns,
-    "seconds": lambda attempt: attempt.seconds,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,39 +58,6 @@ class RunScore:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """Some of the attempts.
-
-    Attributes:
-        name: of a prompt variant, finish reason or family of tool error.
-        attempts, cancelled, silent: all; those without a known outcome; those that ended without an answer.
-        right: share of right ones among those that ended; None if none gave an answer.
-        tokens, seconds: medians of the attempts for which they are logged; None if for none.
-    """
-
-    name: str
-    attempts: int
-    cancelled: int
-    silent: int
-    right: Interval | None
-    tokens: float | None
-    seconds: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Length:
-    """The distribution of a quantity ("tokens", "turns", "seconds") over attempts of one outcome."""
-
-    outcome: str
-    quantity: str
-    attempts: int
-    mean: float
-    low: float  # 10 % of the attempts are shorter
-    median: float
-    high: float  # 10 % are longer
-
-
-@dataclass(frozen=True, slots=True)
 class Agreement:
     """Pairs of runs on the problems that all runs have in common; shares of problems, averaged over the pairs.
 
@@ -116,18 +76,6 @@ class Agreement:
     two_run: Interval
     scores: float
     spread: Spread
-
-
-@dataclass(frozen=True, slots=True)
-class _Tried:
-    """An attempt, and whether its answer is the true one."""
-
-    attempt: Attempt
-    right: bool
-
-    @property
-    def cancelled(self) -> bool:
-        return is_cancelled(self.attempt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,16 +114,16 @@ def compute_statistics(
     outcomes = [count_outcomes((a for one in own for a in one.attempts), own[0].truth) for own in sets.values()]
     estimates = [estimate for k in ks or _default_ks(outcomes) if (estimate := _estimate(k, list(sets.values()), outcomes))]
     missing = sorted({*ks} - {estimate.k for estimate in estimates})
-    tried = [_Tried(a, a.answer == one.truth) for run in runs for one in run.problems.values() for a in one.attempts]
+    scored = score_attempts(runs)
     return RunStatistics(
         runs=tuple(map(_score, runs)),
         problems=len(sets),
         accuracy=clustered_share([fmean(one.right for one in own) for own in sets.values()]),
         estimates=tuple(estimates),
-        by_prompt=_parts(_grouped(tried, lambda one: one.attempt.prompt)),
-        by_finish=_parts(_grouped(tried, lambda one: one.attempt.finish_reason.replace("_", " "))),
-        by_error=_parts(_by_error(runs, errors)),
-        lengths=tuple(_lengths(tried)),
+        by_prompt=parts_by(scored, lambda attempt: attempt.prompt),
+        by_finish=parts_by(scored, lambda attempt: attempt.finish_reason.replace("_", " ")),
+        by_error=parts_by_error(runs, errors),
+        lengths=tuple(measure_lengths(scored)),
         agreement=_agreement(runs) if len(runs) > 1 else None,
         warnings=tuple(_warnings(runs, outcomes, estimates, left_out, missing)),
     )
@@ -227,68 +175,6 @@ def _score(run: LoggedRun) -> RunScore:
         cancelled=sum(map(is_cancelled, attempts)),
         tokens=sum(attempt.tokens for attempt in attempts),
     )
-
-
-def _grouped(tried: Sequence[_Tried], name: Callable[[_Tried], str]) -> dict[str, list[_Tried]]:
-    groups: dict[str, list[_Tried]] = {}
-    for one in tried:
-        groups.setdefault(name(one), []).append(one)
-    return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
-
-
-def _by_error(runs: Sequence[LoggedRun], errors: Sequence[Mapping[Key, Counter[str]]]) -> dict[str, list[_Tried]]:
-    """Attempts that called Python, by family of error; an attempt belongs to each family that it met."""
-    groups: dict[str, list[_Tried]] = {"none": []}
-    for run, found in zip(runs, errors, strict=False):
-        for problem in run.problems.values():
-            for attempt in problem.attempts:
-                families = found.get((attempt.problem_id, attempt.index))
-                if attempt.tool_calls and families is not None:
-                    for family in families or ("none",):
-                        groups.setdefault(family, []).append(_Tried(attempt, attempt.answer == problem.truth))
-    return dict(sorted(groups.items(), key=lambda item: (item[0] != "none", -len(item[1]))))
-
-
-def _parts(groups: Mapping[str, Sequence[_Tried]]) -> tuple[Part, ...]:
-    return tuple(_part(name, tried) for name, tried in groups.items() if tried)
-
-
-def _part(name: str, tried: Sequence[_Tried]) -> Part:
-    ended = [one for one in tried if not one.cancelled]
-    counts = Counter(one.attempt.problem_id for one in ended)
-    hits = Counter(one.attempt.problem_id for one in ended if one.right)
-    silent = sum(one.attempt.answer is None for one in ended)
-    return Part(
-        name=name,
-        attempts=len(tried),
-        cancelled=len(tried) - len(ended),
-        silent=silent,
-        right=clustered_share([hits[problem] for problem in counts], list(counts.values())) if len(ended) > silent else None,
-        tokens=_median([one.attempt.tokens for one in tried]),
-        seconds=_median([one.attempt.seconds for one in tried]),
-    )
-
-
-def _median(values: Iterable[float]) -> float | None:
-    logged = [value for value in values if value > 0]
-    return median(logged) if logged else None
-
-
-def _outcome(one: _Tried) -> str:
-    if one.attempt.answer is None:
-        return "cancelled" if one.cancelled else "no answer"
-    return "right" if one.right else "wrong"
-
-
-def _lengths(tried: Sequence[_Tried]) -> Iterable[Length]:
-    groups = _grouped(tried, _outcome)
-    for outcome in ("right", "wrong", "no answer", "cancelled"):
-        for quantity, value_of in _QUANTITIES.items():
-            # A CSV may lack turns or seconds.
-            values = [value for one in groups.get(outcome, ()) if (value := value_of(one.attempt)) > 0]
-            if values:
-                low, middle, high = np.quantile(values, (0.1, 0.5, 0.9)).tolist()
-                yield Length(outcome, quantity, len(values), fmean(values), low, middle, high)
 
 
 def _agreement(runs: Sequence[LoggedRun]) -> Agreement | None:

@@ -14,12 +14,12 @@ import numpy as np
 from aimo_solver.errors import RecordsError, RunDirectoryError, UserError
 from aimo_solver.lab.records import Group, Use, read_groups
 from aimo_solver.lab.statistics import Floats
-from aimo_solver.log.reader import RunRecord, Step, read_run
+from aimo_solver.log.reader import ProblemRecord, RunRecord, Step, TrajectoryRecord, read_run
 from aimo_solver.options import VotingConfig
 from aimo_solver.policy.selection import Method
 from aimo_solver.policy.voting import rank
 from aimo_solver.problems import Answer
-from aimo_solver.results import Attempt
+from aimo_solver.results import Attempt, FinishReason
 
 Key = tuple[str, int]
 """A problem's id, and the index of an attempt at it."""
@@ -114,6 +114,28 @@ def tool_error(step: Step) -> str | None:
     if step.kind != "tool":
         return None
     return "timeout" if step.timed_out else step.error_name
+
+
+def unfinished_attempt(trajectory: TrajectoryRecord, problem: ProblemRecord) -> Attempt:
+    """Builds the record of an attempt that never ended from its trajectory."""
+    turns = [step for step in trajectory.steps if step.kind == "turn"]
+    tools = [step for step in trajectory.steps if step.kind == "tool"]
+    entropies = [value for step in turns for value in step.entropies]
+    last = max((step.t + step.seconds for step in trajectory.steps), default=trajectory.t)
+    return Attempt(
+        problem_id=problem.problem_id,
+        index=trajectory.index,
+        answer=None,
+        finish_reason=FinishReason.CANCELLED,
+        tokens=sum(len(step.tokens) for step in turns),
+        turns=len(turns),
+        tool_calls=len(tools),
+        tool_errors=sum(tool_error(step) is not None for step in tools),
+        entropy=sum(entropies) / len(entropies) if entropies else None,
+        started_s=trajectory.t - problem.t,
+        seconds=last - trajectory.t,
+        tool_seconds=sum(step.seconds for step in tools),
+    )
 
 
 def read_tool_errors(

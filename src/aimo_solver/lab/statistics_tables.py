@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from aimo_solver.lab.breakdown import Part
 from aimo_solver.lab.comparison import ComparisonTable, ConfigurationDifference
 from aimo_solver.lab.power import Spread
-from aimo_solver.lab.run_statistics import Agreement, Part, RunStatistics
+from aimo_solver.lab.run_statistics import Agreement, RunStatistics
 from aimo_solver.lab.statistics import Interval
 
 

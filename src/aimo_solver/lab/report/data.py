@@ -25,10 +25,10 @@ from aimo_solver.lab.report.timeline import (
     is_notable,
     split_segments,
 )
-from aimo_solver.lab.runs import tool_error
+from aimo_solver.lab.runs import tool_error, unfinished_attempt
 from aimo_solver.log.reader import Event, ProblemRecord, RunRecord, TrajectoryRecord, VoteRecord, is_running
 from aimo_solver.problems import Candidate
-from aimo_solver.results import Attempt, FinishReason
+from aimo_solver.results import Attempt
 
 
 class Verdict(StrEnum):
@@ -198,28 +198,6 @@ def load_report(run: RunRecord) -> RunReport:
 
 def run_state(run: RunRecord, running: bool) -> str:
     return "running" if running else "finished" if run.summary is not None else "interrupted"
-
-
-def unfinished_attempt(trajectory: TrajectoryRecord, problem: ProblemRecord) -> Attempt:
-    """Builds the record of an attempt that never ended from its trajectory."""
-    turns = [step for step in trajectory.steps if step.kind == "turn"]
-    tools = [step for step in trajectory.steps if step.kind == "tool"]
-    entropies = [value for step in turns for value in step.entropies]
-    last = max((step.t + step.seconds for step in trajectory.steps), default=trajectory.t)
-    return Attempt(
-        problem_id=problem.problem_id,
-        index=trajectory.index,
-        answer=None,
-        finish_reason=FinishReason.CANCELLED,
-        tokens=sum(len(step.tokens) for step in turns),
-        turns=len(turns),
-        tool_calls=len(tools),
-        tool_errors=sum(tool_error(step) is not None for step in tools),
-        entropy=sum(entropies) / len(entropies) if entropies else None,
-        started_s=trajectory.t - problem.t,
-        seconds=last - trajectory.t,
-        tool_seconds=sum(step.seconds for step in tools),
-    )
 
 
 def _problem(run: RunRecord, record: ProblemRecord) -> ProblemReport:

@@ -15,9 +15,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from aimo_solver.lab.report.data import run_state, unfinished_attempt
+from aimo_solver.lab.report.data import run_state
 from aimo_solver.lab.report.format import duration, plain_value, short_number
 from aimo_solver.lab.report.timeline import is_fault, is_notable
+from aimo_solver.lab.runs import unfinished_attempt
 from aimo_solver.log.reader import Event, ProblemRecord, RunRecord, TrajectoryRecord, VoteRecord, is_running, read_run
 from aimo_solver.problems import ProblemResult
 from aimo_solver.results import Attempt
