@@ -14,19 +14,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from aimo_solver.chat import prompts
 from aimo_solver.chat.gemma_call import QUOTE, code_of
 from aimo_solver.chat.model_folder import ModelFolder
-from aimo_solver.chat.prompts import (
-    ANSWER_NOW,
-    COMPLAINT,
-    END_THOUGHTS,
-    FINAL_ANSWER,
-    PYTHON_TOOL,
-    TIME_UP,
-    Prompt,
-    close_box,
-    no_result,
-)
+from aimo_solver.chat.prompts import PYTHON_TOOL, Prompt, close_box, no_result
 from aimo_solver.chat.reading import has_answer, read_calls, read_text
 from aimo_solver.chat.salvage import calls_in_json
 from aimo_solver.chat.turns import MAX_CALLS, Malformed, Markup, Turn
@@ -112,27 +103,27 @@ class GemmaFormat:
         return tokens
 
     def complaint(self, sampled: Sequence[int], reason: str) -> list[int]:
-        text = COMPLAINT.format(reason=reason)
+        text = prompts.COMPLAINT.format(reason=reason)
         if sampled and sampled[-1] in (self._response, self._end_call):
             return self._responses(sampled, [text])
         return self._user_turn(sampled, text)
 
-    def ask_answer(self, sampled: Sequence[int], why: str = TIME_UP) -> list[int]:
+    def ask_answer(self, sampled: Sequence[int], why: str = prompts.TIME_UP) -> list[int]:
         template, plain = self._tokenizer.encode_template, self._tokenizer.encode
         split = self._split(sampled)
         if self._ended(sampled) and sampled[-1] != self._response:
-            tokens = self._user_turn(sampled, ANSWER_NOW.format(why=why))
+            tokens = self._user_turn(sampled, prompts.ANSWER_NOW.format(why=why))
         elif split.calls:
             close = [] if split.calls[-1][1] else template('<|"|>}<tool_call|>')
             tokens = [*close, *self._responses([*sampled, *close], [no_result(why)] * min(len(split.calls), MAX_CALLS))]
         elif split.in_thought or (self._thinks_after_tool and not split.saw_channel):
-            tokens = [*plain(f"\n\n{END_THOUGHTS.format(why=why)}\n"), self._end_channel]
+            tokens = [*plain(f"\n\n{prompts.END_THOUGHTS.format(why=why)}\n"), self._end_channel]
         else:
             tokens = plain("\n\n") if sampled else []
-        return [*tokens, *plain(FINAL_ANSWER)]
+        return [*tokens, *plain(prompts.FINAL_ANSWER)]
 
     def answer_text(self, sampled: Sequence[int]) -> str:
-        return close_box(FINAL_ANSWER + self._split(sampled).content, ended=self._ended(sampled))
+        return close_box(prompts.FINAL_ANSWER + self._split(sampled).content, ended=self._ended(sampled))
 
     def decode(self, tokens: Sequence[int]) -> str:
         return self._tokenizer.decode(tokens)

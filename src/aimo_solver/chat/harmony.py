@@ -27,18 +27,8 @@ from openai_harmony import (
     load_harmony_encoding,
 )
 
-from aimo_solver.chat.prompts import (
-    ANSWER_NOW,
-    COMPLAINT,
-    END_THOUGHTS,
-    FINAL_ANSWER,
-    PYTHON_TOOL,
-    TIME_UP,
-    Prompt,
-    close_box,
-    join_texts,
-    no_result,
-)
+from aimo_solver.chat import prompts
+from aimo_solver.chat.prompts import PYTHON_TOOL, Prompt, close_box, join_texts, no_result
 from aimo_solver.chat.reading import PYTHON_NAMES, ends_with_answer, has_answer, read_calls, unknown_tool
 from aimo_solver.chat.salvage import (
     LONGEST_NAME,
@@ -164,31 +154,32 @@ class HarmonyFormat:
     def complaint(self, sampled: Sequence[int], reason: str) -> list[int]:
         parts = self._parts(sampled)
         called = bool(parts) and parts[-1].is_call
-        text = COMPLAINT.format(reason=reason)
+        text = prompts.COMPLAINT.format(reason=reason)
         message = self._results(parts[-1:], [text]) if called else self._user(text)
         return [*self._close(parts, call=called), *message, *self._template("<|start|>assistant")]
 
-    def ask_answer(self, sampled: Sequence[int], why: str = TIME_UP) -> list[int]:
+    def ask_answer(self, sampled: Sequence[int], why: str = prompts.TIME_UP) -> list[int]:
         template, plain = self._template, self._plain
-        opening = [*template("<|channel|>final<|message|>"), *plain(FINAL_ANSWER)]
+        opening = [*template("<|channel|>final<|message|>"), *plain(prompts.FINAL_ANSWER)]
         parts = self._parts(sampled)
         if not parts:
             return opening
         last, calls = parts[-1], [part for part in parts if part.is_call]
         is_open = last.body is not None and last.end is None
         if is_open and last.channel == "final" and not calls:
-            return [*plain("\n\n" if last.body and last.body.strip() else ""), *plain(FINAL_ANSWER)]
+            return [*plain("\n\n" if last.body and last.body.strip() else ""), *plain(prompts.FINAL_ANSWER)]
         in_thought = is_open and last.channel == "analysis" and not last.is_call
-        tokens = [*plain(f"\n\n{END_THOUGHTS.format(why=why)}" if in_thought else ""), *self._close(parts, call=last.is_call)]
+        settled = f"\n\n{prompts.END_THOUGHTS.format(why=why)}" if in_thought else ""
+        tokens = [*plain(settled), *self._close(parts, call=last.is_call)]
         if calls:
             tokens += self._results(calls, [no_result(why)] * min(len(calls), MAX_CALLS))
         elif last.end in _LAST_ENDS:
-            tokens += self._user(ANSWER_NOW.format(why=why))
+            tokens += self._user(prompts.ANSWER_NOW.format(why=why))
         return [*tokens, *template("<|start|>assistant"), *opening]
 
     def answer_text(self, sampled: Sequence[int]) -> str:
         end = next((place for place, token in enumerate(sampled) if token in self._controls), len(sampled))
-        return close_box(FINAL_ANSWER + self.decode(sampled[:end]), ended=end < len(sampled))
+        return close_box(prompts.FINAL_ANSWER + self.decode(sampled[:end]), ended=end < len(sampled))
 
     def decode(self, tokens: Sequence[int]) -> str:
         # o200k_harmony ends at 201087; larger ids come from padded embeddings and have no text.

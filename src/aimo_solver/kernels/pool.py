@@ -8,31 +8,7 @@
 **Clean.** A kernel is leased once. At the end of its lease it is killed with all processes that it started, and its files are
 removed. A process that hangs, dies or floods within a lease is replaced, and the session is rebuilt if that is cheap.
 
-**Isolated**, on every Linux: limits on address space, CPU time, open files, file size and stack of a process; on memory, disk
-space and number of files of all processes of a kernel; on memory of the pool; on the output of a call. The environment holds
-a few harmless variables, and standard input is empty. No process of a kernel outlives its lease or the solver, even if the
-solver is killed by SIGKILL. The connection file, which holds the key to the kernel's sockets, is removed before the lease.
-
-More isolation depends on the system; `KernelPool.isolation` lists what is active.
-
-- As root, every kernel runs as a user of its own: it cannot write files of others, signal them or inspect them, the number
-  of its processes is limited, and its files in /dev/shm count as its memory and are removed. (Otherwise the limit counts all
-  processes of the solver's user, and files which that user adds to /dev/shm count for every kernel.)
-- With namespaces (root with CAP_SYS_ADMIN, or user namespaces): no network; all files read-only except /tmp and /dev/shm,
-  which are private, limited in size and number of files, and removed afterwards; other processes, other kernels' sockets
-  and the library's own source are invisible.
-- With seccomp: Unix sockets only, which blocks the network where there is no network namespace; they cannot connect unless the
-  kernel is a user of its own (so multiprocessing.Manager fails, while pools, queues and shared memory work); no memory
-  files, System V objects, message queues, keyrings, user namespaces, or files by handle.
-- With Landlock, used where namespaces are not available: writes only to the scratch directory and /dev/shm.
-
-Not prevented: exploits of the Linux kernel; reading files that are readable for all users (all files, if Python itself is in
-a directory that only root can read; and writing them, if in this case namespaces, Landlock and the capability
-CAP_DAC_READ_SEARCH are all missing; with Landlock, only files in /dev/shm); CPU time up to the limits; storage above the
-limits between two checks, a quarter of a second apart, where there are no namespaces; use of a GPU by code that overrides the
-empty CUDA_VISIBLE_DEVICES; changes that code makes to its own session, results included. On a system without any of this
-isolation, for example for an unprivileged user on an old Linux, the network, other processes of the same user and all its
-files are accessible.
+**Isolated.** docs/isolation.md lists the limits, what is isolated on which system, and what is not.
 """
 
 from __future__ import annotations
