@@ -154,6 +154,12 @@ CASES = (
     Case("aimo-solver replay DIR/attempts.jsonl", "majority"),
     Case("aimo-solver export parquet runs/first --out tables", "turns.parquet", makes="tables/attempts.parquet"),
     Case("aimo-solver export parquet runs/first runs/second --out tables", "turns.parquet", makes="tables/attempts.parquet"),
+    Case(
+        "aimo-solver export sft runs/first runs/second --out sft.parquet",
+        "sft.json",
+        more="--keep-solved --held-out 0",
+        makes="sft.parquet",
+    ),
     Case("aimo-solver export inspect runs/first --out logs", "first.eval", makes="logs/first.eval"),
     Case("aimo-solver bench kernels", "plain jupyter_client", more="--kernels 2 --rounds 1"),
     Case("aimo-solver bench parse", "over a limit", more="--family fenced --sizes 100,1000"),
@@ -221,6 +227,9 @@ EXCLUDED = {
             "aimo-solver evaluate math500.csv --set answers.kind=symbolic",
         ),
         "tests/solve/test_other_answers.py solves such files with a scripted model",
+    ),
+    "aimo-solver export dpo runs/first runs/second --pairs answer --pairs length --out dpo.parquet": (
+        "tests/lab/test_training_data.py makes pairs; the runs here may have none"
     ),
     "aimo-solver export wandb runs/first --out wandb-runs": "tests/lab/test_export.py does it where wandb is installed",
     "kaggle auth login": KAGGLE,

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from aimo_solver.cli import export, forecast, measure, prompts, server, statistics
+from aimo_solver.cli import export, forecast, measure, prompts, server, statistics, training
 from aimo_solver.cli.common import EMBEDDED_MODEL, ConfigFile, Settings, console, guarded
 from aimo_solver.cli.evaluation import Evaluation
 from aimo_solver.cli.problem_file import read_problems
@@ -117,4 +117,6 @@ app.command("forecast")(forecast.forecast_command)
 app.command("serve")(server.serve_command)
 app.add_typer(measure.bench, name="bench")
 app.add_typer(server.cache, name="cache")
+export.export.command("sft")(training.export_sft_command)
+export.export.command("dpo")(training.export_dpo_command)
 app.add_typer(export.export, name="export")
