@@ -26,6 +26,7 @@ class HttpVllm:
     Attributes:
         faults: statuses or handlers for the next requests, instead of a turn. `for_good`: the same for all later ones.
         requests: bodies of all completion requests.
+        ranks: for each of them the copy of the model that it is for, None if it is for any.
     """
 
     def __init__(self, context_tokens: int = 65_536, turn: Sequence[int] = (7, 8, 9)) -> None:
@@ -37,17 +38,19 @@ class HttpVllm:
         self.token_ids = True
         self.models: str | None = None  # instead of the list of models
         self.requests: list[dict[str, Any]] = []
+        self.ranks: list[int | None] = []
 
     @asynccontextmanager
-    async def engine(self, context_tokens: int = 65_536) -> AsyncIterator[VllmEngine]:
-        """Runs the server and yields a client."""
+    async def engine(self, context_tokens: int = 65_536, copies: int = 1) -> AsyncIterator[VllmEngine]:
+        """Runs the server and yields a client of that many copies of the model."""
         runner = web.AppRunner(self.application(), handler_cancellation=True)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         port = runner.addresses[0][1]
         try:
-            async with VllmEngine(f"http://127.0.0.1:{port}", "m", SamplingConfig(), context_tokens=context_tokens) as engine:
+            url = f"http://127.0.0.1:{port}"
+            async with VllmEngine(url, "m", SamplingConfig(), context_tokens=context_tokens, copies=copies) as engine:
                 yield engine
         finally:
             await runner.cleanup()
@@ -69,6 +72,8 @@ class HttpVllm:
     async def _completions(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.requests.append(body)
+        rank = request.headers.get("X-data-parallel-rank")  # vllm.entrypoints: _get_data_parallel_rank, 0.26 and 0.32
+        self.ranks.append(None if rank is None else int(rank))
         fault = self.faults.popleft() if self.faults else self.for_good
         if isinstance(fault, int):
             return web.Response(status=fault, text=json.dumps({"error": {"message": "overloaded", "code": fault}}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 
 import pytest
 from aiohttp import web
@@ -250,6 +250,30 @@ async def test_a_list_of_models_that_cannot_be_read_leaves_the_context_unchanged
         assert engine.context_tokens == 100
         with pytest.raises(EndpointError, match="does not list models"):
             await engine.served_models()
+
+
+def turn(conversation: int, number: int) -> CompletionRequest:
+    return CompletionRequest(tokens=[1], max_tokens=8, label=f"problem-{conversation}-{number}")
+
+
+async def test_conversations_spread_over_the_copies_of_the_model_and_stay_there() -> None:
+    http = HttpVllm()
+    async with http.engine(copies=3) as engine:
+        async with AsyncExitStack() as stack:  # side by side
+            for conversation in range(6):
+                chunks = await stack.enter_async_context(aclosing(engine.stream(turn(conversation, 0))))
+                await anext(chunks)
+        for conversation in (5, 1, 3):
+            await sample(engine, turn(conversation, 1))
+    assert http.ranks == [0, 1, 2, 0, 1, 2, 2, 1, 0]
+
+
+@pytest.mark.parametrize(("copies", "label"), [(1, "problem-0-0"), (2, "")])
+async def test_one_copy_and_requests_outside_conversations_are_not_pinned(copies: int, label: str) -> None:
+    http = HttpVllm()
+    async with http.engine(copies=copies) as engine:
+        await sample(engine, CompletionRequest(tokens=[1], max_tokens=8, label=label))
+    assert http.ranks == [None]
 
 
 INFO = 'vllm:cache_config_info{block_size="16",engine="0",%snum_gpu_blocks="100",sliding_window="None"} 1.0\n'

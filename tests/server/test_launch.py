@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from aimo_solver.config import load_config
-from aimo_solver.errors import ModelError
+from aimo_solver.errors import ConfigError, ModelError
 from aimo_solver.server import launch
 from aimo_solver.server.flags import PRESETS
 from aimo_solver.server.launch import LaunchPlan, check_model, plan_launch
@@ -161,6 +163,44 @@ def test_the_users_options_win(model: Path) -> None:
 def test_one_copy_of_the_model_spreads_over_its_gpus(model: Path, gpus: int, copies: int, expected: str) -> None:
     planned = plan(model, (H100,) * gpus, data_parallel=copies)
     assert values(planned)["--tensor-parallel-size"] == expected
+
+
+MOE = {"num_attention_heads": 64, "num_key_value_heads": 8, "num_local_experts": 36}
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        (
+            MOE,
+            {"tensor_parallel": 3},
+            "64 attention heads and 8 key-value heads do not divide among 3 GPUs; 1, 2, 4, 8, 16, 32, 64",
+        ),
+        (
+            {**MOE, "num_key_value_heads": 12},
+            {"tensor_parallel": 8},
+            "12 key-value heads do not divide among 8 GPUs; 1, 2, 4 would",
+        ),
+        ({"text_config": MOE}, {"tensor_parallel": 5}, "8 key-value heads do not divide among 5"),
+        (
+            MOE,
+            {"tensor_parallel": 4, "data_parallel": 2, "extra_args": ("--enable-expert-parallel",)},
+            "36 experts do not divide among 4 x 2 GPUs; 1, 2, 3, 4, 6, 9, 12, 18, 36 GPUs in all would",
+        ),
+        (MOE, {"tensor_parallel": 4, "data_parallel": 4}, "4 GPUs for each of 4 copies, but this machine has 8; 2 at most"),
+    ],
+)
+def test_what_does_not_divide_among_the_gpus_is_refused(
+    tmp_path: Path, config: dict[str, object], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        plan(folder(tmp_path, **config), (H100,) * 8, **options)
+
+
+@pytest.mark.parametrize("config", [MOE, {**MOE, "num_key_value_heads": 2}, {"num_attention_heads": 16}])
+def test_heads_that_divide_and_copied_key_value_heads_are_served(tmp_path: Path, config: dict[str, object]) -> None:
+    planned = plan(folder(tmp_path, **config), (H100,) * 8, tensor_parallel=4)
+    assert values(planned)["--tensor-parallel-size"] == "4"
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]"])

@@ -38,6 +38,7 @@ from aimo_solver.server.completions import (
     refusal,
 )
 
+RANK_HEADER = "X-data-parallel-rank"  # vLLM: which copy of the model serves a request
 _NO_TOKEN_IDS = "a turn without token ids (return_token_ids); vLLM sends them from version 0.10.2 on"
 
 
@@ -49,7 +50,7 @@ class CompletionRequest:
         tokens: the prompt, token ids.
         max_tokens: most tokens to sample.
         sampling: None means as the engine was made for.
-        label: names the request in the server's log.
+        label: CONVERSATION-TURN; names the request in the server's log.
     """
 
     tokens: Sequence[int]
@@ -58,6 +59,11 @@ class CompletionRequest:
     stop_strings: tuple[str, ...] = ()
     sampling: SamplingConfig | None = None
     label: str = ""
+
+    @property
+    def conversation(self) -> str:
+        """The label without the turn."""
+        return self.label.rpartition("-")[0]
 
 
 class Engine(Protocol):
@@ -106,9 +112,20 @@ class VllmEngine:
     """
 
     def __init__(
-        self, base_url: str, model: str, sampling: SamplingConfig, *, context_tokens: int, api_key: str | None = None
+        self,
+        base_url: str,
+        model: str,
+        sampling: SamplingConfig,
+        *,
+        context_tokens: int,
+        api_key: str | None = None,
+        copies: int = 1,
     ) -> None:
-        """`base_url` is without ``/v1``. The session opens with the first request, in that request's event loop."""
+        """`base_url` is without ``/v1``. The session opens with the first request, in that request's event loop.
+
+        Each of the server's `copies` of the model (data parallel) has a prefix cache of its own, so all turns of a conversation
+        go to the same one: the one with the fewest running requests when the conversation began.
+        """
         self.base_url = base_url.rstrip("/")
         self.model = model
         self.context_tokens = context_tokens
@@ -118,6 +135,8 @@ class VllmEngine:
         self.faults = 0
         self.lost: ServerError | None = None
         self._sampling = sampling
+        self._ranks: dict[str, int] = {}  # of conversations
+        self._running_on = [0] * copies
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._session: aiohttp.ClientSession | None = None
 
@@ -138,6 +157,10 @@ class VllmEngine:
         # No seed per request: vLLM draws seeded requests one by one, and its CPU build ends when a seeded prompt is
         # processed in pieces.
         headers = {"X-Request-Id": f"{request.label}-{secrets.token_hex(4)}"}
+        rank = self._rank(request.conversation)
+        if rank is not None:
+            headers[RANK_HEADER] = str(rank)
+            self._running_on[rank] += 1
         url = f"{self.base_url}/v1/completions"
         self.running += 1
         self.failures += 1  # until a token arrives
@@ -169,6 +192,14 @@ class VllmEngine:
             raise EngineUnavailable(f"{type(error).__name__}: {error}") from error
         finally:
             self.running -= 1
+            if rank is not None:
+                self._running_on[rank] -= 1
+
+    def _rank(self, conversation: str) -> int | None:
+        """The copy of the model that has a conversation; None leaves the choice to the server."""
+        if len(self._running_on) == 1 or not conversation:
+            return None
+        return self._ranks.setdefault(conversation, self._running_on.index(min(self._running_on)))
 
     async def answers(self, timeout_s: float) -> bool:
         """Returns whether the server is healthy and, if the last requests failed, samples a token."""

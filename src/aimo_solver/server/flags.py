@@ -108,7 +108,7 @@ def _gpu(given: PresetInput, *, memory_share: float, fp8_cache: bool) -> _Settin
         Flag("--disable-cascade-attn", None, "attempts share a prompt, and older versions then decode without CUDA graphs"),
         Flag("--stream-interval", "8", "one chunk per 8 tokens means fewer messages; the last one is sent at once"),
         Flag("--no-enable-flashinfer-autotune", None, "no FlashInfer kernel is used, so there is nothing to tune"),
-        Flag("--tensor-parallel-size", str(_tensor_parallel(given)), "GPUs that share one copy of the model"),
+        Flag("--tensor-parallel-size", str(tensor_parallel(given)), "GPUs that share one copy of the model"),
     ]
     if given.server.speculative == "none":
         flags.append(Flag("--async-scheduling", None, "schedules the next step while this one runs", fallbacks=0))
@@ -202,7 +202,8 @@ def _speculation(server: ServerConfig) -> str:
     return json.dumps(config, sort_keys=True)
 
 
-def _tensor_parallel(given: PresetInput) -> int:
+def tensor_parallel(given: PresetInput) -> int:
+    """Returns the GPUs that share one copy of the model."""
     if given.server.tensor_parallel is not None:
         return given.server.tensor_parallel
     # One copy over all GPUs: several copies would split the prefix cache, which every turn of an attempt relies on.

@@ -25,10 +25,12 @@ from aimo_solver.server.flags import (
     Variable,
     common_flags,
     longest_context,
+    tensor_parallel,
     user_flags,
 )
 from aimo_solver.server.machine import Gpu, detect_gpus, installed_flags
 from aimo_solver.server.process import ServerCommand, free_port
+from aimo_solver.server.sharding import check_sharding
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation
 
 SERVED_NAME = "model"
@@ -104,7 +106,8 @@ class LaunchPlan:
 
     def engine(self) -> VllmEngine:
         """Returns a client of the server."""
-        return VllmEngine(self.url, self.served_name, self.config.sampling, context_tokens=self.context_tokens)
+        copies = self.config.server.data_parallel
+        return VllmEngine(self.url, self.served_name, self.config.sampling, context_tokens=self.context_tokens, copies=copies)
 
     def fallback(self, number: int = FALLBACKS) -> LaunchPlan:
         """Returns the plan after a failure: less memory, and only flags and variables whose `fallbacks` include this one.
@@ -151,6 +154,7 @@ def plan_launch(
 
     Raises:
         ModelError: the folder has no readable config.json.
+        ConfigError: the model does not divide among the GPUs.
     """
     hf_config = _read_hf_config(model)
     text = hf_config.get("text_config", hf_config)
@@ -165,6 +169,7 @@ def plan_launch(
         context_tokens=config.server.context_tokens or min(longest, int(text.get("max_position_embeddings") or longest)),
     )
     flags, variables = PRESETS[preset](given)
+    check_sharding(text, config.server, tensor_parallel(given), len(gpus))
     return LaunchPlan(
         model=model,
         config=config,
