@@ -71,7 +71,7 @@ class AttemptConfig:
     answer_tokens: Count = 512
     answer_s: NonNegative = 15.0
     time_limit_s: Positive | None = None
-    stop_loops: bool = True
+    stop_loops: bool = False
     stop_at_box: bool = False
     least_thinking: Annotated[int, Field(ge=0)] = 0
 

@@ -168,7 +168,7 @@ def test_a_model_that_gives_no_answer_three_times_is_asked_for_it(model: Family)
 
 @pytest.mark.parametrize(
     ("limit", "why"),
-    [({"max_tokens": 40}, TOKENS_UP), ({"context": 700}, TOKENS_UP), ({"seconds": 60.0, "stop_loops": False}, TIME_UP)],
+    [({"max_tokens": 40}, TOKENS_UP), ({"context": 700}, TOKENS_UP), ({"seconds": 60.0}, TIME_UP)],
 )
 def test_the_request_for_the_answer_states_the_limit(model: Family, limit: dict[str, Any], why: str) -> None:
     endless = ScriptedTurn([*thoughts(model, ""), *model.plain("so ") * 3_000], delay_s=0.1, chunk=8)
@@ -206,7 +206,7 @@ def thoughts(model: Family, text: str) -> list[int]:
 
 def test_a_loop_is_reported_once_and_then_the_answer_is_asked_for(model: Family) -> None:
     loop = ScriptedTurn(thoughts(model, "Let me check this again. "), endless=True)
-    run = run_attempt(model, [loop, loop, answer(model)])
+    run = run_attempt(model, [loop, loop, answer(model)], stop_loops=True)
     assert LOOPED in run.prompts[1]
     assert (run.attempt.answer, run.attempt.finish_reason, run.attempt.turns) == (7, FinishReason.FORCED, 2)
     assert run.attempt.tokens < 10_000
@@ -214,13 +214,13 @@ def test_a_loop_is_reported_once_and_then_the_answer_is_asked_for(model: Family)
 
 def test_a_model_that_leaves_its_loop_goes_on(model: Family) -> None:
     loop = ScriptedTurn(thoughts(model, "so "), endless=True)
-    run = run_attempt(model, [loop, ScriptedTurn(model.final("\\boxed{7}"))])
+    run = run_attempt(model, [loop, ScriptedTurn(model.final("\\boxed{7}"))], stop_loops=True)
     assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.ANSWERED)
 
 
 def test_the_same_call_in_turn_after_turn_is_a_loop(model: Family) -> None:
     call = ScriptedTurn(model.call("for i in range(10):\n    print(i, i * i)\n" * 4))
-    run = run_attempt(model, [call] * 200)
+    run = run_attempt(model, [call] * 200, stop_loops=True)
     assert LOOPED in run.prompts[-1]
 
 
@@ -356,7 +356,7 @@ def test_a_lost_server_ends_the_attempt_and_is_recorded(gemma: Family) -> None:
 def test_a_turn_of_very_many_calls_leaves_room_for_the_answer(model: Family) -> None:
     one = [token for token in model.call("1") if token not in model.chat.stop_token_ids]
     calls = [*one * 300, model.call("1")[-1]]
-    run = run_attempt(model, [ScriptedTurn(calls), *[answer(model)] * 2], context=len(calls) + 600, stop_loops=False)
+    run = run_attempt(model, [ScriptedTurn(calls), *[answer(model)] * 2], context=len(calls) + 600)
     assert run.asked
     assert run.attempt.answer == 7
 

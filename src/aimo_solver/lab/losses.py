@@ -152,7 +152,7 @@ _LIMIT_WORDS = {
     Cause.LOOP: _Words(
         "it repeated itself",
         "loop: {part} repeated themselves",
-        "another sampling.temperature or min_p; attempt.stop_loops ends them",
+        "another sampling.temperature or min_p; attempt.stop_loops=true ends them",
     ),
     Cause.TURNS: _Words("it had no turn left", "turn limit reached in {part}", "a larger attempt.max_turns"),
     Cause.PYTHON: _Words("it lost its Python session", "no Python session in {part}", "kernels that start: see the error"),

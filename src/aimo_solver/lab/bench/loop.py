@@ -207,7 +207,7 @@ async def run_loop(target: Target, streams: int, turn_tokens: int | None, serial
     measured = Measurement()
     turns = max(1, tokens // turn_tokens)
     # Dummy weights repeat themselves.
-    attempts = AttemptConfig(max_turns=turns + 1, answer_tokens=1, answer_s=1.0, stop_loops=False)
+    attempts = AttemptConfig(max_turns=turns + 1, answer_tokens=1, answer_s=1.0)
     config = dataclasses.replace(target.config, attempt=attempts)
     with tempfile.TemporaryDirectory() as folder:
         log = RunLog.create(Path(folder) / "run", config=config, environment=describe_environment())
