@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -55,16 +56,15 @@ class ShellChannel:
         """
         reader, writer = await asyncio.open_unix_connection(f"{connection['ip']}-{connection['shell_port']}")
         channel = cls(reader, writer, connection["key"])
-        try:
+        with ExitStack() as stack:
+            stack.callback(channel.close)
             writer.write(_GREETING)
             greeting = await reader.readexactly(len(_GREETING))
             if greeting[0] != 0xFF or greeting[10] < 3:
                 raise KernelMessageError("it does not use ZMTP 3")
             writer.write(_frame(_COMMAND, _READY))
             await channel._receive_frame()  # the peer's READY
-        except BaseException:
-            channel.close()
-            raise
+            stack.pop_all()
         return channel
 
     async def execute(self, code: str) -> Reply:
@@ -128,7 +128,7 @@ def _parse_reply(frames: list[bytes], message_id: str) -> Reply | None:
             error_name=_check_text(values["ename"]) if values.get("status") == "error" else None,
             traceback="\n".join(values.get("traceback") or ()) or None,
         )
-    except Exception as error:  # noqa: BLE001 - the message comes from untrusted code
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:  # the message comes from untrusted code
         raise KernelMessageError(f"its reply cannot be read: {type(error).__name__}") from None
 
 

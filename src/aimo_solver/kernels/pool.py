@@ -110,11 +110,10 @@ class KernelPool:
         return cls(config.size or leases, config.spares, limits, preload=config.preload, on_event=on_event)
 
     async def __aenter__(self) -> Self:
-        try:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self.close)
             await self.start()
-        except BaseException:
-            await self.close()
-            raise
+            stack.pop_all()
         return self
 
     async def __aexit__(self, *error: object) -> None:

@@ -124,15 +124,15 @@ class Spawner:
             OSError: no room for its directory or its descriptors.
         """
         process = self._request()
-        try:
-            await self._wait_until_ready(process)
-        except BaseException as error:
-            output = process.read_output()
-            process.release()
-            shutil.rmtree(process.directory, ignore_errors=True)  # small, as no code has run there
-            if isinstance(error, KernelStartError):
-                raise KernelStartError("\n".join(filter(None, [str(error), output, self._read_log()]))) from None
-            raise
+        with ExitStack() as undo:
+            undo.callback(shutil.rmtree, process.directory, ignore_errors=True)  # small, as no code has run there
+            undo.callback(process.release)
+            try:
+                await self._wait_until_ready(process)
+            except KernelStartError as error:
+                parts = [str(error), process.read_output(), self._read_log()]
+                raise KernelStartError("\n".join(filter(None, parts))) from None
+            undo.pop_all()
         return process
 
     async def _wait_until_ready(self, process: KernelProcess) -> None:

@@ -80,7 +80,8 @@ class ServerProcess:
         except (OSError, RuntimeError) as error:  # no process, descriptor or thread is left
             raise self.error(ServerStartError, f"the vLLM server could not be started: {error}") from error
         end = time.monotonic() + timeout_s
-        try:
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(self.stop, grace_s=0.0)
             while self.pid is None or not await healthy():
                 if not self.alive:
                     await self.stop()
@@ -89,9 +90,7 @@ class ServerProcess:
                 if time.monotonic() > end:
                     raise self.error(ServerStartError, f"the vLLM server was not ready after {timeout_s:.0f} s")
                 await asyncio.sleep(_POLL_S)
-        except BaseException:
-            await self.stop(grace_s=0.0)
-            raise
+            stack.pop_all()  # it is ready, and stays
 
     async def stop(self, grace_s: float = 5.0) -> None:
         """Ends the process and all its descendants; returns when they are gone and their output is read.

@@ -115,15 +115,14 @@ def read_ahead(
     try:
         for reader in readers:
             reader.join()
-    except BaseException:
-        state.stop = StopReason.STOPPED
-        raise
+    finally:  # an interrupt may end the wait
+        state.stop = state.stop or (StopReason.STOPPED if any(reader.is_alive() for reader in readers) else StopReason.DONE)
     return ReadAheadReport(
         total_bytes=sum(size for _, size in sizes),
         bytes_read=state.read,
         bytes_resident=state.resident,
         seconds=time.monotonic() - began,
-        stop=state.stop or StopReason.DONE,
+        stop=state.stop,
         problems=problems,
     )
 

@@ -167,5 +167,5 @@ class Supervisor:
     def _report(self, kind: str, **values: object) -> None:
         try:
             self._on_event(kind, **values)
-        except Exception:
+        except Exception:  # of the observer; supervision goes on
             log.exception("the event %s could not be reported", kind)

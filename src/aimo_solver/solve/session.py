@@ -171,7 +171,7 @@ class Boot:
         try:
             async with asyncio.timeout(limit_s):
                 return await self.stage(name, work)
-        except Exception:  # noqa: BLE001 (the stage's last event has the error)
+        except Exception:  # noqa: BLE001 (a run goes on without it; the stage's last event has the error)
             return fallback
 
     def in_background(self, name: str, work: Awaitable[None]) -> asyncio.Task[None]:

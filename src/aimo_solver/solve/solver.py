@@ -243,7 +243,7 @@ class _ProblemWork:
         """Runs one attempt; a defect ends it without an answer."""
         try:
             return await self._resources.unify(self._problem, await run.run())
-        except BaseException as fault:  # a SystemExit would end the whole event loop
+        except BaseException as fault:  # any defect becomes an attempt without an answer; a SystemExit would end the event loop
             task = asyncio.current_task()
             if isinstance(fault, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise
@@ -283,5 +283,5 @@ class _ProblemWork:
         text = "".join(traceback.format_exception(fault))
         try:
             self._log.event(kind, problem_id=self._problem.id, **values, traceback=text)
-        except Exception:  # noqa: BLE001 (the same)
+        except Exception:  # noqa: BLE001 (a log that cannot be written must not end the problem)
             _log.error("%s %s %s\n%s", kind, self._problem.id, values, text)

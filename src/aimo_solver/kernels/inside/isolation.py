@@ -125,7 +125,7 @@ def become_kernel(sandbox: Sandbox, work: Path, control: socket.socket, output: 
             control.close()
 
         ipython.run_kernel(sandbox.directory, report_ready)
-    except BaseException:  # noqa: BLE001 - sent to the solver
+    except BaseException:  # noqa: BLE001 - the same as in `run_monitor`
         send_message(control, failed=traceback.format_exc()[-4_000:])
         os._exit(1)
     os._exit(0)
