@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aimo_solver.lab.report.data import ProblemReport, RunReport, Verdict
-from aimo_solver.lab.statistics import Bootstrap, Interval, sign_test
+from aimo_solver.lab.statistics import Interval, paired_difference
 from aimo_solver.problems import Answer
 
 
@@ -29,8 +29,8 @@ class Comparison:
     """B against A, on the `pairs` problems with known truth that ended in both.
 
     Attributes:
-        difference: accuracy of B minus accuracy of A; 95 % bootstrap interval over problems, zero without any.
-        p_value: two-sided exact sign test over the problems on which the runs differ (McNemar's test, exact form).
+        difference: accuracy of B minus accuracy of A; as `statistics.paired_difference` computes it; zero without any.
+        p_value: of the sign test over the problems on which the runs differ; 1 without any.
         changed: options that differ, as (name, value in A, value in B).
     """
 
@@ -65,15 +65,15 @@ def compare(a: RunReport, b: RunReport) -> Comparison:
         rows.append(ProblemPair(problem_id, truths[0] if truths else None, sides))
     outcomes = [(one.verdict is Verdict.RIGHT, two.verdict is Verdict.RIGHT) for one, two in map(_known, rows) if one and two]
     only_a, only_b = outcomes.count((True, False)), outcomes.count((False, True))
-    differences = [int(two) - int(one) for one, two in outcomes]
+    paired = paired_difference([two for _, two in outcomes], [one for one, _ in outcomes]) if outcomes else None
     return Comparison(
         pairs=len(outcomes),
         both=outcomes.count((True, True)),
         only_a=only_a,
         only_b=only_b,
         neither=outcomes.count((False, False)),
-        difference=Bootstrap(range(len(outcomes))).mean(differences) if differences else Interval(0.0, 0.0, 0.0),
-        p_value=sign_test(only_a, only_b),
+        difference=paired.interval if paired else Interval(0.0, 0.0, 0.0),
+        p_value=paired.p_value if paired else 1.0,
         changed=_changed(a.run.config, b.run.config),
         rows=tuple(rows),
     )
