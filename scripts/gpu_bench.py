@@ -43,6 +43,7 @@ LIMIT_S = {
     "decode": 300,
     "decode-deep": 300,
     "sweep": 590,
+    "decode-speculation": 590,
     "routing": 300,
     "boot-files": 360,
     "faults": 420,
@@ -334,6 +335,24 @@ def decode_dummy(out: Path, tiny: bool) -> Any:
     same = dict.fromkeys(_STREAMS, 4.0)
     options: dict[str, Any] = {"load_format": "dummy", "experts": same, "tokens": 384}
     return _decode(out, tiny, "decode-dummy", streams=(1, 8, 16, 32), depths=(1_000, 16_000), **options)
+
+
+@stage
+def decode_speculation(out: Path, tiny: bool) -> Any:
+    """Speculation with a head of random weights: 1, 8 and 16 streams, 1.5 to 3 tokens accepted per step at random.
+
+    Servers that OUT has are not started again, so the stage can be repeated until it is whole.
+    """
+    import gpu_shapes
+    import gpu_speculation
+
+    head = WORK / "eagle3-head"
+    gpu_shapes.write_head(head, _shape(tiny))
+    streams = (1, 2) if tiny else (1, 8, 16)
+    until = BEGAN + LEFT_S
+    return asyncio.run(
+        gpu_speculation.speculation(_shape(tiny), head, out, WORK, streams=streams, until=until, least_s=_VARIANT_S, tiny=tiny)
+    )
 
 
 @stage

@@ -44,6 +44,7 @@ class Variant:
         server: options of `ServerConfig` that differ from the preset.
         arguments: flags behind the preset's.
         environment: variables of the server.
+        sampling: options of `SamplingConfig`.
         chosen: what a server's log says that does the same anyway; where the preset's says it, the variant is not measured.
     """
 
@@ -51,6 +52,7 @@ class Variant:
     server: Mapping[str, Any] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
     chosen: str | None = None
 
 
@@ -84,7 +86,7 @@ def configuration(variant: Variant, *, slots: int, load_format: str | None, skew
         extra += ["--model-loader-extra-config", f'{{"skew": {skew}}}']
     # No restart: a fallback would be measured in place of what was asked for.
     server: dict[str, Any] = {**variant.server, "load_format": load_format, "extra_args": extra, "restarts": 0}
-    values: dict[str, Any] = {"solver": {"slots": slots, "max_attempts": slots}, "server": server}
+    values: dict[str, Any] = {"solver": {"slots": slots, "max_attempts": slots}, "server": server, "sampling": variant.sampling}
     if tiny:
         values["kernels"] = {"size": slots}
     return load_config(values)

@@ -3,7 +3,8 @@
     python gpu_shapes.py FOLDER                 config and tokenizer only, for `--load-format dummy`
     python gpu_shapes.py FOLDER --layers 18     34 GB of random weights, half of the model's depth
 
-The configuration's values are those of openai/gpt-oss-120b's config.json.
+The configuration's values are those of openai/gpt-oss-120b's config.json. `write_head` makes an EAGLE-3 head for it, of the
+shape of the public one that was trained on AIMO attempts, for the load format `aimo-random`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import json
 import os
 import struct
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -95,6 +98,34 @@ def write_folder(folder: Path, layers: int) -> None:
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "t200002"})
     )
+
+
+def head_config(model: Mapping[str, Any]) -> dict[str, object]:
+    """An EAGLE-3 head's config.json for a model's: one Llama layer that takes three of the model's layers."""
+    layers = int(model["num_hidden_layers"])
+    copied = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings")
+    return {
+        **{name: model[name] for name in copied},
+        "architectures": ["LlamaForCausalLMEagle3"],
+        "model_type": "llama",
+        "attention_bias": False,
+        "draft_vocab_size": min(32_000, int(model["vocab_size"]) // 4),
+        "eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, layers // 2 - 1, layers - 3], "use_aux_hidden_state": True},
+        "hidden_act": "silu",
+        "intermediate_size": 6 * int(model["hidden_size"]),
+        "num_hidden_layers": 1,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 10_000.0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+    }
+
+
+def write_head(folder: Path, model: Path) -> None:
+    """Writes the head of a model's folder; it has no weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    values = head_config(json.loads((model / "config.json").read_text()))
+    (folder / "config.json").write_text(json.dumps(values, indent=1))
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------

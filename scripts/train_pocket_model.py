@@ -1,6 +1,7 @@
 """Makes the pocket model: problems, tokenizer and weights; measures its score.
 
     python scripts/train_pocket_model.py train --out data/pocket-model          # one GPU, minutes
+    python scripts/train_pocket_model.py train --out data/pocket-draft --tokenizer-of data/pocket-model --hidden 128 --layers 2
     python scripts/train_pocket_model.py evaluate --model data/pocket-model
     python scripts/train_pocket_model.py problems --seed 7 --count 30 --out data/warmup.csv
 
@@ -69,14 +70,22 @@ def train(
     layers: Annotated[int, typer.Option()] = 6,
     learning_rate: Annotated[float, typer.Option()] = 2e-3,
     workers: Annotated[int, typer.Option()] = os.cpu_count() or 1,
+    threads: Annotated[int, typer.Option(min=1, help="of torch, on a CPU")] = torch.get_num_threads(),
+    tokenizer_of: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="take this model's tokenizer, as a draft model has to")
+    ] = None,
 ) -> None:
     """Make transcripts from a seed, then train tokenizer and model on them."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(threads)
     torch.manual_seed(seed)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     start = time.monotonic()
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        tokenizer = train_tokenizer(pool, seed, min(TOKENIZER_TRANSCRIPTS, transcripts))
+        if tokenizer_of is not None:
+            tokenizer = Tokenizer.from_file(str(tokenizer_of / "tokenizer.json"))
+        else:
+            tokenizer = train_tokenizer(pool, seed, min(TOKENIZER_TRANSCRIPTS, transcripts))
         typer.echo(f"tokenizer: {tokenizer.get_vocab_size()} tokens after {time.monotonic() - start:.0f} s")
         rows = training_rows(pool, seed, transcripts, tokenizer)
     batches = Batches(rows, tokens_per_step, device, Random(f"batches {seed}"))

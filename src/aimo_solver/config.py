@@ -192,18 +192,14 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
         yield "kernels.memory_mb", f"{kernels.memory_mb} MB per kernel are more than kernels.pool_memory_mb ({pool_mb}) for all"
     if server.context_tokens is not None:
         check_context(config, server.context_tokens)
-    if server.speculative != "none" and config.sampling.min_p > 0:
-        yield "sampling.min_p", f"vLLM refuses it with server.speculative={server.speculative}; set sampling.min_p=0"
-    for name, variant in config.prompt.variants.items():
-        if server.speculative != "none" and variant.min_p:
-            yield f"prompt.variants.{name}.min_p", f"vLLM refuses it with server.speculative={server.speculative}; leave it out"
     names = [*get_args(BuiltInVariant), *config.prompt.variants]
     for name in config.prompt.mix:
         if name not in names:
             yield "prompt.mix", f"there is no variant {name}; known: {', '.join(dict.fromkeys(names))}"
-    if (server.draft_model is not None) != (server.speculative in ("eagle", "draft")):
-        problem = f"{server.draft_model} does not fit server.speculative={server.speculative}"
-        yield "server.draft_model", f"{problem}; eagle and draft need a model, the others take none"
+    if server.draft_model is None and server.speculative in ("eagle", "draft"):
+        yield "server.draft_model", f"server.speculative={server.speculative} needs one; name its folder"
+    if server.draft_model is not None and server.speculative == "ngram":
+        yield "server.draft_model", "n-grams need none; leave it out, or set server.speculative=auto"
     if {selection.select, selection.verify} != {"off"} and selection.least_s > budget.cap_s:
         yield "selection.least_s", f"{selection.least_s:g} s are more than any problem gets (budget.cap_s, {budget.cap_s:g})"
     if budget.rule == "clamp" and budget.reserve_s > budget.cap_s:

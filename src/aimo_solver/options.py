@@ -293,8 +293,12 @@ class ServerConfig:
         memory_share: share of the GPU's memory that vLLM takes.
         kv_cache_dtype, attention_backend, moe_backend, quantization, load_format: vLLM's names.
         tensor_parallel, data_parallel: GPUs per copy of the model, and number of copies.
-        speculative: how tokens are drafted; "eagle" and "draft" need `draft_model`.
-        speculative_tokens: tokens drafted per step.
+        speculative: how tokens are drafted. "auto" takes what the files of `draft_model` are for, and drafts nothing without one;
+            "eagle" (an EAGLE-3 head) and "draft" (a smaller model) need one too. `sampling.min_p`, which vLLM refuses under
+            speculation, becomes the top_p of 1 / (1 + min_p) (server/speculation.py), also in prompt variants.
+        draft_model: folder of the draft.
+        speculative_tokens: tokens drafted per step; None chooses 1 to 3 by slots and experts.
+        speculative_options: further fields of vLLM's --speculative-config, such as {draft_sample_method = "probabilistic"}.
         compile_cache: a packed compile cache (`aimo-solver cache pack`) that is put in place before the start.
         start_timeout_s: longest wait for the server to become ready.
         stall_s: the server counts as hung after so many seconds without a token while requests run.
@@ -312,9 +316,10 @@ class ServerConfig:
     load_format: str | None = None
     tensor_parallel: Count | None = None
     data_parallel: Count = 1
-    speculative: Literal["none", "ngram", "eagle", "draft"] = "none"
+    speculative: Literal["auto", "none", "ngram", "eagle", "draft"] = "auto"
     draft_model: str | None = None
-    speculative_tokens: Count = 3
+    speculative_tokens: Count | None = None
+    speculative_options: dict[str, Any] = field(default_factory=dict)
     compile_cache: str | None = None
     start_timeout_s: Positive = 900.0
     stall_s: Positive = 60.0

@@ -1,6 +1,7 @@
 """Plans, starts, supervises and restarts a vLLM server, and streams tokens from it.
 
-Start with `launch` (how it is started), `supervisor` and `client`; `readahead`, `compile_cache` and `warmup` shorten its start.
+Start with `launch` (how it is started), `supervisor` and `client`; `readahead`, `compile_cache` and `warmup` shorten its start,
+`speculation` is about drafted tokens.
 
 May import: nothing but the top-level modules.
 """
@@ -16,6 +17,7 @@ __all__ = [
     "pagecache",
     "process",
     "readahead",
+    "speculation",
     "supervisor",
     "warmup",
     "wheels",

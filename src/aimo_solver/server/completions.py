@@ -1,4 +1,4 @@
-"""Reads what a vLLM server answers: the events of a stream, token ids and entropies, refusals.
+"""What a vLLM server is sent and answers: requests; the events of a stream, token ids and entropies, refusals.
 
 Answers are not trusted: one that cannot be read is an `EngineUnavailable`.
 """
@@ -15,6 +15,7 @@ from typing import Any, Literal
 import aiohttp
 
 from aimo_solver.errors import ContextExceeded, EngineError, EngineRejected, EngineUnavailable
+from aimo_solver.options import SamplingConfig
 
 _LONGEST_BODY = 1 << 20  # bytes; a list of models and a refusal have a few hundred
 _LONGEST_LINE = 1 << 20  # bytes; a chunk of 8 tokens with 20 log-probabilities each has 20,000
@@ -52,6 +53,23 @@ class ServedModel:
     name: str
     context_tokens: int | None
     root: str
+
+
+def sampling_fields(sampling: SamplingConfig) -> dict[str, Any]:
+    """Returns the fields of a request for a stream that are the same for every prompt."""
+    return {
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "min_p": sampling.min_p,
+        "top_k": sampling.top_k,
+        "logprobs": sampling.top_logprobs,
+        "return_token_ids": True,
+        "return_tokens_as_token_ids": True,  # distinguishes candidates with equal texts
+        "skip_special_tokens": False,
+        "include_stop_str_in_output": True,
+    }
 
 
 async def read_body(response: aiohttp.ClientResponse) -> str:

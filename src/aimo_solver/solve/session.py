@@ -24,6 +24,7 @@ from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.compile_cache import add_shipped_cache
 from aimo_solver.server.launch import LaunchPlan, check_model, plan_launch
 from aimo_solver.server.readahead import read_ahead
+from aimo_solver.server.speculation import without_min_p
 from aimo_solver.server.supervisor import Supervisor
 from aimo_solver.server.warmup import warm_up
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation
@@ -93,6 +94,9 @@ async def local_session(
         check_context(config, plan.context_tokens)
         for flag in plan.dropped:
             log.event("flag_dropped", flag=flag.name, reason="unknown to the installed vLLM")
+        if (drafting := plan.speculation) is not None:
+            top_p = without_min_p(config.sampling).top_p  # in the place of min_p
+            log.event("speculation", method=drafting.method, tokens=drafting.tokens, draft=str(drafting.draft), top_p=top_p)
         if config.server.compile_cache:
             adding = asyncio.to_thread(add_shipped_cache, plan)
             plan = await boot.optional_stage("compile cache", adding, plan, limit_s=_CACHE_S)

@@ -256,4 +256,5 @@ def _body(target: Target, prompt: Sequence[int], tokens: int) -> dict[str, Any]:
         "max_tokens": tokens,
         "ignore_eos": True,
         "temperature": target.config.sampling.temperature,
+        "top_p": target.config.sampling.top_p,
     }

@@ -1,0 +1,185 @@
+"""Speculative decoding: a draft proposes tokens, and the model checks them in one step.
+
+What is sampled has the model's own distribution, so the answers stay as good; only the speed changes. `plan_speculation`
+chooses the method from the draft's files and checks that they fit the model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from aimo_solver.errors import ModelError
+from aimo_solver.options import SamplingConfig, ServerConfig
+
+Method = Literal["ngram", "eagle", "eagle3", "draft_model"]
+
+_LONGEST_DRAFT = 3  # tokens; EAGLE-3 heads are trained for a few steps, and public measurements use 3
+_ACCEPTANCE = 0.65  # of a drafted token whose predecessors were accepted: 1 + a + a^2 + a^3 = 2.35 tokens per step
+_NEW_EXPERTS = 0.6  # experts that a drafted token adds, relative to those of an unrelated token
+_FIXED_COST = 0.135  # of a step that reads all experts: everything but the experts
+_DRAFT_COST = 0.009  # of the same step: drafting one token with a head of one layer
+_ASYNC_SINCE: Mapping[Method, tuple[int, int]] = {"eagle": (0, 14), "eagle3": (0, 14), "draft_model": (0, 26)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speculation:
+    """How tokens are drafted.
+
+    Attributes:
+        method: vLLM's name for it.
+        tokens: drafted per stream and step.
+        draft: folder of the draft; None for n-grams, which are looked up in the context.
+        options: further fields of vLLM's ``--speculative-config``.
+    """
+
+    method: Method
+    tokens: int
+    draft: Path | None
+    options: Mapping[str, Any]
+
+    def as_json(self) -> str:
+        """Returns the value of ``--speculative-config``."""
+        config: dict[str, Any] = {"method": self.method, "num_speculative_tokens": self.tokens}
+        if self.draft is None:
+            config |= {"prompt_lookup_max": 4, "prompt_lookup_min": 2}
+        else:
+            config["model"] = str(self.draft)
+        return json.dumps({**config, **self.options}, sort_keys=True)
+
+    def schedules_ahead(self, vllm: str) -> bool:
+        """Returns whether that version of vLLM, "" if unknown, takes ``--async-scheduling`` with this method.
+
+        From vLLM's sources: EAGLE heads since 0.14 (pull request 31998); draft models in 0.26 and 0.32, where they have to be
+        asked for; n-grams never, as they are looked up in tokens that the scheduler has to wait for.
+        """
+        numbers = vllm.split(".")[:2]
+        if self.method not in _ASYNC_SINCE or not all(number.isdecimal() for number in numbers):
+            return False
+        return tuple(map(int, numbers)) >= _ASYNC_SINCE[self.method]
+
+
+def plan_speculation(server: ServerConfig, model_config: Mapping[str, Any], streams: int) -> Speculation | None:
+    """Returns how the options ask for tokens to be drafted, None for not at all.
+
+    Args:
+        model_config: the model's config.json.
+        streams: requests that run side by side.
+
+    Raises:
+        ModelError: the draft's folder cannot be used, or does not fit the model.
+    """
+    text = model_config.get("text_config", model_config)
+    method: Method | None = "ngram" if server.speculative == "ngram" else None
+    draft = None
+    if server.draft_model is not None and server.speculative in ("auto", "eagle", "draft"):
+        draft = Path(server.draft_model).absolute()
+        config = read_model_config(draft)
+        method = _METHODS.get(server.speculative) or _method_of(config)
+        _check_draft(draft, method, config, text, weights=server.load_format is None)
+    if method is None:
+        return None
+    experts = int(text.get("num_local_experts") or text.get("num_experts") or 1)
+    tokens = server.speculative_tokens or draft_length(streams, experts, int(text.get("num_experts_per_tok") or 1))
+    return Speculation(method=method, tokens=tokens, draft=draft, options=server.speculative_options)
+
+
+def read_model_config(folder: Path) -> Mapping[str, Any]:
+    """Returns a model folder's config.json.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(folder, "has no config.json; give the folder that holds all the model's files") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(folder, f"config.json cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise ModelError(folder, "config.json holds no JSON object")
+    return config
+
+
+def draft_length(streams: int, experts: int, experts_per_token: int) -> int:
+    """Returns how many tokens to draft per step where the user sets none: 1 to 3.
+
+    A stream gets 1 + a + ... + a^n tokens from a step with n drafted ones, each accepted with probability a if those before it
+    were. The step reads, besides what is always read, every expert that any of its tokens takes, so drafts cost most where
+    few experts are read: a mixture of experts with few streams. The most tokens per unit of time win. A dense model reads the
+    same for every step, and gets the longest draft.
+
+    The constants: a = 0.65 is the middle of the 2.2 to 2.6 tokens per step that EAGLE-3 heads of gpt-oss-120b reach with 3
+    drafted tokens. A step of that model took 3.7 ms plus 0.186 ms per expert and layer on one H200, within 2 % for 1 to 32
+    streams (docs/benchmarks.md), and a head adds about 0.25 ms per drafted token. Neighbouring tokens share experts: with 0.6
+    new ones each, the rule gives the 1.31 and 1.36 times that were published for 8 streams and 3 drafted tokens.
+    """
+
+    def speed(drafted: int) -> float:
+        sampled = sum(math.pow(_ACCEPTANCE, accepted) for accepted in range(drafted + 1))
+        taken = 1.0 - math.pow(1.0 - experts_per_token / experts, streams * (1 + _NEW_EXPERTS * drafted))
+        return sampled / (_FIXED_COST + (1.0 - _FIXED_COST) * taken + _DRAFT_COST * drafted)
+
+    return max(range(1, _LONGEST_DRAFT + 1), key=speed)
+
+
+def without_min_p(sampling: SamplingConfig) -> SamplingConfig:
+    """Returns sampling with `top_p` in the place of `min_p`, which vLLM takes with no speculation.
+
+    vLLM 0.26 and 0.32 answer 400 to a request with min_p under speculation; 0.11 to 0.13 stop speculating.
+
+    min_p = m drops tokens less likely than m times the likeliest one. Once that one has more than 1 / (1 + m), all others
+    together have less than m times as much, and only it is left. top_p = 1 / (1 + m) does the same from the same probability on,
+    and drops at most m / (1 + m) of the distribution elsewhere: 2 % for m = 0.02. Below that probability min_p drops the less
+    the flatter the distribution; docs/benchmarks.md has what both drop of the embedded model's distributions.
+    """
+    return replace(sampling, min_p=0.0, top_p=min(sampling.top_p, 1.0 / (1.0 + sampling.min_p)))
+
+
+_METHODS: Mapping[str, Method] = {"eagle": "eagle3", "draft": "draft_model"}
+
+
+def _method_of(config: Mapping[str, Any]) -> Method:
+    names = " ".join(str(name) for name in config.get("architectures") or ()).lower()
+    if "eagle3" in names or config.get("draft_vocab_size") or config.get("speculators_model_type") == "eagle3":
+        return "eagle3"
+    return "eagle" if "eagle" in names or config.get("eagle_config") else "draft_model"
+
+
+def _check_draft(draft: Path, method: Method, config: Mapping[str, Any], model: Mapping[str, Any], *, weights: bool) -> None:
+    """Raises ModelError if the draft cannot serve that model. `weights`: whether its folder has to hold them."""
+    layer = config.get("transformer_layer_config") or config.get("text_config") or config  # the first in the speculators' format
+    vocabulary = int(model.get("vocab_size") or 0)
+    problem = None
+    if weights and not any(file.suffix in (".safetensors", ".bin", ".pt") for file in draft.iterdir()):
+        problem = "holds no weights (*.safetensors); copy the draft's whole folder"
+    elif method == "draft_model" and int(layer.get("vocab_size") or 0) != vocabulary:
+        problem = f"has a vocabulary of {layer.get('vocab_size')} tokens and the model {vocabulary}; a draft model needs the same"
+    elif method != "draft_model":
+        problem = _head_problem(config, layer, model, vocabulary)
+    if problem is not None:
+        raise ModelError(draft, f"as a draft: {problem}")
+
+
+def _head_problem(config: Mapping[str, Any], layer: Mapping[str, Any], model: Mapping[str, Any], vocabulary: int) -> str | None:
+    """Returns why an EAGLE head does not fit, None if it does."""
+    drafts = int(config.get("draft_vocab_size") or layer.get("vocab_size") or 0)
+    if drafts > vocabulary:
+        return f"drafts from {drafts} tokens, and the model has {vocabulary}; take a head trained for this model"
+    hidden = int(config.get("target_hidden_size") or layer.get("hidden_size") or 0)
+    if hidden != int(model.get("hidden_size") or 0):
+        return (
+            f"is for hidden states of {hidden} values, and the model's have {model.get('hidden_size')}; take a head of this model"
+        )
+    eagle = config.get("eagle_config") or {}
+    taken = config.get("eagle_aux_hidden_state_layer_ids") or eagle.get("eagle_aux_hidden_state_layer_ids") or ()
+    layers = int(model.get("num_hidden_layers") or 0)
+    if any(not 0 <= int(number) <= layers for number in taken):
+        return (
+            f"takes hidden states of layers {', '.join(map(str, taken))}, and the model has {layers}; take a head of this model"
+        )
+    return None

@@ -1,0 +1,173 @@
+"""Drafted tokens: which draft fits which model, vLLM's flags for it, and sampling without min_p."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+
+from aimo_solver.config import load_config
+from aimo_solver.errors import ModelError
+from aimo_solver.options import SamplingConfig
+from aimo_solver.server import launch
+from aimo_solver.server.launch import LaunchPlan, plan_launch
+from aimo_solver.server.speculation import Speculation, draft_length, without_min_p
+from tests.conftest import H100
+
+MODEL = {"model_type": "gpt_oss", "vocab_size": 201_088, "hidden_size": 2_880, "num_hidden_layers": 36, "num_local_experts": 128}
+HEAD = {"architectures": ["LlamaForCausalLMEagle3"], "vocab_size": 201_088, "draft_vocab_size": 32_000, "hidden_size": 2_880}
+SMALL = {"architectures": ["GptOssForCausalLM"], "vocab_size": 201_088, "hidden_size": 512}
+
+
+def folder(path: Path, config: dict[str, object], *, weights: bool = True) -> Path:
+    path.mkdir(exist_ok=True)
+    (path / "config.json").write_text(json.dumps(config))
+    if weights:
+        (path / "model.safetensors").touch()
+    return path
+
+
+def plan(tmp_path: Path, draft: dict[str, object] | None = None, *, slots: int = 8, **options: object) -> LaunchPlan:
+    if draft is not None:
+        options["draft_model"] = str(folder(tmp_path / "draft", draft))
+    model = folder(tmp_path / "model", {"num_experts_per_tok": 4, "max_position_embeddings": 131_072, **MODEL})
+    return plan_launch(model, load_config({"server": options}), slots=slots, gpus=(H100,))
+
+
+def drafting(planned: LaunchPlan) -> dict[str, object]:
+    flag = planned.flag("--speculative-config")
+    assert flag is not None
+    found: dict[str, object] = json.loads(flag.value or "")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("draft", "method"),
+    [
+        (HEAD, "eagle3"),
+        ({**HEAD, "architectures": ["Eagle3LlamaForCausalLM"]}, "eagle3"),
+        (
+            {"speculators_model_type": "eagle3", "draft_vocab_size": 64_000, "transformer_layer_config": {"hidden_size": 2_880}},
+            "eagle3",
+        ),
+        ({"architectures": ["EagleLlamaForCausalLM"], "vocab_size": 201_088, "hidden_size": 2_880}, "eagle"),
+        (SMALL, "draft_model"),
+    ],
+)
+def test_the_method_follows_from_the_drafts_config(tmp_path: Path, draft: dict[str, object], method: str) -> None:
+    found = drafting(plan(tmp_path, draft))
+    assert found["method"] == method
+    assert found["model"] == str(tmp_path / "draft")
+
+
+def test_options_choose_the_method_and_add_fields(tmp_path: Path) -> None:
+    found = drafting(plan(tmp_path, SMALL, speculative="draft", speculative_options={"draft_sample_method": "probabilistic"}))
+    assert (found["method"], found["draft_sample_method"]) == ("draft_model", "probabilistic")
+    assert plan(tmp_path, SMALL, speculative="none").speculation is None
+    assert plan(tmp_path).speculation is None
+
+
+@pytest.mark.parametrize(
+    ("draft", "named"),
+    [
+        ({**SMALL, "vocab_size": 32_000}, ("32000", "201088", "same")),
+        ({**HEAD, "draft_vocab_size": 250_000}, ("250000", "201088")),
+        ({**HEAD, "hidden_size": 4_096}, ("4096", "2880")),
+        ({**HEAD, "target_hidden_size": 5_120}, ("5120", "2880")),
+        ({**HEAD, "eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 31, 60]}}, ("1, 31, 60", "36")),
+    ],
+)
+def test_a_draft_of_another_model_is_refused_with_the_numbers(
+    tmp_path: Path, draft: dict[str, object], named: tuple[str, ...]
+) -> None:
+    with pytest.raises(ModelError) as refused:
+        plan(tmp_path, draft)
+    assert "\n" not in str(refused.value)
+    assert all(text in str(refused.value) for text in (*named, str(tmp_path / "draft")))
+
+
+def test_a_folder_without_a_draft_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"config\.json"):
+        plan(tmp_path, draft_model=str(tmp_path / "absent"))
+    folder(tmp_path / "empty", HEAD, weights=False)
+    with pytest.raises(ModelError, match="no weights"):
+        plan(tmp_path, draft_model=str(tmp_path / "empty"))
+
+
+def test_only_the_first_start_loads_the_draft(tmp_path: Path) -> None:
+    """A draft that vLLM cannot load costs one start; requests stay without min_p, whichever server takes them."""
+    first, *later = plan(tmp_path, HEAD).commands
+    assert "--speculative-config" in first.args
+    assert later
+    assert not any("--speculative-config" in command.args for command in later)
+    assert not any("--async-scheduling" in command.args for command in later)
+
+
+@pytest.mark.parametrize(
+    ("version", "draft", "ahead"),
+    [
+        ("0.26.0", HEAD, True),
+        ("0.32.0", HEAD, True),
+        ("0.14.1", HEAD, True),
+        ("0.13.0", HEAD, False),
+        ("0.32.0", SMALL, True),
+        ("0.25.0", SMALL, False),
+        ("", HEAD, False),
+        ("0.1rc1", HEAD, False),
+    ],
+)
+def test_steps_are_scheduled_ahead_where_vllm_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, draft: dict[str, object], ahead: bool
+) -> None:
+    monkeypatch.setattr(launch, "installed_vllm", lambda path: version)
+    assert (plan(tmp_path, draft).flag("--async-scheduling") is not None) == ahead
+    assert plan(tmp_path, speculative="ngram").flag("--async-scheduling") is None
+    assert plan(tmp_path).flag("--async-scheduling") is not None
+
+
+def test_the_draft_length_is_between_one_and_three() -> None:
+    lengths = {
+        (streams, experts): draft_length(streams, experts, 4) for streams in (1, 2, 4, 8, 16, 32) for experts in (4, 32, 128)
+    }
+    assert set(lengths.values()) <= {1, 2, 3}
+    assert lengths[1, 128] == 3
+    assert lengths[8, 128] == 2  # each drafted token reads experts of its own
+    assert lengths[32, 128] == 3  # most experts are read anyway
+    assert all(draft_length(streams, 1, 1) == 3 for streams in (1, 8, 64))  # a dense model
+
+
+@pytest.mark.parametrize(("slots", "chosen"), [(1, 3), (8, 2)])
+def test_an_unset_length_follows_from_the_slots(tmp_path: Path, slots: int, chosen: int) -> None:
+    assert drafting(plan(tmp_path, HEAD, slots=slots))["num_speculative_tokens"] == chosen
+    assert drafting(plan(tmp_path, HEAD, slots=slots, speculative_tokens=5))["num_speculative_tokens"] == 5
+
+
+@pytest.mark.parametrize("min_p", [0.01, 0.02, 0.05, 0.2])
+def test_the_top_p_leaves_one_token_where_min_p_must(min_p: float) -> None:
+    top_p = without_min_p(SamplingConfig(min_p=min_p)).top_p
+    likeliest = top_p + 1e-9
+    assert 1 - likeliest < min_p * likeliest  # all others together have less than min_p allows for one
+    likeliest = top_p - 1e-6
+    assert 1 - likeliest > min_p * likeliest  # one other token with all the rest would be kept
+
+
+def test_sampling_without_min_p_is_left_as_it_is() -> None:
+    sampling = SamplingConfig(min_p=0.0, top_p=0.9, temperature=0.7, top_k=40)
+    assert without_min_p(sampling) == sampling
+
+
+def test_a_stricter_top_p_of_the_user_wins() -> None:
+    assert without_min_p(SamplingConfig(min_p=0.02, top_p=0.9)).top_p == 0.9
+    assert without_min_p(SamplingConfig(min_p=0.25, top_p=0.9)).top_p == pytest.approx(0.8)
+
+
+def test_ngrams_need_no_folder() -> None:
+    config = json.loads(Speculation(method="ngram", tokens=3, draft=None, options={}).as_json())
+    assert config == {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
+
+
+def test_a_longer_draft_pays_the_more_the_more_experts_are_read_anyway() -> None:
+    lengths = [draft_length(streams, 128, 4) for streams in (8, 16, 24, 32, 64)]
+    assert all(before <= after for before, after in itertools.pairwise(lengths))
