@@ -2,9 +2,11 @@
 
     python gpu_bench.py OUT STAGE...        runs the stages in order, each in a process of its own
     python gpu_bench.py --list
+    python gpu_bench.py --tables OUT        prints what the stages saved, as Markdown
 
-Every stage leaves OUT/STAGE.json and OUT/STAGE.log; one that fails does not end the others. Models are made on the spot
-below WORK (default /tmp/gpu-bench). `--tiny` takes the embedded model and small numbers, to try the script on a CPU.
+Stages of `gpu_served.py` that follow one another share one process and one server. Every stage leaves OUT/STAGE.json and
+OUT/STAGE.log; one that fails does not end the others. Models are made on the spot below WORK (default /tmp/gpu-bench).
+`--tiny` takes the embedded model and small numbers, to try the script on a CPU.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -22,13 +25,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
 BEGAN = time.monotonic()
 LEFT_S = float(os.environ.get("LEFT_S", "600"))  # what a stage has, set by `main`
 _VARIANT_S = 58.0  # of the sweep
+_START_S = 200.0  # of a server on a machine without caches
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "scripts")]
 
@@ -40,10 +44,10 @@ LIMIT_S = {
     "boot-cold": 240,
     "boot-sequence": 240,
     "engine": 420,
-    "decode": 300,
-    "decode-deep": 300,
     "sweep": 590,
     "decode-speculation": 590,
+    "parallel": 590,
+    "prefix-cache-sparse": 400,
     "routing": 300,
     "boot-files": 360,
     "faults": 420,
@@ -279,14 +283,11 @@ def engine(out: Path, tiny: bool) -> Any:
         shutil.copy(run / "server.log", out / "engine.server.log")
 
 
-_STREAMS = (1, 4, 8, 12, 16, 24, 32)
-
-
 def _decode(out: Path, tiny: bool, name: str, **options: Any) -> Any:
     import gpu_decode
 
     if tiny:
-        options |= {"streams": (1, 2), "depths": (100,), "tokens": 40, "load_format": None}
+        options |= {"streams": (1, 2), "depths": (100,), "tokens": 40}
     return asyncio.run(gpu_decode.table(_shape(tiny), out, WORK, name=name, tiny=tiny, **options))
 
 
@@ -297,25 +298,12 @@ def routing(out: Path, tiny: bool) -> Any:
 
     if tiny:
         return "the embedded model is no mixture of experts"
-    options: dict[str, Any] = {"skews": (0.0, 1.0), "streams": (1, 4, 8, 16), "load_format": "aimo-random"}
-    return asyncio.run(gpu_decode.routing(_shape(tiny), out, WORK, name="routing", tiny=tiny, **options))
-
-
-@stage
-def decode(out: Path, tiny: bool) -> Any:
-    """Streams by depth with random weights that route uniformly."""
-    return _decode(out, tiny, "decode", streams=(1, 4, 5, 8, 12, 16, 20, 24, 32), depths=(1_000, 16_000), tokens=384)
-
-
-@stage
-def decode_deep(out: Path, tiny: bool) -> Any:
-    """The same, deeper."""
-    return _decode(out, tiny, "decode-deep", streams=_STREAMS, depths=(32_000, 60_000), tokens=384)
+    return asyncio.run(gpu_decode.routing(_shape(tiny), out, WORK, name="routing", skews=(0.0, 1.0), streams=(1, 4, 8, 16)))
 
 
 @stage
 def decode_fewer_graphs(out: Path, tiny: bool) -> Any:
-    """The same with graphs for fewer numbers of streams, as vLLM captures them by default."""
+    """Streams by depth with graphs for fewer numbers of streams, as vLLM captures them by default."""
     import gpu_decode
 
     variant = gpu_decode.FEWER_GRAPHS if not tiny else gpu_decode.BASE
@@ -324,17 +312,31 @@ def decode_fewer_graphs(out: Path, tiny: bool) -> Any:
 
 
 @stage
-def decode_skewed(out: Path, tiny: bool) -> Any:
-    """The same with routing concentrated by a skew of 1."""
-    return _decode(out, tiny, "decode-skewed", streams=(8, 16), depths=(1_000,), tokens=384, skew=1.0, experts={})
+def decode_dummy(out: Path, tiny: bool) -> Any:
+    """Streams by depth with vLLM's dummy weights, where every token takes the same experts."""
+    return _decode(out, tiny, "decode-dummy", streams=(1, 8, 16, 32), depths=(1_000, 16_000), weights="dummy", tokens=384)
 
 
 @stage
-def decode_dummy(out: Path, tiny: bool) -> Any:
-    """The same with vLLM's dummy weights, where every token takes the same experts."""
-    same = dict.fromkeys(_STREAMS, 4.0)
-    options: dict[str, Any] = {"load_format": "dummy", "experts": same, "tokens": 384}
-    return _decode(out, tiny, "decode-dummy", streams=(1, 8, 16, 32), depths=(1_000, 16_000), **options)
+def prefix_cache_sparse(out: Path, tiny: bool) -> Any:
+    """The stage prefix-cache with fewer blocks of sliding windows kept: those before every 512th token."""
+    import gpu_decode
+    import gpu_served
+
+    environment = {} if tiny else {"VLLM_PREFIX_CACHE_RETENTION_INTERVAL": "512"}
+    variant = gpu_decode.Variant(name="windows kept every 512 tokens", environment=environment)
+    until = BEGAN + LEFT_S - 5
+    return asyncio.run(
+        gpu_served.run(["prefix-cache"], _shape(tiny), out, WORK, tiny=tiny, until=until, variant=variant, suffix="-sparse")
+    )
+
+
+@stage
+def parallel(out: Path, tiny: bool) -> Any:
+    """Tensor parallel against data parallel on two GPUs."""
+    import gpu_served
+
+    return asyncio.run(gpu_served.parallel(_shape(tiny), out, WORK, tiny=tiny))
 
 
 @stage
@@ -363,11 +365,6 @@ def profile(out: Path, tiny: bool) -> Any:
     return "needs a GPU" if tiny else asyncio.run(gpu_decode.profile(_shape(tiny), out, WORK, streams=8, depth=1_000))
 
 
-def _whole(saved: Path) -> bool:
-    table = json.loads(saved.read_text())
-    return len(table["results"]) == 2 or "error" in table["details"]
-
-
 @stage
 def sweep(out: Path, tiny: bool) -> Any:
     """One server after another, each with one option changed: 8 and 16 streams, 1,000 tokens deep, uniform routing.
@@ -379,12 +376,8 @@ def sweep(out: Path, tiny: bool) -> Any:
 
     columns = ("variant", "streams", "tokens/s", "ms per step", "of bandwidth", "ready s")
     result = BenchResult(name="sweep", columns=columns, rows=())
-    chosen: tuple[str, ...] = ()
-    for number, variant in enumerate(gpu_decode.VARIANTS[: 1 if tiny else None]):
-        if variant.chosen and any(variant.chosen in line for line in chosen):
-            result = dataclasses.replace(result, notes=(*result.notes, f"{variant.name}: what the preset takes"))
-            continue
-        name = f"sweep-{number}"
+    for variant in (gpu_decode.BASE,) if tiny else gpu_decode.VARIANTS:
+        name = "sweep-" + re.sub(r"\W+", "-", variant.name.lower())
         saved = out / f"{name}.json"
         if not saved.exists() or not _whole(saved):
             if time.monotonic() - BEGAN > LEFT_S - _VARIANT_S:
@@ -399,13 +392,16 @@ def sweep(out: Path, tiny: bool) -> Any:
             (variant.name, row["streams"], row["tokens/s"], row["ms per step"], row["of bandwidth"], details["ready_s"])
             for row in table["results"]
         ]
-        if variant is gpu_decode.BASE:
-            chosen = tuple(details.get("backends", ()))
         if "error" in details:
             rows = [(f"{variant.name}: {details['error']}", None, None, None, None, None)]
         result = dataclasses.replace(result, rows=(*result.rows, *rows))
         result.save(out / "sweep.json")
     return result
+
+
+def _whole(saved: Path) -> bool:
+    table = json.loads(saved.read_text())
+    return len(table["results"]) == 2 or "error" in table["details"]
 
 
 # --- real files -------------------------------------------------------------------------------------------------------
@@ -524,7 +520,13 @@ def _console() -> Any:
 
 
 def run_one(name: str, out: Path, tiny: bool) -> None:
+    """Runs one stage, or a group that shares a server, separated by commas."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if name not in STAGES:
+        import gpu_served
+
+        asyncio.run(gpu_served.run(name.split(","), _shape(tiny), out, WORK, tiny=tiny, until=BEGAN + LEFT_S - 5))
+        return
     result = STAGES[name](out, tiny)
     if hasattr(result, "show"):
         result.show(_console())
@@ -533,44 +535,69 @@ def run_one(name: str, out: Path, tiny: bool) -> None:
         (out / f"{name}.json").write_text(json.dumps(result, indent=1))
 
 
+def groups(names: Sequence[str], served: Container[str]) -> list[str]:
+    """The stages, with those that follow one another and share a server joined by commas."""
+    runs = itertools.groupby(names, key=lambda name: name in served)
+    return [one for shared, run in runs for one in ([",".join(run)] if shared else run)]
+
+
+def run_stage(name: str, out: Path, left: float, *, tiny: bool) -> None:
+    """Runs a stage or a group in a process of its own, for `left` seconds at most; prints the end of its log."""
+    import gpu_served
+
+    began = time.monotonic()
+    own = [gpu_served.LIMIT_S[part] for part in name.split(",") if part in gpu_served.LIMIT_S]
+    limit = min(left, _START_S + sum(own) if own else LIMIT_S.get(name, 200))
+    command = [sys.executable, __file__, str(out), name, "--one", *(["--tiny"] if tiny else [])]
+    path = out / f"{name.replace(',', '+')}.log"
+    with path.open("wb") as log:
+        try:
+            environment = {**os.environ, "LEFT_S": str(limit)}
+            code: int | str = subprocess.run(command, stdout=log, stderr=log, timeout=limit, env=environment).returncode
+        except subprocess.TimeoutExpired:
+            code = "cut short"
+    text = path.read_text(errors="replace")
+    print(f"== {name}: {code} after {time.monotonic() - began:.0f} s, at {time.monotonic() - BEGAN:.0f} s", flush=True)
+    print("\n".join(text.splitlines()[-90:]) if code == 0 else text[-3_000:], flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("stages", nargs="*", metavar="STAGE")
     parser.add_argument("--list", action="store_true", help="name the stages and what they measure")
+    parser.add_argument("--tables", action="store_true", help="print what is in OUT as Markdown")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--until", type=float, default=560.0, help="seconds after which no stage runs any more")
     options = parser.parse_args()
-    if options.list or options.out is None:
-        print("\n".join(f"{name:14} {(function.__doc__ or '').splitlines()[0]}" for name, function in STAGES.items()))
-        return
-    unknown = set(options.stages) - set(STAGES)
-    if unknown:
-        parser.error(f"no stage {', '.join(sorted(unknown))}; known: {', '.join(STAGES)}")
-    options.out.mkdir(parents=True, exist_ok=True)
-    WORK.mkdir(parents=True, exist_ok=True)
-    if options.one:
+    if options.one:  # before the imports below, as a boot counts from the start of its process
         run_one(options.stages[0], options.out, options.tiny)
         return
+    import gpu_served
+    import gpu_tables
+
+    known: dict[str, Callable[..., Any]] = {**STAGES, **gpu_served.MEASURES}
+    if options.list or options.out is None:
+        print("\n".join(f"{name:20} {(function.__doc__ or '').splitlines()[0]}" for name, function in known.items()))
+        return
+    if options.tables:
+        if not any(options.out.glob("*.json")):
+            parser.error(f"{options.out} has no results; run stages first")
+        print(gpu_tables.render(options.out), end="")
+        return
+    unknown = {part for name in options.stages for part in name.split(",")} - set(known)
+    if unknown:
+        parser.error(f"no stage {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    WORK.mkdir(parents=True, exist_ok=True)
     print(platform.python_version(), platform.platform(), flush=True)
-    for name in options.stages:
+    for name in groups(options.stages, gpu_served.MEASURES):
         left = options.until - (time.monotonic() - BEGAN)
         if left < 10:
             print(f"== {name}: no time left", flush=True)
             continue
-        began = time.monotonic()
-        command = [sys.executable, __file__, str(options.out), name, "--one", *(["--tiny"] if options.tiny else [])]
-        with (options.out / f"{name}.log").open("wb") as log:
-            try:
-                limit = min(left, LIMIT_S.get(name, 200))
-                environment = {**os.environ, "LEFT_S": str(limit)}
-                code: int | str = subprocess.run(command, stdout=log, stderr=log, timeout=limit, env=environment).returncode
-            except subprocess.TimeoutExpired:
-                code = "cut short"
-        text = (options.out / f"{name}.log").read_text(errors="replace")
-        print(f"== {name}: {code} after {time.monotonic() - began:.0f} s, at {time.monotonic() - BEGAN:.0f} s", flush=True)
-        print("\n".join(text.splitlines()[-45:]) if code == 0 else text[-3_000:], flush=True)
+        run_stage(name, options.out, left, tiny=options.tiny)
 
 
 if __name__ == "__main__":

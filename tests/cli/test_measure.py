@@ -193,6 +193,18 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path, command: str) -> None
     assert_refused(run(command, tmp_path), "no run.json")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--depths", "0"], "--depths: write numbers like 1,8,16"),
+        (["--weights", "made-up"], "known: real, random, dummy"),
+        (["--skew", "1"], "belongs to --weights random"),
+    ],
+)
+def test_the_decode_benchmark_refuses_impossible_options(options: list[str], message: str) -> None:
+    assert_refused(run("bench", "decode", "--model", MODEL, *options), message)
+
+
 def test_the_engine_benchmark_refuses_invalid_counts() -> None:
     assert_refused(run("bench", "engine", "--model", MODEL, "--streams", "1,many"), "write numbers like 1,8,16")
 
@@ -201,7 +213,7 @@ def test_the_engine_benchmark_refuses_invalid_counts() -> None:
     ("command", "names"),
     [
         ("serve", ["--model", "--port", "--slots"]),
-        ("bench", ["kernels", "readahead", "engine", "boot"]),
+        ("bench", ["kernels", "readahead", "engine", "decode", "boot"]),
         ("cache", ["build", "pack"]),
     ],
 )

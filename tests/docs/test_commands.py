@@ -188,6 +188,7 @@ CASES = (
 START_SERVERS = {
     "aimo-solver evaluate problems.csv --time-limit 3600 --set budget.rule=marginal --seed 1": ("", "of 2 right"),
     "aimo-solver bench engine --model MODEL": ("--streams 2 --tokens 40 --turn-tokens 20", "loop, tools"),
+    "aimo-solver bench decode --model MODEL": ("--streams 2 --depths 100 --tokens 40", "ms per step"),
     "aimo-solver bench boot --model MODEL": ("--set solver.slots=2", "side by side"),
 }
 
@@ -240,6 +241,7 @@ EXCLUDED = {
     "kaggle kernels output YOU/aimo-solver -p out": KAGGLE,
     "kaggle competitions submit -c ai-mathematical-olympiad-progress-prize-3 -k YOU/aimo-solver -v 1 -f submission.parquet"
     " -m first": KAGGLE,
+    "python scripts/gpu_bench.py --tables OUT": "tests/lab/test_load.py renders saved results",
     "python scripts/answer_table.py": "needs math-verify; half a minute",
     "python scripts/fault_table.py": "minutes; the suite runs a cell of each row, and one row with this script",
     "python scripts/policy_bench.py run --out runs/policies --problems 200": "an hour; its parts have tests",

@@ -37,7 +37,7 @@ def test_the_head_has_the_public_heads_shape(model: Path) -> None:
 
 def test_every_server_of_the_measurement_can_be_planned(model: Path) -> None:
     for variant in gpu_speculation.variants(model.parent / "head"):
-        config = gpu_decode.configuration(variant, slots=16, load_format="aimo-random", skew=0.0, tiny=False)
+        config = gpu_decode.configuration(variant, slots=16, weights="random")
         planned = plan_launch(model, config, gpus=(H100,))
         drafting = json.loads(getattr(planned.flag("--speculative-config"), "value", ""))
         assert drafting["method"] == "eagle3"

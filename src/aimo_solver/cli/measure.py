@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 from rich.table import Table
@@ -16,6 +17,8 @@ from aimo_solver.config import load_config
 from aimo_solver.errors import ConfigError
 from aimo_solver.lab import scoreboard
 from aimo_solver.lab.bench.boot import bench_boot
+from aimo_solver.lab.bench.decode import DEPTHS, STREAMS
+from aimo_solver.lab.bench.decode_server import DecodeServer, Weights, read_start, server_options
 from aimo_solver.lab.bench.engine import bench_engine
 from aimo_solver.lab.bench.kernels import bench_kernels
 from aimo_solver.lab.bench.loop import Target
@@ -138,6 +141,49 @@ def bench_engine_command(
 
     with tempfile.TemporaryDirectory(prefix="bench-engine-") as scratch, console.status("starting the server, then measuring"):
         result = asyncio.run(measure(Path(scratch)))
+    _show(result, as_json)
+
+
+@bench.command("decode")
+@guarded
+def bench_decode_command(
+    model: ModelPath = EMBEDDED_MODEL,
+    streams: Annotated[str, typer.Option(help="numbers of concurrent streams, separated by commas")] = ",".join(
+        map(str, STREAMS)
+    ),
+    depths: Annotated[str, typer.Option(help="tokens of context of each stream, separated by commas")] = ",".join(
+        map(str, DEPTHS)
+    ),
+    tokens: Annotated[int, typer.Option(min=10, help="tokens to count per stream")] = 256,
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="real, random (drawn in memory, with routing that spreads) or dummy (all tokens take the same experts)"
+        ),
+    ] = "real",
+    skew: Annotated[float, typer.Option(min=0, help="concentrates the routing of random weights")] = 0.0,
+    as_json: AsJson = False,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
+) -> None:
+    """Measures decoding by streams and depth, beside the bytes that a step has to read."""
+    kind = next((kind for kind in get_args(Weights) if kind == weights), None)
+    if kind is None:
+        raise ConfigError("--weights", f"unknown {weights}; known: {', '.join(get_args(Weights))}")
+    if skew and kind != "random":
+        raise ConfigError("--skew", "belongs to --weights random")
+    counts, lengths = _counts(streams), _counts(depths, "--depths")
+    defaults = {"solver": {"slots": max(counts), "max_attempts": max(counts)}, "server": server_options(kind, skew)}
+    config = read_config(model, config_file, defaults, settings=settings)
+
+    async def measure(folder: Path, progress: Callable[[str], None]) -> BenchResult:
+        with RunLog.create(folder / "run", config=config, environment=describe_environment()) as log:
+            async with local_session(model, config, log) as session:
+                server = await DecodeServer.of(session, read_start(folder / "run" / "server.log"), kind, skew)
+                return await server.measure(streams=counts, depths=lengths, tokens=tokens, progress=progress)
+
+    with tempfile.TemporaryDirectory(prefix="bench-decode-") as scratch, console.status("starting the server") as status:
+        result = asyncio.run(measure(Path(scratch), status.update))
     _show(result, as_json)
 
 

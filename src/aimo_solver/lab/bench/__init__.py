@@ -5,4 +5,4 @@ Never in the notebook.
 May import: chat, policy, server, kernels, log, solve, lab.report.
 """
 
-__all__ = ["boot", "degenerate", "engine", "kernels", "loop", "parse", "readahead", "table"]
+__all__ = ["boot", "decode", "decode_server", "degenerate", "engine", "kernels", "loop", "parse", "readahead", "table"]

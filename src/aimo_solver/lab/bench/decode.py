@@ -188,9 +188,10 @@ async def _pace(target: Target, streams: int, depth: int, tokens: int) -> Pace:
     async def stream(session: aiohttp.ClientSession, number: int) -> None:
         nonlocal began, ended, counted, waiting
         room = min(target.context_tokens - depth - 1, _ROOM * tokens)  # cancelled long before
-        body = _body(target, _prompt(target, number, depth), room) | {"stream": True, "return_token_ids": True}
+        body = _body(target, long_prompt(target, number, depth), room) | {"stream": True, "return_token_ids": True}
         first = True
-        async with session.post(f"{target.base_url}/v1/completions", json=body) as response:
+        url, headers = f"{target.base_url}/v1/completions", target.rank_header(number)
+        async with session.post(url, json=body, headers=headers) as response:
             response.raise_for_status()
             async for line in response.content:
                 payload = line.removeprefix(b"data:").strip()
@@ -233,7 +234,7 @@ async def probe_experts(target: Target, streams: Sequence[int], *, tokens: int =
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session:
 
         async def routing(number: int) -> np.ndarray | None:
-            body = _body(target, _prompt(target, number, depth), tokens)
+            body = _body(target, long_prompt(target, number, depth), tokens)
             async with session.post(f"{target.base_url}/v1/completions", json=body) as response:
                 response.raise_for_status()
                 encoded = (await response.json())["choices"][0].get("routed_experts")
@@ -243,7 +244,7 @@ async def probe_experts(target: Target, streams: Sequence[int], *, tokens: int =
     return {number: distinct_experts(routed, number) for number in streams} if len(routed) == count else {}
 
 
-def _prompt(target: Target, number: int, depth: int) -> list[int]:
+def long_prompt(target: Target, number: int, depth: int) -> list[int]:
     """Returns the first `depth` tokens of a sequence of the stream's own, so that deeper prompts find shallower ones cached."""
     draw = random.Random(number)
     return [draw.randrange(target.vocabulary) for _ in range(depth)]

@@ -6,6 +6,7 @@ The bare engine is one HTTP request per stream whose bytes are read and discarde
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import json
 import statistics
@@ -17,6 +18,7 @@ from typing import Any
 
 import aiohttp
 
+from aimo_solver.lab.bench.load import Lengths, Turns, even_turns
 from aimo_solver.lab.bench.loop import (
     PROMPT_TOKENS,
     RESULT_TOKENS,
@@ -30,6 +32,7 @@ from aimo_solver.lab.bench.loop import (
 from aimo_solver.lab.bench.table import BenchResult, Value
 from aimo_solver.server.client import CompletionRequest
 
+_COLUMNS = ("streams", "what", "tokens/s", "of bare", "stalled s", "tool to token ms, median", "95 %", "cached of whole blocks")
 _ABORTS = 5
 _WARM_TOKENS = 32
 
@@ -42,7 +45,17 @@ async def bench_engine(
     details: dict[str, Any] = {}
     serial = itertools.count()
     for count in streams:
-        measured = await _measure_all(target, count, tokens, turn_tokens, rounds, serial)
+        one = [even_turns(tokens, tokens, 0)] * count
+        many = [even_turns(tokens, min(turn_tokens, max(1, tokens // 2)), RESULT_TOKENS)] * count
+        ways: _Ways = {
+            "bare": (partial(_bare, target, None, serial), one),
+            "bare, logprobs 0": (partial(_bare, target, 0, serial), one),
+            "bare, logprobs 5": (partial(_bare, target, 5, serial), one),
+            "loop": (partial(run_loop, target, serial), one),
+            "bare, turns": (partial(_bare_turns, target, serial), many),
+            "loop, tools": (partial(run_loop, target, serial), many),
+        }
+        measured = await _measure_all(ways, rounds)
         bare = statistics.median(one.rate for one in measured["bare"])
         rows += [(count, name, *_figures(own, bare)) for name, own in measured.items()]
         for name, own in measured.items():
@@ -54,9 +67,7 @@ async def bench_engine(
     aborts = [await _abort_seconds(target, max(streams), serial) for _ in range(_ABORTS)]
     return BenchResult(
         name="engine",
-        columns=(
-            "streams", "what", "tokens/s", "of bare", "stalled s", "tool to token ms, median", "95 %", "cached of whole blocks",
-        ),
+        columns=_COLUMNS,
         rows=tuple(rows),
         notes=(
             f"{tokens} tokens per stream after prompts of {PROMPT_TOKENS}, turns of {turn_tokens}; medians of {rounds} rounds",
@@ -64,26 +75,58 @@ async def bench_engine(
             f"at most {1e3 * max(aborts):.0f} ms from cancelling {max(streams)} streams to no running request, {_ABORTS} tries",
         ),
         details=details | {"abort_seconds": aborts},
-    )  # fmt: skip
+    )
 
 
-async def _measure_all(
-    target: Target, streams: int, tokens: int, turn_tokens: int, rounds: int, serial: Iterator[int]
-) -> dict[str, list[Measurement]]:
-    ways: dict[str, Callable[[int], Coroutine[Any, Any, Measurement]]] = {
-        "bare": partial(_bare, target, streams, None, serial),
-        "bare, logprobs 0": partial(_bare, target, streams, 0, serial),
-        "bare, logprobs 5": partial(_bare, target, streams, 5, serial),
-        "loop": partial(run_loop, target, streams, None, serial),
-        "bare, turns": partial(_bare_turns, target, streams, turn_tokens, serial),
-        "loop, tools": partial(run_loop, target, streams, turn_tokens, serial),
-    }
-    for measure in ways.values():  # compiles what this number of streams still needs
-        await measure(_WARM_TOKENS)
+async def bench_load(
+    target: Target,
+    lengths: Lengths,
+    *,
+    streams: Sequence[int] = (8, 12, 16),
+    tokens: int = 2_000,
+    rounds: int = 1,
+    on_rows: Callable[[BenchResult], None] = lambda result: None,
+) -> BenchResult:
+    """Measures the loop with turns and results as long as logged ones, beside the bare engine, `tokens` tokens per stream.
+
+    Args:
+        on_rows: called after each number of streams with the table so far.
+    """
+    serial = itertools.count(1 << 20)  # prompts that no other measurement on this server has
+    result = BenchResult(
+        name="loop-routed",
+        columns=_COLUMNS,
+        rows=(),
+        notes=(f"{tokens} tokens per stream, turns and results: {lengths.source}; medians of {rounds} rounds",),
+    )
+    for count in streams:
+        one = [even_turns(tokens, tokens, 0)] * count
+        drawn = [lengths.draw(tokens, seed) for seed in range(count)]
+        ways: _Ways = {
+            "bare": (partial(_bare, target, None, serial), one),
+            "bare, turns": (partial(_bare_turns, target, serial), drawn),
+            "loop, tools": (partial(run_loop, target, serial), drawn),
+        }
+        measured = await _measure_all(ways, rounds)
+        bare = statistics.median(one.rate for one in measured["bare"])
+        rows = ((count, name, *_figures(own, bare)) for name, own in measured.items())
+        rates = {f"{count} {name}": [one.rate for one in own] for name, own in measured.items()}
+        result = dataclasses.replace(result, rows=(*result.rows, *rows), details={**result.details, **rates})
+        on_rows(result)
+    return result
+
+
+_Ways = dict[str, tuple[Callable[[Sequence[Turns]], Coroutine[Any, Any, Measurement]], Sequence[Turns]]]
+"""What to measure by its name, and the turns of each stream."""
+
+
+async def _measure_all(ways: _Ways, rounds: int) -> dict[str, list[Measurement]]:
+    for measure, plans in ways.values():  # compiles what this number of streams still needs
+        await measure([even_turns(_WARM_TOKENS, _WARM_TOKENS // 2, RESULT_TOKENS)] * len(plans))
     measured: dict[str, list[Measurement]] = {name: [] for name in ways}
     for _ in range(rounds):
-        for name, measure in ways.items():
-            measured[name].append(await measure(tokens))
+        for name, (measure, plans) in ways.items():
+            measured[name].append(await measure(plans))
     return measured
 
 
@@ -110,35 +153,37 @@ def _body(target: Target, prompt: Sequence[int], tokens: int, logprobs: int | No
     return body if logprobs is None else body | {"logprobs": logprobs}
 
 
-async def _bare(target: Target, streams: int, logprobs: int | None, serial: Iterator[int], tokens: int) -> Measurement:
-    measured = Measurement(tokens=streams * tokens)
+async def _bare(target: Target, logprobs: int | None, serial: Iterator[int], plans: Sequence[Turns]) -> Measurement:
+    totals = [sum(turn.sampled for turn in turns) for turns in plans]
+    measured = Measurement(tokens=sum(totals))
 
-    async def stream(session: aiohttp.ClientSession) -> None:
+    async def stream(session: aiohttp.ClientSession, number: int, tokens: int) -> None:
         body = _body(target, new_prompt(target, serial), tokens, logprobs)
-        async with session.post(f"{target.base_url}/v1/completions", json=body) as response:
+        url, headers = f"{target.base_url}/v1/completions", target.rank_header(number)
+        async with session.post(url, json=body, headers=headers) as response:
             response.raise_for_status()
             async for _ in response.content.iter_any():
                 measured.receive()
 
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session:
-        await measured.time(stream(session) for _ in range(streams))
+        await measured.time(stream(session, number, tokens) for number, tokens in enumerate(totals))
     return measured
 
 
-async def _bare_turns(target: Target, streams: int, turn_tokens: int, serial: Iterator[int], tokens: int) -> Measurement:
+async def _bare_turns(target: Target, serial: Iterator[int], plans: Sequence[Turns]) -> Measurement:
     """Measures the turns of the loop one after another, with nothing between them."""
-    turn_tokens = min(turn_tokens, max(1, tokens // 2))
     measured = Measurement()
 
-    async def stream(session: aiohttp.ClientSession) -> None:
+    async def stream(session: aiohttp.ClientSession, number: int, turns: Turns) -> None:
         conversation = new_prompt(target, serial)
-        for turn in range(max(1, tokens // turn_tokens)):
-            body = _body(target, conversation, turn_tokens, None) | {"return_token_ids": True}
+        url, headers = f"{target.base_url}/v1/completions", target.rank_header(number)
+        for count, turn in enumerate(turns):
+            body = _body(target, conversation, turn.sampled, None) | {"return_token_ids": True}
             asked = time.perf_counter()
-            async with session.post(f"{target.base_url}/v1/completions", json=body) as response:
+            async with session.post(url, json=body, headers=headers) as response:
                 response.raise_for_status()
                 parts = [await response.content.readany()]
-                if turn > 0:
+                if count > 0:
                     measured.gaps.append(time.perf_counter() - asked)
                 measured.receive()
                 async for part in response.content.iter_any():
@@ -146,10 +191,10 @@ async def _bare_turns(target: Target, streams: int, turn_tokens: int, serial: It
                     parts.append(part)
             sampled = [token for message in _messages(b"".join(parts)) for token in message["choices"][0]["token_ids"]]
             measured.tokens += len(sampled)
-            conversation += [*sampled, *sampled[:RESULT_TOKENS]]
+            conversation += [*sampled, *itertools.islice(itertools.cycle(sampled), turn.result)]
 
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session:
-        await measured.time(stream(session) for _ in range(streams))
+        await measured.time(stream(session, number, turns) for number, turns in enumerate(plans))
     return measured
 
 

@@ -1,4 +1,4 @@
-"""Runs the agent loop with synthetic turns: each ends after a fixed number of tokens, in a tool call or in the answer.
+"""Runs the agent loop with synthetic turns: each ends after a given number of tokens, in a tool call or in the answer.
 
 Everything else is real: the engine's client, kernels, the run directory. So random weights measure the same as trained ones.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import random
 import re
 import tempfile
@@ -24,11 +25,12 @@ from aimo_solver.chat.turns import ChatFormat, FinalText, ToolCall, ToolCalls, T
 from aimo_solver.chat.variants import PromptVariant
 from aimo_solver.config import Config
 from aimo_solver.kernels.pool import KernelPool
+from aimo_solver.lab.bench.load import Turns
 from aimo_solver.log.environment import describe_environment
 from aimo_solver.log.writer import RunLog
 from aimo_solver.options import AttemptConfig
 from aimo_solver.problems import Problem
-from aimo_solver.server.client import CompletionRequest, VllmEngine
+from aimo_solver.server.client import RANK_HEADER, CompletionRequest, VllmEngine
 from aimo_solver.server.completions import Chunk
 from aimo_solver.solve.attempt import Resources, RunningAttempt
 from aimo_solver.solve.session import Session
@@ -48,6 +50,7 @@ class Target:
         chat: its model's chat format, which decodes logs.
         vocabulary: number of valid token ids.
         block_tokens: length of a block of its prefix cache.
+        copies: of the model (data parallel).
     """
 
     base_url: str
@@ -57,6 +60,7 @@ class Target:
     context_tokens: int
     vocabulary: int
     block_tokens: int = 16
+    copies: int = 1
 
     @classmethod
     def of(cls, session: Session) -> Self:
@@ -72,7 +76,16 @@ class Target:
             context_tokens=session.engine.context_tokens,
             vocabulary=plan.vocabulary,
             block_tokens=int(block.value) if block is not None and block.value else 16,
+            copies=plan.config.server.data_parallel,
         )
+
+    def rank_header(self, conversation: int) -> dict[str, str]:
+        """Returns the header that keeps a conversation's requests on one copy of the model."""
+        return {RANK_HEADER: str(conversation % self.copies)} if self.copies > 1 else {}
+
+    def whole_blocks(self, tokens: int) -> int:
+        """Returns how many of a conversation's tokens fill blocks of the prefix cache."""
+        return tokens // self.block_tokens * self.block_tokens
 
 
 @dataclass(slots=True)
@@ -136,19 +149,22 @@ class EndlessEngine(VllmEngine):
         return super()._body(request) | {"ignore_eos": True}
 
 
-class _FixedTurnEngine(EndlessEngine):
-    """One attempt's engine: all turns have the same length and end as if the model had ended them."""
+class _TurnEngine(EndlessEngine):
+    """One attempt's engine: turns have given lengths and end as if the model had ended them."""
 
-    def __init__(self, target: Target, turn_tokens: int, measured: Measurement, chat: _SyntheticTurns) -> None:
-        super().__init__(target.base_url, target.model, target.config.sampling, context_tokens=target.context_tokens)
-        self._turn_tokens = turn_tokens
+    def __init__(self, target: Target, turns: Turns, measured: Measurement, chat: _SyntheticTurns) -> None:
+        super().__init__(
+            target.base_url, target.model, target.config.sampling, context_tokens=target.context_tokens, copies=target.copies
+        )
+        self._lengths = [turn.sampled for turn in turns]
         self._measured = measured
         self._chat = chat
-        self._block = target.block_tokens
+        self._target = target
         self._computed = 0  # tokens whose keys and values are in the server's cache
 
     async def stream(self, request: CompletionRequest) -> AsyncGenerator[Chunk, None]:
-        request = dataclasses.replace(request, max_tokens=min(request.max_tokens, self._turn_tokens))
+        length = self._lengths.pop(0) if self._lengths else 1
+        request = dataclasses.replace(request, max_tokens=min(request.max_tokens, length))
         sampled = 0
         async with aclosing(super().stream(request)) as chunks:
             async for chunk in chunks:
@@ -156,8 +172,9 @@ class _FixedTurnEngine(EndlessEngine):
                 if sampled == 0 and chunk.token_ids and self._computed:
                     self._measured.gaps.append(time.perf_counter() - self._chat.result_at)
                 sampled += len(chunk.token_ids)
-                if chunk.cached_tokens is not None and self._computed >= self._block:
-                    self._measured.covered.append(chunk.cached_tokens / (self._computed // self._block * self._block))
+                whole = self._target.whole_blocks(self._computed)
+                if chunk.cached_tokens is not None and whole:
+                    self._measured.covered.append(chunk.cached_tokens / whole)
                 yield chunk if chunk.finish is None else dataclasses.replace(chunk, finish="stop")
         # The last token was sampled but not fed back, so its keys and values are not computed yet.
         self._computed = len(request.tokens) + sampled - 1
@@ -165,28 +182,27 @@ class _FixedTurnEngine(EndlessEngine):
 
 
 class _SyntheticTurns:
-    """One attempt's chat format: `turns - 1` tool calls, then the answer. Logs are decoded by the model's own format."""
+    """One attempt's chat format: tool calls, then the answer. Logs are decoded by the model's own format."""
 
     name = "synthetic"
     stop_token_ids: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
 
-    def __init__(self, real: ChatFormat, prompt: list[int], turns: int) -> None:
+    def __init__(self, real: ChatFormat, prompt: list[int], turns: Turns) -> None:
         self.result_at = 0.0
         self._real = real
         self._prompt = prompt
-        self._turns_left = turns
+        self._results = [turn.result for turn in turns[:-1]]
 
     def prompt(self, prompt: Prompt) -> list[int]:
         return list(self._prompt)
 
     def parse(self, sampled: Sequence[int]) -> Turn:
-        self._turns_left -= 1
-        return ToolCalls((ToolCall(_CODE),)) if self._turns_left > 0 else FinalText("\\boxed{1}")
+        return ToolCalls((ToolCall(_CODE),)) if self._results else FinalText("\\boxed{1}")
 
     def tool_results(self, sampled: Sequence[int], outputs: Sequence[str]) -> list[int]:
         self.result_at = time.perf_counter()
-        return list(sampled[:RESULT_TOKENS])
+        return list(itertools.islice(itertools.cycle(sampled), self._results.pop(0)))
 
     def complaint(self, sampled: Sequence[int], reason: str) -> list[int]:
         return []
@@ -201,21 +217,18 @@ class _SyntheticTurns:
         return self._real.decode(tokens)
 
 
-async def run_loop(target: Target, streams: int, turn_tokens: int | None, serial: Iterator[int], tokens: int) -> Measurement:
-    """Measures `streams` attempts of `tokens` tokens, with a tool call after every `turn_tokens`, or in one turn if None."""
-    turn_tokens = tokens if turn_tokens is None else min(turn_tokens, max(1, tokens // 2))
+async def run_loop(target: Target, serial: Iterator[int], plans: Sequence[Turns]) -> Measurement:
+    """Measures one attempt for each of `plans`, with a tool call between two turns."""
     measured = Measurement()
-    turns = max(1, tokens // turn_tokens)
-    # Dummy weights repeat themselves.
-    attempts = AttemptConfig(max_turns=turns + 1, answer_tokens=1, answer_s=1.0)
+    attempts = AttemptConfig(max_turns=max(map(len, plans)) + 1, answer_tokens=1, answer_s=1.0)
     config = dataclasses.replace(target.config, attempt=attempts)
     with tempfile.TemporaryDirectory() as folder:
         log = RunLog.create(Path(folder) / "run", config=config, environment=describe_environment())
-        async with KernelPool.from_config(dataclasses.replace(config.kernels, size=streams)) as pool:
+        async with KernelPool.from_config(dataclasses.replace(config.kernels, size=len(plans))) as pool:
 
-            async def attempt(index: int) -> None:
+            async def attempt(index: int, turns: Turns) -> None:
                 chat = _SyntheticTurns(target.chat, new_prompt(target, serial), turns)
-                async with _FixedTurnEngine(target, turn_tokens, measured, chat) as engine:
+                async with _TurnEngine(target, turns, measured, chat) as engine:
                     resources = Resources(engine=engine, chat=chat, pool=pool, config=config)
                     started = time.monotonic()
                     record = await RunningAttempt(
@@ -230,6 +243,6 @@ async def run_loop(target: Target, streams: int, turn_tokens: int | None, serial
                 log.attempt_finished(record)
 
             await pool.wait_until_warm()  # no kernel starts during the measurement
-            await measured.time(attempt(index) for index in range(streams))
+            await measured.time(itertools.starmap(attempt, enumerate(plans)))
         log.finish()
     return measured

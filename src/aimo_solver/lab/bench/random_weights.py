@@ -25,6 +25,7 @@ import numpy as np
 
 LOAD_FORMAT = "aimo-random"
 DEVIATION = 0.02
+_LAYERS = 360  # simulated
 SCALES = (118, 122)  # biased exponents of MXFP4 scales, the second one excluded: 2^-9 to 2^-6
 
 
@@ -51,6 +52,21 @@ def register() -> None:
                 model.has_own_lm_head = True
 
 
+class RoutingControl:
+    """Methods of vLLM's workers (``--worker-extension-cls``), called through its route ``/collective_rpc``."""
+
+    def redraw_routing(self, skew: float) -> None:
+        """Draws the routers' bias again, in place, so that captured graphs use it."""
+        for name, parameter in self.get_model().named_parameters():  # type: ignore[attr-defined] # of the worker
+            if is_router(name) and name.endswith("bias"):
+                draw(name, parameter.data, skew=skew, seed=0)
+
+
+def is_router(name: str) -> bool:
+    """Returns whether a parameter belongs to a layer's choice of experts."""
+    return ".router." in name or ".gate." in name
+
+
 def skew_of(options: Mapping[str, Any]) -> float:
     """The `skew` among a loader's extra options.
 
@@ -70,7 +86,7 @@ def draw(name: str, parameter: Any, *, skew: float, seed: int) -> None:
     import torch
 
     generator = torch.Generator(device=parameter.device).manual_seed(zlib.crc32(f"{seed} {name}".encode()))
-    router = ".router." in name or ".gate." in name
+    router = is_router(name)
     if parameter.dtype == torch.uint8:
         parameter.random_(*SCALES if "scale" in name else (0, 256), generator=generator)
     elif not parameter.is_floating_point():
@@ -107,6 +123,15 @@ def distinct_experts(routed: Sequence[np.ndarray], streams: int) -> float:
     return float(np.mean(counts))
 
 
-def expected_experts(streams: int, experts: int, per_token: int) -> float:
-    """Distinct experts of a layer and step if each token takes `per_token` of `experts` uniformly: n (1 - (1 - k/n)^streams)."""
-    return experts * (1.0 - (1.0 - per_token / experts) ** streams)
+def expected_experts(streams: int, experts: int, per_token: int, *, skew: float = 0.0) -> float:
+    """Returns the distinct experts of a layer and step to expect if each token takes `per_token` of `experts`.
+
+    Without skew n (1 - (1 - k/n)^streams), with it the mean of a simulation with logits of deviation 1.
+    """
+    if skew == 0:
+        return experts * (1.0 - (1.0 - per_token / experts) ** streams)
+    draw = np.random.default_rng(0)
+    bias = draw.normal(0.0, skew, (_LAYERS, 1, experts))
+    logits = draw.normal(0.0, 1.0, (_LAYERS, streams, experts)) + bias
+    taken = np.argpartition(-logits, per_token, axis=2)[:, :, :per_token].reshape(_LAYERS, -1)
+    return float(np.mean([len(np.unique(layer)) for layer in taken]))
