@@ -110,6 +110,12 @@ CONTRADICTIONS = [
     (("solver.slots=32", "solver.max_attempts=32", "kernels.size=16"), ("kernels.size", "32 attempts", "solver.slots")),
     (("kernels.size=16", "solver.parallel=4"), ("kernels.size", "32 attempts", "solver.parallel")),
     (("solver.parallel=16",), ("kernels.spares", "4 spares and 128 kernels", "kernels.size", "more than 128")),
+    (("solver.grow=true", "kernels.size=8"), ("kernels.size", "16 attempts")),
+    (("solver.grow=true", 'server.extra_args=["--max-num-seqs=8"]'), ("server.extra_args", "8 is too few for 16 attempts")),
+    (("solver.grow=true", "solver.slots=16", "solver.max_attempts=16"), ("solver.grow", "solver.slots (16)")),
+    (("solver.grow=true", "solver.parallel=2"), ("solver.grow", "solver.parallel=1")),
+    (("solver.grow=true", "voting.stop=never"), ("solver.grow", "voting.stop=equal")),
+    (("solver.grow=true", "voting.equal=6"), ("solver.grow", "voting.equal up to 5")),
     (("kernels.memory_mb=5000", "kernels.pool_memory_mb=4000"), ("kernels.memory_mb", "kernels.pool_memory_mb")),
     (("attempt.answer_tokens=3000", "server.context_tokens=4096"), ("attempt.answer_tokens", "server.context_tokens")),
     (("server.speculative=eagle",), ("server.draft_model", "server.speculative=eagle", "name its folder")),
@@ -181,6 +187,7 @@ def test_names_in_a_mix_count_as_their_weights(mix: str, weights: dict[str, floa
         ("server.speculative=draft", "server.draft_model=small"),
         ("server.speculative=none", "server.draft_model=small"),
         ("budget.time_limit_s=5",),
+        ("solver.grow=true", "solver.slots=4", "solver.max_attempts=6"),
     ],
 )
 def test_consistent_options_pass(settings: tuple[str, ...]) -> None:

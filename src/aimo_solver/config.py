@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from aimo_solver.errors import ConfigError
 from aimo_solver.options import (
+    LARGER_PLANS,
     MOST_KERNELS,
     STRICT,
     AnswersConfig,
@@ -25,6 +26,7 @@ from aimo_solver.options import (
     BudgetConfig,
     BuiltInVariant,
     KernelConfig,
+    Plan,
     PromptConfig,
     SamplingConfig,
     SelectionConfig,
@@ -57,6 +59,12 @@ class Config:
         for option, problem in _contradictions(self):
             raise ConfigError(option, problem)
         return self
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """The plans that a problem may get, by slots."""
+        solver = self.solver
+        return (Plan(solver.slots, solver.max_attempts, self.voting.equal), *(LARGER_PLANS if solver.grow else ()))
 
     def as_dict(self) -> dict[str, Any]:
         """Returns plain values for a JSON file."""
@@ -176,12 +184,29 @@ _OPTION_OF = {
 """vLLM flags that must be set by option, because more than the command line depends on them."""
 
 
+def _growth_problems(config: Config) -> Iterator[tuple[str, str]]:
+    first, voting = LARGER_PLANS[0], config.voting
+    if config.solver.slots >= first.slots:
+        problem = f"starts below {first.slots} slots"
+        yield "solver.grow", f"{problem}; lower solver.slots ({config.solver.slots}), or leave solver.grow out"
+    if config.solver.parallel > 1:
+        yield "solver.grow", f"measures one problem at a time; set solver.parallel=1 (it is {config.solver.parallel})"
+    if voting.stop != "equal" or voting.equal > first.equal:
+        problem = f"needs voting.stop=equal with voting.equal up to {first.equal}"
+        yield "solver.grow", f"{problem} (they are {voting.stop} and {voting.equal}), which grow with the slots"
+
+
 def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
     """Yields an option and what is wrong with it."""
     solver, kernels, server, selection, budget = config.solver, config.kernels, config.server, config.selection, config.budget
     if solver.slots > solver.max_attempts:
         yield "solver.slots", f"{solver.slots} is more than solver.max_attempts ({solver.max_attempts}); lower it, or raise that"
-    size, streams = kernels.size or solver.streams, f"{solver.streams} attempts side by side (solver.slots times solver.parallel)"
+    if solver.grow:
+        yield from _growth_problems(config)
+    size, streams = (
+        kernels.size or solver.streams,
+        f"{solver.streams} attempts side by side (solver.slots times solver.parallel; 16 with solver.grow)",
+    )
     if size < solver.streams:
         yield "kernels.size", f"{size} kernels are too few for {streams}; leave kernels.size out to derive it"
     if size + kernels.spares > MOST_KERNELS:

@@ -97,6 +97,19 @@ class AnswersConfig:
         return builtins.range(self.range[0], self.range[1] + 1)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Attempts of one problem: side by side, in total, and equal answers that end it under the stop rule `equal`."""
+
+    slots: int
+    max_attempts: int
+    equal: int
+
+
+LARGER_PLANS = (Plan(12, 12, 5), Plan(16, 16, 8))
+"""With `solver.grow`: what the simulation supports where there is time (docs/policies.md)."""
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SolverConfig:
     """How many attempts a problem gets.
@@ -106,16 +119,24 @@ class SolverConfig:
         max_attempts: attempts in total; if more than `slots`, a slot that becomes free takes the next attempt while the
             problem is undecided.
         parallel: problems solved side by side; Kaggle's gateway asks one at a time.
+        grow: a problem gets 12 or 16 attempts side by side where the time left and the speed measured so far allow it
+            (policy/pace.py). The server and the kernels are then prepared for 16.
     """
 
     slots: Count = 8
     max_attempts: Count = 8
     parallel: Count = 1
+    grow: bool = False
+
+    @property
+    def most_slots(self) -> int:
+        """Attempts side by side at one problem at most."""
+        return LARGER_PLANS[-1].slots if self.grow else self.slots
 
     @property
     def streams(self) -> int:
-        """Attempts side by side over all problems; the server and the kernel pool are sized for it."""
-        return self.slots * self.parallel
+        """Attempts side by side over all problems at most; the server and the kernel pool are sized for it."""
+        return self.most_slots * self.parallel
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

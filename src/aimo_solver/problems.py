@@ -42,6 +42,7 @@ class ProblemResult:
         reason: why the problem ended; `Solver.solve` lists the values.
         votes: attempts that gave `answer`.
         attempts, tool_calls, tokens: totals over all attempts.
+        slots: attempts that ran side by side at most; 0 in runs of earlier versions.
         seconds, allotted_s: used, and granted by the budget.
         candidates: the last ranking, best first.
     """
@@ -52,11 +53,17 @@ class ProblemResult:
     reason: str
     votes: int = 0
     attempts: int = 0
+    slots: int = 0
     tool_calls: int = 0
     tokens: int = 0
     seconds: float = 0.0
     allotted_s: float | None = None
     candidates: tuple[Candidate, ...] = ()
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens of all attempts per second of the problem, waits for Python included; 0 if it took no time."""
+        return self.tokens / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def right(self) -> bool | None:

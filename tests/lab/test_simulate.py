@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from aimo_solver.config import Config, load_config
 from aimo_solver.errors import ConfigError
-from aimo_solver.lab.competition import RUNS, Competitions, Order, draw_problems
+from aimo_solver.lab.competition import PROMPT_TOKENS, RUNS, Competitions, Order, draw_problems
 from aimo_solver.lab.records import Group, Use, read_groups
-from aimo_solver.lab.simulate import Throughput, parse_configuration, select_playable, simulate, sweep
+from aimo_solver.lab.simulate import parse_configuration, select_playable, simulate, sweep
+from aimo_solver.lab.throughput import TokenTime, flat_curve, usual_curve
 from aimo_solver.policy.budget import BUDGET_RULES, Clock, allot
 from aimo_solver.policy.stopping import STOP_RULES, decide
 from aimo_solver.policy.voting import VOTERS, rank
@@ -71,7 +72,7 @@ def play_one(
     groups: list[Group], config: Config, drawn: NDArray[np.int64], competition: int, run: int, seed: int
 ) -> tuple[list[bool], float, float]:
     """Plays one run with the solver's own functions, attempt by attempt; returns right answers, seconds and tokens."""
-    rate = Throughput().per_stream(config.solver.slots)
+    pace = TokenTime(usual_curve(), config.solver.slots)
     limit = config.budget.time_limit_s - config.budget.margin_s
     plays = len(drawn) * RUNS
     used, spent, right = STARTUP_S, 0.0, []
@@ -93,13 +94,16 @@ def play_one(
                 running[index] = float(max(1, attempt.tokens))
             if not running:
                 break
-            speed = rate[len(running)]
             next_ = min(running, key=lambda index: running[index])
-            step = min(running[next_] / speed, given_.seconds - now)
-            late = now + running[next_] / speed > given_.seconds
-            spent += step * speed * len(running)
+            sampled = [queue[index].tokens - left for index, left in running.items()]
+            depth = PROMPT_TOKENS + sum(sampled) / len(running) + running[next_] / 2
+            seconds = running[next_] * float(pace(np.array([len(running)]), np.array([depth]))[0])
+            step = min(seconds, given_.seconds - now)
+            late = now + seconds > given_.seconds
+            tokens = running[next_] * (step / seconds if seconds else 1)
+            spent += tokens * len(running)
             now += step
-            running = {index: left - step * speed for index, left in running.items()}
+            running = {index: left - tokens for index, left in running.items()}
             if late:
                 break
             del running[next_]
@@ -117,8 +121,7 @@ def play_one(
 @given(pools, configs(), st.integers(0, 1_000))
 def test_the_arrays_play_exactly_like_the_solvers_rules(groups: list[Group], config: Config, seed: int) -> None:
     drawn = draw_problems(groups, 3, PROBLEMS, seed)
-    rate = Throughput().per_stream(config.solver.slots)
-    played = Competitions(groups, config, drawn, STARTUP_S, rate, seed)
+    played = Competitions(groups, config, drawn, STARTUP_S, usual_curve(), seed)
     for number in range(PROBLEMS):
         played.play(number)
     for play in range(3 * RUNS):
@@ -142,7 +145,7 @@ def test_no_play_exceeds_its_limit(groups: list[Group], config: Config, startup_
 
 def test_certain_attempts_give_a_certain_score() -> None:
     groups = [group_of_tuples(0, [(1, 1_000, 0, 0.5)]), group_of_tuples(1, [(2, 1_000, 0, 0.5)], truth=2)]
-    (result,) = simulate(groups, {"x": Config()}, competitions=10, problems=5, samples=100)
+    (result,) = simulate(groups, {"x": Config()}, competitions=10, problems=5, samples=100, speed=flat_curve({1: 100, 8: 640}))
     assert (result.score.mean, result.score.low, result.score.high, result.two_run, result.spread) == (5, 5, 5, 5, 0)
     # Four of eight equal streams of 1,000 tokens decide, all at once.
     assert result.mean_seconds == pytest.approx(300 + 5 * 1_000 / (640 / 8))
@@ -163,18 +166,21 @@ def test_policies_see_the_same_problems_and_attempts() -> None:
 def test_a_free_slot_takes_the_next_attempt_at_once() -> None:
     groups = [group_of_tuples(0, [(None, 800, 0, 0.5)])]
     config = load_config({"solver": {"slots": 8, "max_attempts": 16}, "voting": {"stop": "never"}})
-    (result,) = simulate(groups, {"x": config}, competitions=2, problems=1, startup_s=0, samples=10)
+    (result,) = simulate(
+        groups, {"x": config}, competitions=2, problems=1, startup_s=0, samples=10, speed=flat_curve({1: 100, 8: 640})
+    )
     assert result.mean_seconds == pytest.approx(2 * 800 / 80)
     assert result.mean_tokens == pytest.approx(16 * 800)
 
 
-def test_streams_share_the_measured_throughput() -> None:
-    rate = Throughput(streams=(1, 8, 16), tokens_per_s=(100.0, 640.0, 1200.0)).per_stream(16)
-    assert rate[1] == 100
-    assert rate[8] == 80
-    assert rate[16] == 75
-    assert all(np.diff(rate[1:]) < 0)
-    assert Throughput.of(1440).per_stream(8)[8] == 180
+def test_a_run_grows_where_time_is_left_and_stays_small_where_it_is_short() -> None:
+    groups = [group_of_tuples(n, [(1, 8_000, 0, 0.5), (None, 8_000, 0, 0.5), (2, 8_000, 0, 0.5)]) for n in range(9)]
+    configs = {name: parse_configuration(name, Config()) for name in ("default", "default/equal=8@16", "default@grow")}
+    for tokens_per_s, like in ((150.0, 0), (4_000.0, 1)):
+        speed = flat_curve({1: tokens_per_s / 8, 8: tokens_per_s, 16: 1.4 * tokens_per_s})
+        played = simulate(groups, configs, competitions=30, samples=10, speed=speed)
+        assert played[2].mean_tokens == pytest.approx(played[like].mean_tokens, rel=0.1)
+        assert played[2].overruns == 0
 
 
 def test_less_time_never_scores_more() -> None:
@@ -231,7 +237,7 @@ def test_names_choose_voter_stop_rule_and_budget() -> None:
     wide = parse_configuration("default@even@16", config)
     assert (wide.solver.slots, wide.solver.max_attempts, wide.budget.rule) == (16, 16, "even")
     assert parse_configuration("default@8x12", config).solver.max_attempts == 12
-    with pytest.raises(ConfigError, match="@lavish is neither SLOTS nor SLOTSxATTEMPTS nor a budget"):
+    with pytest.raises(ConfigError, match="@lavish is neither SLOTS nor SLOTSxATTEMPTS nor grow nor a budget"):
         parse_configuration("default@lavish", config)
     with pytest.raises(ConfigError, match=r"8 is more than solver\.max_attempts"):
         parse_configuration("default@8x4", config)

@@ -60,6 +60,14 @@ def plan(model: Path, gpus: tuple[Gpu, ...] = (H100,), slots: int = 8, **options
     return plan_launch(model, config, slots=slots, gpus=gpus)
 
 
+def test_a_run_that_may_grow_is_prepared_for_its_largest_plan(model: Path) -> None:
+    config = load_config(settings=["solver.grow=true"])
+    planned = plan_launch(model, config, gpus=(H100,))
+    assert (planned.slots, values(planned)["--max-num-seqs"]) == (16, "16")
+    graphs = json.loads(values(planned)["--compilation-config"] or "")["cudagraph_capture_sizes"]
+    assert set(range(1, 17)) <= set(graphs)
+
+
 def values(plan: LaunchPlan) -> dict[str, str | None]:
     return {flag.name: flag.value for flag in plan.flags}
 

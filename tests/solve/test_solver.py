@@ -19,6 +19,7 @@ from aimo_solver.chat.model_folder import ModelFolder
 from aimo_solver.clock import RunClock
 from aimo_solver.config import Config, load_config
 from aimo_solver.kernels.pool import KernelPool
+from aimo_solver.log.reader import read_run
 from aimo_solver.log.writer import NullLog, RunLog
 from aimo_solver.options import BudgetConfig, VotingConfig
 from aimo_solver.policy.budget import Allotment
@@ -101,6 +102,34 @@ def harness(tmp_path: Path, pool: KernelPool) -> Harness:
 async def test_the_answer_with_most_votes_wins(harness: Harness) -> None:
     result = await harness.solve(lambda index: harness.answers(2 if index < 5 else 7), "voting.stop=never")
     assert (result.answer, result.votes, result.attempts, result.right) == (2, 5, 8, True)
+
+
+async def test_a_run_with_time_left_grows_and_says_so(harness: Harness, tmp_path: Path) -> None:
+    config = load_config(settings=["solver.grow=true"])
+    results: list[ProblemResult] = []
+    with RunLog.create(tmp_path / "run", config=config, environment={}) as log:
+        script = lambda index: harness.answers(2) if index < 8 else harness.endless_turns()  # noqa: E731
+        solver = harness.solver(script, "solver.grow=true", log=log)
+        for left_s in (9_000.0, 9_000.0, 0.1):  # the first problem is the measurement
+            problem = Problem(str(len(results)), PROBLEM.text, 2)
+            results.append(await solver.solve(problem, Allotment(30.0, left_s=left_s, later=2)))
+    assert [(one.slots, one.attempts, one.reason) for one in results] == [(8, 8, "equal"), (16, 16, "equal"), (8, 8, "equal")]
+    assert [one.votes >= votes for one, votes in zip(results, (4, 8, 4), strict=True)] == [True] * 3
+    plans = [event.values for event in read_run(tmp_path / "run").events if event.kind == "plan"]
+    assert [(plan["problem_id"], plan["slots"], plan["max_attempts"], plan["equal"]) for plan in plans] == [
+        ("0", 8, 8, 4), ("1", 16, 16, 8), ("2", 8, 8, 4),
+    ]  # fmt: skip
+    assert plans[0]["tokens_per_s"] == {}
+    assert plans[2]["tokens_per_s"].keys() == {"8", "16"}
+    assert plans[1]["tokens_per_s"]["8"] == pytest.approx(results[0].tokens_per_s, abs=0.1)
+
+
+async def test_without_growth_every_problem_gets_the_configured_attempts(harness: Harness, tmp_path: Path) -> None:
+    with RunLog.create(tmp_path / "run", config=Config(), environment={}) as log:
+        solver = harness.solver(lambda index: harness.answers(2), log=log)
+        results = [await solver.solve(Problem(name, PROBLEM.text, 2), Allotment(30.0, left_s=9_000.0)) for name in "ab"]
+    assert [one.slots for one in results] == [8, 8]
+    assert not any(event.kind == "plan" for event in read_run(tmp_path / "run").events)
 
 
 async def test_four_equal_answers_cancel_the_rest(harness: Harness) -> None:

@@ -20,6 +20,10 @@ from aimo_solver.server.launch import check_model
 
 ModelPath = Annotated[Path, typer.Option(help="model folder")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", dir_okay=False, help="TOML file with options")]
+Curve = Annotated[str, typer.Option(help="measured decode speed by streams and depth (lab/throughput.json)")]
+Speed = Annotated[
+    float, typer.Option(min=0, help="tokens/s of 8 streams, 16,000 tokens deep, to which the curve is scaled; 0: as measured")
+]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="one option as section.option=value; repeatable")]
 
 EMBEDDED_MODEL = Path(__file__).parents[3] / "data" / "pocket-model"

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from aimo_solver.cli.common import ConfigFile, Settings, console, guarded, progress_bar
+from aimo_solver.cli.common import ConfigFile, Curve, Settings, Speed, console, guarded, progress_bar
 from aimo_solver.config import load_config
 from aimo_solver.errors import ConfigError
 from aimo_solver.lab import scoreboard
@@ -16,6 +16,7 @@ from aimo_solver.lab.competition import Order
 from aimo_solver.lab.forecast import fit_difficulty, fit_errors, fit_uplift, forecast
 from aimo_solver.lab.records import Use, read_groups
 from aimo_solver.lab.simulate import parse_configuration, select_playable
+from aimo_solver.lab.throughput import USUAL_CURVE, USUAL_SPEED, choose_curve
 
 _PRIVATE = ("1=27.5", "3=37.5", "5=40", "20=46")  # gpt-oss-120b without tools on AIMO3's private set, by its host
 
@@ -33,6 +34,8 @@ def forecast_command(
     problems: Annotated[int, typer.Option(min=2, help="problems of the set that --pass-at is about")] = 50,
     order: Annotated[Order, typer.Option(help="the problems' order")] = Order.RANDOM,
     lengths: Annotated[str, typer.Option(help="only runs whose name begins so lend their attempts' lengths")] = "",
+    curve: Curve = USUAL_CURVE,
+    speed: Speed = USUAL_SPEED,
     sets: Annotated[int, typer.Option(min=1, help="problem sets to draw, each with an uplift of its own")] = 30,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object instead of a table")] = False,
     config_file: ConfigFile = None,
@@ -49,7 +52,10 @@ def forecast_command(
     fit = [group for group in groups if Use.ACCURACY in group.use and group.model == lenders[0].model]
     difficulty, uplifts, errors = fit_difficulty(given), fit_uplift(fit), fit_errors(fit)
     with progress_bar("problem sets", hidden=as_json) as progress:
-        done = forecast(difficulty, uplifts, errors, lenders, plays, problems=problems, sets=sets, order=order, progress=progress)
+        done = forecast(
+            difficulty, uplifts, errors, lenders, plays, problems=problems, sets=sets, order=order,
+            speed=choose_curve(curve, speed), progress=progress,
+        )  # fmt: skip
     fitted = scoreboard.fit_values(difficulty, uplifts, errors, given, problems)
     if as_json:
         print(json.dumps(fitted | {"policies": scoreboard.forecast_values(done)}))

@@ -12,7 +12,18 @@ from typing import Annotated, get_args
 import typer
 from rich.table import Table
 
-from aimo_solver.cli.common import EMBEDDED_MODEL, ConfigFile, ModelPath, Settings, console, guarded, progress_bar, read_config
+from aimo_solver.cli.common import (
+    EMBEDDED_MODEL,
+    ConfigFile,
+    Curve,
+    ModelPath,
+    Settings,
+    Speed,
+    console,
+    guarded,
+    progress_bar,
+    read_config,
+)
 from aimo_solver.config import load_config
 from aimo_solver.errors import ConfigError
 from aimo_solver.lab import scoreboard
@@ -30,6 +41,7 @@ from aimo_solver.lab.records import read_groups
 from aimo_solver.lab.replay import parse_policy, replay
 from aimo_solver.lab.report import policy_plots
 from aimo_solver.lab.simulate import parse_configuration, select_playable, simulate, sweep
+from aimo_solver.lab.throughput import USUAL_CURVE, USUAL_SPEED, choose_curve
 from aimo_solver.log.environment import describe_environment
 from aimo_solver.log.writer import RunLog
 from aimo_solver.policy.voting import VOTER_NAMES
@@ -54,6 +66,8 @@ def replay_command(
     competitions: Annotated[int, typer.Option(min=1, help="number of competitions, with --simulate")] = 10_000,
     problems: Annotated[int, typer.Option(min=1, help="problems per competition, with --simulate")] = 50,
     order: Annotated[Order, typer.Option(help="order of the problems by difficulty, with --simulate")] = Order.RANDOM,
+    curve: Curve = USUAL_CURVE,
+    speed: Speed = USUAL_SPEED,
     strata: Annotated[bool, typer.Option("--strata", help="also print right answers by run")] = False,
     as_json: AsJson = False,
     plots: Annotated[Path | None, typer.Option(help="folder for charts as SVG files")] = None,
@@ -67,10 +81,13 @@ def replay_command(
         groups = select_playable(groups)
         plays = {name: parse_configuration(name, config) for name in policy or _PLAYS}
         with progress_bar("competitions", hidden=as_json) as progress:
-            played = simulate(groups, plays, competitions=competitions, problems=problems, order=order, progress=progress)
+            speeds = choose_curve(curve, speed)
+            played = simulate(
+                groups, plays, competitions=competitions, problems=problems, order=order, speed=speeds, progress=progress
+            )
             if plots is not None:
                 limits = [3_600.0 * hours for hours in _SWEEP_HOURS]
-                points = sweep(groups, plays, limits, competitions=min(competitions, 1_000), progress=progress)
+                points = sweep(groups, plays, limits, competitions=min(competitions, 1_000), speed=speeds, progress=progress)
                 policy_plots.save_sweep_chart(plots, points)
         values = scoreboard.simulation_values(played)
         tables: tuple[Table, ...] = (scoreboard.simulation_table(played),)

@@ -21,4 +21,5 @@ __all__ = [
     "statistics",
     "statistics_tables",
     "symbolic",
+    "throughput",
 ]

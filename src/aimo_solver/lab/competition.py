@@ -6,7 +6,7 @@ N = competitions * RUNS plays; a play is one run over all problems.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, fields
+from dataclasses import astuple, dataclass, fields, replace
 from enum import StrEnum
 
 import numpy as np
@@ -16,7 +16,9 @@ from aimo_solver.config import Config
 from aimo_solver.errors import ConfigError
 from aimo_solver.lab.records import Group
 from aimo_solver.lab.statistics import Floats
+from aimo_solver.lab.throughput import Throughput, TokenTime
 from aimo_solver.policy.budget import Clock, allot
+from aimo_solver.policy.pace import PlanTotals, choose_plan
 from aimo_solver.policy.stopping import STOP_RULES, Tally, lead_probability
 from aimo_solver.policy.voting import VOTERS, Ballot, ballot_of
 
@@ -24,6 +26,7 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 RUNS = 2  # the private set is run twice
+PROMPT_TOKENS = 300  # of gpt-oss with its system message; tool results, 3 % of an attempt, are left out
 _NO_ANSWER = -1  # code
 
 
@@ -97,8 +100,10 @@ class Competitions:
         undecided: problems that ran out of time, over all plays.
     """
 
-    def __init__(self, groups: Sequence[Group], config: Config, drawn: Ints, startup_s: float, rate: Floats, seed: int) -> None:
-        """`drawn` is from `draw_problems`; `rate` gives the tokens per second of one stream by the number of streams."""
+    def __init__(
+        self, groups: Sequence[Group], config: Config, drawn: Ints, startup_s: float, speed: Throughput, seed: int
+    ) -> None:
+        """`drawn` is from `draw_problems`."""
         if config.voting.voter not in VOTERS:
             raise ConfigError("voting.voter", f"{config.voting.voter} cannot be simulated; known: {', '.join(VOTERS)}")
         plays = len(drawn) * RUNS
@@ -109,30 +114,60 @@ class Competitions:
         self.right = np.zeros((plays, drawn.shape[1]), dtype=bool)
         self.drawn = drawn
         self.undecided = 0
-        self._pool, self._config, self._rate, self._seed = _Pool(groups, config), config, rate, seed
-        most = config.solver.max_attempts
+        self._pool, self._config, self._seed = _Pool(groups, config), config, seed
+        self._pace = TokenTime(speed, config.solver.streams)
+        self._plans = config.plans
+        # By play and plan.
+        self._problems, self._sampled, self._seconds = np.zeros((3, plays, len(self._plans)))
+        self._most = most = max(plan.max_attempts for plan in self._plans)
         self._leads = np.array([[lead_probability(lead, second) for second in range(most + 1)] for lead in range(most + 1)])
 
     def play(self, number: int) -> None:
         """Plays problem `number` of all competitions."""
-        solver, pool = self._config.solver, self._pool
+        pool = self._pool
         plays, problems = self.right.shape
         draw = np.random.default_rng((self._seed, number))
         group = np.repeat(self.drawn[:, number], RUNS)
         # Drawn attempt by attempt, so that a configuration with more of them sees the same first ones.
-        uniform = draw.random((solver.max_attempts, plays)).T
+        uniform = draw.random((self._most, plays)).T
         attempt = (uniform * pool.size[group, None]).astype(np.int64)
         left = self.limit - self.used
         given = [allot(Clock(seconds, problems - number - 1), self._config.budget) for seconds in left.tolist()]
-        allowed = np.array([min(solver.max_attempts, a.max_attempts or solver.max_attempts) for a in given])
-        slots = np.minimum(allowed, solver.slots)
-        confidence = np.array([np.nan if a.confidence is None else a.confidence for a in given])
-        work = _Problem(pool, self._config, group, attempt, self._rate, self._leads)
-        answer = work.run(np.array([a.seconds for a in given]), slots, allowed, confidence)
+        plan = self._choose_plans(left.tolist(), problems - number - 1)
+        slots, most = np.array([(one.slots, one.max_attempts) for one in self._plans])[plan].T
+        limits = _Limits(
+            seconds=np.array([a.seconds for a in given]),
+            attempts=np.minimum(most, [a.max_attempts or self._most for a in given]),
+            slots=slots,
+            plan=plan,
+            confidence=np.array([np.nan if a.confidence is None else a.confidence for a in given]),
+        )
+        work = _Problem(pool, self._config, group, attempt, self._pace, self._leads)
+        answer = work.run(limits)
         self.right[:, number] = answer == pool.truth[group]
         self.used += work.now
         self.tokens += work.spent
         self.undecided += int(work.timed_out.sum())
+        every = np.arange(plays)
+        for sums, values in ((self._problems, 1), (self._sampled, work.spent), (self._seconds, work.now)):
+            sums[every, plan] += values
+
+    def _choose_plans(self, left_s: Sequence[float], later: int) -> Ints:
+        if len(self._plans) == 1:
+            return np.zeros(len(left_s), dtype=np.int64)
+        rows = zip(self._problems.tolist(), self._sampled.tolist(), self._seconds.tolist(), left_s, strict=True)
+        return np.array([choose_plan(self._plans, PlanTotals(*row[:3]), row[3], later) for row in rows])
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """What each play's problem gets, (N,)."""
+
+    seconds: Floats
+    attempts: Ints
+    slots: Ints
+    plan: Ints
+    confidence: Floats  # NaN: by the stop rule
 
 
 class _Problem:
@@ -144,8 +179,9 @@ class _Problem:
         timed_out: whether time ran out before a decision and before the last attempt ended, (N,).
     """
 
-    def __init__(self, pool: _Pool, config: Config, group: Ints, attempt: Ints, rate: Floats, table: Floats) -> None:
-        self._voting, self._rate, self._table = config.voting, rate, table
+    def __init__(self, pool: _Pool, config: Config, group: Ints, attempt: Ints, pace: TokenTime, table: Floats) -> None:
+        self._voting, self._pace, self._table = config.voting, pace, table
+        self._equal = [plan.equal for plan in config.plans]
         row = group[:, None]
         self._tokens = pool.tokens[row, attempt]
         self._code = pool.code[row, attempt]
@@ -158,8 +194,10 @@ class _Problem:
         self.spent = np.zeros(plays)
         self.timed_out = np.zeros(plays, dtype=bool)
 
-    def run(self, seconds: Floats, slots: Ints, allowed: Ints, confidence: Floats) -> Ints:
+    def run(self, limits: _Limits) -> Ints:
         """Runs every play until it is decided, out of attempts or out of time; returns the codes of the answers."""
+        seconds, allowed = limits.seconds, limits.attempts
+        slots = np.minimum(limits.slots, allowed)
         column = np.arange(self._tokens.shape[1])
         to_do = np.where(column < slots[:, None], self._tokens, np.inf)  # tokens left of running attempts; inf: not running
         started = slots.copy()
@@ -169,14 +207,18 @@ class _Problem:
             left = to_do[alive]
             next_ = left.argmin(axis=1)
             least = left[np.arange(len(alive)), next_]
-            running = np.isfinite(left).sum(axis=1)
-            rate = self._rate[running]
-            step = np.where(running > 0, least / np.where(running > 0, rate, 1), 0.0)
+            runs = np.isfinite(left)
+            running = runs.sum(axis=1)
+            least = np.where(running > 0, least, 0.0)
+            sampled = np.where(runs, self._tokens[alive] - left, 0.0).sum(axis=1)
+            # The mean depth half-way; a step's time is linear in it.
+            step = least * self._pace(running, PROMPT_TOKENS + sampled / np.maximum(running, 1) + least / 2)
             over = self.now[alive] + step > seconds[alive]
-            step = np.where(over, seconds[alive] - self.now[alive], step)
-            to_do[alive] = left - (rate * step)[:, None]
-            self.spent[alive] += rate * step * running
-            self.now[alive] = np.where(over, seconds[alive], self.now[alive] + step)
+            rest = np.where(over, seconds[alive] - self.now[alive], step)
+            tokens = np.where(over, least * rest / np.maximum(step, 1e-12), least)
+            to_do[alive] = left - tokens[:, None]
+            self.spent[alive] += tokens * running
+            self.now[alive] = np.where(over, seconds[alive], self.now[alive] + rest)
             self.timed_out[alive[over]] = True
             alive, next_ = alive[~over], next_[~over]
             to_do[alive, next_] = np.inf
@@ -186,7 +228,7 @@ class _Problem:
             to_do[filled, started[filled]] = self._tokens[filled, started[filled]]
             started[filled] += 1
             out = self._finished[alive] == allowed[alive]
-            alive = alive[~(out | self._decided(alive, allowed, confidence))]
+            alive = alive[~(out | self._decided(alive, limits))]
         return self._leaders(np.arange(len(self.now)))[0]
 
     def _count(self, plays: Ints, attempt: Ints) -> None:
@@ -196,7 +238,7 @@ class _Problem:
         self._ballots[plays, code] += self._ballot[plays, attempt]
         self._votes[plays, code] += 1
 
-    def _decided(self, plays: Ints, allowed: Ints, confidence: Floats) -> Bools:
+    def _decided(self, plays: Ints, limits: _Limits) -> Bools:
         votes = self._votes[plays]
         top = np.sort(votes, axis=1)[:, ::-1]
         lead, second = top[:, 0], top[:, 1] if top.shape[1] > 1 else np.zeros_like(top[:, 0])
@@ -208,10 +250,11 @@ class _Problem:
             second=second,
             share=self._leaders(plays)[1] if self._voting.stop == "share" else None,
             posterior=self._table[lead, second],
-            to_come=allowed[plays] - self._finished[plays],
+            to_come=limits.attempts[plays] - self._finished[plays],
         )
-        bar = confidence[plays]
-        by_rule = STOP_RULES[self._voting.stop](tally, self._voting)
+        bar = limits.confidence[plays]
+        rule = STOP_RULES[self._voting.stop]
+        by_rule = np.choose(limits.plan[plays], [rule(tally, replace(self._voting, equal=equal)) for equal in self._equal])
         stop: Bools = np.where(np.isnan(bar), by_rule, (answered >= 1) & (tally.posterior >= bar))
         if self._voting.no_answers is not None:
             stop = stop | (tally.finished - tally.answered >= self._voting.no_answers)

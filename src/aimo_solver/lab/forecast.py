@@ -28,8 +28,9 @@ from aimo_solver.config import Config
 from aimo_solver.errors import ConfigError
 from aimo_solver.lab.competition import Order
 from aimo_solver.lab.records import Group, Use
-from aimo_solver.lab.simulate import Simulation, Throughput, simulate
+from aimo_solver.lab.simulate import Simulation, simulate
 from aimo_solver.lab.statistics import Floats, Interval
+from aimo_solver.lab.throughput import Throughput
 from aimo_solver.results import Attempt, FinishReason
 
 _ATTEMPTS = 200  # of a made group; a competition draws 8 or 16 of them, so that hardly any is drawn twice

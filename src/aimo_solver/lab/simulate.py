@@ -7,8 +7,8 @@ attempt, and the budget before each problem. Voters, stop rules and budgets are 
 Each competition runs twice on the same problems, as the private set does. Under the same seed all policies see the same
 problems and attempts, so differences between them are paired.
 
-Not simulated: prefill and Python, except as part of the measured `Throughput`; answers requested at a deadline (an attempt
-that is cut has no answer); the time to cancel a request.
+Not simulated: prefill and Python, except as far as a `Throughput` is scaled to whole runs; answers requested at a deadline (an
+attempt that is cut has no answer); the time to cancel a request.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -26,33 +26,9 @@ from aimo_solver.errors import ConfigError
 from aimo_solver.lab.competition import RUNS, Competitions, Order, draw_problems
 from aimo_solver.lab.records import Group, Use
 from aimo_solver.lab.replay import parse_policy
-from aimo_solver.lab.statistics import Bootstrap, Floats, Interval
+from aimo_solver.lab.statistics import Bootstrap, Interval
+from aimo_solver.lab.throughput import Throughput, usual_curve
 from aimo_solver.policy.budget import BUDGET_RULES
-
-
-@dataclass(frozen=True, slots=True)
-class Throughput:
-    """Tokens per second of all streams together, by number of streams; interpolated linearly.
-
-    The default has the shape measured on an H200 with weights that route, 16,000 tokens deep (221, 578, 818, 933, 1,104, 1,227
-    and 1,398 tokens/s at 1, 4, 8, 12, 16, 24 and 32 streams; docs/benchmarks.md), scaled to the 640 tokens/s at 8 streams that
-    public runs logged on Kaggle's H100, tool calls included.
-    """
-
-    streams: tuple[int, ...] = (1, 4, 8, 12, 16, 24, 32)
-    tokens_per_s: tuple[float, ...] = (173.0, 452.0, 640.0, 730.0, 864.0, 960.0, 1094.0)
-
-    @classmethod
-    def of(cls, tokens_per_s: float) -> Throughput:
-        """Returns the default's shape scaled to `tokens_per_s` at 8 streams."""
-        shape = cls()
-        scale = tokens_per_s / shape.tokens_per_s[shape.streams.index(8)]
-        return cls(shape.streams, tuple(scale * tokens for tokens in shape.tokens_per_s))
-
-    def per_stream(self, most: int) -> Floats:
-        """Returns the tokens per second of one stream while 0..most streams run."""
-        count = np.arange(1, most + 1)
-        return np.concatenate(([0.0], np.interp(count, self.streams, self.tokens_per_s) / count))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +108,12 @@ def simulate(
         samples: bootstrap samples of the problems in `groups`.
         progress: called with the share done, 0..1.
     """
-    speed = speed or Throughput()
+    speed = speed or usual_curve()
     draws = Bootstrap([group.problem_id for group in groups], samples, seed)
     drawn = draw_problems(groups, competitions, problems, seed, order)
     done: list[Simulation] = []
     for number, (name, config) in enumerate(configs.items()):
-        played = Competitions(groups, config, drawn, startup_s, speed.per_stream(config.solver.slots), seed)
+        played = Competitions(groups, config, drawn, startup_s, speed, seed)
         for problem in range(drawn.shape[1]):
             played.play(problem)
             progress((number + (problem + 1) / drawn.shape[1]) / len(configs))
@@ -151,6 +127,7 @@ def sweep(
     time_limits_s: Sequence[float],
     *,
     competitions: int = 1_000,
+    speed: Throughput | None = None,
     seed: int = 0,
     progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[SweepPoint, ...]:
@@ -158,13 +135,13 @@ def sweep(
     points: list[SweepPoint] = []
     for number, limit in enumerate(time_limits_s):
         limited = {name: replace(config, budget=replace(config.budget, time_limit_s=limit)) for name, config in configs.items()}
-        points.append(SweepPoint(limit, simulate(groups, limited, competitions=competitions, seed=seed)))
+        points.append(SweepPoint(limit, simulate(groups, limited, competitions=competitions, speed=speed, seed=seed)))
         progress((number + 1) / len(time_limits_s))
     return tuple(points)
 
 
 def parse_configuration(name: str, config: Config) -> Config:
-    """Returns the configuration of a name: a policy, then ``@BUDGET``, ``@SLOTS`` or ``@SLOTSxATTEMPTS`` in any order.
+    """Returns the configuration of a name: a policy, then ``@BUDGET``, ``@SLOTS``, ``@SLOTSxATTEMPTS`` or ``@grow`` in any order.
 
     What the name leaves out is as configured: ``default@marginal``, ``majority/equal=6@greedy@16``, ``default@8x12``.
 
@@ -179,13 +156,14 @@ def parse_configuration(name: str, config: Config) -> Config:
     for part in rest:
         if part in BUDGET_RULES:
             config = replace(config, budget=replace(config.budget, rule=cast(Any, part)))
+        elif part == "grow":
+            config = load_config(config.as_dict(), {"solver": {"grow": True}})
         elif (count := re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", part)) is not None:
             slots, attempts = int(count[1]), int(count[2] or count[1])
-            solver = load_config({"solver": asdict(config.solver) | {"slots": slots, "max_attempts": attempts}}).solver
-            config = replace(config, solver=solver)
+            config = load_config(config.as_dict(), {"solver": {"slots": slots, "max_attempts": attempts}})
         else:
             raise ConfigError(
-                f"policy {name}", f"@{part} is neither SLOTS nor SLOTSxATTEMPTS nor a budget ({', '.join(BUDGET_RULES)})"
+                f"policy {name}", f"@{part} is neither SLOTS nor SLOTSxATTEMPTS nor grow nor a budget ({', '.join(BUDGET_RULES)})"
             )
     return config
 

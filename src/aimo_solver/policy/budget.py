@@ -48,11 +48,14 @@ class Allotment:
         seconds: 0 <= seconds <= left_s.
         max_attempts: None means that of the configuration.
         confidence: of the vote, at which the problem ends early, 0..1; None means by the configured stop rule.
+        left_s: seconds left, of which `seconds` are a part. later: problems, or waves of them, that share the rest.
     """
 
     seconds: float
     max_attempts: int | None = None
     confidence: float | None = None
+    left_s: float = 0.0
+    later: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,7 @@ def allot(clock: Clock, budget: BudgetConfig) -> Allotment:
         return Allotment(0.0)
     waves = math.ceil(max(0, clock.later) / max(1, clock.parallel))
     wish = BUDGET_RULES[budget.rule](left, waves, budget)
-    return replace(wish, seconds=min(max(wish.seconds, least), left))
+    return replace(wish, seconds=min(max(wish.seconds, least), left), left_s=left, later=waves)
 
 
 def _tiers(left: float, later: int, budget: BudgetConfig) -> Allotment:

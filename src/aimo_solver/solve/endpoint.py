@@ -76,7 +76,7 @@ async def endpoint_session(
             engines.append(engine)
         pool, kernels = boot.start_kernels()
         await asyncio.wait({kernels}, timeout=STRAGGLERS_S)
-        streams = -(-parallel // len(engines)) * config.solver.slots
+        streams = -(-parallel // len(engines)) * config.solver.most_slots
         warnings = [await check_cache(engine, streams, log) for engine in engines]
         group = ServerGroup(engines, log.event)
         await stack.enter_async_context(group.watched())

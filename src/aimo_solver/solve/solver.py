@@ -21,8 +21,9 @@ from typing import Any, Protocol
 from aimo_solver.answers import FALLBACK_ANSWER
 from aimo_solver.chat.variants import PromptVariant, prompt_variants, take_turns
 from aimo_solver.log.writer import RunLog
-from aimo_solver.options import VotingConfig
+from aimo_solver.options import Plan, VotingConfig
 from aimo_solver.policy.budget import Allotment
+from aimo_solver.policy.pace import PlanTotals, choose_plan
 from aimo_solver.policy.selection import Method, Question, count_picks, is_contested, settle, shortlist, write_questions
 from aimo_solver.policy.stopping import Decision, decide
 from aimo_solver.policy.voting import rank
@@ -75,8 +76,18 @@ class Solver:
         rule that decided, "attempts" or "time" when they are used up, "server" when the server was lost twice, or "fault"
         after a defect.
         """
-        on_leader = functools.partial(self._best.__setitem__, problem.id)
-        return await _ProblemWork(self._resources, self._log, self._observers, problem, allotment, on_leader).solve()
+        plan, on_leader = self._choose_plan(problem, allotment), functools.partial(self._best.__setitem__, problem.id)
+        return await _ProblemWork(self._resources, self._log, self._observers, problem, allotment, plan, on_leader).solve()
+
+    def _choose_plan(self, problem: Problem, allotment: Allotment) -> Plan:
+        plans = self._resources.config.plans
+        if len(plans) == 1:
+            return plans[0]
+        totals = PlanTotals.of(plans, self._log.finished.values())
+        plan = plans[choose_plan(plans, totals, allotment.left_s, allotment.later)]
+        speeds = {plans[number].slots: round(speed, 1) for number, speed in totals.speeds().items()}
+        self._log.event("plan", problem_id=problem.id, **dataclasses.asdict(plan), tokens_per_s=speeds)
+        return plan
 
 
 class _ProblemWork:
@@ -89,6 +100,7 @@ class _ProblemWork:
         observers: Sequence[Observer],
         problem: Problem,
         allotment: Allotment,
+        plan: Plan,
         on_leader: Callable[[Answer], None],
     ) -> None:
         """`on_leader` is called with the leader of every vote."""
@@ -105,9 +117,9 @@ class _ProblemWork:
         self._started = self._clock()
         self._deadline = self._started + allotment.seconds
         self._attempt_deadline = self._deadline - min(_LAST_VOTE_S, allotment.seconds / 10)
-        options = self._config.solver
-        self._max_attempts = min(options.max_attempts, allotment.max_attempts or options.max_attempts)
-        self._slots = min(options.slots, self._max_attempts)
+        self._voting = dataclasses.replace(self._config.voting, equal=plan.equal)
+        self._max_attempts = min(plan.max_attempts, allotment.max_attempts or plan.max_attempts)
+        self._slots = min(plan.slots, self._max_attempts)
         self._indices = iter(range(self._max_attempts))
         self._finals: dict[int, str] = {}  # final texts by attempt index
         self._settled: Answer | None = None  # the answer of a second look
@@ -203,6 +215,7 @@ class _ProblemWork:
             reason=reason,
             votes=next((candidate.votes for candidate in candidates if candidate.answer == answer), 0),
             attempts=len(attempts),
+            slots=self._slots,
             tool_calls=sum(attempt.tool_calls for attempt in attempts),
             tokens=sum(attempt.tokens for attempt in attempts),
             seconds=self._clock() - self._started,
@@ -216,9 +229,9 @@ class _ProblemWork:
         return rank(self._finished, _PLAIN_VOTE)
 
     def _decide(self) -> Decision | None:
-        voting, confidence = self._config.voting, self._allotment.confidence
+        confidence = self._allotment.confidence
         with self._contained():
-            return decide(self._finished, voting, max_attempts=self._max_attempts, confidence=confidence)
+            return decide(self._finished, self._voting, max_attempts=self._max_attempts, confidence=confidence)
         return None
 
     def _fill_slots(self) -> None:

@@ -106,6 +106,16 @@ class ProblemReport:
         result = self.record.result
         return result.seconds if result else max((attempt.end for attempt in self.attempts), default=0.0)
 
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens of all attempts per second of the problem."""
+        return sum(attempt.attempt.tokens for attempt in self.attempts) / self.seconds if self.seconds else 0.0
+
+    @property
+    def slots(self) -> int:
+        """Attempts side by side at most; 0 if it has not ended, or in runs of earlier versions."""
+        return self.record.result.slots if self.record.result else 0
+
 
 @dataclass(frozen=True, slots=True)
 class TimeShares:
@@ -150,6 +160,11 @@ class RunReport:
     @property
     def attempts(self) -> tuple[AttemptReport, ...]:
         return tuple(attempt for problem in self.problems for attempt in problem.attempts)
+
+    @property
+    def slots(self) -> int:
+        """Attempts that ran side by side at one problem at most."""
+        return max((problem.slots for problem in self.problems), default=0) or int(self.run.config["solver"]["slots"])
 
     @property
     def outcomes(self) -> list[tuple[Verdict | Cause, int]]:
@@ -269,8 +284,8 @@ def _count_busy(problems: Sequence[ProblemReport], *activities: Activity) -> tup
 def _shares(run: RunRecord, problems: Sequence[ProblemReport]) -> TimeShares:
     spent = dict.fromkeys(Activity, 0.0)
     idle = 0.0
-    slots = int(run.config["solver"]["slots"])
     for problem in problems:
+        slots = problem.slots or int(run.config["solver"]["slots"])
         for attempt in problem.attempts:
             for segment in attempt.segments:
                 spent[segment.activity] += segment.end - segment.start

@@ -116,14 +116,14 @@ def tiles(report: RunReport) -> list[Tile]:
     limit = report.run.config["budget"]["time_limit_s"]
     failed = report.tool_errors.total()
     solving = sum(problem.seconds for problem in report.problems)
-    shares, slots = report.shares, report.run.config["solver"]["slots"]
+    shares = report.shares
     rate = f"{report.tokens / report.seconds:,.0f} per second" if report.seconds else ""
     return [
         Tile("Time", duration(report.seconds), f"of {duration(limit)}"),
         Tile("Per problem", duration(solving / problems if problems else 0), "mean, from start to answer"),
         Tile("Attempts", f"{attempts:,}", f"{attempts / problems:.1f} per problem" if problems else ""),
         Tile("Tokens", short_number(report.tokens), rate),
-        Tile("Streams busy", f"{shares.thinking / solving:.1f}" if solving else "–", f"mean, of {slots} slots"),
+        Tile("Streams busy", f"{shares.thinking / solving:.1f}" if solving else "–", f"mean, of {report.slots} slots"),
         Tile("Tool calls", f"{report.tool_calls:,}", f"{failed / report.tool_calls:.1%} failed" if report.tool_calls else ""),
     ]
 

@@ -37,9 +37,8 @@ def run_chart(report: RunReport, key: str = "") -> Chart:
         title = f"{problem.id}: {problem.outcome}, {duration(end - start)}"
         with chart.group(link=key + anchor(problem.id)):
             chart.bar(start, end, top + lane * (1 + lanes[problem.id]), 14, outcome_style(problem.outcome), title)
-    slots = int(report.run.config["solver"]["slots"])
     for name, steps, y, style, least in (
-        ("streams", report.streams, areas, "thinking", slots),
+        ("streams", report.streams, areas, "thinking", report.slots),
         ("kernels", report.kernels, areas + 74, "tool", 1),
     ):
         _busy_area(chart, name, steps, y, style, least)

@@ -147,7 +147,8 @@ def result_line(result: ProblemResult, position: str = "") -> Text:
     mark, style = {True: ("✓", "green"), False: ("✗", "red"), None: ("•", "blue")}[result.right]
     truth = "" if result.truth is None or result.right else f"  truth {result.truth}"
     votes, tokens = f"{result.votes} of {result.attempts} votes", f"{short_number(result.tokens)} tokens"
-    detail = f"  {votes}, {result.tool_calls} calls, {tokens}, {duration(result.seconds)}, {result.reason}"
+    speed = f"{duration(result.seconds)}, {result.tokens_per_s:,.0f} tokens/s"
+    detail = f"  {votes}, {result.tool_calls} calls, {tokens}, {speed}, {result.reason}"
     name = f"{mark} {position}{result.problem_id:<12}"
     return Text.assemble((name, style), f"{result.answer:>6}", (truth, "red"), (detail, "dim"))
 
