@@ -15,11 +15,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from aimo_solver.errors import AimoError
 from aimo_solver.lab.bench.decode_server import DecodeServer, Weights
 from aimo_solver.lab.bench.engine import bench_load
 from aimo_solver.lab.bench.load import Lengths, even_turns
 from aimo_solver.lab.bench.loop import run_loop
-from aimo_solver.lab.bench.prefix_cache import bench_prefix_cache
+from aimo_solver.lab.bench.prefix_cache import CacheLoad, bench_prefix_cache
 from aimo_solver.lab.bench.table import BenchResult, Value
 from gpu_decode import BASE, Variant, configuration, graphs, progress, started
 
@@ -133,13 +134,12 @@ async def prefix_cache(job: Job) -> BenchResult:
     """Cached tokens of 16 conversations that wait for tools while they fill the KV cache."""
     lengths = Lengths.read(_attempts())
     await job.server.post("reset_prefix_cache")
+    load = CacheLoad(kv_tokens=job.server.kv_tokens or KV_TOKENS)
     if job.tiny:
-        return await bench_prefix_cache(
-            job.server.target, lengths, kv_tokens=6_000, conversations=2, depths=(1_000, 2_000), growing=3, steady=2, sampled=8,
-            wait_s=(0.01, 0.1), on_rows=job.save,
-        )  # fmt: skip
-    kv_tokens = job.server.kv_tokens or KV_TOKENS
-    return await bench_prefix_cache(job.server.target, lengths, kv_tokens=kv_tokens, name=job.name, on_rows=job.save)
+        load = CacheLoad(
+            kv_tokens=6_000, conversations=2, depths=(1_000, 2_000), growing=3, steady=2, sampled=8, wait_s=(0.01, 0.1)
+        )
+    return await bench_prefix_cache(job.server.target, lengths, load, name=job.name, on_rows=job.save)
 
 
 def _attempts() -> Path | None:
@@ -226,15 +226,18 @@ async def parallel(model: Path, out: Path, work: Path, *, tiny: bool) -> BenchRe
     for number, variant in enumerate((BASE,) if tiny else PARALLEL):
         config = configuration(variant, slots=2 if tiny else SLOTS, weights="random", tiny=tiny)
         name = f"parallel-{number}"
-        async with started(model, out, work, config, name=name, variant=variant, weights=_weights(tiny)) as server:
-            job = Job(name=name, server=server, out=out, tiny=tiny)
-            table = await job.decode((16, 32), (1_000, 16_000), tokens=256)
-            ready = server.details["ready_s"]
-            rows: list[tuple[Value, ...]] = [
-                (variant.name, ready, streams, depth, rate, step_ms, None, None)
-                for depth, streams, rate, step_ms, *_ in table.rows
-            ]
-            rows += [(what, ready, *found) for what, found in await _cached_turns(variant.name, server, 2 if tiny else 16)]
+        try:
+            async with started(model, out, work, config, name=name, variant=variant, weights=_weights(tiny)) as server:
+                job = Job(name=name, server=server, out=out, tiny=tiny)
+                table = await job.decode((16, 32), (1_000, 16_000), tokens=256)
+                ready = server.details["ready_s"]
+                rows: list[tuple[Value, ...]] = [
+                    (variant.name, ready, streams, depth, rate, step_ms, None, None)
+                    for depth, streams, rate, step_ms, *_ in table.rows
+                ]
+                rows += [(what, ready, *found) for what, found in await _cached_turns(variant.name, server, 2 if tiny else 16)]
+        except AimoError as error:  # the other one is measured
+            rows = [(f"{variant.name}: {str(error)[:400]}", *[None] * (len(columns) - 1))]
         result = replace(result, rows=(*result.rows, *rows))
         result.save(out / "parallel.json")
     return result

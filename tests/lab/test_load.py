@@ -13,7 +13,7 @@ from aimo_solver.config import load_config
 from aimo_solver.errors import ConfigError
 from aimo_solver.lab.bench.decode_server import server_options
 from aimo_solver.lab.bench.load import Lengths, TurnLength, even_turns
-from aimo_solver.lab.bench.prefix_cache import TurnRecord, tabulate
+from aimo_solver.lab.bench.prefix_cache import CacheLoad, TurnRecord, tabulate
 from aimo_solver.lab.bench.random_weights import RoutingControl, expected_experts
 from aimo_solver.lab.bench.table import BenchResult
 from tests.conftest import ROOT
@@ -117,6 +117,13 @@ def test_turns_that_lost_their_prefix_are_counted_by_how_full_the_cache_was() ->
     assert (high["turns"], high["lost"], high["cached, worst"], high["tokens again"]) == (3, 1, 0.0, 32_000)
     assert high["cached, mean"] == pytest.approx(2 / 3)
     assert high["seconds lost"] == pytest.approx(4.0)
+
+
+def test_conversations_fill_the_share_of_the_cache_as_far_as_the_context_allows() -> None:
+    load = CacheLoad(kv_tokens=700_000)
+    assert sum(load.ends(65_536)) == pytest.approx(0.95 * 700_000, rel=1e-3)
+    assert max(load.ends(65_536)) <= 65_536 * 15 / 16
+    assert load.ends(32_768) == [30_720] * 16
 
 
 def test_stages_that_follow_one_another_share_a_server() -> None:

@@ -15,7 +15,7 @@ import asyncio
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -54,62 +54,74 @@ class TurnRecord:
         return max(0, self.whole - self.cached)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheLoad:
+    """What the conversations do.
+
+    Attributes:
+        kv_tokens: what the KV cache holds.
+        conversations: how many, side by side.
+        share: of the KV cache that they fill in the end.
+        depths: their lengths are drawn between these and scaled to the share.
+        growing, steady: turns until a conversation has its final length, and turns after that.
+        sampled: tokens per turn.
+        wait_s: shortest and longest wait between two turns.
+    """
+
+    kv_tokens: int
+    conversations: int = 16
+    share: float = 0.95
+    depths: tuple[int, int] = DEPTHS
+    growing: int = 12
+    steady: int = 4
+    sampled: int = 64
+    wait_s: tuple[float, float] = WAIT_S
+
+    def ends(self, context_tokens: int) -> list[int]:
+        """Returns the final length of each conversation, none so long that its last turns do not fit the context."""
+        draw = random.Random(13)
+        most = context_tokens * 15 / 16
+        lengths = [draw.uniform(*self.depths) for _ in range(self.conversations)]
+        for _ in lengths:
+            factor = self.share * self.kv_tokens / sum(lengths)
+            lengths = [min(most, length * factor) for length in lengths]
+        return [int(length) for length in lengths]
+
+
 async def bench_prefix_cache(
     target: Target,
     lengths: Lengths,
+    load: CacheLoad,
     *,
-    kv_tokens: int,
-    conversations: int = 16,
-    share: float = 0.95,
-    depths: tuple[int, int] = DEPTHS,
-    growing: int = 12,
-    steady: int = 4,
-    sampled: int = 64,
-    wait_s: tuple[float, float] = WAIT_S,
     name: str = "prefix-cache",
     on_rows: Callable[[BenchResult], None] = lambda result: None,
 ) -> BenchResult:
-    """Measures `conversations` conversations, drawn between `depths` and scaled until they add up to `share` of the KV cache.
+    """Measures the cached tokens of conversations that grow and wait.
 
     Args:
         lengths: of the tool results in the turns at the final size.
-        kv_tokens: what the KV cache holds.
-        growing, steady: turns until a conversation has its final length, and turns after that.
-        sampled: tokens per turn.
         on_rows: called after each turn with the table so far.
     """
-    draw = random.Random(13)
-    ends = _scaled([draw.uniform(*depths) for _ in range(conversations)], share * kv_tokens, target.context_tokens * 15 // 16)
-    grown = [0] * conversations
+    ends = load.ends(target.context_tokens)
+    grown = [0] * load.conversations
     records: list[TurnRecord] = []
 
-    def made() -> BenchResult:
-        return tabulate(name, records, kv_tokens=kv_tokens, ends=[int(end) for end in ends])
-
     async def converse(engine: EndlessEngine, number: int) -> None:
-        own = random.Random(number)
-        material = long_prompt(target, (1 << 24) + number, int(ends[number]))  # in no other measurement's prompts
+        draw = random.Random(number)
         tokens: list[int] = []
         computed = 0
-        results = [turn.result for turn in lengths.draw(steady * 4_096, number)][:steady]
-        for turn in range(growing + steady):
-            if turn < growing:
-                wanted = int(ends[number] * (turn + 1) / growing) - sampled
-                tokens += material[len(tokens) : max(wanted, len(tokens) + 1)]
-            else:
-                tokens += material[: min(_LONGEST_RESULT, results[(turn - growing) % len(results)])]
+        for turn, more in enumerate(_insertions(target, lengths, load, number, ends[number])):
+            tokens = [*tokens, *more]
             grown[number] = len(tokens)
-            fill = sum(grown) / kv_tokens
-            request = CompletionRequest(tokens=tokens, max_tokens=sampled, label=f"cache-{number}-{turn}")
+            fill = sum(grown) / load.kv_tokens
+            request = CompletionRequest(tokens=tokens, max_tokens=load.sampled, label=f"cache-{number}-{turn}")
             cached, new, first_s = await _turn(engine, request)
-            whole = target.whole_blocks(computed)
             if turn > 0 and cached is not None:
-                records.append(TurnRecord(fill=fill, whole=whole, cached=cached, seconds=first_s))
-                on_rows(made())
+                records.append(TurnRecord(fill=fill, whole=target.whole_blocks(computed), cached=cached, seconds=first_s))
+                on_rows(tabulate(name, records, kv_tokens=load.kv_tokens, ends=ends))
             tokens = [*tokens, *new]
             computed = len(tokens) - 1  # the last token was sampled but not fed back
-            grown[number] = len(tokens)
-            await asyncio.sleep(own.uniform(*wait_s))
+            await asyncio.sleep(draw.uniform(*load.wait_s))
 
     async with (
         EndlessEngine(
@@ -117,9 +129,20 @@ async def bench_prefix_cache(
         ) as engine,
         asyncio.TaskGroup() as group,
     ):
-        for number in range(conversations):
+        for number in range(load.conversations):
             group.create_task(converse(engine, number))
-    return made()
+    return tabulate(name, records, kv_tokens=load.kv_tokens, ends=ends)
+
+
+def _insertions(target: Target, lengths: Lengths, load: CacheLoad, number: int, end: int) -> Iterator[list[int]]:
+    """Yields what a conversation gets before each of its turns: equal parts until it has its length, then tool results."""
+    material = long_prompt(target, (1 << 24) + number, end)  # in no other measurement's prompts
+    part = max(1, end // load.growing - load.sampled)
+    for turn in range(load.growing):
+        yield material[turn * part : (turn + 1) * part]
+    results = lengths.draw(load.steady << 16, number)
+    for turn in range(load.steady):
+        yield material[: min(_LONGEST_RESULT, results[turn % len(results)].result)]
 
 
 async def _turn(engine: EndlessEngine, request: CompletionRequest) -> tuple[int | None, list[int], float]:
@@ -135,15 +158,6 @@ async def _turn(engine: EndlessEngine, request: CompletionRequest) -> tuple[int 
             sampled += chunk.token_ids
             cached = cached if chunk.cached_tokens is None else chunk.cached_tokens
     return cached, sampled, first_s
-
-
-def _scaled(lengths: Sequence[float], total: float, most: int) -> list[float]:
-    """Lengths in the same proportions with that total, none above `most`."""
-    scaled = list(lengths)
-    for _ in range(len(scaled)):
-        factor = total / sum(scaled)
-        scaled = [min(float(most), length * factor) for length in scaled]
-    return scaled
 
 
 def tabulate(name: str, records: Sequence[TurnRecord], *, kv_tokens: int, ends: Sequence[int]) -> BenchResult:
