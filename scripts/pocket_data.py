@@ -8,14 +8,17 @@ from concurrent.futures import Executor
 from functools import partial
 from itertools import chain, islice
 from random import Random
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 import typer
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pocket_problems import problems as draw_problems
 from pocket_transcripts import SPECIAL_TOKENS, Segment, transcript
+
+if TYPE_CHECKING:
+    import torch  # imported where it is used, since it takes seconds
 
 VOCABULARY = 1_280
 CHUNK = 1_000  # transcripts that one worker makes at a time
@@ -104,6 +107,8 @@ class Batches:
     """Training rows on the device; iterates without end over (ids, targets), int64 [rows, length], in random order."""
 
     def __init__(self, rows: Rows, tokens_per_step: int, device: str, random: Random) -> None:
+        import torch
+
         self._rows = {length: torch.from_numpy(part).to(device) for length, part in rows.items()}
         self._tokens_per_step = tokens_per_step
         self._random = random
@@ -114,6 +119,8 @@ class Batches:
         return f"{shares} tokens; {learnt:,} tokens to learn"
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        import torch
+
         while True:
             plan = []
             for length, rows in self._rows.items():

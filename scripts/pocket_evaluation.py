@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer
 
 from pocket_problems import Problem
@@ -45,11 +44,12 @@ class EvaluationAttempt:
         return self.text.endswith(f"\\boxed{{{self.problem.answer}}}.<turn|>")
 
 
-@torch.inference_mode()  # type: ignore[untyped-decorator]
 def attempt_all(
     model: Any, tokenizer: Tokenizer, chosen: list[Problem], temperature: float, min_p: float, max_turns: int = 6
 ) -> list[EvaluationAttempt]:
     """Runs one attempt per problem, all in parallel, and executes every call."""
+    import torch  # here, since it takes seconds
+
     attempts = [
         EvaluationAttempt(problem, tokenizer.encode(prompt_text(problem.text)).ids, fresh_namespace(), Random(problem.text))
         for problem in chosen

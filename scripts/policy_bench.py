@@ -23,9 +23,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import torch
 import typer
-from safetensors.torch import load_file, save_file
 
 from aimo_solver.server.process import free_port
 from policy_bench_report import COMMON, LIVE, REPEATS, Live, count_finished, folder_of, report
@@ -83,6 +81,9 @@ def table(out: Out = Path("runs/policies")) -> None:
 
 def write_model(folder: Path, noise: float = NOISE, seed: int = WEIGHT_SEED) -> None:
     """Writes the pocket model with Gaussian noise on its matrices; does nothing if the folder is there."""
+    import torch  # here, since it takes seconds
+    from safetensors.torch import load_file, save_file
+
     if folder.exists():
         return
     part = folder.with_name(f"{folder.name}.part")

@@ -6,10 +6,10 @@ import importlib.metadata
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from aimo_solver.lab.bench.decode import Pace, Shape
 from aimo_solver.lab.bench.random_weights import distinct_experts, draw, expected_experts, skew_of
@@ -21,44 +21,53 @@ import gpu_decode
 import gpu_shapes
 
 MXFP4_BYTES = 4.25 / 8
+uses_torch = pytest.mark.slow  # its import takes seconds; not at the top, since every worker of pytest imports this module
 
 
-def drawn(name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, skew: float = 0.0) -> torch.Tensor:
-    parameter = torch.full(shape, 7, dtype=dtype)
+def drawn(name: str, shape: tuple[int, ...], dtype: str = "float32", skew: float = 0.0) -> Any:
+    import torch
+
+    parameter = torch.full(shape, 7, dtype=getattr(torch, dtype))
     draw(name, parameter, skew=skew, seed=1)
     return parameter
 
 
+@uses_torch
 @pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.0.input_layernorm.weight"])
 def test_norms_are_one(name: str) -> None:
     assert (drawn(name, (64,)) == 1).all()
 
 
+@uses_torch
 @pytest.mark.parametrize("name", ["model.layers.0.mlp.router.weight", "lm_head.weight"])
 def test_weights_have_the_deviation_of_a_fresh_model(name: str) -> None:
     assert drawn(name, (256, 256)).std().item() == pytest.approx(0.02, rel=0.05)
 
 
+@uses_torch
 @pytest.mark.parametrize("name", ["model.layers.0.self_attn.o_proj.bias", "model.layers.0.mlp.router.bias", "x.attn.sinks"])
 def test_biases_are_zero(name: str) -> None:
     assert (drawn(name, (128,)) == 0).all()
 
 
+@uses_torch
 def test_a_skew_is_the_deviation_of_the_routers_bias() -> None:
     assert drawn("model.layers.0.mlp.router.bias", (20_000,), skew=1.5).std().item() == pytest.approx(1.5, rel=0.05)
     assert (drawn("model.layers.0.self_attn.o_proj.bias", (128,), skew=1.5) == 0).all()
 
 
+@uses_torch
 def test_expert_blocks_take_every_value_and_scales_stay_small() -> None:
-    blocks = drawn("model.layers.0.mlp.experts.w13_weight", (64, 256), torch.uint8)
-    scales = drawn("model.layers.0.mlp.experts.w13_weight_scale", (64, 256), torch.uint8)
+    blocks = drawn("model.layers.0.mlp.experts.w13_weight", (64, 256), "uint8")
+    scales = drawn("model.layers.0.mlp.experts.w13_weight_scale", (64, 256), "uint8")
     assert set(blocks.flatten().tolist()) == set(range(256))
     assert set(scales.flatten().tolist()) == {118, 119, 120, 121}
 
 
+@uses_torch
 def test_the_same_name_draws_the_same_values() -> None:
-    assert torch.equal(drawn("a.weight", (32, 32)), drawn("a.weight", (32, 32)))
-    assert not torch.equal(drawn("a.weight", (32, 32)), drawn("b.weight", (32, 32)))
+    assert drawn("a.weight", (32, 32)).equal(drawn("a.weight", (32, 32)))
+    assert not drawn("a.weight", (32, 32)).equal(drawn("b.weight", (32, 32)))
 
 
 @pytest.mark.parametrize("options", [{"skew": -1}, {"skew": float("nan")}, {"scew": 1}])

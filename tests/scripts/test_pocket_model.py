@@ -1,5 +1,8 @@
 # ruff: noqa: E402  the scripts are no package: their folder goes on the path first
-"""The embedded model, its problems and its training data. About 30 s of one core."""
+"""The embedded model, its problems and its training data. About 30 s of one core.
+
+Tests import torch and what imports it themselves: every worker of pytest imports the modules of all tests.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,9 @@ import sys
 from itertools import islice
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
-import torch
-import transformers  # its classes are loaded when they are used
 from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
@@ -29,11 +31,8 @@ import pocket_data as data
 import pocket_evaluation as evaluation
 import pocket_problems as source
 import pocket_transcripts as transcripts
-import train_pocket_model as script
 
 pytestmark = pytest.mark.slow
-
-torch.set_num_threads(1)  # threads that spin while other tests use the cores make a small network ten times slower
 
 families = pytest.mark.parametrize("family", source.FAMILIES, ids=lambda family: family.name)
 
@@ -44,7 +43,11 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def network() -> torch.nn.Module:
+def network() -> Any:
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)  # threads that spin while other tests use the cores make a small network ten times slower
     return transformers.AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.bfloat16).eval()
 
 
@@ -69,14 +72,16 @@ def test_its_settings_are_valid() -> None:
     assert (prompt.family, prompt.mix) == ("gemma", {"bare": 1})
 
 
-def test_careful_attempts_solve_every_family(network: torch.nn.Module, tokenizer: Tokenizer) -> None:
+def test_careful_attempts_solve_every_family(network: Any, tokenizer: Tokenizer) -> None:
     attempts = evaluation.attempt_all(network, tokenizer, evaluation.evaluation_problems(31, 16), temperature=0, min_p=0)
     assert {a.problem.family.name for a in attempts} == {family.name for family in source.FAMILIES}
     assert [a.text for a in attempts if not a.right] == []
     assert all(a.calls >= 1 for a in attempts)
 
 
-def test_sampled_attempts_are_right_and_some_need_a_second_call(network: torch.nn.Module, tokenizer: Tokenizer) -> None:
+def test_sampled_attempts_are_right_and_some_need_a_second_call(network: Any, tokenizer: Tokenizer) -> None:
+    import torch
+
     torch.manual_seed(5)
     attempts = evaluation.attempt_all(network, tokenizer, evaluation.evaluation_problems(32, 12), temperature=1.0, min_p=0.02)
     assert sum(a.right for a in attempts) >= 11
@@ -84,7 +89,7 @@ def test_sampled_attempts_are_right_and_some_need_a_second_call(network: torch.n
     assert mended
 
 
-def test_answers_come_from_the_tool(network: torch.nn.Module, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_come_from_the_tool(network: Any, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model answers with the tool's output, even if that is wrong."""
     monkeypatch.setattr(evaluation, "run_cell", lambda code, namespace: transcripts.CellOutput("60713\n", None, None))
     for attempt in evaluation.attempt_all(network, tokenizer, evaluation.evaluation_problems(33, 8), temperature=0, min_p=0):
@@ -112,6 +117,8 @@ def test_the_chat_template_renders_the_training_format() -> None:
         function = {"name": "python", "arguments": {"code": code}}
         calls = [{"type": "function", "function": function}]
         return {"role": "assistant", "content": "", "reasoning_content": "Try.", "tool_calls": calls}
+
+    import transformers
 
     template = transformers.AutoTokenizer.from_pretrained(MODEL).apply_chat_template
     messages: list[dict[str, object]] = [{"role": "user", "content": "How many?"}]
@@ -205,7 +212,7 @@ def _ids(tokenizer: Tokenizer, segments: list[transcripts.Segment]) -> list[int]
 
 
 def test_warmup_is_thirty_held_out_problems_with_confirmed_answers(warmup: list[dict[str, str]]) -> None:
-    problems = evaluation.evaluation_problems(script.WARMUP_SEED, 30)
+    problems = evaluation.evaluation_problems(2026, 30)
     assert [(row["problem"], int(row["answer"])) for row in warmup] == [(p.text, p.answer) for p in problems]
     assert len({row["id"] for row in warmup}) == len({row["problem"] for row in warmup}) == 30
     for problem in problems:
@@ -216,12 +223,18 @@ def test_warmup_is_thirty_held_out_problems_with_confirmed_answers(warmup: list[
 
 
 def test_problems_reproduces_the_warmup_file(tmp_path: Path) -> None:
+    import train_pocket_model as script
+
     result = CliRunner().invoke(script.app, ["problems", "--out", str(tmp_path / "again.csv")])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "again.csv").read_bytes() == (ROOT / "data" / "warmup.csv").read_bytes()
 
 
 def test_a_small_training_run_writes_a_folder_that_loads(tmp_path: Path) -> None:
+    import transformers
+
+    import train_pocket_model as script
+
     size = ["--transcripts", "1000", "--steps", "3", "--tokens-per-step", "1600", "--hidden", "64", "--layers", "1"]
     result = CliRunner().invoke(script.app, ["train", "--out", str(tmp_path), "--workers", "1", *size])
     assert result.exit_code == 0, result.output

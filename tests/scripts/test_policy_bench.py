@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
 from aimo_solver.config import load_config
 from tests.conftest import MODEL, ROOT
@@ -30,7 +28,11 @@ def test_policies_have_folders_of_their_own() -> None:
     assert len({folder_of(Path(), policy) for policy in (*LIVE, *REPEATS)}) == len(LIVE) + len(REPEATS)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_imperfect_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch  # takes seconds, and every worker of pytest imports this module
+    from safetensors.torch import load_file, save_file
+
     monkeypatch.setattr(policy_bench, "POCKET", tmp_path)
     exact = {"matrix": torch.arange(10_000.0).reshape(100, 100), "norm": torch.ones(100)}
     save_file(exact, tmp_path / "model.safetensors")
