@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -26,9 +26,7 @@ Out = Annotated[Path, typer.Option(help="folder for the files; existing files of
 @guarded
 def export_inspect_command(runs: Runs, out: Out = Path("exports")) -> None:
     """Writes one Inspect log per run, for `inspect view --log-dir OUT`."""
-    for run in _read(runs):
-        with _writing(out), progress_bar(name_run(run), hidden=not console.is_terminal) as progress:
-            _print(write_inspect_log(run, out, progress))
+    _export_each(runs, out, write_inspect_log)
 
 
 @export.command("parquet")
@@ -46,9 +44,13 @@ def export_parquet_command(runs: Runs, out: Out = Path("exports")) -> None:
 @guarded
 def export_wandb_command(runs: Runs, out: Out = Path("exports")) -> None:
     """Writes one offline run of Weights & Biases per run, for `wandb sync`; needs wandb."""
+    _export_each(runs, out, write_wandb_run)
+
+
+def _export_each(runs: list[Path], out: Path, write: Callable[[RunRecord, Path, Callable[[float], None]], Path]) -> None:
     for run in _read(runs):
         with _writing(out), progress_bar(name_run(run), hidden=not console.is_terminal) as progress:
-            _print(write_wandb_run(run, out, progress))
+            _print(write(run, out, progress))
 
 
 @contextmanager
