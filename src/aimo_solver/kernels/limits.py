@@ -36,6 +36,14 @@ class KillReason(StrEnum):
     PROTOCOL = "protocol"  # its reply could not be read
 
 
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a kernel's process ended; `reason` is None if the solver ended it."""
+
+    reason: KillReason | None
+    detail: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelLimits:
     """Limits of one kernel, in force from its start to the end of its lease.

@@ -22,7 +22,7 @@ from typing import Any
 
 from aimo_solver.errors import KernelStartError
 from aimo_solver.kernels.channel import Reply, ShellChannel
-from aimo_solver.kernels.limits import Isolation, KernelLimits, KillReason
+from aimo_solver.kernels.limits import Ending, Isolation, KernelLimits, KillReason
 
 _END_TIMEOUT_S = 10.0  # only a process stuck in the operating system takes longer to die
 _KILL_TIMEOUT_S = 5.0  # the same, for a call that waits for it
@@ -33,14 +33,6 @@ _READS = 4  # of _PIPE_BYTES at a time
 _DATAGRAM_BYTES = 65_536
 _REMOVE_TIMEOUT_S = 60.0
 _REMOVE = 'rm -rf -- "$1" || { chmod -R u+rwx -- "$1"; rm -rf -- "$1"; }'  # shutil.rmtree is slow and recursive
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How a kernel's process ended; `reason` is None if the solver ended it."""
-
-    reason: KillReason | None
-    detail: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

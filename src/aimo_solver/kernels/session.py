@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from aimo_solver.errors import KernelError, PoolClosedError
 from aimo_solver.kernels.channel import Reply
-from aimo_solver.kernels.limits import KernelLimits, KillReason
-from aimo_solver.kernels.process import Ending, KernelProcess, Outcome
+from aimo_solver.kernels.limits import Ending, KernelLimits, KillReason
+from aimo_solver.kernels.process import KernelProcess, Outcome
 from aimo_solver.kernels.text import cut_middle, render_terminal
 
 _TEXT_CHARS = 200_000  # more than an unmodified kernel sends

@@ -18,7 +18,6 @@ import socket
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -32,7 +31,7 @@ from aimo_solver.kernels.inside.isolation import (
     send_message,
 )
 from aimo_solver.kernels.inside.linux import file_access_as
-from aimo_solver.kernels.limits import Isolation, KillReason
+from aimo_solver.kernels.limits import Ending, Isolation, KillReason
 
 _NICE = 5  # of a leased kernel
 _TICK_S = 0.25  # between two checks of a leased kernel's usage
@@ -42,14 +41,6 @@ _LONGEST_PAUSE_S = 1.0
 _REWRITES = 4  # times scratch_mb that a kernel may write; unlinked open files show up in what was written only
 _SHARED_MEMORY = Path("/dev/shm")  # the only place outside its directory that multiprocessing must write to
 _NAMES_PER_COMMAND = 500
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    """Why the monitor stops; `reason` is None if the solver asked for it."""
-
-    reason: KillReason | None
-    detail: str
 
 
 def run_monitor(sandbox: Sandbox, control: socket.socket, output: int, solver: int | None) -> NoReturn:
@@ -102,7 +93,7 @@ class _Monitor:
             open_directory(self._sandbox)
             _remove(list(self._sandbox.directory.iterdir()))
 
-    def _wait_for_end(self) -> _End:
+    def _wait_for_end(self) -> Ending:
         wake, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
@@ -120,7 +111,7 @@ class _Monitor:
                 poll.unregister(self._started)
                 self._report_start(self._started)
             if self._solver in ready:
-                end = _End(None, "the solver is gone")
+                end = Ending(None, "the solver is gone")
             elif self._control.fileno() in ready:
                 end = self._handle_command()
             end = self._reap() or end
@@ -137,7 +128,7 @@ class _Monitor:
             close_directory(self._sandbox)
             send_message(self._control, **json.loads(message))
 
-    def _handle_command(self) -> _End | None:
+    def _handle_command(self) -> Ending | None:
         command = self._control.recv(16)
         if command == b"i":
             with suppress(OSError):
@@ -148,10 +139,10 @@ class _Monitor:
                 with suppress(OSError):  # only root may raise a priority
                     os.setpriority(os.PRIO_PROCESS, int(thread), _NICE)
         else:
-            return _End(None, "killed")
+            return Ending(None, "killed")
         return None
 
-    def _reap(self) -> _End | None:
+    def _reap(self) -> Ending | None:
         end = None
         with suppress(ChildProcessError):
             while True:
@@ -162,12 +153,12 @@ class _Monitor:
                     end = _end_from(status)
         return end
 
-    def _check_usage(self) -> _End | None:
+    def _check_usage(self) -> Ending | None:
         pids = self._processes()
         shm = self._shm_usage()
         return self._check_memory(pids, shm.mb - self._fresh_shm.mb) or self._check_files(pids, shm.files - self._fresh_shm.files)
 
-    def _check_memory(self, pids: list[int], shm_mb: float) -> _End | None:
+    def _check_memory(self, pids: list[int], shm_mb: float) -> Ending | None:
         limit = self._limits.memory_mb
         held = sum(map(usage.resident_mb, pids)) - self._fresh_mb + shm_mb  # too much where processes share pages
         if held > limit or (len(pids) > 1 and held - self._reported_mb >= _MEMORY_STEP_MB):
@@ -179,13 +170,13 @@ class _Monitor:
             ended = time.monotonic()
             self._next_exact = ended + min(_EXACT_PAUSE * (ended - began), _LONGEST_PAUSE_S)
             if held > limit:
-                return _End(KillReason.MEMORY, f"{held:,.0f} MB in {len(pids)} processes")
+                return Ending(KillReason.MEMORY, f"{held:,.0f} MB in {len(pids)} processes")
         if abs(held - self._reported_mb) >= _MEMORY_STEP_MB:
             self._reported_mb = held
             send_message(self._control, memory_mb=held)
         return None
 
-    def _check_files(self, pids: list[int], shm_files: int) -> _End | None:
+    def _check_files(self, pids: list[int], shm_files: int) -> Ending | None:
         if self._namespaces:  # the size of their file system is limited
             return None
         limits = self._limits
@@ -194,11 +185,11 @@ class _Monitor:
         with file_access_as(self._sandbox.uid):
             written += sum(map(usage.written_mb, pids))
         if scratch.mb > limits.scratch_mb:
-            return _End(KillReason.DISK, f"{scratch.mb:,.0f} MB stored")
+            return Ending(KillReason.DISK, f"{scratch.mb:,.0f} MB stored")
         if written > _REWRITES * limits.scratch_mb:
-            return _End(KillReason.DISK, f"{written:,.0f} MB written")
+            return Ending(KillReason.DISK, f"{written:,.0f} MB written")
         if scratch.files + shm_files > limits.scratch_files:
-            return _End(KillReason.DISK, f"more than {limits.scratch_files:,} files or directories")
+            return Ending(KillReason.DISK, f"more than {limits.scratch_files:,} files or directories")
         return None
 
     def _shm_usage(self) -> usage.DiskUsage:
@@ -223,12 +214,12 @@ class _Monitor:
             time.sleep(0.001)
 
 
-def _end_from(status: int) -> _End:
+def _end_from(status: int) -> Ending:
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
-        return _End(KillReason.EXIT, f"exit code {code}")
+        return Ending(KillReason.EXIT, f"exit code {code}")
     name = signal.Signals(-code).name
-    return _End(KillReason.CPU_TIME if -code == signal.SIGXCPU else KillReason.CRASH, name)
+    return Ending(KillReason.CPU_TIME if -code == signal.SIGXCPU else KillReason.CRASH, name)
 
 
 def _wipe_shared_memory(sandbox: Sandbox) -> None:
