@@ -170,7 +170,7 @@ def read_transcripts(path: Path, *, texts: bool = True) -> Iterator[Recorded]:
 
 
 def split_turns(tokens: Sequence[int], ends: set[int], opening: tuple[int, int]) -> Iterator[Sequence[int]]:
-    """Yields what was sampled: up to a token of `ends`, and again from behind the next `opening`."""
+    """Yields what was sampled: up to a token of `ends`, and again after the next `opening`."""
     at = 0
     while at < len(tokens):
         end = next((place for place in range(at, len(tokens)) if tokens[place] in ends), len(tokens) - 1)
@@ -282,7 +282,7 @@ def _score(
 
 
 def make_loop(name: str, tokens: int = 8_000) -> list[int]:
-    """Returns a made-up loop in the tokens of gpt-oss, behind a window of normal text."""
+    """Returns a made-up loop in the tokens of gpt-oss, after a window of normal text."""
     if name in TEXTS:
         return [*prose()[:WINDOW], *(prose()[: TEXTS[name]] * (tokens // TEXTS[name]))]
     text = "".join(map(LOOPS[name], range(1, 3 * tokens)))[: 12 * tokens]

@@ -14,7 +14,7 @@ _BITS = 20_000  # of any intermediate number
 
 MODULO = frozenset(("mod", "modulo", "\\bmod", "\\mod", "\\pmod"))
 SCALES = {"dozen": 12, "hundred": 100, "thousand": 1_000, "million": 10**6, "billion": 10**9, "万": 10**4, "亿": 10**8}
-"""Words behind a number that multiply it."""
+"""Words after a number that multiply it."""
 
 
 class NotANumber(Exception):

@@ -1,6 +1,6 @@
 r"""The exact value of a short LaTeX text of numbers, such as ``\frac{84}{2}`` or ``N = 42 \text{ square units}``.
 
-A text becomes tokens; the clause that states the result is chosen; what stands behind its last relation is evaluated. A text that
+A text is split into tokens; the clause that states the result is chosen; what follows its last relation is evaluated. A text that
 can be read in two ways has no value. Numbers are `Fraction`s. Their size and the length and depth of the text are bounded.
 """
 
@@ -23,7 +23,7 @@ def evaluate_latex(text: str, *, prose: bool = False) -> Fraction | None:
     Args:
         text: at most 1,000 characters.
         prose: whether the text is a sentence with formulas, not a formula with words. A number in a sentence counts only if it is
-            all of it, or behind a relation such as "=" or "is".
+            all of it, or follows a relation such as "=" or "is".
     """
     if len(text) > _LONGEST:
         return None
@@ -63,7 +63,7 @@ _FILLERS = _CUES | _words(
     "the a b c d an my our final correct exactly precisely simply just indeed finally must should will would appears seems "
     "be to integer number value result remainder total sum required desired now also minimum maximum smallest largest such"
 )
-"""Words that can stand between a relation and its number in a sentence."""
+"""Words that can occur between a relation and its number in a sentence."""
 
 _UNITS = _words("unit cm mm km dm kg mg ft yd mi ml hr hrs min sec sq deg rad")
 _KNOWN = _RELATIONS | _CUES | _JOINTS | _THEN | _ASIDE | MODULO | SCALES.keys() | _CONDITIONS | _UNSURE | _UNITS
@@ -115,7 +115,7 @@ def _tokens(text: str, *, prose: bool) -> list[Token]:
 
 
 def _is_word(letters: str, *, in_words: bool, beside: bool) -> bool:
-    """Whether letters are a word. Directly behind a number, and in a formula, short ones are variables."""
+    """Whether letters are a word. Directly after a number, and in a formula, short ones are variables."""
     if letters in _KNOWN or letters >= "\u2e80":  # Chinese, Japanese, Korean
         return True
     return not beside and (in_words or (len(letters) > 3 and not set("aeiou").isdisjoint(letters)))
@@ -146,7 +146,7 @@ def _ascii(character: str) -> str:
 
 
 def _stated(tokens: Sequence[Token], *, prose: bool) -> Fraction:
-    """Returns the value of the phrase behind the last relation, or before it if a name is behind it (42 = N)."""
+    """Returns the value of the phrase after the last relation, or before it if a name follows it (42 = N)."""
     if any(token.text in _CONDITIONS for token in tokens):
         raise NotANumber
     joint, clause = _clause(tokens)
@@ -163,7 +163,7 @@ def _stated(tokens: Sequence[Token], *, prose: bool) -> Fraction:
 def _clause(tokens: Sequence[Token]) -> tuple[str, Sequence[Token]]:
     """Returns the clause that states the result, with the joint before it.
 
-    That is the only one, one that follows from those before it, one that those behind it explain, or a last one about the answer.
+    That is the only clause, one that follows from those before it, one that later ones explain, or a last one about the answer.
     """
     *_, tokens = [part for _, part in _split(tokens, _THEN) if _has_number(part)] or [[]]
     (_, first), *asides = _split(tokens, _ASIDE)

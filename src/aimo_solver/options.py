@@ -62,7 +62,7 @@ class AttemptConfig:
         answer_tokens, answer_s: tokens and seconds reserved for asking for the answer near a limit.
         time_limit_s: seconds of an attempt at most; None means as many as its problem has.
         stop_loops: an attempt that repeats itself (policy/loops.py) is told so, and the second time asked for its answer.
-        stop_at_box: the first box that closes around an answer ends the attempt, wherever it stands in its thinking or code.
+        stop_at_box: the first closed box with an answer ends the attempt, also within its thinking or code.
         least_thinking: an answer within the first so many sampled tokens is questioned once ("Wait"); 0 never does.
     """
 
@@ -249,7 +249,7 @@ class BudgetConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class VariantConfig:
-    """A prompt variant. What is None is as in `base`, and sampling and effort then as in their sections.
+    """A prompt variant. Fields that are None are taken from `base`, sampling and effort from their own sections.
 
     In the texts, {timeout_s}, {output_chars} and {libraries} stand for the limits of a call and for the modules that are
     imported, and {answer} for what an answer is, such as "an integer from 0 to 99999". `aimo-solver prompts` shows what a

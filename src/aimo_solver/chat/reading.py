@@ -1,6 +1,6 @@
 """Decides what a turn is, once its parts are found: calls, a final text, or malformed.
 
-A call that cannot be read, or a tag without a call, does not cost an answer that stands beside it.
+An answer counts even if the same turn has a call that cannot be read, or a tag without a call.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from aimo_solver.chat.turns import MAX_CALLS, FinalText, Malformed, ToolCall, To
 PYTHON_NAMES = frozenset({PYTHON_TOOL.name, f"functions.{PYTHON_TOOL.name}"})
 """Names of the tool."""
 
-_MOST_ENDS = 8  # of the thoughts, in one turn
-_LONGEST_BOX = 200  # characters; a longer box is no plain number
+_MOST_ENDS = 8  # of the thoughts in one turn that are tried
+_LONGEST_BOX = 200  # characters; a longer box is not a plain number
 
 _Call = TypeVar("_Call")
 _Part = TypeVar("_Part")
@@ -74,7 +74,7 @@ def unknown_tool(name: str) -> Malformed:
 
 
 def after_thoughts(text: str, end: str) -> str:
-    """Returns the text behind the last end of the thoughts, or behind one before it if only that has an answer."""
+    """Returns the text after the last end of the thoughts, or after an earlier one if only that text has an answer."""
     parts = [part for part in text.split(end)[1:] if part.strip()]
     return next(filter(has_answer, reversed(parts[-_MOST_ENDS:])), parts[-1] if parts else "")
 
@@ -86,13 +86,13 @@ def has_answer(text: str) -> bool:
 
 
 def ends_with_answer(text: str) -> bool:
-    """Whether the text has an answer and no words behind it, unlike a thought that goes on."""
+    """Whether the text ends with an answer. If words follow the answer, the model is still thinking."""
     after = _after_answer(text)
     return after is not None and re.search(r"[\w?]", after) is None
 
 
 def _after_answer(text: str) -> str | None:
-    """What follows the last box and the marks of mathematics around it, None without a box that holds a number."""
+    """The text after the last box and its math delimiters; None if that box holds no number."""
     box = last_box(text)
     if box is None or len(box) > _LONGEST_BOX or read_answer(f"\\boxed{{{box}}}") == Reading():
         return None

@@ -31,7 +31,7 @@ _Message = tuple[str, str]  # role and text
 
 
 class TemplateFormat:
-    """A chat format that renders prompts and results with the model's template; thoughts stand in ``<think>`` tags."""
+    """A chat format that renders prompts and results with the model's template; thoughts are in ``<think>`` tags."""
 
     stop_strings: tuple[str, ...] = ()
 

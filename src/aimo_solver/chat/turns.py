@@ -28,10 +28,10 @@ class ToolCalls:
     """A turn with tool calls.
 
     Attributes:
-        calls: empty if the turn stopped without a call and goes on after ``tool_results(sampled, ())``, for instance at a
+        calls: empty if the turn stopped without a call and continues after ``tool_results(sampled, ())``, for instance at a
             fence that closes something other than Python.
         salvaged: what was repaired, None if nothing.
-        left_out: calls beyond the first `MAX_CALLS`; they are neither read nor run, and the model is told their number.
+        left_out: calls beyond the first `MAX_CALLS`; they are neither read nor run, and their number is reported to the model.
     """
 
     calls: tuple[ToolCall, ...]
@@ -100,7 +100,7 @@ class ChatFormat(Protocol):
     def ask_answer(self, sampled: Sequence[int], why: str = TIME_UP) -> list[int]:
         r"""Returns the tokens that make the model write its final answer now; they end with an opened ``\boxed{``.
 
-        `why` says for what reason, as `prompts.TIME_UP` does.
+        `why` is the reason, such as `prompts.TIME_UP`.
         `sampled` may end anywhere. It is empty if a tool's result or a complaint was appended last.
         """
 

@@ -57,7 +57,7 @@ class PromptVariant:
 
 
 def fill_in(text: str, config: Config) -> str:
-    """Returns the text with what an answer is, the limits of a call and the imported modules in place of their placeholders."""
+    """Fills in the placeholders: the kind of answer, the limits of a call and the imported modules."""
     kernels, (lowest, highest) = config.kernels, config.answers.range
     if config.answers.kind == "symbolic":
         answer, in_chinese, in_russian = "an exact value in LaTeX", "用 LaTeX 表示的精确值", "точное значение в LaTeX"

@@ -123,7 +123,7 @@ class KernelPool:
         """Returns when the first kernel is ready; the others follow in the background.
 
         Raises:
-            KernelStartError: kernels do not start. The pool keeps trying, and has to be closed all the same.
+            KernelStartError: kernels do not start. The pool keeps trying, and still has to be closed.
         """
         self._give(await self._take())
 
@@ -269,7 +269,7 @@ class KernelPool:
             self._fail_waiting(KernelStartError, self._failures.error)
 
     def _retire_spawner(self) -> None:
-        """Has the next kernel come from a new forkserver; kernels of the old one live on."""
+        """Closes the spawner, so that the next kernel comes from a new forkserver; existing kernels stay."""
         if self._spawner is not None:
             self._end(self._spawner.close())
             self._spawner = None

@@ -54,7 +54,7 @@ class ExecutionResult:
     def as_text(self, limit: int = 4_000) -> str:
         """Returns the text for the model: output, value, notes in square brackets, traceback.
 
-        Output is cut first, then notes and traceback, each in the middle, to `limit` characters plus the marks of the cuts.
+        Output is cut first, then notes and traceback, each in the middle, to `limit` characters plus the notes on the cuts.
         """
         printed = "\n".join(part.rstrip("\n") for part in (self.stdout, self.value) if part)
         problems = "\n".join([*(f"[{note}]" for note in self.notes), *filter(None, [self.traceback])])

@@ -1,4 +1,4 @@
-"""What the log says about a lost problem: what ended its attempts, how long the server was away, what was in sight."""
+"""What the log says about a lost problem: what ended its attempts, server downtime, answers that were nearly given."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class LostProblem:
                 return _LIMITS[reason]
 
     def _forced_by(self, attempt: Attempt, trajectory: TrajectoryRecord | None) -> Cause | None:
-        """Why an attempt was asked for its answer; None if the log does not tell."""
+        """Why an attempt was asked for its answer; None if the log does not show it."""
         allotted = self.problem.allotted_s
         if attempt.turns >= (self.option("attempt", "max_turns") or float("inf")):
             return Cause.TURNS

@@ -38,7 +38,7 @@ class Spread:
 def measure_spread(right: ArrayLike, source: str, problems: int | None = None) -> Spread:
     """Measures the spread on repeats of a configuration, for a competition of `problems` of these problems' mixture.
 
-    The variances of the problems are added, which assumes that a run's luck with one problem tells nothing about the next.
+    The variances of the problems are added, which assumes that the problems of a run are independent.
 
     Args:
         right: (runs, problems), 1 where the run was right.

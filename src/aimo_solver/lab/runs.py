@@ -50,7 +50,7 @@ class LoggedRun:
 
     Attributes:
         config: its options by section; of a CSV only the model.
-        left_out: problems that did not end, whose answer is unknown, or whose records do not allow to count right answers.
+        left_out: problems that did not end, whose answer is unknown, or whose records are not fit for counting right answers.
         record: the run directory; None for a CSV.
     """
 

@@ -26,7 +26,7 @@ from aimo_solver.solve.python import LeasedPython, PythonPool
 
 _LEAST_ANSWER_TOKENS = 32  # room for the answer itself when it is asked for
 _KINDS: dict[type, str] = {ToolCalls: "tool_call", FinalText: "final", Malformed: "malformed"}  # in the trajectory
-_MOST_UNANSWERED = 2  # final texts without an answer after which an attempt goes on
+_MOST_UNANSWERED = 2  # final texts without an answer after which an attempt continues
 _REASONS = {
     FinishReason.DEADLINE: prompts.TIME_UP,
     FinishReason.TOKEN_LIMIT: prompts.TOKENS_UP,
@@ -35,7 +35,7 @@ _REASONS = {
     FinishReason.NO_ANSWER: prompts.ANSWER_MISSING,
     FinishReason.ENGINE_ERROR: prompts.SERVER_FAULT,
 }
-"""What the model is told when it is asked for its answer."""
+"""The reason given to the model when it is asked for its answer."""
 
 Unify = Callable[[Problem, Attempt], Awaitable[Attempt]]
 
@@ -111,7 +111,7 @@ class RunningAttempt:
         self._malformed = 0
         self._unanswered = 0  # final texts without an answer
         self._answer: Answer | None = None
-        self._unconfirmed: Answer | None = None  # an early answer, or one in a final text that a limit cut
+        self._unconfirmed: Answer | None = None  # an early answer, or one in a final text that was cut off
         self._error: str | None = None
 
     @property
@@ -170,7 +170,7 @@ class RunningAttempt:
         return read_symbolic(text) if answers.kind == "symbolic" else read_answer(text, answers.possible, answers.modulus)
 
     async def _run_turns(self) -> FinishReason:
-        """Runs model turns and their calls until there is an answer or a reason to ask for one; returns which."""
+        """Runs model turns and their calls until there is an answer, or a reason to ask for one; returns the finish reason."""
         self._conversation.begin(self._chat.prompt(self._opening))
         while self.turns < self._options.max_turns:
             sampled = await self._sample()
@@ -194,7 +194,7 @@ class RunningAttempt:
         return FinishReason.TURN_LIMIT
 
     async def _reply(self, sampled: Sequence[int], turn: Turn) -> FinishReason | None:
-        """Appends what follows a turn: results, or what was wrong with it. Returns why nothing can follow, if so."""
+        """Appends the reply to a turn, tool results or a complaint. Returns a finish reason if the attempt cannot continue."""
         match turn:
             case ToolCalls():
                 fits = await self._run_calls(sampled, turn)
@@ -257,7 +257,7 @@ class RunningAttempt:
         return await self._draw(room, self._soft_deadline, self._guard.add)
 
     async def _ask_answer(self, finish: FinishReason) -> FinishReason:
-        """Asks for the answer with the reserved tokens and time; returns `finish` if that brings none."""
+        """Asks for the answer with the reserved tokens and time; returns `finish` if there is still none."""
         await self._python.release()  # other attempts may wait for it
         tokens = self._options.answer_tokens
         if self._clock() >= self._deadline or not self._conversation.ask_answer(

@@ -12,7 +12,7 @@ from aimo_solver.problems import Answer
 from aimo_solver.results import FinishReason
 
 _BOX = "\\boxed{"
-_STEP = 16  # tokens between two looks for a box
+_STEP = 16  # tokens between two searches for a box
 _REACH = 128  # tokens in which a box must open and close
 
 
@@ -24,7 +24,7 @@ def last_closed_box(text: str) -> str | None:
 
 
 class TurnGuard:
-    """Watches the sampled tokens of one attempt, as far as its options ask for it.
+    """Checks the sampled tokens of one attempt for loops and boxed answers, as its options say.
 
     Attributes:
         boxed: the answer in the box that ended the turn.
@@ -43,7 +43,7 @@ class TurnGuard:
     def add(self, tokens: Sequence[int], *, ended: bool = False) -> FinishReason | None:
         """Returns why the turn should end after these tokens; None if it may go on.
 
-        `ended` means that no tokens follow, so that all of them are looked at.
+        `ended` means that no tokens follow, so that the last few are searched too.
         """
         if self._stop_at_box:
             self._recent += tokens
@@ -55,7 +55,7 @@ class TurnGuard:
         return FinishReason.LOOP if self._loops is not None and self._loops.add(tokens) else None
 
     def forget_loop(self) -> None:
-        """Begins the search for loops again, after one that the model was told of."""
+        """Restarts the search for loops, after the model was told of one."""
         if self._loops is not None:
             self._loops.forget()
 

@@ -100,7 +100,7 @@ class LeasedPython:
     async def _acquire(self, left_s: float) -> PythonSession:
         """Returns the session with the definitions of earlier calls, or leases a new one within `left_s`.
 
-        A wait in vain halves the next one, so an attempt that gets no session loses at most twice `_PATIENCE_S`.
+        A wait without success halves the next one, so an attempt that gets no session loses at most twice `_PATIENCE_S`.
 
         Raises:
             KernelError: kernels do not start, or none was free in time.

@@ -20,14 +20,14 @@ from aimo_solver.server.completions import Chunk
 from aimo_solver.solve.attempt import Resources
 from aimo_solver.solve.solver import Observer, Solver
 
-_PROBE_S = 5.0  # between two looks at the health of all servers
-_MISSES = 3  # looks in a row at which a server does not answer, until its requests are given up
+_PROBE_S = 5.0  # between two health checks of all servers
+_MISSES = 3  # failed health checks in a row after which a server's requests are given up
 _WAIT_S = 0.25
 
 
 @dataclass(slots=True, eq=False)
 class _Member:
-    """One server. `problems` are those placed on it; `misses` counts failed looks at its health in a row.
+    """One server. `problems` are those placed on it; `misses` counts failed health checks in a row.
 
     `streams` are the time limits of its requests under way: none, until the server is given up.
     """
@@ -57,7 +57,7 @@ class ServerGroup:
 
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
-        """Leaves out servers that do not answer, and takes back those that do, while the block runs."""
+        """Excludes servers that do not answer, and readmits those that answer again, while the block runs."""
         task = asyncio.create_task(self._watch(), name="endpoint-watcher")
         try:
             yield
@@ -66,7 +66,7 @@ class ServerGroup:
             await asyncio.wait({task})
 
     async def find_ready(self, failed: _Member) -> _Member | None:
-        """Returns a server that answers, `failed` if it does after all; None if none does."""
+        """Returns a server that answers, preferably `failed`; None if none does."""
         for member in dict.fromkeys((failed, *sorted(self._members, key=_load))):
             if await member.engine.ready():
                 return member
@@ -92,7 +92,7 @@ class ServerGroup:
         member.misses += 1
         if member.misses == _MISSES:
             self.leave_out(member)
-            for stream in member.streams:  # they would wait for ever if the server hangs
+            for stream in member.streams:  # they would never end if the server hangs
                 stream.reschedule(0.0)
 
 
@@ -111,7 +111,7 @@ class PlacedEngine:
 
     @property
     def context_tokens(self) -> int:
-        """Of the server on which the problem is now."""
+        """The context of the server that has the problem at present."""
         return self._member.engine.context_tokens
 
     async def stream(self, request: CompletionRequest) -> AsyncGenerator[Chunk, None]:

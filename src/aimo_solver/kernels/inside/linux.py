@@ -52,7 +52,7 @@ def _prctl(what: str, option: int, *args: object) -> None:
 
 
 def die_with_parent() -> None:
-    """Has this process killed when its parent ends. A change of user resets it."""
+    """Requests that this process be killed when its parent ends. A change of user resets this."""
     _prctl("parent death signal", _PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 

@@ -63,7 +63,7 @@ def run_monitor(sandbox: Sandbox, control: socket.socket, output: int, solver: i
         for fd in (output, starting):
             os.close(fd)
         _Monitor(sandbox, control, kernel, started, solver).run()
-    except BaseException:  # noqa: BLE001 - whatever it is, a forked process must not go on in its parent's code
+    except BaseException:  # noqa: BLE001 - whatever it is, a forked process must not continue in its parent's code
         send_message(control, failed=traceback.format_exc()[-4_000:])
     os._exit(0)
 

@@ -71,7 +71,7 @@ def skew_of(options: Mapping[str, Any]) -> float:
     """The `skew` among a loader's extra options.
 
     Raises:
-        ValueError: another option, or a skew that is no number from 0 up.
+        ValueError: another option, or a skew that is not a number from 0 up.
     """
     if unknown := set(options) - {"skew"}:
         raise ValueError(f"--load-format {LOAD_FORMAT} has one option, skew; got {', '.join(sorted(unknown))}")

@@ -114,7 +114,7 @@ def _turns(run: RunRecord, schema: Schema) -> Iterator[pl.DataFrame]:
 
 
 def _frame(rows: Sequence[Mapping[str, Any]], schema: Schema) -> pl.DataFrame:
-    # Not strict: in a run with symbolic answers, the answer that stands for none is the integer 0.
+    # Not strict: in a run with symbolic answers, the fallback answer is the integer 0.
     return pl.DataFrame(rows, schema=schema, strict=schema.get("answer") != pl.String())
 
 

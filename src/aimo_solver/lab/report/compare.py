@@ -29,8 +29,8 @@ class Comparison:
     """B against A, on the `pairs` problems with known truth that ended in both.
 
     Attributes:
-        difference: accuracy of B minus accuracy of A; as `statistics.paired_difference` computes it; zero without any.
-        p_value: of the sign test over the problems on which the runs differ; 1 without any.
+        difference: accuracy of B minus accuracy of A, by `statistics.paired_difference`; zero without any problem.
+        p_value: of the sign test over the problems on which the runs differ; 1 if there are none.
         changed: options that differ, as (name, value in A, value in B).
     """
 

@@ -33,7 +33,7 @@ class Chart:
 
     Args:
         label: its accessible name; the title of a file.
-        size: width and height in pixels, with `left`, `right` and `bottom` for what stands beside the inner part.
+        size: width and height in pixels, with `left`, `right` and `bottom` for what is drawn beside the inner part.
         x: the values at both ends of the x axis.
         log: whether the x axis is logarithmic.
     """
