@@ -1,4 +1,4 @@
-"""The record of one attempt at one problem."""
+"""The records of one attempt at one problem, and of drafted tokens."""
 
 from __future__ import annotations
 
@@ -63,3 +63,22 @@ class Attempt:
     prompt: str = "tool"
     finish_order: int | None = None
     error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftCounts:
+    """What a server has drafted since its start.
+
+    Attributes:
+        steps: in which a stream's drafted tokens were checked, summed over the streams.
+        drafted, accepted: tokens. Each step samples one token besides those accepted.
+    """
+
+    steps: int
+    drafted: int
+    accepted: int
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Sampled tokens per stream and step, 1 without speculation."""
+        return 1.0 + self.accepted / self.steps if self.steps else 1.0

@@ -18,7 +18,7 @@ from aimo_solver.errors import RunDirectoryError
 from aimo_solver.lab.report.command import report_runs
 from aimo_solver.lab.report.compare import compare
 from aimo_solver.lab.report.data import RunReport, Verdict, load_report
-from aimo_solver.lab.report.page import render_page
+from aimo_solver.lab.report.page import render_page, tiles
 from aimo_solver.lab.report.timeline import Activity, count_active, entropy_curve, split_segments
 from aimo_solver.log.reader import Step, TrajectoryRecord, read_run
 from aimo_solver.log.resume import resume_run
@@ -115,6 +115,17 @@ def test_a_boot_stage_without_an_end_lasts_until_the_run_ends(tmp_path: Path) ->
         (9.0, 12.0, "done"),
     ]
     assert "it died" in render_page([one])
+
+
+def test_drafted_tokens_are_added_up_over_restarts_of_the_server(tmp_path: Path) -> None:
+    log = RunLog.create(tmp_path / "run", config=Config(), environment={})
+    for steps, accepted in ((10, 15), (30, 45), (20, 20)):  # the server was restarted before the third
+        log.event("drafts", problem_id="a", steps=steps, drafted=3 * steps, accepted=accepted, tokens_per_step=2.5)
+    log.close()
+    one = load_report(read_run(tmp_path / "run"))
+    tile = next(tile for tile in tiles(one) if tile.name == "Tokens per step")
+    assert (tile.value, tile.note) == ("2.30", "43% of 3.0 drafted tokens accepted")
+    assert one.notable == ()
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 20)), max_size=30))

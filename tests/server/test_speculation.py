@@ -11,7 +11,9 @@ import pytest
 from aimo_solver.config import load_config
 from aimo_solver.errors import ModelError
 from aimo_solver.options import SamplingConfig
+from aimo_solver.results import DraftCounts
 from aimo_solver.server import launch
+from aimo_solver.server.completions import read_drafts
 from aimo_solver.server.launch import LaunchPlan, plan_launch
 from aimo_solver.server.speculation import Speculation, draft_length, without_min_p
 from tests.conftest import H100
@@ -171,3 +173,18 @@ def test_ngrams_need_no_folder() -> None:
 def test_a_longer_draft_pays_the_more_the_more_experts_are_read_anyway() -> None:
     lengths = [draft_length(streams, 128, 4) for streams in (8, 16, 24, 32, 64)]
     assert all(before <= after for before, after in itertools.pairwise(lengths))
+
+
+def test_drafted_tokens_are_counted_over_all_copies_of_the_model() -> None:
+    names = ("drafts", "draft_tokens", "accepted_tokens")
+    lines = [
+        f'vllm:spec_decode_num_{name}_total{{engine="{copy}",model_name="m"}} {value}'
+        for copy in (0, 1)
+        for name, value in zip(names, ("10.0", "30.0", "1.2e+01"), strict=True)
+    ]
+    lines.append('vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",position="0"} 8.0')
+    counts = read_drafts("\n".join(["# HELP vllm:spec_decode_num_drafts_total Number of drafts.", *lines]))
+    assert counts == DraftCounts(steps=20, drafted=60, accepted=24)
+    assert counts is not None
+    assert counts.tokens_per_step == pytest.approx(2.2)
+    assert read_drafts("vllm:num_requests_running 3.0") is None

@@ -8,17 +8,19 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aimo_solver.clock import RunClock, process_age_s
 from aimo_solver.config import Config, load_config
-from aimo_solver.errors import ConfigError, RunDirectoryError
+from aimo_solver.errors import AimoError, ConfigError, RunDirectoryError
 from aimo_solver.kaggle.gateway import in_rerun
 from aimo_solver.kaggle.run import LoggingObserver, Run
 from aimo_solver.log.environment import describe_environment
 from aimo_solver.log.writer import NullLog, RunLog
 from aimo_solver.paths import find_compile_cache, find_model
+from aimo_solver.server.speculation import plan_speculation, read_model_config
 from aimo_solver.server.wheels import Installation
 
 if TYPE_CHECKING:
@@ -29,8 +31,13 @@ _NUMBERS_TRIED = 3  # another run may take a number after the folder was listed
 log = logging.getLogger(__name__)
 
 
-def notebook_run(model: str, settings: Mapping[str, Any], wheels: Installation, directory: Path = Path("runs")) -> Run:
+def notebook_run(
+    model: str, settings: Mapping[str, Any], wheels: Installation, directory: Path = Path("runs"), *, draft: str = ""
+) -> Run:
     """Returns the run of the notebook, which writes its log to a new folder in `directory`.
+
+    `model` and `draft` (server/speculation.py) are Kaggle's handles or folders; without a draft, or with one that does not fit,
+    no tokens are drafted.
 
     In a rerun the clock counts from the start of this process, because the session's time limit includes the seconds before
     the first cell. Elsewhere the process may have been idle for hours, so the clock counts from now.
@@ -38,25 +45,29 @@ def notebook_run(model: str, settings: Mapping[str, Any], wheels: Installation, 
     Raises:
         ConfigError: `settings` has an option that is unknown or invalid, or options that contradict each other.
     """
-    config = load_config(settings)
+    config = load_config(settings, {"server": {"draft_model": draft}} if draft else None)
     if config.answers.kind != "integer":
         raise ConfigError("answers.kind", "Kaggle's gateway takes integers only")
     budget = config.budget
     started = time.monotonic() - (process_age_s() if in_rerun() else 0.0)
-    sessions = _Sessions(model, settings, wheels, directory, started)
+    sessions = _Sessions(model, settings, draft, wheels, directory, started)
     return Run(sessions.open, budget, RunClock.begin(budget, time.monotonic, started), sessions.finish)
 
 
 class _Sessions:
     """Opens the notebook's sessions, and keeps what outlives a session: the log and the installed wheels."""
 
-    def __init__(self, model: str, settings: Mapping[str, Any], wheels: Installation, directory: Path, started: float) -> None:
+    def __init__(
+        self, model: str, settings: Mapping[str, Any], draft: str, wheels: Installation, directory: Path, started: float
+    ) -> None:
         self._model = model
         self._settings = settings
+        self._draft = draft
         self._wheels = wheels
         self._directory = directory
         self._started = started
         self._log: RunLog | None = None
+        self._draft_problem: str | None = None
 
     @asynccontextmanager
     async def open(self, observer: LoggingObserver) -> AsyncIterator[Session]:
@@ -67,6 +78,8 @@ class _Sessions:
         config = await asyncio.to_thread(self._config, folder)
         if self._log is None:
             self._log = await asyncio.to_thread(open_log, self._directory, config, self._started)
+        if self._draft_problem is not None:
+            self._log.event("draft_left_out", reason=self._draft_problem)
         self._wheels = await asyncio.to_thread(self._wheels.renewed)
         try:
             async with local_session(folder, config, self._log, [observer], self._wheels) as session:
@@ -77,7 +90,18 @@ class _Sessions:
 
     def _config(self, folder: Path) -> Config:
         cache = find_compile_cache()
-        return load_config({"server": {"compile_cache": str(cache)}} if cache else None, folder, self._settings)
+        draft = {"server": {"draft_model": self._draft}} if self._draft else None
+        config = load_config({"server": {"compile_cache": str(cache)}} if cache else None, folder, self._settings, draft)
+        self._draft_problem = None
+        if config.server.draft_model is None:
+            return config
+        try:
+            server = replace(config.server, draft_model=str(find_model(config.server.draft_model)))
+            plan_speculation(server, read_model_config(folder), config.solver.streams)
+        except AimoError as error:  # a run answers as well without a draft
+            self._draft_problem = str(error)
+            server = replace(config.server, speculative="none")
+        return replace(config, server=server)
 
     def finish(self) -> None:
         """Ends the log."""

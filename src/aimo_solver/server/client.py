@@ -273,12 +273,16 @@ class VllmEngine:
 
     async def kv_cache_tokens(self) -> int | None:
         """Returns how many tokens the server's KV cache holds; None if it does not report that."""
+        return read_kv_tokens(await self.metrics())
+
+    async def metrics(self) -> str:
+        """Returns the text of `/metrics`, "" if there is none."""
         try:
             timeout = aiohttp.ClientTimeout(total=5)
             async with self._open().get(f"{self.base_url}/metrics", timeout=timeout) as response:
-                return read_kv_tokens(await read_body(response)) if response.status == 200 else None
+                return await read_body(response) if response.status == 200 else ""
         except (aiohttp.ClientError, OSError):
-            return None
+            return ""
 
     async def healthy(self, timeout_s: float = 5.0) -> bool:
         """Returns whether the server's `/health` answers 200 in time."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,11 +17,15 @@ import aiohttp
 
 from aimo_solver.errors import ContextExceeded, EngineError, EngineRejected, EngineUnavailable
 from aimo_solver.options import SamplingConfig
+from aimo_solver.results import DraftCounts
 
 _LONGEST_BODY = 1 << 20  # bytes; a list of models and a refusal have a few hundred
 _LONGEST_LINE = 1 << 20  # bytes; a chunk of 8 tokens with 20 log-probabilities each has 20,000
 # How vLLM 0.10 to 0.32 refuse a request for its length; the number is the context.
 _TOO_LONG = re.compile(r"(?:maximum context length(?: is)? \(?|max_model_len=)(\d{1,9})")
+_DRAFTS = re.compile(
+    r"^vllm:spec_decode_num_(drafts|draft_tokens|accepted_tokens)(?:_total)?(?:\{[^}\n]*\})? ([\d.e+]+)$", re.MULTILINE
+)
 _CACHE_INFO = re.compile(r"^vllm:cache_config_info\{([^}\n]*)\}", re.MULTILINE)  # one line for each copy of the model
 
 
@@ -109,6 +114,16 @@ def read_kv_tokens(metrics: str) -> int | None:
         blocks = values.get("num_gpu_blocks", 0) * values.get("block_size", 0)
         sizes.append(values.get("kv_cache_size_tokens", blocks))
     return sum(sizes) or None
+
+
+def read_drafts(metrics: str) -> DraftCounts | None:
+    """Reads the counters of speculation from `/metrics`, over all copies of the model; None if there are none."""
+    counts = Counter[str]()
+    for name, value in _DRAFTS.findall(metrics):
+        counts[name] += int(float(value))
+    if not counts:
+        return None
+    return DraftCounts(steps=counts["drafts"], drafted=counts["draft_tokens"], accepted=counts["accepted_tokens"])
 
 
 async def read_messages(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from aimo_solver.log.writer import RunLog
 from aimo_solver.problems import ProblemResult
 from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.compile_cache import add_shipped_cache
+from aimo_solver.server.completions import read_drafts
 from aimo_solver.server.launch import LaunchPlan, check_model, plan_launch
 from aimo_solver.server.readahead import read_ahead
 from aimo_solver.server.speculation import without_min_p
@@ -112,7 +113,11 @@ async def local_session(
         await asyncio.wait({kernels, reading}, timeout=STRAGGLERS_S)
         warning = await check_cache(engine, config.solver.streams, log)
         resources = Resources(engine=engine, chat=chat, pool=pool, config=config, unify=unify)
-        yield Session(Solver(resources, log, [*observers, _RestartRefill(supervisor)]), engine, resources, plan, warning)
+        observers = [*observers, _RestartRefill(supervisor)]
+        if plan.speculation is not None:
+            observers.append(drafts := _DraftLog(engine, log))
+            boot.close_later("counts of drafts", drafts.close)
+        yield Session(Solver(resources, log, observers), engine, resources, plan, warning)
 
 
 async def check_cache(engine: VllmEngine, streams: int, log: RunLog) -> str | None:
@@ -143,6 +148,31 @@ class _RestartRefill(Observer):
     def problem_finished(self, result: ProblemResult) -> None:
         if result.votes:
             self._supervisor.refill()
+
+
+class _DraftLog(Observer):
+    """Logs after each problem what the server has drafted since its start."""
+
+    def __init__(self, engine: VllmEngine, log: RunLog) -> None:
+        self._engine = engine
+        self._log = log
+        self._counts: set[asyncio.Task[None]] = set()
+
+    def problem_finished(self, result: ProblemResult) -> None:
+        task = asyncio.create_task(self._count(result.problem_id))
+        self._counts.add(task)
+        task.add_done_callback(self._counts.discard)
+
+    async def _count(self, problem_id: str) -> None:
+        counts = read_drafts(await self._engine.metrics())
+        if counts is not None:
+            per_step = round(counts.tokens_per_step, 3)
+            self._log.event("drafts", problem_id=problem_id, **asdict(counts), tokens_per_step=per_step)
+
+    async def close(self) -> None:
+        """Waits for the last count."""
+        if self._counts:
+            await asyncio.wait(self._counts)
 
 
 async def _read_weights(model: Path, log: RunLog, overtaken: threading.Event) -> None:

@@ -20,7 +20,7 @@ from aimo_solver.lab.report.data import LOST, RunReport, Verdict
 from aimo_solver.lab.report.format import duration, percent, percentage_points, plain_value, short_number, short_time
 from aimo_solver.lab.report.policy import assess_policy
 from aimo_solver.lab.report.text import fit_texts
-from aimo_solver.lab.report.timeline import is_fault
+from aimo_solver.lab.report.timeline import count_drafts, is_fault
 
 TEXT_LIMIT = 15_000_000  # characters of packed trajectories in one page; larger runs lose the middle of their longest texts
 
@@ -118,7 +118,8 @@ def tiles(report: RunReport) -> list[Tile]:
     solving = sum(problem.seconds for problem in report.problems)
     shares = report.shares
     rate = f"{report.tokens / report.seconds:,.0f} per second" if report.seconds else ""
-    return [
+    drafts = count_drafts(report.run.events)
+    figures = [
         Tile("Time", duration(report.seconds), f"of {duration(limit)}"),
         Tile("Per problem", duration(solving / problems if problems else 0), "mean, from start to answer"),
         Tile("Attempts", f"{attempts:,}", f"{attempts / problems:.1f} per problem" if problems else ""),
@@ -126,6 +127,10 @@ def tiles(report: RunReport) -> list[Tile]:
         Tile("Streams busy", f"{shares.thinking / solving:.1f}" if solving else "–", f"mean, of {report.slots} slots"),
         Tile("Tool calls", f"{report.tool_calls:,}", f"{failed / report.tool_calls:.1%} failed" if report.tool_calls else ""),
     ]
+    if drafts is not None and drafts.drafted:
+        accepted = f"{drafts.accepted / drafts.drafted:.0%} of {drafts.drafted / drafts.steps:.1f} drafted tokens accepted"
+        figures.append(Tile("Tokens per step", f"{drafts.tokens_per_step:.2f}", accepted))
+    return figures
 
 
 def _shares(report: RunReport) -> list[tuple[str, str, float, float]]:

@@ -6,12 +6,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import zip_longest
 
 from aimo_solver.lab.runs import tool_error
 from aimo_solver.log.reader import Event, Step, TrajectoryRecord
+from aimo_solver.results import DraftCounts
 
 ENTROPY_BINS = 40
-_BOOKKEEPING = {"run_started", "run_resumed", "run_finished", "problem_started", "stage_started", "stage_ended", "server_ready"}
+_BOOKKEEPING = {
+    "run_started", "run_resumed", "run_finished", "problem_started", "stage_started", "stage_ended", "server_ready", "drafts",
+}  # fmt: skip
 _FAULTS = ("fault", "fail", "restart", "died", "error", "hang", "retry")
 _GAP_S = 0.02  # shorter pauses between two steps are not waiting
 
@@ -107,6 +111,17 @@ def boot_stages(events: Sequence[Event], last_t: float) -> tuple[BootStage, ...]
             begun.clear()
     found += [BootStage(name, start, last_t, "cut") for name, start in begun.items()]
     return tuple(sorted(found, key=lambda stage: (stage.start, stage.end)))
+
+
+def count_drafts(events: Sequence[Event]) -> DraftCounts | None:
+    """What all servers of a run have drafted; None without speculation. Each counts from its own start."""
+    logged = [event.values for event in events if event.kind == "drafts"]
+    counts = [DraftCounts(steps=int(of["steps"]), drafted=int(of["drafted"]), accepted=int(of["accepted"])) for of in logged]
+    last = [now for now, after in zip_longest(counts, counts[1:]) if after is None or after.steps < now.steps]
+    if not last:
+        return None
+    steps, drafted, accepted = (sum(getattr(of, name) for of in last) for name in ("steps", "drafted", "accepted"))
+    return DraftCounts(steps=steps, drafted=drafted, accepted=accepted)
 
 
 def is_fault(event: Event) -> bool:
