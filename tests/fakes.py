@@ -33,6 +33,7 @@ class ScriptedTurn:
         cut: the turn ends by length.
         endless: the tokens are repeated without end.
         refused: raised instead of the turn.
+        cached: prompt tokens reported as cached; None means all of them.
     """
 
     tokens: Sequence[int]
@@ -43,6 +44,7 @@ class ScriptedTurn:
     cut: bool = False
     endless: bool = False
     refused: EngineError | None = None
+    cached: int | None = None
 
 
 class ScriptedEngine:
@@ -90,7 +92,8 @@ class ScriptedEngine:
                     yield Chunk(piece, (0.5,) * len(piece))
                     raise EngineUnavailable("scripted break")
                 finish: Literal["stop", "length"] | None = "stop" if over and not turn.cut else "length" if over or full else None
-                yield Chunk(piece, (0.5,) * len(piece), finish, len(request.tokens) if finish else None)
+                cached = len(request.tokens) if turn.cached is None else turn.cached
+                yield Chunk(piece, (0.5,) * len(piece), finish, cached if finish else None)
                 if finish is not None:
                     attempt.turns = attempt.turns[1:] if done else attempt.turns
                     attempt.sent = 0

@@ -33,6 +33,7 @@ class Attempt:
         entropy: mean over sampled tokens of the entropy in nats of the (top-k) next-token distribution; None if unknown.
         tail_entropy: median over the last window of tokens, nats; None if unknown.
         tokens: sampled tokens. prompt_tokens: length of the longest prompt. cached_tokens: cached by the server, all prompts.
+        lost_turns, lost_tokens, lost_s: turns whose prefix the server had lost; tokens that it computed again; estimated seconds.
         turns: model turns. malformed: turns that needed salvage or a complaint.
         tool_errors: calls that ended in an error, a timeout or a kill.
         seen_in_tool: the answer occurred in a tool's output.
@@ -50,6 +51,9 @@ class Attempt:
     tokens: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    lost_turns: int = 0
+    lost_tokens: int = 0
+    lost_s: float = 0.0
     turns: int = 0
     tool_calls: int = 0
     tool_errors: int = 0

@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -73,6 +74,17 @@ def test_every_row_of_the_problems_table_has_a_cell_for_each_heading(run_report:
     headings, *rows = re.findall(r"<tr.*?</tr>", table[0], re.DOTALL)
     assert rows
     assert {len(re.findall(r"<td", row)) for row in rows} == {len(re.findall(r"<th", headings))}
+
+
+def test_lost_prefixes_are_counted_for_the_run_each_problem_and_each_attempt(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run", {"a": (1, [1, 1]), "b": (1, [1])}))
+    lost = {"lost_turns": 2, "lost_tokens": 30_000, "lost_s": 1.5}  # of attempts 0 of both problems
+    attempts = tuple(replace(one, **lost) if one.index == 0 else one for one in run.attempts)  # type: ignore[arg-type]
+    page = render_page([load_report(replace(run, attempts=attempts))])
+    assert page.count("4 turns lost the prefix in the server&#39;s cache: 60,000 tokens computed again, about 3.0 s.") == 1
+    assert page.count("2 turns lost the prefix in the server&#39;s cache: 30,000 tokens computed again, about 1.5 s.") == 2
+    assert page.count("· 30k tokens computed again") == 2
+    assert "lost the prefix" not in render_page([load_report(run)])
 
 
 def test_the_page_of_a_comparison_has_unique_anchors(run_report: RunReport) -> None:

@@ -136,7 +136,7 @@ def test_the_time_of_a_step_is_its_start(log: RunLog, clock: ManualClock) -> Non
     trajectory = log.start_trajectory("a", 0)
     trajectory.write_prompt([1], "p")
     clock.now += 7
-    trajectory.write_turn([2, 3], "x", seconds=6.0, waited_s=3.0, kind="tool_call", finish="stop")
+    trajectory.write_turn([2, 3], "x", seconds=6.0, waited_s=3.0, kind="tool_call", finish="stop", cached=90, lost=(300, 1.5))
     clock.now += 2
     trajectory.write_tool_call("1/0", "", seconds=2.0, error_name="ZeroDivisionError")
     log.close()
@@ -144,6 +144,7 @@ def test_the_time_of_a_step_is_its_start(log: RunLog, clock: ManualClock) -> Non
     assert record is not None
     assert [(step.t, step.seconds) for step in record.steps] == [(0.0, 0.0), (1.0, 6.0), (7.0, 2.0)]
     assert record.steps[1].waited_s == 3.0
+    assert (record.steps[1].cached, record.steps[1].lost, record.steps[1].lost_s) == (90, 300, 1.5)
     assert record.steps[2].error_name == "ZeroDivisionError"
     assert record.ended == 9.0
 

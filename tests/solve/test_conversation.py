@@ -13,8 +13,9 @@ from aimo_solver.log.writer import NullLog
 from aimo_solver.results import FinishReason
 from aimo_solver.server.client import Engine
 from aimo_solver.solve import conversation
-from aimo_solver.solve.conversation import Conversation, SampledTurn
+from aimo_solver.solve.conversation import LOST_TOKENS, Conversation, SampledTurn
 from tests.conftest import MODEL, Served
+from tests.fakes import ScriptedEngine, ScriptedTurn
 from tests.http_vllm import HttpVllm, event, reset, sends
 
 CHAT = load_chat_format(MODEL)
@@ -118,3 +119,67 @@ async def test_vllm_reports_its_context(vllm: Served) -> None:
         engine.context_tokens = 65_536
         await engine.wait_ready()
         assert engine.context_tokens == 4_096
+
+
+class Waits:
+    """A clock that stands still, except that each request takes `seconds` until its first token."""
+
+    def __init__(self, seconds: float) -> None:
+        self.now = 0.0
+        self._seconds = seconds
+
+    def __call__(self) -> float:
+        return self.now
+
+    def on_request(self, engine: ScriptedEngine) -> None:
+        self.now += self._seconds
+
+
+async def converse(*turns: ScriptedTurn, prompt: int = 2_000, give_up: int = 0) -> tuple[Conversation, list[SampledTurn]]:
+    clock, engine = Waits(4.0), ScriptedEngine(lambda index: turns, context_tokens=8_192)
+    engine.on_request = clock.on_request
+    made = Conversation(engine, CHAT, clock, NullLog().start_trajectory("p", 0))
+    made.begin([5] * prompt)
+    sampled = []
+    for number in range(len(turns)):
+        if number and give_up:
+            made._truncate(prompt - give_up)
+        sampled.append(await made.sample(1_000, clock() + 60, f"p-0-{number}"))
+        made.insert(lambda texts: [9], ["result"], "tool_result", keep=0)
+    return made, sampled
+
+
+async def test_a_turn_whose_prefix_was_evicted_is_counted_with_its_tokens_and_seconds() -> None:
+    turn = [7] * 99
+    made, turns = await converse(ScriptedTurn(turn, cached=0), ScriptedTurn(turn), ScriptedTurn(turn, cached=512))
+    # The third prompt: 2,000 + 2 * (99 + 1) tokens, all but the last computed before; 512 of them were still there.
+    assert [(one.cached, one.lost) for one in turns] == [(0, 0), (2_100, 0), (512, 2_199 - 512)]
+    assert [one.lost_s for one in turns] == [0, 0, pytest.approx(4.0 * (2_199 - 512) / (2_200 - 512))]
+    assert (made.lost_turns, made.lost_tokens, made.lost_s) == (1, turns[2].lost, turns[2].lost_s)
+    assert made.cached_tokens == 2_612
+
+
+@pytest.mark.parametrize(("cached", "lost"), [(2_099 - LOST_TOKENS, 0), (2_098 - LOST_TOKENS, LOST_TOKENS + 1)])
+async def test_a_partial_block_is_no_loss(cached: int, lost: int) -> None:
+    _, turns = await converse(ScriptedTurn([7] * 99), ScriptedTurn([7], cached=cached))
+    assert turns[1].lost == lost
+
+
+async def test_tokens_that_were_given_up_are_not_lost() -> None:
+    _, turns = await converse(ScriptedTurn([7] * 99), ScriptedTurn([7], cached=1_000), give_up=1_000)
+    assert turns[1].lost == 0
+
+
+async def test_a_restart_within_a_turn_loses_the_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversation, "_FIRST_PAUSE_S", 0.001)
+    broken = ScriptedTurn([7] * 99, breaks_after=50, cached=0)
+    made, turns = await converse(broken)
+    assert len(turns[0].tokens) == 99
+    assert (turns[0].lost, made.lost_turns) == (2_050, 1)
+
+
+async def test_a_server_that_reports_no_cached_tokens_loses_none() -> None:
+    server = HttpVllm()
+    async with server.engine() as engine:
+        sampled = await sample_turn(engine)
+    assert (sampled.cached, sampled.lost) == (None, 0)

@@ -64,6 +64,8 @@ class Step:
         tokens, text: exact token ids, and their text. The tokens of all steps in order are the conversation.
         waited_s: the part of a turn's `seconds` before its first token.
         entropies: nats, one per sampled token; empty if not measured.
+        cached: prompt tokens of a turn found in the server's prefix cache; None if not reported.
+        lost, lost_s: tokens that the server had computed before and computed again, and the estimated seconds.
         turn: "tool_call", "final", "malformed", or "cut" by a limit, a cancellation or a crash.
         finish: the engine's reason for a turn's end: "stop", "length", or "" for any other.
         why: why tokens were inserted: "tool_result", "complaint" or "ask_answer"; "given_up" inserts none, and its text states
@@ -77,6 +79,9 @@ class Step:
     tokens: tuple[int, ...] = ()
     text: str = ""
     entropies: tuple[float, ...] = ()
+    cached: int | None = None
+    lost: int = 0
+    lost_s: float = 0.0
     turn: str = ""
     finish: str = ""
     why: str = ""

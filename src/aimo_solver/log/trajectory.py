@@ -64,6 +64,8 @@ class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
         waited_s: float = 0.0,
         kind: str,
         finish: str,
+        cached: int | None = None,
+        lost: tuple[int, float] = (0, 0.0),
     ) -> None:
         """Writes a model turn that has just ended.
 
@@ -72,9 +74,12 @@ class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
             waited_s: the part of `seconds` before the first token.
             kind: "tool_call", "final", "malformed" or "cut".
             finish: why the engine ended it: "stop", "length", or "" if something else did.
+            cached: prompt tokens found in the server's prefix cache; None if not reported.
+            lost: tokens that the server computed again, and the estimated seconds; written if there are any.
         """
         self._tokens, self._entropies = [], []
-        values = {"seconds": round(seconds, 3), "waited_s": round(waited_s, 3), "turn": kind, "finish": finish}
+        values = {"seconds": round(seconds, 3), "waited_s": round(waited_s, 3), "turn": kind, "finish": finish, "cached": cached}
+        values |= {"lost": lost[0], "lost_s": round(lost[1], 3)} if lost[0] else {}
         rounded = [round(value, 3) for value in entropies]
         self._write("turn", self._clock() - seconds, **values, tokens=list(tokens), text=text, entropies=rounded)
 

@@ -25,6 +25,7 @@ TAIL_TOKENS = 256  # window of `tail_entropy`, as in the second-placed public so
 _CHARS_PER_TOKEN = 8  # about twice the usual number; longer texts are cut before they are tokenised
 _SHORTEST_CHARS = 100  # texts that would have to be shorter are left out
 _CLOSING_TOKENS = 64  # closing a turn that was cut in the middle may take up to this many more
+LOST_TOKENS = 256  # fewer missing tokens are no loss: only whole blocks are cached, and some with drafted tokens not even these
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0  # before a failed request is sent again
 
 Guard = Callable[[Sequence[int]], FinishReason | None]
@@ -44,6 +45,9 @@ class SampledTurn:
         cut_by: the limit that cut the turn; None if it ended by itself.
         error: the fault of the last request, None if it succeeded.
         seconds: duration; waited_s: the part of it before the first token.
+        cached: prompt tokens found in the server's prefix cache, over its requests; None if the server did not report any.
+        lost: tokens that the server had computed for this conversation before and computed again, if more than `LOST_TOKENS`.
+        lost_s: estimated seconds of that: their part of the wait for the first token, without what other attempts waited.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -52,6 +56,9 @@ class SampledTurn:
     error: str | None = None
     seconds: float = 0.0
     waited_s: float = 0.0
+    cached: int | None = None
+    lost: int = 0
+    lost_s: float = 0.0
 
 
 class Conversation:
@@ -62,6 +69,7 @@ class Conversation:
         sampled: tokens sampled by the model so far, including a turn under way.
         prompt_tokens: length of the longest prompt.
         cached_tokens: tokens found in the server's prefix cache, summed over all prompts.
+        lost_turns, lost_tokens, lost_s: turns that lost their prefix, and the sums of `SampledTurn.lost` and `lost_s`.
     """
 
     def __init__(
@@ -77,6 +85,10 @@ class Conversation:
         self.sampled = 0
         self.prompt_tokens = 0
         self.cached_tokens = 0
+        self.lost_turns = 0
+        self.lost_tokens = 0
+        self.lost_s = 0.0
+        self._computed = 0  # tokens, from the first on, that the server has computed at least once
         self._engine = engine
         self._chat = chat
         self._clock = clock
@@ -179,6 +191,8 @@ class Conversation:
             waited_s=turn.waited_s,
             kind=kind,
             finish={None: "stop", FinishReason.TOKEN_LIMIT: "length"}.get(turn.cut_by, ""),
+            cached=turn.cached,
+            lost=(turn.lost, turn.lost_s),
         )
 
     def _append(self, tokens: Sequence[int], why: str) -> None:
@@ -190,6 +204,7 @@ class Conversation:
         if end < len(self.tokens):
             self._trajectory.write_insertion((), f"[the last {len(self.tokens) - end:,} tokens are given up]", "given_up")
             del self.tokens[end:]
+            self._computed = min(self._computed, end)
             self._turn_starts = [start for start in self._turn_starts if start <= end]
 
     async def _sample_to_end(self, turn: SampledTurn, room: int, label: str, started: float, guard: Guard) -> None:
@@ -234,15 +249,19 @@ class Conversation:
     async def _stream(self, request: CompletionRequest, turn: SampledTurn, started: float, guard: Guard) -> str | None:
         """Appends the tokens of one request to the turn; returns why it ended, None if the server failed before that."""
         finish = turn.error = None
+        before, asked, waited_s = len(turn.tokens), self._clock(), 0.0
         try:
             async with aclosing(self._engine.stream(request)) as chunks:
                 async for chunk in chunks:
                     if not turn.tokens:
                         turn.waited_s = self._clock() - started
+                    if len(turn.tokens) == before:
+                        waited_s = self._clock() - asked
                     turn.tokens += chunk.token_ids
                     turn.entropies += chunk.entropies
                     self.sampled += len(chunk.token_ids)
-                    self.cached_tokens += chunk.cached_tokens or 0
+                    if chunk.cached_tokens is not None:
+                        self._count_cached(turn, len(request.tokens), chunk.cached_tokens, waited_s)
                     self._trajectory.add_sampled(chunk.token_ids, chunk.entropies)
                     finish = chunk.finish or finish
                     reason = guard(chunk.token_ids)
@@ -251,4 +270,18 @@ class Conversation:
                         break
         except EngineUnavailable as error:
             turn.error = None if finish else str(error)  # tokens before the end are valid
+        finally:
+            if len(turn.tokens) > before:
+                self._computed = max(self._computed, len(self.tokens) + len(turn.tokens))
         return finish
+
+    def _count_cached(self, turn: SampledTurn, prompt: int, cached: int, waited_s: float) -> None:
+        """Counts the cached tokens of one request with `prompt` tokens, whose first token took `waited_s`."""
+        self.cached_tokens += cached
+        turn.cached = (turn.cached or 0) + cached
+        lost = self._computed - cached
+        if lost > LOST_TOKENS:
+            seconds = waited_s * min(1.0, lost / (prompt - cached))
+            self.lost_turns += not turn.lost
+            turn.lost, turn.lost_s = turn.lost + lost, turn.lost_s + seconds
+            self.lost_tokens, self.lost_s = self.lost_tokens + lost, self.lost_s + seconds

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+
+from aimo_solver.results import Attempt
 
 Format = Callable[[float], str]
 
@@ -54,6 +56,17 @@ def percentage_points(share: float) -> str:
     """A difference of shares with its sign: +4.0, −12.5, 0.0."""
     rounded = round(100 * share, 1)
     return f"{rounded:+.1f}".replace("-", "−") if rounded else "0.0"
+
+
+def prefix_losses(attempts: Iterable[Attempt]) -> str:
+    """The turns whose prefix the server had lost, in words; empty if there are none."""
+    lost = [attempt for attempt in attempts if attempt.lost_turns]
+    turns = sum(attempt.lost_turns for attempt in lost)
+    tokens, seconds = sum(attempt.lost_tokens for attempt in lost), sum(attempt.lost_s for attempt in lost)
+    if not turns:
+        return ""
+    named = "1 turn" if turns == 1 else f"{turns:,} turns"
+    return f"{named} lost the prefix in the server's cache: {tokens:,} tokens computed again, about {duration(seconds)}"
 
 
 def ticks(high: float, most: int = 6) -> list[float]:

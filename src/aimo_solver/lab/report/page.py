@@ -17,7 +17,15 @@ from aimo_solver.config import Config
 from aimo_solver.lab.report import plots, policy_plots
 from aimo_solver.lab.report.compare import Comparison
 from aimo_solver.lab.report.data import LOST, RunReport, Verdict
-from aimo_solver.lab.report.format import duration, percent, percentage_points, plain_value, short_number, short_time
+from aimo_solver.lab.report.format import (
+    duration,
+    percent,
+    percentage_points,
+    plain_value,
+    prefix_losses,
+    short_number,
+    short_time,
+)
 from aimo_solver.lab.report.policy import assess_policy
 from aimo_solver.lab.report.text import fit_texts
 from aimo_solver.lab.report.timeline import count_drafts, is_fault
@@ -77,7 +85,7 @@ def page_environment() -> Environment:
     loader = PackageLoader("aimo_solver.lab.report", "templates")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     sources = {name: Markup(loader.get_source(environment, name)[0]) for name in ("plot.css", "report.css", "report.js")}
-    functions = (duration, percent, percentage_points, plain_value, short_number, short_time, is_fault)
+    functions = (duration, percent, percentage_points, plain_value, prefix_losses, short_number, short_time, is_fault)
     environment.globals.update({function.__name__: function for function in functions})
     environment.globals.update(
         css=sources["plot.css"] + sources["report.css"],
