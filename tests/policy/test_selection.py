@@ -28,7 +28,7 @@ from aimo_solver.results import Attempt, FinishReason
 
 PROBLEM = Problem("p", "How many {a, b} are there, with $\\frac{1}{2}$ braces {0}?", 12)
 SELECTION = SelectionConfig()
-SHOWN = (Contender(7, 3, "first"), Contender(12, 2, "second"), Contender(5, 2, "third"))
+SHOWN = (Contender(7, "first"), Contender(12, "second"), Contender(5, "third"))
 methods = pytest.mark.parametrize("method", list(Method))
 
 
@@ -66,7 +66,7 @@ def test_each_candidate_is_shown_with_its_most_reliable_attempt() -> None:
     ]
     finals = {0: "zero", 1: "one", 2: "   ", 3: "", 5: "five"}
     shown = shortlist(rank(attempts, VotingConfig()), attempts, finals, SelectionConfig(candidates=2))
-    assert shown == (Contender(7, 3, "one"), Contender(12, 2, "(no explanation was given)"))
+    assert shown == (Contender(7, "one"), Contender(12, "(no explanation was given)"))
 
 
 @given(st.text(max_size=3_000), st.integers(100, 2_000))
@@ -87,7 +87,7 @@ def test_a_summary_begins_at_a_border() -> None:
 
 @methods
 def test_half_of_the_questions_are_in_reversed_order(method: Method) -> None:
-    texts = [one.problem.text for one in write_questions(method, PROBLEM, SHOWN, SelectionConfig(asks=6))]
+    texts = [one.text for one in write_questions(method, PROBLEM, SHOWN, SelectionConfig(asks=6))]
     orders = [[answer for _, answer in sorted((text.rindex(str(answer)), answer) for answer in (7, 12, 5))] for text in texts]
     assert orders == [[7, 12, 5], [5, 12, 7]] * 3
 
@@ -95,18 +95,17 @@ def test_half_of_the_questions_are_in_reversed_order(method: Method) -> None:
 @methods
 def test_a_question_contains_the_problem_and_every_candidate_but_no_votes(method: Method) -> None:
     for one in write_questions(method, PROBLEM, SHOWN, SELECTION):
-        text = one.prompt.fill(one.problem.text, Config()).user
+        text = PROMPTS[method].fill(one.text, Config()).user
         assert text.startswith(PROBLEM.text)
         assert "\\boxed{}" in text
         assert "votes" not in text
-        assert one.prompt == PROMPTS[method]
-        assert (one.problem.id, one.problem.truth) == (PROBLEM.id, PROBLEM.truth)
+        assert (one.id, one.truth) == (PROBLEM.id, PROBLEM.truth)
 
 
 def test_select_shows_solutions_and_verify_only_values() -> None:
     for contender in SHOWN:
-        assert all(contender.summary in one.problem.text for one in write_questions(Method.SELECT, PROBLEM, SHOWN, SELECTION))
-        assert not any(contender.summary in one.problem.text for one in write_questions(Method.VERIFY, PROBLEM, SHOWN, SELECTION))
+        assert all(contender.summary in one.text for one in write_questions(Method.SELECT, PROBLEM, SHOWN, SELECTION))
+        assert not any(contender.summary in one.text for one in write_questions(Method.VERIFY, PROBLEM, SHOWN, SELECTION))
 
 
 replies = st.lists(st.none() | st.sampled_from([5, 7, 12, 99]), max_size=9)

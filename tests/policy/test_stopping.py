@@ -100,15 +100,10 @@ def test_uncatchable_stops_as_early_as_it_can(given_: list[int | None]) -> None:
 
 
 @given(streams, st.sampled_from(sorted(STOP_RULES)), st.none() | st.integers(1, 5))
-def test_the_decision_is_the_voters_leader(given_: list[int | None], stop: Any, no_answers: int | None) -> None:
+def test_the_reason_is_a_rule_of_the_configuration(given_: list[int | None], stop: Any, no_answers: int | None) -> None:
     voting = VotingConfig(stop=stop, no_answers=no_answers)
     for count in range(MOST + 1):
-        shown = attempts(given_[:count])
-        decision = decide(shown, voting, max_attempts=MOST)
-        if decision is not None:
-            ranked = rank(shown, voting)
-            assert decision.answer == (ranked[0].answer if ranked else None)
-            assert decision.reason in (stop, "no_answers")
+        assert decide(attempts(given_[:count]), voting, max_attempts=MOST) in (None, stop, "no_answers")
 
 
 @pytest.mark.parametrize("stop", sorted(STOP_RULES))
@@ -129,9 +124,7 @@ def test_consistency_counts_within_the_first_answers() -> None:
 
 
 def test_attempts_without_an_answer_end_a_hopeless_problem() -> None:
-    decision = decide(attempts([None, None, None]), VotingConfig(no_answers=3), max_attempts=8)
-    assert decision is not None
-    assert (decision.answer, decision.reason) == (None, "no_answers")
+    assert decide(attempts([None, None, None]), VotingConfig(no_answers=3), max_attempts=8) == "no_answers"
     assert decide(attempts([None] * 7), VotingConfig(), max_attempts=8) is None
 
 
@@ -152,6 +145,4 @@ def test_the_posterior_is_the_beta_distributions_upper_half(lead: int, second: i
 def test_a_confidence_from_the_budget_replaces_the_rule() -> None:
     four = attempts([1, 1, 1, 1])
     assert decide(four, VotingConfig(equal=4), max_attempts=8, confidence=0.98) is None
-    decision = decide(four, VotingConfig(equal=8), max_attempts=8, confidence=0.96)
-    assert decision is not None
-    assert decision.reason == "confidence"
+    assert decide(four, VotingConfig(equal=8), max_attempts=8, confidence=0.96) == "confidence"

@@ -64,7 +64,7 @@ PROMPTS: Mapping[Method, PromptVariant] = {
         ),
     ),
 }
-"""Everything stands in the user message: some families have no system role."""
+"""The prompts of the questions. All text is in the user message: some families have no system role."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +72,7 @@ class Contender:
     """A candidate shown to the model. `summary` is the end of the best solution with this answer."""
 
     answer: Answer
-    votes: int
     summary: str
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One fresh attempt to run: the problem with the candidates, and the prompt."""
-
-    problem: Problem
-    prompt: PromptVariant
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +113,7 @@ def shortlist(
     for candidate in candidates[: selection.candidates]:
         own = sorted((one for one in attempts if one.answer == candidate.answer), key=lambda one: (-evidence(one), one.index))
         final = next((text for one in own if (text := finals.get(one.index, "").strip())), "")
-        chosen.append(Contender(candidate.answer, candidate.votes, shorten(final, selection.summary_chars)))
+        chosen.append(Contender(candidate.answer, shorten(final, selection.summary_chars)))
     return tuple(chosen)
 
 
@@ -145,13 +136,13 @@ def shorten(final: str, chars: int) -> str:
 
 def write_questions(
     method: Method, problem: Problem, shown: Sequence[Contender], selection: SelectionConfig
-) -> tuple[Question, ...]:
-    """Returns `selection.asks` questions; every second one lists the candidates in reversed order."""
+) -> tuple[Problem, ...]:
+    """Returns the problem with the candidates, `selection.asks` times; every second text lists them in reversed order."""
     orders = (tuple(shown), tuple(reversed(shown)))
     return tuple(_write_question(method, problem, orders[number % 2]) for number in range(selection.asks))
 
 
-def _write_question(method: Method, problem: Problem, shown: Sequence[Contender]) -> Question:
+def _write_question(method: Method, problem: Problem, shown: Sequence[Contender]) -> Problem:
     if method is Method.SELECT:
         solutions = "\n\n".join(
             SOLUTION_TEXT.format(number=number, answer=one.answer, summary=one.summary)
@@ -160,7 +151,7 @@ def _write_question(method: Method, problem: Problem, shown: Sequence[Contender]
         text = SELECT_TEXT.format(problem=problem.text, solutions=solutions)
     else:
         text = VERIFY_TEXT.format(problem=problem.text, answers=", ".join(str(one.answer) for one in shown))
-    return Question(Problem(problem.id, text, problem.truth), PROMPTS[method])
+    return Problem(problem.id, text, problem.truth)
 
 
 def count_picks(method: Method, shown: Sequence[Contender], answers: Sequence[Answer | None]) -> SelectionResult:

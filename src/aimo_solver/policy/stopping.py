@@ -1,4 +1,4 @@
-"""Decides when to end a problem early. Pure: finished attempts in, a decision out.
+"""Decides when to end a problem early. Pure: finished attempts in, the reason to end out.
 
 A stop rule only ends the problem; the voter picks the answer. With `lead` and `second` the numbers (not weights) of votes for the
 two most common answers:
@@ -25,21 +25,7 @@ from typing import Any
 
 from aimo_solver.options import VotingConfig
 from aimo_solver.policy.voting import rank
-from aimo_solver.problems import Answer
 from aimo_solver.results import Attempt
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """The decision to end a problem.
-
-    Attributes:
-        answer: the voter's leader; None if no attempt gave an answer.
-        reason: "confidence", "no_answers" or the name of the stop rule.
-    """
-
-    answer: Answer | None
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +71,8 @@ STOP_RULES: Mapping[str, Callable[[Tally, VotingConfig], Any]] = {
 
 def decide(
     attempts: Sequence[Attempt], voting: VotingConfig, *, max_attempts: int, confidence: float | None = None
-) -> Decision | None:
-    """Returns a decision if the finished attempts are enough to end the problem, else None.
+) -> str | None:
+    """Returns why the finished attempts end the problem: the stop rule, "confidence" or "no_answers"; None if they do not.
 
     Args:
         attempts: all that ended, with or without an answer.
@@ -105,14 +91,13 @@ def decide(
         posterior=lead_probability(lead, second),
         to_come=max_attempts - len(attempts),
     )
-    answer = candidates[0].answer if candidates else None
     if confidence is not None:
         if tally.answered and tally.posterior >= confidence:
-            return Decision(answer, "confidence")
+            return "confidence"
     elif STOP_RULES[voting.stop](tally, voting):
-        return Decision(answer, voting.stop)
+        return voting.stop
     if voting.no_answers is not None and tally.finished - tally.answered >= voting.no_answers:
-        return Decision(answer, "no_answers")
+        return "no_answers"
     return None
 
 

@@ -24,8 +24,8 @@ from aimo_solver.log.writer import RunLog
 from aimo_solver.options import Plan, VotingConfig
 from aimo_solver.policy.budget import Allotment
 from aimo_solver.policy.pace import PlanTotals, choose_plan
-from aimo_solver.policy.selection import Method, Question, count_picks, is_contested, settle, shortlist, write_questions
-from aimo_solver.policy.stopping import Decision, decide
+from aimo_solver.policy.selection import PROMPTS, Method, count_picks, is_contested, settle, shortlist, write_questions
+from aimo_solver.policy.stopping import decide
 from aimo_solver.policy.voting import rank
 from aimo_solver.problems import Answer, Candidate, Problem, ProblemResult
 from aimo_solver.results import Attempt, FinishReason
@@ -150,9 +150,9 @@ class _ProblemWork:
             done, _ = await asyncio.wait(self._running, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
             for task in sorted(done, key=lambda task: self._running[task].index):
                 self._finish(task)
-            decision = self._decide() if done else None
-            if decision is not None:
-                return decision.reason
+            reason = self._decide() if done else None
+            if reason is not None:
+                return reason
             # More attempts would kill the server again, and with it the problems that follow.
             if self._resources.engine.faults - self._faults_before >= _SERVER_LOSSES:
                 return "server"
@@ -189,16 +189,17 @@ class _ProblemWork:
         for method, mode in modes.items():
             if mode == "off" or self._attempt_deadline - self._clock() < selection.least_s:
                 continue
-            choice = count_picks(method, shown, await self._ask(write_questions(method, self._problem, shown, selection)))
+            questions = write_questions(method, self._problem, shown, selection)
+            choice = count_picks(method, shown, await self._ask(questions, PROMPTS[method]))
             self._log.event("selection", problem_id=self._problem.id, **dataclasses.asdict(choice))
             decisive += [choice] if mode == "use" else []
         if decisive:
             self._settled = settle(candidates, decisive)
 
-    async def _ask(self, questions: Sequence[Question]) -> list[Answer | None]:
+    async def _ask(self, questions: Sequence[Problem], prompt: PromptVariant) -> list[Answer | None]:
         before = len(self._cancelled)
         for index, question in enumerate(questions, start=len(self._finished) + before):
-            self._start(index, question.problem, question.prompt)
+            self._start(index, question, prompt)
         await asyncio.wait(self._running, timeout=max(0.0, self._deadline - self._clock()))
         await self._cancel_running()
         return [attempt.answer for attempt in self._cancelled[before:]]
@@ -228,7 +229,7 @@ class _ProblemWork:
             return rank(self._finished, self._config.voting)
         return rank(self._finished, _PLAIN_VOTE)
 
-    def _decide(self) -> Decision | None:
+    def _decide(self) -> str | None:
         confidence = self._allotment.confidence
         with self._contained():
             return decide(self._finished, self._voting, max_attempts=self._max_attempts, confidence=confidence)
