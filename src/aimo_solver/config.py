@@ -16,43 +16,26 @@ from typing import Any, get_args
 from pydantic import TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
+from aimo_solver import options
 from aimo_solver.errors import ConfigError
-from aimo_solver.options import (
-    LARGER_PLANS,
-    MOST_KERNELS,
-    STRICT,
-    AnswersConfig,
-    AttemptConfig,
-    BudgetConfig,
-    BuiltInVariant,
-    KernelConfig,
-    Plan,
-    PromptConfig,
-    SamplingConfig,
-    SelectionConfig,
-    ServerConfig,
-    SolverConfig,
-    VariantConfig,
-    VotingConfig,
-)
 
 _MODEL_OPTIONS = "aimo.toml"  # in a model folder: the options recommended for that model
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=options.STRICT)
 class Config:
     """All options of a run."""
 
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    attempt: AttemptConfig = field(default_factory=AttemptConfig)
-    answers: AnswersConfig = field(default_factory=AnswersConfig)
-    solver: SolverConfig = field(default_factory=SolverConfig)
-    kernels: KernelConfig = field(default_factory=KernelConfig)
-    voting: VotingConfig = field(default_factory=VotingConfig)
-    selection: SelectionConfig = field(default_factory=SelectionConfig)
-    budget: BudgetConfig = field(default_factory=BudgetConfig)
-    prompt: PromptConfig = field(default_factory=PromptConfig)
-    server: ServerConfig = field(default_factory=ServerConfig)
+    sampling: options.SamplingConfig = field(default_factory=options.SamplingConfig)
+    attempt: options.AttemptConfig = field(default_factory=options.AttemptConfig)
+    answers: options.AnswersConfig = field(default_factory=options.AnswersConfig)
+    solver: options.SolverConfig = field(default_factory=options.SolverConfig)
+    kernels: options.KernelConfig = field(default_factory=options.KernelConfig)
+    voting: options.VotingConfig = field(default_factory=options.VotingConfig)
+    selection: options.SelectionConfig = field(default_factory=options.SelectionConfig)
+    budget: options.BudgetConfig = field(default_factory=options.BudgetConfig)
+    prompt: options.PromptConfig = field(default_factory=options.PromptConfig)
+    server: options.ServerConfig = field(default_factory=options.ServerConfig)
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Config:
@@ -61,10 +44,11 @@ class Config:
         return self
 
     @property
-    def plans(self) -> tuple[Plan, ...]:
+    def plans(self) -> tuple[options.Plan, ...]:
         """The plans that a problem may get, by slots."""
         solver = self.solver
-        return (Plan(solver.slots, solver.max_attempts, self.voting.equal), *(LARGER_PLANS if solver.grow else ()))
+        smallest = options.Plan(solver.slots, solver.max_attempts, self.voting.equal)
+        return (smallest, *(options.LARGER_PLANS if solver.grow else ()))
 
     def as_dict(self) -> dict[str, Any]:
         """Returns plain values for a JSON file."""
@@ -86,10 +70,10 @@ def load_config(*layers: Path | Mapping[str, Any] | None, settings: Sequence[str
     """
     values: dict[str, Any] = {}
     for layer in layers:
-        for section, options in _sections(layer).items():
-            if not isinstance(options, Mapping):
+        for section, chosen in _sections(layer).items():
+            if not isinstance(chosen, Mapping):
                 raise ConfigError(section, "is not an option; options belong in sections, for instance [solver]")
-            _merge(values, {section: options})
+            _merge(values, {section: chosen})
     for setting in settings:
         name, equals, text = setting.partition("=")
         parts = name.strip().split(".")
@@ -153,7 +137,7 @@ def _toml_value(text: str) -> Any:
 def _options(sections: Sequence[str]) -> list[str]:
     here: Any = Config()
     for section in sections:
-        here = VariantConfig() if isinstance(here, Mapping) else getattr(here, section)
+        here = options.VariantConfig() if isinstance(here, Mapping) else getattr(here, section)
     return list(here.__dataclass_fields__)
 
 
@@ -184,8 +168,45 @@ _OPTION_OF = {
 """vLLM flags that must be set by option, because more than the command line depends on them."""
 
 
+def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
+    """Yields an option and what is wrong with it."""
+    yield from _size_problems(config)
+    if config.solver.grow:
+        yield from _growth_problems(config)
+    yield from _server_problems(config)
+    yield from _answer_problems(config)
+    selection, budget = config.selection, config.budget
+    if {selection.select, selection.verify} != {"off"} and selection.least_s > budget.cap_s:
+        yield "selection.least_s", f"{selection.least_s:g} s are more than any problem gets (budget.cap_s, {budget.cap_s:g})"
+    if budget.rule == "clamp" and budget.reserve_s > budget.cap_s:
+        yield "budget.reserve_s", f"{budget.reserve_s:g} s are more than budget.cap_s ({budget.cap_s:g}); raise that"
+    names = [*get_args(options.BuiltInVariant), *config.prompt.variants]
+    for name in config.prompt.mix:
+        if name not in names:
+            yield "prompt.mix", f"there is no variant {name}; known: {', '.join(dict.fromkeys(names))}"
+
+
+def _streams(config: Config) -> str:
+    return f"{config.solver.streams} attempts side by side (solver.slots times solver.parallel; 16 with solver.grow)"
+
+
+def _size_problems(config: Config) -> Iterator[tuple[str, str]]:
+    solver, kernels = config.solver, config.kernels
+    if solver.slots > solver.max_attempts:
+        yield "solver.slots", f"{solver.slots} is more than solver.max_attempts ({solver.max_attempts}); lower it, or raise that"
+    size = kernels.size or solver.streams
+    if size < solver.streams:
+        yield "kernels.size", f"{size} kernels are too few for {_streams(config)}; leave kernels.size out to derive it"
+    if size + kernels.spares > options.MOST_KERNELS:
+        kernels_of = "kernels.size, by default solver.slots times solver.parallel"
+        yield "kernels.spares", f"{kernels.spares} spares and {size} kernels ({kernels_of}) are more than {options.MOST_KERNELS}"
+    if kernels.pool_memory_mb is not None and kernels.memory_mb > kernels.pool_memory_mb:
+        pool_mb = kernels.pool_memory_mb
+        yield "kernels.memory_mb", f"{kernels.memory_mb} MB per kernel are more than kernels.pool_memory_mb ({pool_mb}) for all"
+
+
 def _growth_problems(config: Config) -> Iterator[tuple[str, str]]:
-    first, voting = LARGER_PLANS[0], config.voting
+    first, voting = options.LARGER_PLANS[0], config.voting
     if config.solver.slots >= first.slots:
         problem = f"starts below {first.slots} slots"
         yield "solver.grow", f"{problem}; lower solver.slots ({config.solver.slots}), or leave solver.grow out"
@@ -196,53 +217,32 @@ def _growth_problems(config: Config) -> Iterator[tuple[str, str]]:
         yield "solver.grow", f"{problem} (they are {voting.stop} and {voting.equal}), which grow with the slots"
 
 
-def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
-    """Yields an option and what is wrong with it."""
-    solver, kernels, server, selection, budget = config.solver, config.kernels, config.server, config.selection, config.budget
-    if solver.slots > solver.max_attempts:
-        yield "solver.slots", f"{solver.slots} is more than solver.max_attempts ({solver.max_attempts}); lower it, or raise that"
-    if solver.grow:
-        yield from _growth_problems(config)
-    size, streams = (
-        kernels.size or solver.streams,
-        f"{solver.streams} attempts side by side (solver.slots times solver.parallel; 16 with solver.grow)",
-    )
-    if size < solver.streams:
-        yield "kernels.size", f"{size} kernels are too few for {streams}; leave kernels.size out to derive it"
-    if size + kernels.spares > MOST_KERNELS:
-        kernels_of = "kernels.size, by default solver.slots times solver.parallel"
-        yield "kernels.spares", f"{kernels.spares} spares and {size} kernels ({kernels_of}) are more than {MOST_KERNELS}"
-    if kernels.pool_memory_mb is not None and kernels.memory_mb > kernels.pool_memory_mb:
-        pool_mb = kernels.pool_memory_mb
-        yield "kernels.memory_mb", f"{kernels.memory_mb} MB per kernel are more than kernels.pool_memory_mb ({pool_mb}) for all"
+def _server_problems(config: Config) -> Iterator[tuple[str, str]]:
+    server = config.server
     if server.context_tokens is not None:
         check_context(config, server.context_tokens)
-    names = [*get_args(BuiltInVariant), *config.prompt.variants]
-    for name in config.prompt.mix:
-        if name not in names:
-            yield "prompt.mix", f"there is no variant {name}; known: {', '.join(dict.fromkeys(names))}"
     if server.draft_model is None and server.speculative in ("eagle", "draft"):
         yield "server.draft_model", f"server.speculative={server.speculative} needs one; name its folder"
     if server.draft_model is not None and server.speculative == "ngram":
         yield "server.draft_model", "n-grams need none; leave it out, or set server.speculative=auto"
-    if {selection.select, selection.verify} != {"off"} and selection.least_s > budget.cap_s:
-        yield "selection.least_s", f"{selection.least_s:g} s are more than any problem gets (budget.cap_s, {budget.cap_s:g})"
-    if budget.rule == "clamp" and budget.reserve_s > budget.cap_s:
-        yield "budget.reserve_s", f"{budget.reserve_s:g} s are more than budget.cap_s ({budget.cap_s:g}); raise that"
-    lowest, highest = config.answers.range
-    if lowest > highest:
-        yield "answers.range", f"[{lowest}, {highest}] is empty; write [smallest, largest]"
-    if config.answers.kind == "symbolic" and config.voting.voter == "proximity":
-        yield "voting.voter", "proximity compares numbers; choose another for answers.kind=symbolic"
-    if config.answers.kind == "symbolic" and config.answers.modulus is not None:
-        yield "answers.modulus", "symbolic answers have no remainder; leave it out"
-    for equal, of in config.voting.consistency:
-        if equal > of:
-            yield "voting.consistency", f"{equal} equal answers of {of} are impossible; write (k, n) with k up to n"
     for argument, following in pairwise((*server.extra_args, "")):
         flag, _, value = argument.partition("=")
         if flag in _OPTION_OF:
             yield "server.extra_args", f"{flag} has its own option; set {_OPTION_OF[flag]} instead"
         sequences = value or following
-        if flag == "--max-num-seqs" and sequences.isdecimal() and int(sequences) < solver.streams:
-            yield "server.extra_args", f"{flag} {sequences} is too few for {streams}; leave it out to derive it"
+        if flag == "--max-num-seqs" and sequences.isdecimal() and int(sequences) < config.solver.streams:
+            yield "server.extra_args", f"{flag} {sequences} is too few for {_streams(config)}; leave it out to derive it"
+
+
+def _answer_problems(config: Config) -> Iterator[tuple[str, str]]:
+    answers, voting = config.answers, config.voting
+    lowest, highest = answers.range
+    if lowest > highest:
+        yield "answers.range", f"[{lowest}, {highest}] is empty; write [smallest, largest]"
+    if answers.kind == "symbolic" and voting.voter == "proximity":
+        yield "voting.voter", "proximity compares numbers; choose another for answers.kind=symbolic"
+    if answers.kind == "symbolic" and answers.modulus is not None:
+        yield "answers.modulus", "symbolic answers have no remainder; leave it out"
+    for equal, of in voting.consistency:
+        if equal > of:
+            yield "voting.consistency", f"{equal} equal answers of {of} are impossible; write (k, n) with k up to n"
