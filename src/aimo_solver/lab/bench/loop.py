@@ -152,10 +152,11 @@ class EndlessEngine(VllmEngine):
 class _TurnEngine(EndlessEngine):
     """One attempt's engine: turns have given lengths and end as if the model had ended them."""
 
-    def __init__(self, target: Target, turns: Turns, measured: Measurement, chat: _SyntheticTurns) -> None:
+    def __init__(self, target: Target, index: int, turns: Turns, measured: Measurement, chat: _SyntheticTurns) -> None:
         super().__init__(
             target.base_url, target.model, target.config.sampling, context_tokens=target.context_tokens, copies=target.copies
         )
+        self._index = index
         self._lengths = [turn.sampled for turn in turns]
         self._measured = measured
         self._chat = chat
@@ -179,6 +180,10 @@ class _TurnEngine(EndlessEngine):
         # The last token was sampled but not fed back, so its keys and values are not computed yet.
         self._computed = len(request.tokens) + sampled - 1
         self._measured.tokens += sampled
+
+    def _rank(self, conversation: str) -> int | None:
+        """Spreads attempts over copies by their index, as each attempt has an engine of its own here."""
+        return self._index % self._target.copies if self._target.copies > 1 else None
 
 
 class _SyntheticTurns:
@@ -228,7 +233,7 @@ async def run_loop(target: Target, serial: Iterator[int], plans: Sequence[Turns]
 
             async def attempt(index: int, turns: Turns) -> None:
                 chat = _SyntheticTurns(target.chat, new_prompt(target, serial), turns)
-                async with _TurnEngine(target, turns, measured, chat) as engine:
+                async with _TurnEngine(target, index, turns, measured, chat) as engine:
                     resources = Resources(engine=engine, chat=chat, pool=pool, config=config)
                     started = time.monotonic()
                     record = await RunningAttempt(
