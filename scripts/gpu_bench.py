@@ -369,13 +369,14 @@ def profile(out: Path, tiny: bool) -> Any:
 def sweep(out: Path, tiny: bool) -> Any:
     """One server after another, each with one option changed: 8 and 16 streams, 1,000 tokens deep, uniform routing.
 
-    Variants that OUT has are not measured again, and none is started without time for it.
+    Variants that OUT has are not measured again, and none is started without time for it. The preset's own speed is that of
+    the stage decode.
     """
     import gpu_decode
     from aimo_solver.lab.bench.table import BenchResult
 
     columns = ("variant", "streams", "tokens/s", "ms per step", "of bandwidth", "ready s")
-    result = BenchResult(name="sweep", columns=columns, rows=())
+    result = BenchResult(name="sweep", columns=columns, rows=_swept("preset", out / "decode.json"))
     for variant in (gpu_decode.BASE,) if tiny else gpu_decode.VARIANTS:
         name = "sweep-" + re.sub(r"\W+", "-", variant.name.lower())
         saved = out / f"{name}.json"
@@ -386,17 +387,22 @@ def sweep(out: Path, tiny: bool) -> Any:
                 _decode(out, tiny, name, streams=(8, 16), depths=(1_000,), tokens=384, variant=variant).save(saved)
             except AimoError as error:  # a variant that this version of vLLM does not know; the others are measured
                 saved.write_text(json.dumps({"details": {"error": str(error)[:400]}, "results": []}))
-        table = json.loads(saved.read_text())
-        details = table["details"]
-        rows = [
-            (variant.name, row["streams"], row["tokens/s"], row["ms per step"], row["of bandwidth"], details["ready_s"])
-            for row in table["results"]
-        ]
-        if "error" in details:
-            rows = [(f"{variant.name}: {details['error']}", None, None, None, None, None)]
-        result = dataclasses.replace(result, rows=(*result.rows, *rows))
+        result = dataclasses.replace(result, rows=(*result.rows, *_swept(variant.name, saved)))
         result.save(out / "sweep.json")
     return result
+
+
+def _swept(name: str, saved: Path) -> tuple[tuple[Any, ...], ...]:
+    """The sweep's rows of one server; none if it was not measured."""
+    table = json.loads(saved.read_text()) if saved.exists() else {"results": [], "details": {}}
+    details = table["details"]
+    if "error" in details:
+        return ((f"{name}: {details['error']}", None, None, None, None, None),)
+    return tuple(
+        (name, row["streams"], row["tokens/s"], row["ms per step"], row["of bandwidth"], details["ready_s"])
+        for row in table["results"]
+        if row["depth"] == 1_000
+    )
 
 
 def _whole(saved: Path) -> bool:
