@@ -51,6 +51,7 @@ LIMIT_S = {
     "routing": 300,
     "boot-files": 360,
     "faults": 420,
+    "ladder": 330,
     "notebook": 240,
 }
 SLOTS = 16
@@ -225,15 +226,12 @@ def evict(out: Path, tiny: bool) -> Any:
 @stage
 def boot_spawn(out: Path, tiny: bool) -> Any:
     """Boots as boot-shipped does, but the engine process repeats the imports."""
-    from aimo_solver.server.flags import Variable
+    from aimo_solver.server.flags import Adjustments
     from aimo_solver.server.launch import LaunchPlan, plan_launch
     from aimo_solver.solve import session
 
     def plan_spawned(*args: Any) -> LaunchPlan:
-        plan = plan_launch(*args)
-        method = Variable("VLLM_WORKER_MULTIPROC_METHOD", "spawn", "to compare")
-        kept = tuple(variable for variable in plan.variables if variable.name != method.name)
-        return dataclasses.replace(plan, variables=(*kept, method))
+        return dataclasses.replace(plan_launch(*args), adjustments=Adjustments(fork=False))
 
     session.plan_launch = plan_spawned  # type: ignore[assignment, attr-defined]
     return _boot(out, tiny, "boot-spawn", _shape(tiny), None, load_format="dummy", compile_cache=str(_archive()))
@@ -514,6 +512,14 @@ def fault_memory(out: Path, tiny: bool) -> Any:
     import gpu_faults
 
     return "needs a GPU" if tiny else gpu_faults.inject(out, WORK, tiny, "memory")
+
+
+@stage
+def ladder(out: Path, tiny: bool) -> Any:
+    """Forces faults on the server's start: what was read, the steps that answered, and the seconds lost."""
+    import gpu_ladder
+
+    return gpu_ladder.table(out, WORK, POCKET, tiny=tiny, left_s=lambda: LEFT_S - (time.monotonic() - BEGAN))
 
 
 # --- running ----------------------------------------------------------------------------------------------------------

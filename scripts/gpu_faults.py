@@ -44,7 +44,7 @@ def inject(out: Path, work: Path, tiny: bool, fault: str) -> dict[str, Any]:
         subprocess.Popen(command, stdout=log, stderr=log, env=environment) as process,
         contextlib.ExitStack() as until_detected,
     ):
-        take_memory = until_detected.enter_context(_memory_taker()) if fault == "memory" else None
+        take_memory = until_detected.enter_context(memory_taker()) if fault == "memory" else None
         events = _events(run / "events.jsonl", process)
         pid = next(event["pid"] for event in events if event["kind"] == "server_ready")
         next(event for event in events if event["kind"] == "problem_started")
@@ -116,12 +116,18 @@ def _events(path: Path, process: subprocess.Popen[bytes]) -> Iterator[dict[str, 
 
 
 @contextlib.contextmanager
-def _memory_taker() -> Iterator[Callable[[], None]]:
-    """Yields a function that takes all free GPU memory, in ever smaller pieces, and keeps it until the block ends."""
+def memory_taker(share: float = 1.0) -> Iterator[Callable[[], None]]:
+    """Yields a function that takes GPU memory, in ever smaller pieces, and keeps it until the block ends.
+
+    Args:
+        share: of the whole memory; at most what is free is taken.
+    """
     code = (
-        "import time, torch\nkept = [torch.empty(1, device='cuda')]\ninput()\n"
+        "import time, torch\nkept = [torch.empty(1, device='cuda')]\nprint('here', flush=True)\ninput()\n"
+        f"left = int({share} * torch.cuda.mem_get_info()[1])\n"
         "for size in (1 << 30, 1 << 27, 1 << 24, 1 << 21):\n"
-        "    try:\n        while True: kept.append(torch.empty(size, dtype=torch.uint8, device='cuda'))\n"
+        "    try:\n        while left >= size:\n"
+        "            kept.append(torch.empty(size, dtype=torch.uint8, device='cuda'))\n            left -= size\n"
         "    except torch.OutOfMemoryError: pass\n"
         "print('taken', flush=True)\ntime.sleep(600)\n"
     )
@@ -129,6 +135,7 @@ def _memory_taker() -> Iterator[Callable[[], None]]:
         assert taker.stdin is not None
         assert taker.stdout is not None
         stdin, stdout = taker.stdin, taker.stdout
+        stdout.readline()  # it has imported torch and opened the GPU
 
         def take() -> None:
             stdin.write(b"\n")

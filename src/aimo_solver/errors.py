@@ -68,11 +68,11 @@ class ServerError(AimoError):
 
     Attributes:
         exit_code: None while it still runs.
-        log_tail: the last lines of its log.
+        log_tail: the end of its log; the message has the last 15 lines.
     """
 
     def __init__(self, problem: str, command: Sequence[str], exit_code: int | None, log_tail: Sequence[str]) -> None:
-        tail = "\n  ".join(log_tail) or "(empty)"
+        tail = "\n  ".join(log_tail[-15:]) or "(empty)"
         super().__init__(f"{problem}\ncommand: {' '.join(command)}\nlast lines of its log:\n  {tail}")
         self.exit_code = exit_code
         self.log_tail = tuple(log_tail)
@@ -80,6 +80,10 @@ class ServerError(AimoError):
 
 class ServerStartError(ServerError):
     """The server never became ready."""
+
+
+class ServerSpawnError(ServerStartError):
+    """No process could be started."""
 
 
 class ServerDiedError(ServerError):

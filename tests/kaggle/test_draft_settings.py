@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from aimo_solver.clock import RunClock
 from aimo_solver.errors import ConfigError
 from aimo_solver.kaggle.notebook import _Sessions, notebook_run
+from aimo_solver.options import BudgetConfig
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL
 from tests.conftest import ROOT
 
@@ -21,7 +23,8 @@ def model(folder: Path, **config: object) -> Path:
 
 
 def sessions(target: Path, draft: str) -> _Sessions:
-    return _Sessions(str(target), {"solver": {"slots": 4}}, draft, NOTHING_TO_INSTALL, target.parent / "runs", 0.0)
+    clock = RunClock.begin(BudgetConfig(), lambda: 0.0, 0.0)
+    return _Sessions(str(target), {"solver": {"slots": 4}}, draft, NOTHING_TO_INSTALL, target.parent / "runs", 0.0, clock)
 
 
 def test_a_draft_that_fits_is_taken(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Launch plans: the presets and their fallbacks, and whether the installed vLLM accepts their command lines."""
+"""Launch plans: the presets, and whether the installed vLLM accepts their command lines."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ import pytest
 from aimo_solver.config import load_config
 from aimo_solver.errors import ConfigError, ModelError
 from aimo_solver.server import launch
-from aimo_solver.server.flags import PRESETS
+from aimo_solver.server.flags import PRESETS, Adjustments, Graphs
 from aimo_solver.server.launch import LaunchPlan, check_model, plan_launch
 from aimo_solver.server.machine import Gpu, detect_gpus, installed_flags, parse_gpus
 from tests.conftest import H100
 
 L4 = Gpu("NVIDIA L4", 23_034 << 20, (8, 9), "580.1")
+
+ADJUSTED = (
+    Adjustments(graphs=Graphs.FEWER, moe_backend="marlin", fork=False),
+    Adjustments(graphs=Graphs.NONE, memory_share=0.5, context_tokens=20_000, speculation=False),
+)
 
 # Prints every option of vLLM's own parser, and parses command lines with it.
 PARSE = """
@@ -227,38 +232,6 @@ def test_a_folder_without_a_readable_config_is_refused(tmp_path: Path, text: str
             check(tmp_path)
 
 
-def test_the_last_fallback_is_eager_and_smaller_without_speculation(model: Path) -> None:
-    last = plan(model, speculative="ngram").fallback()
-    flags = values(last)
-    assert "--enforce-eager" in flags
-    assert float(flags["--gpu-memory-utilization"] or 1) == pytest.approx(0.90)
-    assert flags["--max-model-len"] == str(last.context_tokens) == "49152"
-    assert not {"--speculative-config", "--async-scheduling", "--max-cudagraph-capture-size"} & set(flags)
-
-
-@pytest.mark.parametrize("share", [0.3, 0.4, 0.5, 0.53, 0.9])
-@pytest.mark.parametrize("number", [1, 2])
-def test_a_start_after_a_failure_never_takes_more_memory(model: Path, share: float, number: int) -> None:
-    lower = values(plan(model, memory_share=share).fallback(number))["--gpu-memory-utilization"]
-    assert float(lower or 1) <= share
-
-
-def test_only_the_first_start_forks_the_engine(model: Path) -> None:
-    first, *later = plan(model).commands
-    method = "VLLM_WORKER_MULTIPROC_METHOD"
-    assert first.env[method] == "fork"
-    assert not any(method in command.env for command in later)
-
-
-def test_a_server_that_served_keeps_its_graphs_and_its_context(model: Path) -> None:
-    planned = plan(model)
-    first = planned.fallback(1)
-    assert "--enforce-eager" not in values(first)
-    assert "--compilation-config" in values(first)
-    assert first.context_tokens == planned.context_tokens
-    assert values(first)["--gpu-memory-utilization"] == "0.90"
-
-
 def test_flags_that_vllm_lacks_are_dropped_or_take_their_former_name(tmp_path: Path) -> None:
     model = folder(tmp_path, model_type="qwen3")
     known = frozenset({"--max-model-len", "--cuda-graph-sizes", "--enable-prefix-caching"})
@@ -305,7 +278,11 @@ def test_the_installed_vllm_accepts_every_command_line(tmp_path: Path) -> None:
     model = folder(tmp_path, model_type="gpt_oss", max_position_embeddings=131_072)
     (model / "model.safetensors").touch()
     drafting = plan(model, draft_model=str(model))
-    plans = [*(plan(model, preset=name) for name in PRESETS), drafting, plan(model).fallback()]
+    plans = [
+        *(plan(model, preset=name) for name in PRESETS),
+        drafting,
+        *(replace(plan(model), adjustments=adjustments) for adjustments in ADJUSTED),
+    ]
     plans = [replace(planned, known_flags=known) for planned in plans]
     lines = [list(planned.command.args[3:]) for planned in plans]
     run = subprocess.run([sys.executable, "-c", PARSE], input=json.dumps(lines), capture_output=True, text=True, timeout=240)

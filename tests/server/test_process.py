@@ -172,7 +172,7 @@ async def test_output_that_cannot_be_written_does_not_harm_the_server(path: Path
     await server.start(ready, 120)
     await eventually(lambda: output(server)[-1:] == ("done",))
     assert server.alive
-    assert len(output(server)) == 15
+    assert 500 < len(output(server)) < 1_000  # 64 KiB
     await server.stop()
 
 

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from aimo_solver.errors import EngineLost, ServerStartError
 from aimo_solver.log.writer import NullLog
 from aimo_solver.options import SamplingConfig, ServerConfig
 from aimo_solver.server.client import VllmEngine
-from aimo_solver.server.process import ServerCommand, free_port
+from aimo_solver.server.failures import Failure
+from aimo_solver.server.flags import UNADJUSTED, Adjustments
+from aimo_solver.server.process import ServerCommand, ServerProcess, free_port
 from aimo_solver.server.supervisor import Supervisor
 from aimo_solver.solve.conversation import Conversation, SampledTurn
 from tests.conftest import MODEL
@@ -27,6 +30,24 @@ from tests.processes import pid_runs
 from tests.server_programs import SERVING, eventually, python, worker_pids
 
 CHAT = load_chat_format(MODEL)
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """A plan whose commands follow one another, the last one for ever; every step notes the cause."""
+
+    commands: tuple[ServerCommand, ...]
+    url: str
+    adjustments: Adjustments = UNADJUSTED
+
+    @property
+    def command(self) -> ServerCommand:
+        return self.commands[0]
+
+
+def scripted_next(plan: Scripted, failure: Failure, *, last: bool, port: int) -> Scripted:
+    steps = (*plan.adjustments.steps, f"{failure.cause.value}{', last' if last else ''}")
+    return Scripted(plan.commands[1:] or plan.commands, plan.url, replace(plan.adjustments, steps=steps))
 
 
 class Bench:
@@ -41,16 +62,22 @@ class Bench:
         self.bad = python("import sys; print('no memory left'); sys.exit(3)")
         self.log = folder / "server.log"
         self.events: list[tuple[str, dict[str, Any]]] = []
-        self.supervisor: Supervisor
+        self.supervisor: Supervisor[Scripted]
 
-    async def start(self, *commands: ServerCommand, restarts: int = 3, stall_s: float = 60.0) -> Supervisor:
+    async def start(self, *commands: ServerCommand, restarts: int = 3, stall_s: float = 60.0) -> Supervisor[Scripted]:
         options = ServerConfig(start_timeout_s=60, stall_s=stall_s, restarts=restarts)
-        self.supervisor = Supervisor(commands, options, self.engine, self.log, self.note, pause_s=0.01)
+        self.supervisor = Supervisor(
+            Scripted(commands, self.engine.base_url), scripted_next, options, self.engine, self.log, self.note, pause_s=0.01
+        )
         await self.supervisor.start()
         return self.supervisor
 
     def note(self, kind: str, **values: Any) -> None:
         self.events.append((kind, values))
+
+    @property
+    def steps(self) -> list[str]:
+        return [values["step"] for kind, values in self.events if kind == "server_adjusted"]
 
     @property
     def kinds(self) -> list[str]:
@@ -93,6 +120,7 @@ async def test_a_server_without_progress_is_restarted(bench: Bench) -> None:
     await eventually(lambda: "server_fault" in bench.kinds)
     bench.engine.running = 0
     await eventually(lambda: bench.kinds.count("server_ready") == 2)
+    assert bench.steps == ["not ready in time"]
 
 
 async def test_an_idle_server_is_left_alone(bench: Bench) -> None:
@@ -123,8 +151,38 @@ async def test_a_healthy_server_whose_requests_all_fail_is_restarted(bench: Benc
 
 async def test_a_failed_start_is_followed_by_the_next_command(bench: Bench) -> None:
     await bench.start(bench.bad, bench.good, bench.safe)
-    assert bench.kinds == ["server_starting", "server_start_failed", "server_starting", "server_ready"]
+    assert bench.kinds == ["server_starting", "server_start_failed", "server_adjusted", "server_starting", "server_ready"]
     assert bench.supervisor.server.command == bench.good
+    assert bench.steps == ["unknown"]
+
+
+async def test_the_output_of_a_failed_start_is_read_and_the_last_start_takes_the_safest_flags(bench: Bench) -> None:
+    memory = python("import sys; sys.exit('torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB')")
+    await bench.start(memory, ServerCommand(("/no/such/python",)), bench.good, restarts=2)
+    assert bench.steps == ["out of memory while loading", "unknown, last"]
+
+
+async def test_a_process_that_the_system_does_not_start_is_not_the_commands_fault(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawn = ServerProcess._spawn
+
+    def fails_once(server: ServerProcess) -> None:
+        monkeypatch.setattr(ServerProcess, "_spawn", spawn)
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(ServerProcess, "_spawn", fails_once)
+    await bench.start(bench.good)
+    assert bench.steps == ["no process could be started"]
+
+
+async def test_the_client_follows_the_server_to_another_port(bench: Bench) -> None:
+    url, bench.engine.base_url = bench.engine.base_url, "http://127.0.0.1:1"
+    bench.supervisor = Supervisor(
+        Scripted((bench.good,), url), scripted_next, ServerConfig(), bench.engine, bench.log, bench.note, pause_s=0.01
+    )
+    await bench.supervisor.start()
+    assert bench.engine.base_url == url
 
 
 async def test_the_last_command_is_repeated_while_restarts_are_left(bench: Bench) -> None:
@@ -141,6 +199,7 @@ async def test_a_server_that_served_is_first_restarted_with_the_same_command(ben
         await bench.kill()
         used.append(supervisor.server.command)
     assert used == [bench.good, bench.safe]
+    assert bench.steps == ["killed"]
 
 
 async def test_a_server_that_served_nothing_is_restarted_with_a_safer_command(bench: Bench) -> None:

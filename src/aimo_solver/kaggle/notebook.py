@@ -24,6 +24,7 @@ from aimo_solver.server.speculation import plan_speculation, read_model_config
 from aimo_solver.server.wheels import Installation
 
 if TYPE_CHECKING:
+    from aimo_solver.server.starts import StartHistory
     from aimo_solver.solve.session import Session
 
 _NUMBERS_TRIED = 3  # another run may take a number after the folder was listed
@@ -50,16 +51,26 @@ def notebook_run(
         raise ConfigError("answers.kind", "Kaggle's gateway takes integers only")
     budget = config.budget
     started = time.monotonic() - (process_age_s() if in_rerun() else 0.0)
-    sessions = _Sessions(model, settings, draft, wheels, directory, started)
-    return Run(sessions.open, budget, RunClock.begin(budget, time.monotonic, started), sessions.finish)
+    clock = RunClock.begin(budget, time.monotonic, started)
+    sessions = _Sessions(model, settings, draft, wheels, directory, started, clock)
+    return Run(sessions.open, budget, clock, sessions.finish)
 
 
 class _Sessions:
-    """Opens the notebook's sessions, and keeps what outlives a session: the log and the installed wheels."""
+    """Opens the notebook's sessions, and keeps what outlives a session: the log, the installed wheels, how the server started."""
 
     def __init__(
-        self, model: str, settings: Mapping[str, Any], draft: str, wheels: Installation, directory: Path, started: float
+        self,
+        model: str,
+        settings: Mapping[str, Any],
+        draft: str,
+        wheels: Installation,
+        directory: Path,
+        started: float,
+        clock: RunClock,
     ) -> None:
+        self._clock = clock
+        self._history: StartHistory | None = None
         self._model = model
         self._settings = settings
         self._draft = draft
@@ -72,7 +83,8 @@ class _Sessions:
     @asynccontextmanager
     async def open(self, observer: LoggingObserver) -> AsyncIterator[Session]:
         """Yields a session. Every step is repeated for each session, since it may have failed for a mount that came late."""
-        from aimo_solver.solve.session import local_session  # its dependencies are imported after the gateway is served
+        from aimo_solver.server.starts import StartHistory
+        from aimo_solver.solve.session import local_session  # their dependencies are imported after the gateway is served
 
         folder = await asyncio.to_thread(find_model, self._model)
         config = await asyncio.to_thread(self._config, folder)
@@ -81,8 +93,10 @@ class _Sessions:
         if self._draft_problem is not None:
             self._log.event("draft_left_out", reason=self._draft_problem)
         self._wheels = await asyncio.to_thread(self._wheels.renewed)
+        self._history = self._history or StartHistory(lambda: self._clock.left_s)
         try:
-            async with local_session(folder, config, self._log, [observer], self._wheels) as session:
+            opening = local_session(folder, config, self._log, [observer], self._wheels, history=self._history)
+            async with opening as session:
                 yield session
         except Exception as error:
             self._log.event("boot_failed", error=f"{type(error).__name__}: {error}")

@@ -1,7 +1,7 @@
 """Plans, starts, supervises and restarts a vLLM server, and streams tokens from it.
 
-Start with `launch` (how it is started), `supervisor` and `client`; `readahead`, `compile_cache` and `warmup` shorten its start,
-`speculation` is about drafted tokens.
+Start with `launch` (how it is started), `supervisor`, `ladder` (what follows a failed start) and `client`; `readahead`,
+`compile_cache` and `warmup` shorten a start; `speculation` is about drafted tokens.
 
 May import: nothing but the top-level modules.
 """
@@ -11,13 +11,16 @@ __all__ = [
     "client",
     "compile_cache",
     "completions",
+    "failures",
     "flags",
+    "ladder",
     "launch",
     "machine",
     "pagecache",
     "process",
     "readahead",
     "speculation",
+    "starts",
     "supervisor",
     "warmup",
     "wheels",

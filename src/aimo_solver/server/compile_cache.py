@@ -75,7 +75,7 @@ def cache_environment(root: Path) -> dict[str, str]:
 def with_cache(plan: LaunchPlan, root: Path) -> LaunchPlan:
     """Returns a plan whose server keeps what it compiles below `root`."""
     variables = (Variable(name, value, "the compile cache") for name, value in cache_environment(root).items())
-    return replace(plan, variables=(*plan.variables, *variables))
+    return replace(plan, cache_variables=tuple(variables))
 
 
 def make_stamp(plan: LaunchPlan, root: Path) -> Stamp:

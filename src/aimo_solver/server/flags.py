@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from functools import partial
 
 from aimo_solver.options import ServerConfig
 from aimo_solver.server.machine import Gpu
 from aimo_solver.server.speculation import Speculation
 
-FALLBACKS = 2
-"""Safer command lines for a server that failed: the first keeps CUDA graphs, the second has none."""
-
 _HOPPER = (9, 0)
 _CONTEXT = 65_536
 _LONG_CONTEXT = 81_920  # saved two or three attempts at the hardest problem in public runs of gpt-oss-120b
 _H100_BYTES = 79 << 30
 _CACHE_TOKENS = 733_808  # of gpt-oss-120b on an H100 with 80 GB, measured with 0.96 of its memory, an FP8 cache and vLLM 0.26
+_VALUE = re.compile(r"-?\d|[^-]")  # how a flag's value begins
+_GRAPH_FLAGS = ("--compilation-config", "--max-cudagraph-capture-size", "--cuda-graph-sizes")
 _LONGEST_STEP = 1_024  # tokens of one step of gpt-oss; a long prompt takes several
 
 
@@ -29,24 +30,58 @@ class Flag:
     Attributes:
         value: None for a flag that takes none.
         former: spelling in older versions, tried when `name` is unknown.
-        fallbacks: how many of the `FALLBACKS` safer command lines keep it. A flag that can fail, or is only faster, has fewer.
     """
 
     name: str
     value: str | None
     reason: str
     former: str | None = None
-    fallbacks: int = FALLBACKS
 
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """One environment variable of the server; `fallbacks` as in `Flag`."""
+    """One environment variable of the server."""
 
     name: str
     value: str
     reason: str
-    fallbacks: int = FALLBACKS
+
+
+class Graphs(StrEnum):
+    """Which CUDA graphs the server captures."""
+
+    ALL = "all"
+    FEWER = "fewer"  # of decode steps only, and of few lengths
+    NONE = "none"  # nothing is compiled either
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adjustments:
+    """How a command line differs from its preset's after failed starts (`ladder`). None leaves a value as it is.
+
+    Attributes:
+        fork: the engine process may be forked.
+        speculation: tokens may be drafted.
+        dropped: names of flags that vLLM refused.
+        steps: what was changed and why, in order, one line each.
+    """
+
+    memory_share: float | None = None
+    context_tokens: int | None = None
+    moe_backend: str | None = None
+    graphs: Graphs = Graphs.ALL
+    fork: bool = True
+    speculation: bool = True
+    dropped: frozenset[str] = frozenset()
+    steps: tuple[str, ...] = ()
+
+    @property
+    def refused(self) -> frozenset[str]:
+        """Names of the flags that are left out of the user's own arguments: they are refused, or undo an adjustment."""
+        return self.dropped | (frozenset() if self.graphs is Graphs.ALL else frozenset(_GRAPH_FLAGS))
+
+
+UNADJUSTED = Adjustments()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +94,26 @@ class PresetInput:
     context_tokens: int
     speculation: Speculation | None
     vllm: str
+    adjustments: Adjustments = UNADJUSTED
 
     @property
     def step_tokens(self) -> int:
         """Tokens of one stream in a decode step: the one that is certain to be sampled, and the drafted ones."""
         return 1 if self.speculation is None else 1 + self.speculation.tokens
+
+    def adjusted(self, adjustments: Adjustments) -> PresetInput:
+        """Returns these values with the adjustments."""
+        return replace(
+            self,
+            server=replace(
+                self.server,
+                memory_share=adjustments.memory_share or self.server.memory_share,
+                moe_backend=adjustments.moe_backend or self.server.moe_backend,
+            ),
+            context_tokens=adjustments.context_tokens or self.context_tokens,
+            speculation=self.speculation if adjustments.speculation else None,
+            adjustments=adjustments,
+        )
 
 
 COMMON_VARIABLES = (
@@ -109,23 +159,24 @@ def _gpu(given: PresetInput, *, memory_share: float, fp8_cache: bool) -> _Settin
             str(sequences * given.step_tokens),
             "graphs for the batch sizes that occur; capturing all 50 takes 92 s on an H200",
             former="--cuda-graph-sizes",
-            fallbacks=1,
         ),
         Flag("--disable-cascade-attn", None, "attempts share a prompt, and older versions then decode without CUDA graphs"),
         Flag("--stream-interval", "8", "one chunk per 8 tokens means fewer messages; the last one is sent at once"),
         Flag("--no-enable-flashinfer-autotune", None, "no FlashInfer kernel is used, so there is nothing to tune"),
         Flag("--tensor-parallel-size", str(tensor_parallel(given)), "GPUs that share one copy of the model"),
     ]
-    if given.speculation is None or given.speculation.schedules_ahead(given.vllm):
-        flags.append(Flag("--async-scheduling", None, "schedules the next step while this one runs", fallbacks=0))
+    ahead = given.speculation is None or given.speculation.schedules_ahead(given.vllm)
+    if ahead and given.adjustments.graphs is not Graphs.NONE:
+        flags.append(Flag("--async-scheduling", None, "schedules the next step while this one runs"))
     if fp8_cache and given.gpus and min(gpu.capability for gpu in given.gpus) >= _HOPPER:
         flags.append(Flag("--kv-cache-dtype", "fp8_e4m3", "twice the context in the same memory; native on Hopper"))
-    variables = (
+    variables = [
         Variable("VLLM_USE_FLASHINFER_SAMPLER", "0", "building FlashInfer's sampler took 126 s on an H200 and brought no speed"),
-        Variable("VLLM_WORKER_MULTIPROC_METHOD", "fork", "the engine process inherits the imports", fallbacks=0),
         Variable("VLLM_ENABLE_STARTUP_PLAN", "1", "later starts on the same GPU do not measure the memory again"),
-    )
-    return tuple(flags), variables
+    ]
+    if given.adjustments.fork:
+        variables.append(Variable("VLLM_WORKER_MULTIPROC_METHOD", "fork", "the engine process inherits the imports"))
+    return tuple(flags), tuple(variables)
 
 
 def _gpt_oss(given: PresetInput) -> _Settings:
@@ -140,7 +191,6 @@ def _gpt_oss(given: PresetInput) -> _Settings:
             "every step is padded to a size captured at the start: the expert routing kernels are compiled for every 32 tokens "
             "of a step's length, and each new length would stop all streams for about a second; each number of streams up to 16 "
             "has its own, since padding takes experts too: 12 streams padded to 16 decoded at 0.85 of the speed on an H200",
-            fallbacks=1,
         ),
     )
     replaced = {"--max-cudagraph-capture-size", *(flag.name for flag in own)}
@@ -175,6 +225,42 @@ PRESETS: Mapping[str, Callable[[PresetInput], _Settings]] = {
 }
 
 
+def planned_settings(preset: str, given: PresetInput) -> _Settings:
+    """Returns the flags and variables of a preset, with the user's options and the adjustments on top."""
+    flags, variables = PRESETS[preset](given)
+    merged = merge_flags(common_flags(given), flags, user_flags(given))
+    adjustments = given.adjustments
+    if adjustments.graphs is not Graphs.ALL and any(flag.name in _GRAPH_FLAGS for flag in merged):
+        merged = merge_flags((flag for flag in merged if flag.name not in _GRAPH_FLAGS), (_fewer_graphs(given),))
+    kept = (flag for flag in merged if not adjustments.dropped & {flag.name, flag.former})
+    return tuple(kept), (*COMMON_VARIABLES, *variables)
+
+
+def _fewer_graphs(given: PresetInput) -> Flag:
+    if given.adjustments.graphs is Graphs.NONE:
+        return Flag("--enforce-eager", None, "a start failed: no graphs, no compilation")
+    sizes = [given.step_tokens << power for power in range((_round_up(given.slots) - 1).bit_length() + 1)]
+    graphs = {"cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": sizes}
+    return Flag("--compilation-config", json.dumps(graphs, separators=(",", ":")), "a start failed: graphs take memory")
+
+
+def merge_flags(*layers: Iterable[Flag]) -> tuple[Flag, ...]:
+    """Returns all flags; later ones replace earlier ones of the same name, in their place."""
+    return tuple({flag.name: flag for layer in layers for flag in layer}.values())
+
+
+def without_flags(args: Sequence[str], names: frozenset[str]) -> tuple[str, ...]:
+    """Returns command-line arguments without the flags of these names and their values."""
+    kept: list[str] = []
+    dropping = False
+    for arg in args:
+        if not (dropping and _VALUE.match(arg)):
+            dropping = arg.partition("=")[0].replace("_", "-") in names
+            if not dropping:
+                kept.append(arg)
+    return tuple(kept)
+
+
 def longest_context(preset: str, server: ServerConfig, slots: int, gpus: Sequence[Gpu], *, drafts: bool) -> int:
     """Returns the context, in tokens, of a model that takes any: longer where the KV cache holds it for all slots at once.
 
@@ -201,8 +287,7 @@ def user_flags(given: PresetInput) -> tuple[Flag, ...]:
     }
     flags = [Flag(name, str(value), chosen) for name, value in values.items() if value is not None]
     if given.speculation is not None:
-        # The first restart is without: a draft that cannot be loaded costs one start.
-        flags.append(Flag("--speculative-config", given.speculation.as_json(), chosen, fallbacks=0))
+        flags.append(Flag("--speculative-config", given.speculation.as_json(), chosen))
     return tuple(flags)
 
 

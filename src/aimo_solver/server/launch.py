@@ -7,8 +7,8 @@ version lacks is replaced by its former name, or dropped.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,15 @@ from aimo_solver.config import Config
 from aimo_solver.errors import ModelError
 from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.flags import (
-    COMMON_VARIABLES,
-    FALLBACKS,
-    PRESETS,
+    UNADJUSTED,
+    Adjustments,
     Flag,
     PresetInput,
     Variable,
-    common_flags,
     longest_context,
+    planned_settings,
     tensor_parallel,
-    user_flags,
+    without_flags,
 )
 from aimo_solver.server.machine import Gpu, detect_gpus, installed_flags, installed_vllm
 from aimo_solver.server.process import ServerCommand, free_port
@@ -34,8 +33,6 @@ from aimo_solver.server.speculation import Speculation, plan_speculation, read_m
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation
 
 SERVED_NAME = "model"
-_LEAST_CONTEXT = 16_384
-_LEAST_SHARE = 0.5  # of the GPU's memory; it is not lowered further
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,31 +41,55 @@ class LaunchPlan:
 
     Attributes:
         preset: a name in `PRESETS`.
-        context_tokens: longest prompt and answer together.
+        given: what the preset's values depend on.
         vocabulary: token ids below it are valid.
-        slots: requests that run side by side.
-        speculation: how tokens are drafted; None if they are not. Fallbacks draft none, but are sampled in the same way.
         wheels: the environment in which vLLM is installed.
         known_flags: flags of the installed vLLM; None keeps every flag.
         port: on the loopback interface.
+        adjustments: what failed starts have changed.
+        cache_variables: where compiled code is kept.
         served_name: the model's name in requests.
     """
 
     model: Path
     config: Config
-    gpus: tuple[Gpu, ...]
     preset: str
-    flags: tuple[Flag, ...]
-    variables: tuple[Variable, ...]
-    context_tokens: int
+    given: PresetInput
     vocabulary: int
-    slots: int
-    speculation: Speculation | None
     wheels: Installation
     known_flags: frozenset[str] | None
     port: int
     seed: int
+    adjustments: Adjustments = UNADJUSTED
+    cache_variables: tuple[Variable, ...] = ()
     served_name: str = SERVED_NAME
+
+    @property
+    def gpus(self) -> tuple[Gpu, ...]:
+        return tuple(self.given.gpus)
+
+    @property
+    def speculation(self) -> Speculation | None:
+        """How tokens are drafted; None if they are not. After failed starts none may be, but they are sampled in the same way."""
+        return self.given.speculation
+
+    @property
+    def slots(self) -> int:
+        """Requests that run side by side."""
+        return self.given.slots
+
+    @property
+    def context_tokens(self) -> int:
+        """Longest prompt and answer together."""
+        return self.adjustments.context_tokens or self.given.context_tokens
+
+    @property
+    def flags(self) -> tuple[Flag, ...]:
+        return planned_settings(self.preset, self.given.adjusted(self.adjustments))[0]
+
+    @property
+    def variables(self) -> tuple[Variable, ...]:
+        return (*planned_settings(self.preset, self.given.adjusted(self.adjustments))[1], *self.cache_variables)
 
     @property
     def command(self) -> ServerCommand:
@@ -79,13 +100,8 @@ class LaunchPlan:
             name = self._known_name(flag)
             if name is not None:
                 args += [name] if flag.value is None else [name, flag.value]
-        args += ["--seed", str(self.seed), *self.config.server.extra_args]
+        args += ["--seed", str(self.seed), *without_flags(self.config.server.extra_args, self.adjustments.refused)]
         return ServerCommand(tuple(args), {variable.name: variable.value for variable in self.variables})
-
-    @property
-    def commands(self) -> tuple[ServerCommand, ...]:
-        """The command and its fallbacks, from the fastest to the safest."""
-        return (self.command, *(self.fallback(number).command for number in range(1, FALLBACKS + 1)))
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -116,26 +132,6 @@ class LaunchPlan:
             copies=self.config.server.data_parallel,
             speculates=self.speculation is not None,
         )
-
-    def fallback(self, number: int = FALLBACKS) -> LaunchPlan:
-        """Returns the plan after a failure: less memory, and only flags and variables whose `fallbacks` include this one.
-
-        The last also has no CUDA graphs, no torch.compile and three quarters of the context, for a server that failed while
-        starting. A server that served well until it died needs only the first.
-        """
-        context = self.context_tokens
-        added = []
-        share = self.flag("--gpu-memory-utilization")
-        if share is not None and share.value is not None and float(share.value) > _LEAST_SHARE:
-            lower = f"{max(_LEAST_SHARE, float(share.value) - 0.06):.2f}"
-            added.append(Flag("--gpu-memory-utilization", lower, "the last start failed: leave memory to other processes"))
-        if number == FALLBACKS:
-            added.append(Flag("--enforce-eager", None, "the last start failed: no graphs, no compilation"))
-            context = max(min(context, _LEAST_CONTEXT), context * 3 // 4)
-            added.append(Flag("--max-model-len", str(context), "the last start failed: a smaller KV cache is enough"))
-        kept = (flag for flag in self.flags if flag.fallbacks >= number)
-        variables = tuple(variable for variable in self.variables if variable.fallbacks >= number)
-        return replace(self, flags=_merge_flags(kept, added), variables=variables, context_tokens=context)
 
     def _known_name(self, flag: Flag) -> str | None:
         for name in (flag.name, flag.former):
@@ -179,19 +175,13 @@ def plan_launch(
         speculation=speculation,
         vllm=installed_vllm(wheels.path),
     )
-    flags, variables = PRESETS[preset](given)
     check_sharding(text, config.server, tensor_parallel(given), len(gpus))
     return LaunchPlan(
         model=model,
         config=config,
-        gpus=gpus,
         preset=preset,
-        flags=_merge_flags(common_flags(given), flags, user_flags(given)),
-        variables=(*COMMON_VARIABLES, *variables),
-        context_tokens=given.context_tokens,
+        given=given,
         vocabulary=int(text.get("vocab_size") or 1),
-        slots=given.slots,
-        speculation=speculation,
         wheels=wheels,
         known_flags=installed_flags(wheels.path),
         port=free_port(),
@@ -216,8 +206,3 @@ def _fitting_preset(hf_config: Mapping[str, Any], *, on_gpu: bool) -> str:
         if kind.startswith(prefix):
             return name
     return "generic"
-
-
-def _merge_flags(*layers: Iterable[Flag]) -> tuple[Flag, ...]:
-    """Later flags replace earlier ones of the same name, in their place."""
-    return tuple({flag.name: flag for layer in layers for flag in layer}.values())

@@ -17,12 +17,11 @@ from pathlib import Path
 
 import psutil
 
-from aimo_solver.errors import ServerError, ServerStartError
+from aimo_solver.errors import ServerError, ServerSpawnError, ServerStartError
 from aimo_solver.server import keeper
 
-_TAIL_LINES = 15
 _TAIL_BYTES = _READ_BYTES = 1 << 16
-_LINE_CHARS = 500
+_LINE_CHARS = 1_000
 _POLL_S = 0.25
 _KILL_S = 12.0  # the keeper itself takes up to 10 s
 
@@ -74,11 +73,12 @@ class ServerProcess:
 
         Raises:
             ServerStartError: it ended, or was not ready in time; its process tree is gone.
+            ServerSpawnError: the system started no process.
         """
         try:
             self._spawn()
         except (OSError, RuntimeError) as error:  # no process, descriptor or thread is left
-            raise self.error(ServerStartError, f"the vLLM server could not be started: {error}") from error
+            raise self.error(ServerSpawnError, f"the vLLM server could not be started: {error}") from error
         end = time.monotonic() + timeout_s
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self.stop, grace_s=0.0)
@@ -118,7 +118,7 @@ class ServerProcess:
 
     def error(self, kind: type[ServerError], problem: str) -> ServerError:
         """Returns an error of that kind with the command line and the end of the output."""
-        tail = self._output.tail(_TAIL_LINES) if self._output is not None else []
+        tail = self._output.tail() if self._output is not None else []
         return kind(problem, self.command.args, self._exit_code, tail)
 
     @property
@@ -169,10 +169,10 @@ class ServerOutput:
         """Whether every process that could write has ended, and all output is read."""
         return not self._thread.is_alive()
 
-    def tail(self, lines: int) -> list[str]:
-        """Returns the last lines, each cut to 500 characters."""
+    def tail(self) -> list[str]:
+        """Returns the last lines, 64 KiB at most, each cut to 1,000 characters."""
         text = self._tail.decode("utf-8", errors="replace")
-        return [line[:_LINE_CHARS] for line in text.splitlines()[-lines:]]
+        return [line[:_LINE_CHARS] for line in text.splitlines()]
 
     def _read(self) -> None:
         while data := os.read(self._pipe, _READ_BYTES):

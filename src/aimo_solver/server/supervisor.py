@@ -6,13 +6,16 @@ import asyncio
 import logging
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
-from aimo_solver.errors import ServerDiedError, ServerStartError
+from aimo_solver.errors import ServerDiedError, ServerSpawnError, ServerStartError
 from aimo_solver.options import ServerConfig
 from aimo_solver.server.client import VllmEngine
-from aimo_solver.server.process import ServerCommand, ServerProcess
+from aimo_solver.server.failures import Failure, FailureCause, read_failure
+from aimo_solver.server.flags import Adjustments
+from aimo_solver.server.process import ServerCommand, ServerProcess, free_port
 
 _POLL_S = 0.25
 _PROBE_S = 2.0  # between two probes of an idle server
@@ -22,15 +25,43 @@ _LONGEST_PAUSE_S = 30.0  # between two starts that fail
 log = logging.getLogger(__name__)
 
 
-class Supervisor:
+class StartPlan(Protocol):
+    """What a supervisor uses of a `LaunchPlan`."""
+
+    @property
+    def command(self) -> ServerCommand: ...
+
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def adjustments(self) -> Adjustments: ...
+
+
+P = TypeVar("P", bound=StartPlan)
+
+
+class NextPlan(Protocol[P]):
+    """See `ladder.next_plan`."""
+
+    def __call__(self, plan: P, failure: Failure, *, last: bool, port: int) -> P: ...
+
+
+class Supervisor(Generic[P]):
     """Keeps one server running, with a bounded number of restarts. Attempts wait meanwhile (`Engine.wait_ready`).
 
     It counts the engine's `faults`, and sets its `lost` when no restart is left.
+
+    Attributes:
+        plan: how the last start was made.
+        served: how the last start that succeeded was made, None before one did.
+        server: the last one started.
     """
 
     def __init__(
         self,
-        commands: Sequence[ServerCommand],
+        plan: P,
+        next_plan: NextPlan[P],
         options: ServerConfig,
         engine: VllmEngine,
         log_path: Path | None,
@@ -41,25 +72,26 @@ class Supervisor:
         """Prepares a server; `start` starts it.
 
         Args:
-            commands: from the fastest to the safest. A server that served and died is first restarted with the same one.
-                After that, and after a start that failed, comes the next one; the last one serves all further restarts.
-            engine: a client of the server.
+            plan: how the first start is made. A server that served and died is first restarted in the same way. After that,
+                and after a start that failed, comes what `next_plan` returns, and the last restart takes the safest flags.
+            engine: a client of the server; follows it to another port.
             log_path: where the server's output goes.
             on_event: called as `on_event(kind, **values)` at every start, fault and restart.
             pause_s: after a start that failed; doubled from one to the next.
         """
-        self._commands = tuple(commands)
+        self.plan = plan
+        self.served: P | None = None
+        self._next_plan = next_plan
         self._options = options
         self._engine = engine
         self._log_path = log_path
         self._on_event = on_event
         self._pause_s = pause_s
         self._restarts_left = options.restarts
-        self._step = 0
         self._repeated = False
         self._tokens_at_start = 0
         self._watcher: asyncio.Task[None] | None = None
-        self.server = ServerProcess(self._commands[0], log_path)
+        self.server = ServerProcess(plan.command, log_path)
 
     async def start(self) -> None:
         """Starts the server; returns when it is ready. From then on it is watched.
@@ -86,28 +118,39 @@ class Supervisor:
     async def _bring_up(self) -> None:
         pause_s = self._pause_s
         while True:
-            command = self._commands[self._step]
+            command = self.plan.command
+            self._engine.base_url = self.plan.url
             self.server = ServerProcess(command, self._log_path)
             self._report("server_starting", command=" ".join(command.args))
             started = time.monotonic()
             try:
                 await self.server.start(self._engine.ready, self._options.start_timeout_s)
             except ServerStartError as error:
-                self._report("server_start_failed", error=str(error), seconds=time.monotonic() - started)
+                spawned = not isinstance(error, ServerSpawnError)
+                failure = read_failure(error.log_tail, error.exit_code) if spawned else Failure(FailureCause.NOT_STARTED)
+                seconds = time.monotonic() - started
+                self._report("server_start_failed", cause=failure.cause.value, error=str(error), seconds=seconds)
                 if self._restarts_left == 0:
                     raise
             else:
+                self.served = self.plan
                 self._tokens_at_start = self._engine.tokens_streamed
                 self._report("server_ready", pid=self.server.pid, seconds=time.monotonic() - started)
                 return
-            self._restarts_left -= 1
-            self._take_next_command()
+            self._adjust(failure)
             await asyncio.sleep(pause_s)
             pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s)
 
-    def _take_next_command(self) -> None:
-        self._step = min(self._step + 1, len(self._commands) - 1)
+    def _adjust(self, failure: Failure) -> None:
+        """Uses one restart, with what can help against the failure."""
+        self._restarts_left -= 1
         self._repeated = False
+        last = self._restarts_left == 0
+        before, self.plan = self.plan, self._next_plan(self.plan, failure, last=last, port=free_port())
+        steps = self.plan.adjustments.steps[len(before.adjustments.steps) :]
+        self._report(
+            "server_adjusted", step="; ".join(steps) or f"nothing is left to change ({failure.cause})", line=failure.line
+        )
 
     async def _watch(self) -> None:
         while self._engine.lost is None:
@@ -151,17 +194,18 @@ class Supervisor:
             ServerStartError: no other one came up.
         """
         self._engine.faults += 1
+        hung = self.server.alive
         await self.server.stop(grace_s=0.0)
         error = self.server.error(ServerDiedError, problem)
         self._report("server_fault", error=str(error), restarts_left=self._restarts_left)
         if self._restarts_left == 0:
             self._engine.lost = error
             return
-        self._restarts_left -= 1
         if self._engine.tokens_streamed > self._tokens_at_start and not self._repeated:
+            self._restarts_left -= 1
             self._repeated = True
         else:
-            self._take_next_command()
+            self._adjust(read_failure(error.log_tail, None if hung else error.exit_code))
         await self._bring_up()
 
     def _report(self, kind: str, **values: object) -> None:

@@ -23,9 +23,11 @@ from aimo_solver.problems import ProblemResult
 from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.compile_cache import add_shipped_cache
 from aimo_solver.server.completions import read_drafts
+from aimo_solver.server.ladder import next_plan
 from aimo_solver.server.launch import LaunchPlan, check_model, plan_launch
 from aimo_solver.server.readahead import read_ahead
 from aimo_solver.server.speculation import without_min_p
+from aimo_solver.server.starts import StartHistory
 from aimo_solver.server.supervisor import Supervisor
 from aimo_solver.server.warmup import warm_up
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation
@@ -70,8 +72,11 @@ async def local_session(
     observers: Sequence[Observer] = (),
     wheels: Installation = NOTHING_TO_INSTALL,
     unify: Unify = keep_answer,
+    history: StartHistory | None = None,
 ) -> AsyncIterator[Session]:
     """Starts a session on a vLLM server of its own, whose output goes to the log's ``server.log``; for `unify` see `Resources`.
+
+    `history` is that of the run, if it opens several sessions.
 
     Its stages run side by side, each with two events in the log: the kernels start, the model's files are read into the
     page cache, and the server starts, which waits only for the wheels and the compile cache.
@@ -83,13 +88,14 @@ async def local_session(
         ServerStartError: the server did not come up, not even with safe settings.
     """
     check_model(model)
+    history = history or StartHistory()
     async with AsyncExitStack() as stack:
         boot = Boot(stack, config, log)
         pool, kernels = boot.start_kernels()
         overtaken = threading.Event()
         reading = boot.in_background("weights", _read_weights(model, log, overtaken))
         stack.callback(overtaken.set)
-        await boot.stage("wheels", asyncio.to_thread(wheels.wait, _WHEELS_S))
+        await boot.stage("wheels", asyncio.to_thread(wheels.wait, max(0.0, min(_WHEELS_S, history.left_s()))))
         chat = await asyncio.to_thread(load_chat_format, model, config.prompt.family)
         plan = await asyncio.to_thread(plan_launch, model, config, wheels)
         check_context(config, plan.context_tokens)
@@ -101,11 +107,12 @@ async def local_session(
         if config.server.compile_cache:
             adding = asyncio.to_thread(add_shipped_cache, plan)
             plan = await boot.optional_stage("compile cache", adding, plan, limit_s=_CACHE_S)
+        plan = history.first_plan(plan)
         engine = plan.engine()
         boot.close_later("engine", engine.close)
-        supervisor = Supervisor(plan.commands, config.server, engine, log.server_log, log.event)
+        supervisor = Supervisor(plan, next_plan, config.server, engine, log.server_log, log.event)
         boot.close_later("server", supervisor.stop)
-        await boot.stage("server", supervisor.start())
+        await boot.stage("server", history.start(supervisor))
         overtaken.set()
         if plan.gpus:  # a CPU has nothing left to compile
             requests = warm_up(engine, slots=plan.slots, vocabulary=plan.vocabulary)
@@ -117,7 +124,7 @@ async def local_session(
         if plan.speculation is not None:
             observers.append(drafts := _DraftLog(engine, log))
             boot.close_later("counts of drafts", drafts.close)
-        yield Session(Solver(resources, log, observers), engine, resources, plan, warning)
+        yield Session(Solver(resources, log, observers), engine, resources, supervisor.plan, warning)
 
 
 async def check_cache(engine: VllmEngine, streams: int, log: RunLog) -> str | None:
@@ -142,7 +149,7 @@ async def check_cache(engine: VllmEngine, streams: int, log: RunLog) -> str | No
 class _RestartRefill(Observer):
     """Gives the server's restarts back after a problem that was answered."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Supervisor[LaunchPlan]) -> None:
         self._supervisor = supervisor
 
     def problem_finished(self, result: ProblemResult) -> None:
