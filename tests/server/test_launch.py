@@ -18,7 +18,7 @@ from aimo_solver.errors import ConfigError, ModelError
 from aimo_solver.server import launch
 from aimo_solver.server.flags import PRESETS, Adjustments, Graphs
 from aimo_solver.server.launch import LaunchPlan, check_model, plan_launch
-from aimo_solver.server.machine import Gpu, detect_gpus, installed_flags, parse_gpus
+from aimo_solver.server.machine import Gpu, installed_flags
 from tests.conftest import H100
 
 L4 = Gpu("NVIDIA L4", 23_034 << 20, (8, 9), "580.1")
@@ -293,25 +293,3 @@ def test_the_installed_vllm_accepts_every_command_line(tmp_path: Path) -> None:
     # The flags read from the source are those of the parser, except negations and short forms.
     options = {option for option in result["options"] if option.startswith("--") and not option.startswith("--no-")}
     assert options <= known
-
-
-def test_gpus_are_read_from_nvidia_smi() -> None:
-    answer = "NVIDIA H100 80GB HBM3, 81559, 9.0, 580.1\nUnable to determine the device handle\nNVIDIA L4, 23034, 8.9, 580.1\n"
-    assert parse_gpus(answer) == (H100, L4)
-
-
-def test_hidden_gpus_are_not_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\nprintf 'NVIDIA H100 80GB HBM3, 81559, 9.0, 580.1\\nNVIDIA L4, 23034, 8.9, 580.1\\n'\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    for setting, expected in (("", ()), ("1", (L4,)), ("1,0", (L4, H100)), ("0,9,1", (H100,)), ("-1", ())):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", setting)
-        assert detect_gpus() == expected
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert detect_gpus() == (H100, L4)
-
-
-def test_a_machine_without_nvidia_smi_has_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert detect_gpus() == ()

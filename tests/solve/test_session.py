@@ -109,7 +109,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> EventLog:
         return ServerCommand((sys.executable, "-c", _PROGRAM, args[args.index("--port") + 1]))
 
     monkeypatch.setattr(launch, "ServerCommand", run_program)
-    monkeypatch.setattr(launch, "detect_gpus", lambda: (H100,))
+    monkeypatch.setattr(launch, "detect_gpus", lambda path: (H100,))
     monkeypatch.setattr(session, "warm_up", nothing)
     return EventLog()
 

@@ -162,7 +162,7 @@ def plan_launch(
     """
     hf_config = read_model_config(model)
     text = hf_config.get("text_config", hf_config)
-    gpus = detect_gpus() if gpus is None else gpus
+    gpus = detect_gpus(wheels.path) if gpus is None else gpus
     preset = config.server.preset if config.server.preset != "auto" else _fitting_preset(hf_config, on_gpu=bool(gpus))
     slots = slots or config.solver.streams
     speculation = plan_speculation(config.server, hf_config, slots)

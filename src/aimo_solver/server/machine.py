@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.machinery
+import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+
+# Prints what `parse_gpus` reads. NVML counts bytes.
+_NVML = """
+import pynvml
+pynvml.nvmlInit()
+for index in range(pynvml.nvmlDeviceGetCount()):
+    gpu = pynvml.nvmlDeviceGetHandleByIndex(index)
+    memory, capability = pynvml.nvmlDeviceGetMemoryInfo(gpu).total >> 20, pynvml.nvmlDeviceGetCudaComputeCapability(gpu)
+    print(pynvml.nvmlDeviceGetName(gpu), memory, "%d.%d" % tuple(capability), pynvml.nvmlSystemGetDriverVersion(), sep=", ")
+"""
+_NVML_S = 10.0
+_SMI_S = 15.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +36,9 @@ class Gpu:
     """One NVIDIA GPU.
 
     Attributes:
-        capability: compute capability, (9, 0) for Hopper.
-        driver: version of the driver.
+        memory_bytes: 0 if unknown.
+        capability: compute capability, (9, 0) for Hopper; (0, 0) if unknown.
+        driver: version of the driver; "" if unknown.
     """
 
     name: str
@@ -29,21 +47,64 @@ class Gpu:
     driver: str
 
 
-def detect_gpus() -> tuple[Gpu, ...]:
-    """Returns the GPUs that `nvidia-smi` reports; none if it is missing or fails.
+def detect_gpus(path: Sequence[str] | None = None, root: Path = Path("/")) -> tuple[Gpu, ...]:
+    """Returns the GPUs of this machine; none only if it has no device file of one, or nothing can be read about it.
 
-    CUDA_VISIBLE_DEVICES is respected as far as it hides GPUs by index or hides them all.
+    NVML is asked first, then `nvidia-smi`, twice, each in a process with a time limit: both hang while the driver does. If
+    neither answers, the GPUs are those of the driver's files below `root`, with memory and capability 0, so that no preset
+    counts on either. CUDA_VISIBLE_DEVICES is respected as far as it hides GPUs by index or hides them all.
+
+    Args:
+        path: where the packages are (default `sys.path`); vLLM brings pynvml.
     """
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap,driver_version", "--format=csv,noheader,nounits"]
+    files = _device_files(root)
+    gpus: tuple[Gpu, ...] = ()
+    if files or shutil.which("nvidia-smi") is not None:
+        vllm = package_folder("vllm", path)
+        packages = os.pathsep.join([*(sys.path if path is None else path), str(vllm / "third_party") if vllm else ""])
+        smi = ("nvidia-smi", "--query-gpu=name,memory.total,compute_cap,driver_version", "--format=csv,noheader,nounits")
+        for command, limit_s in (((sys.executable, "-c", _NVML), _NVML_S), (smi, _SMI_S), (smi, 2 * _SMI_S)):
+            gpus = parse_gpus(_output(command, {**os.environ, "PYTHONPATH": packages}, limit_s))
+            if gpus:
+                break
+        else:
+            log.warning("neither NVML nor nvidia-smi answers; by their files there are %d GPUs", len(files))
+    return _visible(gpus or files, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def _output(command: Sequence[str], environment: Mapping[str, str], limit_s: float) -> str:
+    """Returns what a command prints; "" if it fails to start or takes longer."""
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    return _visible(parse_gpus(answer), os.environ.get("CUDA_VISIBLE_DEVICES"))
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+        )
+    except OSError:
+        return ""
+    try:
+        return process.communicate(timeout=limit_s)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(1.0)  # not for long: a call of the driver can be uninterruptible
+        assert process.stdout is not None
+        process.stdout.close()
+        return ""
+
+
+def _device_files(root: Path) -> tuple[Gpu, ...]:
+    """Returns a GPU for each /dev/nvidiaN, or each of the driver's files where there are none, with the names in the latter."""
+    minors = {int(file.name.removeprefix("nvidia")) for file in (root / "dev").glob("nvidia[0-9]*")}
+    names: dict[int, str] = {}
+    for number, file in enumerate(sorted((root / "proc/driver/nvidia/gpus").glob("*/information"))):
+        with contextlib.suppress(OSError, ValueError):
+            entries = (line.partition(":") for line in file.read_text(encoding="utf-8", errors="replace").splitlines())
+            values = {name.strip(): value.strip() for name, _, value in entries}
+            names[int(values.get("Device Minor", number))] = values.get("Model", "NVIDIA GPU")
+    return tuple(Gpu(names.get(minor, "NVIDIA GPU"), 0, (0, 0), "") for minor in sorted(minors or names))
 
 
 def parse_gpus(answer: str) -> tuple[Gpu, ...]:
-    """Reads nvidia-smi's CSV of name, memory in MiB, compute capability and driver version."""
+    """Reads lines of CSV of name, memory in MiB, compute capability and driver version."""
     gpus = []
     for line in answer.splitlines():
         fields = [field.strip() for field in line.split(",")]
