@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from aimo_solver.errors import ProblemFileError
@@ -30,6 +30,29 @@ def read_problems(
     Raises:
         ProblemFileError: the file or a row cannot be used; the message has the row and the remedy.
     """
+    problems: dict[str, Problem] = {}
+    for number, (id_, text, answer) in enumerate(_read_rows(path), start=1):
+        if not id_:
+            raise ProblemFileError(path, "the id is empty", number)
+        if not text:
+            raise ProblemFileError(path, f"problem {id_} has no text", number)
+        if id_ in problems:
+            raise ProblemFileError(path, f"id {id_} occurs twice; give each problem its own", number)
+        try:
+            problems[id_] = Problem(id_, text, _read_truth(answer, answers))
+        except ValueError as error:
+            raise ProblemFileError(path, f"the answer of {id_} is {error}", number) from None
+    if not problems:
+        raise ProblemFileError(path, "holds no problem")
+    missing = [id_ for id_ in ids if id_ not in problems]
+    if missing:
+        raise ProblemFileError(path, f"has no problem with id {', '.join(missing)}")
+    chosen = [problems[id_] for id_ in dict.fromkeys(ids)] if ids else list(problems.values())
+    return tuple(chosen[:limit])
+
+
+def _read_rows(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Yields id, text and answer of each row; "" is an empty field."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
@@ -42,29 +65,10 @@ def read_problems(
     id_column, text_column = (next((one for one in known if one in columns), None) for known in (_ID_COLUMNS, _TEXT_COLUMNS))
     if id_column is None or text_column is None:
         raise ProblemFileError(path, f"needs the columns id and problem; it has {', '.join(columns) or 'none'}")
-    problems: dict[str, Problem] = {}
     for number, row in enumerate(rows, start=1):
         if None in row or None in row.values():
             raise ProblemFileError(path, "has more or fewer fields than the header; check its quotes and commas", number)
-        id_, text = row[id_column].strip(), row[text_column].strip()
-        if not id_:
-            raise ProblemFileError(path, "the id is empty", number)
-        if not text:
-            raise ProblemFileError(path, f"problem {id_} has no text", number)
-        try:
-            problem = Problem(id_, text, _read_truth(row.get("answer", "").strip(), answers))
-        except ValueError as error:
-            raise ProblemFileError(path, f"the answer of {id_} is {error}", number) from None
-        if problem.id in problems:
-            raise ProblemFileError(path, f"id {problem.id} occurs twice; give each problem its own", number)
-        problems[problem.id] = problem
-    if not problems:
-        raise ProblemFileError(path, "holds no problem")
-    missing = [id_ for id_ in ids if id_ not in problems]
-    if missing:
-        raise ProblemFileError(path, f"has no problem with id {', '.join(missing)}")
-    chosen = [problems[id_] for id_ in dict.fromkeys(ids)] if ids else list(problems.values())
-    return tuple(chosen[:limit])
+        yield row[id_column].strip(), row[text_column].strip(), row.get("answer", "").strip()
 
 
 def _read_truth(text: str, answers: AnswersConfig) -> Answer | None:

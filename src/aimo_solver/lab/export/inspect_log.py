@@ -38,27 +38,13 @@ def write_inspect_log(run: RunRecord, folder: Path, progress: Callable[[float], 
     for sample in _samples(run, model):
         samples.append(sample)
         progress(len(samples) / len(run.attempts))
-    epochs = max((attempt.index + 1 for attempt in run.attempts), default=1)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name_run(run)}.eval"
     path.unlink(missing_ok=True)
-    packages = dict(run.environment.get("versions", {}))
-    spec = log.EvalSpec(
-        eval_id=f"{name_run(run)}-{run.started}",
-        run_id=name_run(run),
-        task=name_run(run),
-        task_id=name_run(run),
-        created=run.started,
-        dataset=log.EvalDataset(samples=len(run.problems), sample_ids=[problem.problem_id for problem in run.problems]),
-        model=model,
-        config=log.EvalConfig(epochs=epochs),
-        packages=packages,
-        metadata={"config": dict(run.config), "environment": dict(run.environment)},
-    )
     log.write_eval_log(
         log.EvalLog(
             status="started" if run.summary is None else "success",
-            eval=spec,
+            eval=_spec(log, run, model),
             results=_results(log, run, samples),
             stats=log.EvalStats(
                 started_at=run.started, completed_at=_wall(run, run.last_t), model_usage={model: _usage(run.attempts)}
@@ -68,6 +54,22 @@ def write_inspect_log(run: RunRecord, folder: Path, progress: Callable[[float], 
         str(path),
     )
     return path
+
+
+def _spec(log: Any, run: RunRecord, model: str) -> Any:
+    name = name_run(run)
+    return log.EvalSpec(
+        eval_id=f"{name}-{run.started}",
+        run_id=name,
+        task=name,
+        task_id=name,
+        created=run.started,
+        dataset=log.EvalDataset(samples=len(run.problems), sample_ids=[problem.problem_id for problem in run.problems]),
+        model=model,
+        config=log.EvalConfig(epochs=max((attempt.index + 1 for attempt in run.attempts), default=1)),
+        packages=dict(run.environment.get("versions", {})),
+        metadata={"config": dict(run.config), "environment": dict(run.environment)},
+    )
 
 
 def model_name(run: RunRecord) -> str:
