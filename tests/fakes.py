@@ -15,8 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from aimo_solver.errors import EngineError, EngineUnavailable, LeaseTimeoutError
 from aimo_solver.kernels.session import ExecutionResult
-from aimo_solver.server.client import CompletionRequest
-from aimo_solver.server.completions import Chunk
+from aimo_solver.server.engine import Chunk, CompletionRequest
 
 _Result = TypeVar("_Result")
 

@@ -25,8 +25,8 @@ from aimo_solver.log.writer import NullLog
 from aimo_solver.options import AttemptConfig, KernelConfig, SamplingConfig
 from aimo_solver.problems import Problem
 from aimo_solver.results import Attempt, FinishReason
-from aimo_solver.server.client import CompletionRequest, VllmEngine
-from aimo_solver.server.completions import Chunk
+from aimo_solver.server.client import VllmEngine
+from aimo_solver.server.engine import Chunk, CompletionRequest
 from aimo_solver.server.process import ServerCommand, ServerProcess, free_port
 from aimo_solver.solve.attempt import Resources, RunningAttempt
 from tests.chat_families import NAMES, Family

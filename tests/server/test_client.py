@@ -15,8 +15,9 @@ from aimo_solver.config import Config, load_config
 from aimo_solver.errors import ContextExceeded, EndpointError, EngineRejected, EngineUnavailable
 from aimo_solver.lab.bench.loop import EndlessEngine, count_requests
 from aimo_solver.options import SamplingConfig
-from aimo_solver.server.client import CompletionRequest, VllmEngine
-from aimo_solver.server.completions import Chunk, entropy, read_kv_tokens, refusal
+from aimo_solver.server.client import VllmEngine
+from aimo_solver.server.completions import entropy, read_kv_tokens, refusal
+from aimo_solver.server.engine import Chunk, CompletionRequest
 from tests.conftest import Served
 from tests.http_vllm import Handler, HttpVllm, event, sends
 

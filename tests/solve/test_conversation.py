@@ -11,7 +11,7 @@ from aiohttp import web
 from aimo_solver.chat.families import load_chat_format
 from aimo_solver.log.writer import NullLog
 from aimo_solver.results import FinishReason
-from aimo_solver.server.client import Engine
+from aimo_solver.server.engine import Engine
 from aimo_solver.solve import conversation
 from aimo_solver.solve.conversation import LOST_TOKENS, Conversation, SampledTurn
 from tests.conftest import MODEL, Served

@@ -21,7 +21,8 @@ from aimo_solver.log.writer import NullLog, RunLog
 from aimo_solver.policy.budget import Allotment
 from aimo_solver.problems import Problem
 from aimo_solver.results import Attempt
-from aimo_solver.server.client import CompletionRequest, VllmEngine
+from aimo_solver.server.client import VllmEngine
+from aimo_solver.server.engine import CompletionRequest
 from aimo_solver.solve.attempt import Resources
 from aimo_solver.solve.evaluate import evaluate
 from aimo_solver.solve.solver import Observer, Solver

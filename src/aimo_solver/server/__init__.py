@@ -11,6 +11,7 @@ __all__ = [
     "client",
     "compile_cache",
     "completions",
+    "engine",
     "failures",
     "flags",
     "ladder",

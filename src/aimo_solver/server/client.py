@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import aiohttp
 
@@ -28,7 +27,6 @@ from aimo_solver.errors import (
 )
 from aimo_solver.options import SamplingConfig
 from aimo_solver.server.completions import (
-    Chunk,
     ServedModel,
     read_body,
     read_chunk,
@@ -38,67 +36,11 @@ from aimo_solver.server.completions import (
     refusal,
     sampling_fields,
 )
+from aimo_solver.server.engine import Chunk, CompletionRequest
 from aimo_solver.server.speculation import without_min_p
 
 RANK_HEADER = "X-data-parallel-rank"  # vLLM: which copy of the model serves a request
 _NO_TOKEN_IDS = "a turn without token ids (return_token_ids); vLLM sends them from version 0.10.2 on"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompletionRequest:
-    """One turn to be sampled.
-
-    Attributes:
-        tokens: the prompt, token ids.
-        max_tokens: most tokens to sample.
-        sampling: None means as the engine was made for.
-        label: CONVERSATION-TURN; names the request in the server's log.
-    """
-
-    tokens: Sequence[int]
-    max_tokens: int
-    stop_token_ids: tuple[int, ...] = ()
-    stop_strings: tuple[str, ...] = ()
-    sampling: SamplingConfig | None = None
-    label: str = ""
-
-    @property
-    def conversation(self) -> str:
-        """The label without the turn."""
-        return self.label.rpartition("-")[0]
-
-
-class Engine(Protocol):
-    """A model that samples turns, as an attempt uses it.
-
-    Attributes:
-        context_tokens: longest prompt and answer together; a restarted server may have less.
-        faults: how often the server was lost or replaced so far.
-    """
-
-    @property
-    def context_tokens(self) -> int: ...
-
-    @property
-    def faults(self) -> int: ...
-
-    def stream(self, request: CompletionRequest) -> AsyncGenerator[Chunk, None]:
-        """Samples one turn. Closing the generator frees the server's slot at once.
-
-        Raises:
-            EngineUnavailable: no answer, or the stream broke off; the chunks received before are valid.
-            ContextExceeded: the request does not fit the context, which is in `context_tokens` now if the server names it.
-            EngineRejected: the server refused the request for another reason.
-        """
-        ...
-
-    async def wait_ready(self) -> None:
-        """Returns when the server answers again; `context_tokens` is then that of the running server.
-
-        Raises:
-            EngineLost: it never will.
-        """
-        ...
 
 
 class VllmEngine:

@@ -11,13 +11,14 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import aiohttp
 
 from aimo_solver.errors import ContextExceeded, EngineError, EngineRejected, EngineUnavailable
 from aimo_solver.options import SamplingConfig
 from aimo_solver.results import DraftCounts
+from aimo_solver.server.engine import Chunk
 
 _LONGEST_BODY = 1 << 20  # bytes; a list of models and a refusal have a few hundred
 _LONGEST_LINE = 1 << 20  # bytes; a chunk of 8 tokens with 20 log-probabilities each has 20,000
@@ -27,23 +28,6 @@ _DRAFTS = re.compile(
     r"^vllm:spec_decode_num_(drafts|draft_tokens|accepted_tokens)(?:_total)?(?:\{[^}\n]*\})? ([\d.e+]+)$", re.MULTILINE
 )
 _CACHE_INFO = re.compile(r"^vllm:cache_config_info\{([^}\n]*)\}", re.MULTILINE)  # one line for each copy of the model
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """One message of a stream.
-
-    Attributes:
-        token_ids: newly sampled tokens, a stop token included.
-        entropies: nats, one per token; empty if the server sent no log-probabilities.
-        finish: "stop" or "length" on the turn's last tokens, else None.
-        cached_tokens: prompt tokens found in the prefix cache; on the last message only, if the server reports it.
-    """
-
-    token_ids: tuple[int, ...]
-    entropies: tuple[float, ...] = ()
-    finish: Literal["stop", "length"] | None = None
-    cached_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import asyncio
 import time
 from contextlib import aclosing
 
-from aimo_solver.server.client import CompletionRequest, Engine
+from aimo_solver.server.engine import CompletionRequest, Engine
 
 # Odd and even, below and above one scheduler step, as short as a tool result and as long as a conversation.
 _PROMPT_TOKENS = (17, 64, 250, 512, 1_001, 2_048, 3_000, 6_000)

@@ -19,7 +19,7 @@ from aimo_solver.config import Config
 from aimo_solver.log.trajectory import TrajectoryWriter
 from aimo_solver.problems import Answer, Problem
 from aimo_solver.results import Attempt, FinishReason
-from aimo_solver.server.client import Engine
+from aimo_solver.server.engine import Engine
 from aimo_solver.solve.conversation import Conversation, Guard, SampledTurn, no_guard
 from aimo_solver.solve.guards import TurnGuard, last_closed_box
 from aimo_solver.solve.python import LeasedPython, PythonPool

@@ -19,7 +19,7 @@ from aimo_solver.kernels.text import cut_middle
 from aimo_solver.log.trajectory import TrajectoryWriter
 from aimo_solver.options import SamplingConfig
 from aimo_solver.results import FinishReason
-from aimo_solver.server.client import CompletionRequest, Engine
+from aimo_solver.server.engine import CompletionRequest, Engine
 
 TAIL_TOKENS = 256  # window of `tail_entropy`, as in the second-placed public solver of AIMO3
 _CHARS_PER_TOKEN = 8  # about twice the usual number; longer texts are cut before they are tokenised

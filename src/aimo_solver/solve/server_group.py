@@ -15,8 +15,8 @@ from aimo_solver.errors import EngineUnavailable
 from aimo_solver.log.writer import RunLog
 from aimo_solver.policy.budget import Allotment
 from aimo_solver.problems import Problem, ProblemResult
-from aimo_solver.server.client import CompletionRequest, VllmEngine
-from aimo_solver.server.completions import Chunk
+from aimo_solver.server.client import VllmEngine
+from aimo_solver.server.engine import Chunk, CompletionRequest
 from aimo_solver.solve.attempt import Resources
 from aimo_solver.solve.solver import Observer, Solver
 
@@ -97,7 +97,7 @@ class ServerGroup:
 
 
 class PlacedEngine:
-    """The engine of one problem: all its attempts stay on one server of the group until that fails. See `client.Engine`.
+    """The engine of one problem: all its attempts stay on one server of the group until that fails. See `engine.Engine`.
 
     Attributes:
         faults: how often the problem had to move.
@@ -115,7 +115,7 @@ class PlacedEngine:
         return self._member.engine.context_tokens
 
     async def stream(self, request: CompletionRequest) -> AsyncGenerator[Chunk, None]:
-        """Samples one turn on the problem's server; see `client.Engine.stream`."""
+        """Samples one turn on the problem's server; see `engine.Engine.stream`."""
         member = self._member
         try:
             # A limit around a yield is safe only because attempts await nothing between two chunks.

@@ -17,8 +17,9 @@ from aimo_solver.lab.report.timeline import BootStage, boot_stages
 from aimo_solver.log.environment import describe_environment
 from aimo_solver.log.reader import read_run
 from aimo_solver.log.writer import RunLog
-from aimo_solver.server.client import CompletionRequest, VllmEngine
+from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.compile_cache import add_shipped_cache
+from aimo_solver.server.engine import CompletionRequest
 from aimo_solver.server.launch import plan_launch
 from aimo_solver.server.process import ServerProcess
 from aimo_solver.server.readahead import read_ahead

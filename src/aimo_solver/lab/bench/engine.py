@@ -30,7 +30,7 @@ from aimo_solver.lab.bench.loop import (
     run_loop,
 )
 from aimo_solver.lab.bench.table import BenchResult, Value
-from aimo_solver.server.client import CompletionRequest
+from aimo_solver.server.engine import CompletionRequest
 
 _COLUMNS = ("streams", "what", "tokens/s", "of bare", "stalled s", "tool to token ms, median", "95 %", "cached of whole blocks")
 _ABORTS = 5

@@ -30,8 +30,8 @@ from aimo_solver.log.environment import describe_environment
 from aimo_solver.log.writer import RunLog
 from aimo_solver.options import AttemptConfig
 from aimo_solver.problems import Problem
-from aimo_solver.server.client import RANK_HEADER, CompletionRequest, VllmEngine
-from aimo_solver.server.completions import Chunk
+from aimo_solver.server.client import RANK_HEADER, VllmEngine
+from aimo_solver.server.engine import Chunk, CompletionRequest
 from aimo_solver.solve.attempt import Resources, RunningAttempt
 from aimo_solver.solve.session import Session
 

@@ -23,7 +23,7 @@ from aimo_solver.lab.bench.decode import long_prompt
 from aimo_solver.lab.bench.load import Lengths
 from aimo_solver.lab.bench.loop import EndlessEngine, Target
 from aimo_solver.lab.bench.table import BenchResult, Value
-from aimo_solver.server.client import CompletionRequest
+from aimo_solver.server.engine import CompletionRequest
 
 DEPTHS = (30_000, 60_000)  # tokens of a conversation in the end
 WAIT_S = (0.01, 6.0)
