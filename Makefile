@@ -1,11 +1,12 @@
 # make run    install, then solve data/warmup.csv with the embedded model
 # make fast   ruff, mypy, and the tests that are quick and need neither vLLM nor kernels; the loop while you edit
-# make test   install, then all checks and tests
+# make test   install, then all checks and tests, some of them once more on the versions of Kaggle's image
 # make fuzz   the readers of model output, on many more examples than in make test
 # make endurance [SEED=N]   500 problems under faults, half an hour
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+IMAGE := .venv-image
 EXAMPLES ?= 300
 # Three workers keep two cores busy, since tests often wait.
 WORKERS ?= 3
@@ -26,7 +27,7 @@ fast: notebook
 	$(BIN)/mypy
 	$(PYTEST) -m 'not vllm and not kernels and not slow'
 
-test: check
+test: check $(IMAGE)/.ready
 	$(PYTEST)
 
 fuzz: $(READY)
@@ -47,6 +48,10 @@ $(READY): requirements.lock pyproject.toml scripts/install.sh
 	scripts/install.sh $(VENV)
 	touch $(READY)
 
+# Not made where there is no Python 3.12.
+$(IMAGE)/.ready: requirements-image.txt scripts/install_image.sh
+	scripts/install_image.sh $(IMAGE)
+
 notebook: $(READY)
 	$(BIN)/python scripts/build_notebook.py
 
@@ -57,4 +62,4 @@ lock: $(READY)
 	mv requirements.lock.new requirements.lock
 
 clean:
-	rm -rf $(VENV) runs build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(IMAGE) runs build .pytest_cache .mypy_cache .ruff_cache .hypothesis

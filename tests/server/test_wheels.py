@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from aimo_solver.errors import WheelError
+from aimo_solver.errors import ServerStartError, WheelError
 from aimo_solver.server.machine import installed_version, package_folder
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation, install
 
@@ -46,7 +46,7 @@ def _same_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
-        if name.startswith(("aimo_first", "aimo_fourth", "aimo_shared")):
+        if name.startswith(("aimo_first", "aimo_fourth", "aimo_server", "aimo_shared")):
             del sys.modules[name]
 
 
@@ -66,7 +66,7 @@ def test_missing_packages_come_from_the_wheels_and_their_dependencies_from_the_i
     make_wheel(mount, "aimo_first", "aimo_first", "import aimo_second, polars\nWHO = 'first'", needs="aimo_second")
     make_wheel(mount, "aimo_second", "aimo_second", "WHO = 'second'")
     before = list(sys.path)
-    installation = install({"aimo_first": "aimo_first", "polars": "polars"}, tmp_path)
+    installation = install({"aimo_first": "aimo_first", "polars": "polars"}, tmp_path, overlay=True)
     installation.wait(120)
     assert importlib.import_module("aimo_first").WHO == "first"
     assert sys.path[: len(before)] == before
@@ -74,6 +74,76 @@ def test_missing_packages_come_from_the_wheels_and_their_dependencies_from_the_i
     program = "import aimo_first, polars; print(polars.__file__)"
     found = subprocess.run([installation.python, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
     assert found == importlib.import_module("polars").__file__
+
+
+@pytest.fixture
+def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Packages of the image, in its own folder and in PYTHONPATH, that fail when they are imported."""
+    folder = tmp_path / "image" / "site-packages"
+    (folder / "google" / "protobuf").mkdir(parents=True)
+    for module in ("tensorflow.py", "transformers.py", "google/protobuf/__init__.py"):
+        (folder / module).write_text("raise RuntimeError('a package of the image')")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setattr("aimo_solver.server.wheels.SERVER_MODULE", "aimo_server")
+    return folder
+
+
+def serve(installation: Installation, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [str(installation.python), "-c", "import aimo_server"]
+    return subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
+
+
+def failed_start() -> ServerStartError:
+    return ServerStartError("the vLLM server ended", ["python"], 1, [])
+
+
+PROGRAM = """
+import importlib.util, transformers
+image = [name for name in ("tensorflow", "google", "polars") if importlib.util.find_spec(name)]
+print(transformers.WHO, image)
+"""
+
+
+@pytest.mark.usefixtures("image")
+def test_packages_of_the_image_cannot_break_the_server(tmp_path: Path) -> None:
+    make_wheel(tmp_path / "wheels", "aimo_server", "aimo_server", PROGRAM, needs="transformers")
+    make_wheel(tmp_path / "wheels", "transformers", "transformers", "WHO = 'wheels'")
+    before = list(sys.path)
+    installation = install({"aimo_server": "aimo_server"}, tmp_path)
+    installation.wait(120)
+    assert serve(installation, **installation.variables).stdout.split(maxsplit=1) == ["wheels", "[]\n"]
+    assert "a package of the image" in serve(installation).stderr
+    assert sys.path == [*before, *installation.path]
+    assert installation.renewed(failed_start()) is installation
+
+
+def test_an_overlay_follows_an_environment_from_which_the_server_cannot_be_imported(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_wheel(tmp_path / "wheels", "aimo_server", "aimo_server", "import aimo_helper")
+    (image / "aimo_helper.py").touch()
+    monkeypatch.setattr("aimo_solver.server.wheels.install.__defaults__", ({"aimo_server": "aimo_server"}, tmp_path))
+    first = install()
+    first.wait(120)
+    assert first.renewed(ValueError("another failure")) is first
+    second = first.renewed(failed_start())
+    assert "No module named 'aimo_helper'" in caplog.text
+    second.wait(120)
+    assert (first.overlay, second.overlay) == (False, True)
+    assert serve(second, **second.variables).returncode == 0
+    assert second.renewed(failed_start()) is second
+
+
+def test_an_overlay_follows_wheels_that_are_not_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_wheel(tmp_path / "wheels", "aimo_first", "aimo_first", "import polars", needs="polars")
+    monkeypatch.setattr("aimo_solver.server.wheels.install.__defaults__", ({"aimo_first": "aimo_first"}, tmp_path))
+    first = install()
+    with pytest.raises(WheelError, match="polars"):
+        first.wait(120)
+    second = first.renewed()
+    assert folder_of(second) == first.environment
+    assert second.overlay
 
 
 def test_a_later_distribution_replaces_the_files_of_an_earlier_one(tmp_path: Path) -> None:
@@ -212,4 +282,5 @@ def test_the_path_is_that_of_the_servers_python(tmp_path: Path) -> None:
     package = package_folder("jinja2", installation.path)
     assert package is not None
     assert package.is_relative_to(folder)
+    assert installation.path == (str(package.parent),)
     assert NOTHING_TO_INSTALL.path == tuple(sys.path)

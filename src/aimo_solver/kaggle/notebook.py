@@ -79,6 +79,7 @@ class _Sessions:
         self._started = started
         self._log: RunLog | None = None
         self._draft_problem: str | None = None
+        self._failure: Exception | None = None  # of the last boot
 
     @asynccontextmanager
     async def open(self, observer: LoggingObserver) -> AsyncIterator[Session]:
@@ -92,13 +93,14 @@ class _Sessions:
             self._log = await asyncio.to_thread(open_log, self._directory, config, self._started)
         if self._draft_problem is not None:
             self._log.event("draft_left_out", reason=self._draft_problem)
-        self._wheels = await asyncio.to_thread(self._wheels.renewed)
+        self._wheels = await asyncio.to_thread(self._wheels.renewed, self._failure)
         self._history = self._history or StartHistory(lambda: self._clock.left_s)
         try:
             opening = local_session(folder, config, self._log, [observer], self._wheels, history=self._history)
             async with opening as session:
                 yield session
         except Exception as error:
+            self._failure = error
             self._log.event("boot_failed", error=f"{type(error).__name__}: {error}")
             raise
 

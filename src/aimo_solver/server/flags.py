@@ -120,6 +120,8 @@ COMMON_VARIABLES = (
     Variable("HF_HUB_OFFLINE", "1", "the model is a local folder; asking the hub would wait for a time-out"),
     Variable("VLLM_NO_USAGE_STATS", "1", "no network"),
     Variable("VLLM_DO_NOT_TRACK", "1", "no network"),
+    Variable("USE_TF", "0", "transformers would import the image's TensorFlow, if it saw it"),
+    Variable("USE_FLAX", "0", "transformers would import the image's Flax, if it saw it"),
     Variable("TOKENIZERS_PARALLELISM", "false", "prompts are token ids; silences a warning about forks"),
 )
 

@@ -30,7 +30,7 @@ from aimo_solver.server.machine import Gpu, detect_gpus, installed_flags, instal
 from aimo_solver.server.process import ServerCommand, free_port
 from aimo_solver.server.sharding import check_sharding
 from aimo_solver.server.speculation import Speculation, plan_speculation, read_model_config
-from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation
+from aimo_solver.server.wheels import NOTHING_TO_INSTALL, SERVER_MODULE, Installation
 
 SERVED_NAME = "model"
 
@@ -94,14 +94,15 @@ class LaunchPlan:
     @property
     def command(self) -> ServerCommand:
         """The command line for the installed vLLM; the user's own arguments come last."""
-        args = [str(self.wheels.python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.model)]
+        args = [str(self.wheels.python), "-m", SERVER_MODULE, "--model", str(self.model)]
         args += ["--served-model-name", self.served_name, "--host", "127.0.0.1", "--port", str(self.port)]
         for flag in self.flags:
             name = self._known_name(flag)
             if name is not None:
                 args += [name] if flag.value is None else [name, flag.value]
         args += ["--seed", str(self.seed), *without_flags(self.config.server.extra_args, self.adjustments.refused)]
-        return ServerCommand(tuple(args), {variable.name: variable.value for variable in self.variables})
+        variables = {variable.name: variable.value for variable in self.variables}
+        return ServerCommand(tuple(args), {**self.wheels.variables, **variables})
 
     @property
     def arguments(self) -> tuple[str, ...]:

@@ -1,8 +1,12 @@
-"""Installs the packages that the image lacks from attached wheels, offline and beside the image's own packages.
+"""Installs vLLM from attached wheels, offline, in an environment of its own.
 
-The wheels go into a virtual environment that sees the image's packages, because pip must not replace a package under a
-process that has already imported it. The vLLM server runs on that environment's Python; this process finds there only
-what it lacks.
+The wheels hold everything that vLLM needs, so its environment does not see the image's packages and none of them can break
+it. The vLLM server runs on that environment's Python; this process finds there only what it lacks. If that cannot be installed,
+or vLLM cannot be imported from it, the next installation is an overlay: an environment that sees the image's packages behind
+its own, and needs only the wheels of what the image lacks. So is the first if the image has vLLM itself.
+
+Whether vLLM can be imported is only tested after a server that did not start: the import takes about as long as the first
+third of the server's start, and would delay every boot for a fault that is rare.
 
 The environment is always the same folder, because torch.compile looks its results up by the paths of vLLM's sources. It is
 reused if it holds the same wheels, and made again otherwise. Every process that uses it holds a lock on it; a process that
@@ -21,7 +25,6 @@ import os
 import shlex
 import shutil
 import signal
-import site
 import subprocess
 import sys
 import sysconfig
@@ -29,16 +32,24 @@ import tempfile
 import time
 import venv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from aimo_solver.errors import WheelError
+from aimo_solver.errors import ServerStartError, WheelError
 from aimo_solver.paths import KAGGLE_INPUT, find_wheels
 
-NEEDED: Mapping[str, str] = MappingProxyType({"vllm": "vllm", "openai_harmony": "oss-harmony"})  # module: distribution
+# module: distribution; the server's is the first
+NEEDED: Mapping[str, str] = MappingProxyType({"vllm": "vllm", "openai_harmony": "oss-harmony"})
+SERVER_MODULE = "vllm.entrypoints.openai.api_server"
 
 _NAME = "aimo-wheels"
+_IMPORT_S = 180.0  # it takes 10 to 20 s
+# Nothing from the image reaches an environment of its own: an empty variable is like none. No file of the working directory is
+# imported, either.
+_OWN_PACKAGES: Mapping[str, str] = MappingProxyType(
+    {"PYTHONPATH": "", "PYTHONHOME": "", "PYTHONNOUSERSITE": "1", "PYTHONSAFEPATH": "1"}
+)
 _COMPLETE = "complete"  # a file in a finished environment that holds its fingerprint
 
 log = logging.getLogger(__name__)
@@ -53,12 +64,14 @@ class Installation:
         process: pip; None if everything is installed already.
         started: `time.monotonic` of the start.
         lock: descriptor that keeps other processes from replacing the environment; open until this process ends.
+        overlay: whether the environment sees the image's packages behind its own.
     """
 
     environment: Path | None = None
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     lock: int | None = None
+    overlay: bool = False
 
     @property
     def python(self) -> Path:
@@ -66,14 +79,46 @@ class Installation:
         return Path(sys.executable) if self.environment is None else self.environment / "bin" / "python"
 
     @property
-    def path(self) -> tuple[str, ...]:
-        """Where `python` looks for packages: first among the wheels, then where this process does."""
-        return tuple(sys.path) if self.environment is None else (str(_site_packages(self.environment)), *sys.path)
+    def variables(self) -> Mapping[str, str]:
+        """Environment variables for `python`, which keep other packages out of an environment of its own."""
+        return {} if self.environment is None or self.overlay else _OWN_PACKAGES
 
-    def renewed(self) -> Installation:
-        """Returns a new installation if this one failed or found no wheels, since a mount can come late; else this one."""
-        failed = self.process is not None and self.process.poll() not in (None, 0)
-        return install() if failed or self.environment is None else self
+    @property
+    def path(self) -> tuple[str, ...]:
+        """Where `python` looks for packages."""
+        if self.environment is None:
+            return tuple(sys.path)
+        own = str(_site_packages(self.environment))
+        return (own, *sys.path) if self.overlay else (own,)
+
+    def renewed(self, failure: BaseException | None = None) -> Installation:
+        """Returns the installation for the next boot, after the last one ended with `failure`.
+
+        It is a new one if this one found no wheels, since a mount can come late; and one of the other kind, an overlay or none,
+        if this one failed, or the server did not start and cannot be imported. Else it is this one.
+        """
+        if self.environment is None:
+            return install()
+        if self.process is not None and self.process.poll() not in (None, 0):
+            why = "its installation failed"
+        elif isinstance(failure, ServerStartError) and (problem := self._import_problem()) is not None:
+            why = f"vLLM cannot be imported from it: {problem}"
+        else:
+            return self
+        if self.lock is not None:
+            fcntl.flock(self.lock, fcntl.LOCK_UN)
+        log.warning("%s is given up (%s); next: %s", _kind(self.overlay), why, _kind(not self.overlay))
+        return install(overlay=not self.overlay)
+
+    def _import_problem(self) -> str | None:
+        """Imports the server's module as the server does; returns the last line of the error, None if there is none."""
+        command = [str(self.python), "-c", f"import {SERVER_MODULE}"]
+        environment = {**os.environ, **self.variables}
+        try:
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_IMPORT_S, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return str(error)
+        return None if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
 
     def wait(self, timeout_s: float) -> None:
         """Returns when everything is installed and can be imported here.
@@ -88,7 +133,8 @@ class Installation:
         if self.lock is not None:
             fcntl.flock(self.lock, fcntl.LOCK_SH)  # from now on other processes may use the same wheels
         # At the end of sys.path: the image's own packages keep their place.
-        site.addsitedir(str(_site_packages(self.environment)))
+        if (own := str(_site_packages(self.environment))) not in sys.path:
+            sys.path.append(own)
         importlib.invalidate_caches()
         log.info("wheels installed after %.1f s", time.monotonic() - self.started)
 
@@ -109,50 +155,66 @@ class Installation:
 NOTHING_TO_INSTALL = Installation()
 
 
-def install(needed: Mapping[str, str] = NEEDED, root: Path = KAGGLE_INPUT) -> Installation:
-    """Starts the installation of what cannot be imported, and returns at once.
+def install(needed: Mapping[str, str] = NEEDED, root: Path = KAGGLE_INPUT, *, overlay: bool = False) -> Installation:
+    """Starts the installation of what is `needed` and cannot be imported, and returns at once.
 
     Without wheels below `root`, or without a folder to put them in, it only logs an error: some models need none of them.
     """
     try:
-        return _install(needed, root)
+        return _install(needed, root, overlay=overlay)
     except OSError as error:
         log.error("nothing can be installed: %s", error)
         return NOTHING_TO_INSTALL
 
 
-def _install(needed: Mapping[str, str], root: Path) -> Installation:
-    missing = [distribution for module, distribution in needed.items() if not _in_image(module)]
+def _install(needed: Mapping[str, str], root: Path, *, overlay: bool) -> Installation:
+    missing = {module: distribution for module, distribution in needed.items() if not _in_image(module)}
     if not missing:
         log.info("nothing to install: %s are installed", ", ".join(needed.values()))
         return NOTHING_TO_INSTALL
     folders = find_wheels(root)
     if not folders:
-        log.error("missing: %s, and no wheels below %s; attach the output of the wheels notebook", ", ".join(missing), root)
+        lacking = ", ".join(missing.values())
+        log.error("missing: %s, and no wheels below %s; attach the output of the wheels notebook", lacking, root)
         return NOTHING_TO_INSTALL
+    overlay = overlay or next(iter(needed)) not in missing
+    wanted = [*(missing if overlay else needed).values()]
     started = time.monotonic()
-    fingerprint = _fingerprint(missing, folders)
+    fingerprint = _fingerprint(wanted, folders, overlay=overlay)
     target, lock = _claim(fingerprint)
     if _is_complete(target, fingerprint):
-        log.info("%s: already installed in %s", ", ".join(missing), target)
-        return Installation(target, None, started, lock)
-    python = _make_environment(target)
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-index", "--no-input", "--no-compile"]
-    pip += [f"--find-links={folder}" for folder in folders]
+        log.info("%s: already installed in %s", ", ".join(wanted), target)
+        return Installation(target, None, started, lock, overlay)
+    _make_environment(target, overlay=overlay)
+    installation = Installation(target, None, started, lock, overlay)
+    log.info("installing %s from %s in %s", ", ".join(wanted), ", ".join(map(str, folders)), _kind(overlay))
+    return replace(installation, process=_start_pip(installation, wanted, folders, fingerprint))
+
+
+def _start_pip(
+    installation: Installation, wanted: Sequence[str], folders: Sequence[Path], fingerprint: str
+) -> subprocess.Popen[bytes]:
+    target = installation.environment
+    assert target is not None
+    pip = [sys.executable, "-m", "pip", "--isolated", "--python", str(installation.python)]
+    pip += ["install", "--no-index", "--no-input", "--no-compile", *(f"--find-links={folder}" for folder in folders)]
     # One by one: some versions of vLLM install openai-harmony, whose files oss-harmony must replace.
-    commands = [shlex.join([*pip, distribution]) for distribution in missing]
+    commands = [shlex.join([*pip, distribution]) for distribution in wanted]
     commands.append(f"printf {fingerprint} > {shlex.quote(str(target / _COMPLETE))}")
-    log.info("installing %s from %s", ", ".join(missing), ", ".join(map(str, folders)))
     with (target / "pip.log").open("wb") as output:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             ["/bin/sh", "-c", " && ".join(commands)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             start_new_session=True,
-            pass_fds=[] if lock is None else [lock],  # pip may outlive this process
+            pass_fds=[] if installation.lock is None else [installation.lock],  # pip may outlive this process
+            env={**os.environ, **installation.variables, "PIP_CONFIG_FILE": os.devnull},
         )
-    return Installation(target, process, started, lock)
+
+
+def _kind(overlay: bool) -> str:
+    return "an overlay of the image's packages" if overlay else "an environment of its own"
 
 
 def _claim(fingerprint: str) -> tuple[Path, int | None]:
@@ -182,10 +244,11 @@ def _try_lock(lock: int, kind: int) -> bool:
     return True
 
 
-def _fingerprint(missing: Sequence[str], folders: Sequence[Path]) -> str:
+def _fingerprint(wanted: Sequence[str], folders: Sequence[Path], *, overlay: bool) -> str:
     """Returns a hash of what an environment holds: the wheels, and the Python and the packages that it builds on."""
     wheels = sorted((wheel.name, wheel.stat().st_size) for folder in folders for wheel in folder.glob("*.whl"))
-    return hashlib.sha256(json.dumps([missing, wheels, sys.executable, sys.version, _image_packages()]).encode()).hexdigest()
+    base = [sys.executable, sys.version, _image_packages() if overlay else None]
+    return hashlib.sha256(json.dumps([wanted, wheels, base]).encode()).hexdigest()
 
 
 def _is_complete(target: Path, fingerprint: str) -> bool:
@@ -194,12 +257,12 @@ def _is_complete(target: Path, fingerprint: str) -> bool:
     return complete.is_file() and complete.stat().st_uid == os.getuid() and complete.read_text(encoding="utf-8") == fingerprint
 
 
-def _make_environment(target: Path) -> Path:
-    """Makes a virtual environment that finds this process's packages after its own; returns its Python."""
+def _make_environment(target: Path, *, overlay: bool) -> None:
+    """Makes a virtual environment; an overlay finds this process's packages after its own."""
     venv.create(target, with_pip=False, symlinks=True)
-    lines = [f"import site; site.addsitedir({folder!r})\n" for folder in _image_packages()]
-    (_site_packages(target) / "image.pth").write_text("".join(lines), encoding="utf-8")
-    return target / "bin" / "python"
+    if overlay:
+        lines = [f"import site; site.addsitedir({folder!r})\n" for folder in _image_packages()]
+        (_site_packages(target) / "image.pth").write_text("".join(lines), encoding="utf-8")
 
 
 def _in_image(module: str) -> bool:

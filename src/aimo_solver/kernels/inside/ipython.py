@@ -32,6 +32,7 @@ from ipykernel.displayhook import ZMQDisplayHook, ZMQShellDisplayHook  # noqa: E
 from ipykernel.iostream import IOPubThread  # noqa: E402
 from ipykernel.ipkernel import IPythonKernel  # noqa: E402
 from ipykernel.zmqshell import ZMQDisplayPublisher, ZMQInteractiveShell  # noqa: E402
+from IPython.core import inputtransformer2  # noqa: E402
 from IPython.core.compilerop import CachingCompiler  # noqa: E402
 from traitlets import Type  # noqa: E402
 from traitlets.config import Config  # noqa: E402
@@ -70,9 +71,7 @@ def run_kernel(directory: Path, on_ready: Callable[[], object]) -> None:
     for message in ("To exit: use", "This process .* is multi-threaded"):  # from exit() and fork(), which are allowed here
         warnings.filterwarnings("ignore", message)
     kernelapp.IOPubThread = _IOPub  # type: ignore[misc, assignment, attr-defined, unused-ignore]
-    config = Config()
-    config.HistoryManager.enabled = False
-    config.IPKernelApp.log_level = 50
+    config = Config(HistoryManager={"enabled": False}, IPKernelApp={"log_level": 50})
     app = _App.instance(config=config, connection_file=str(directory / "connection.json"))
     streams = _Streams()
     streams.restore()
@@ -146,6 +145,18 @@ class _Compiler(CachingCompiler):
         return self.cell
 
 
+class _SystemAssign(inputtransformer2.SystemAssign):
+    """Finds ``name = !command`` in the tokens of Python 3.12 too, which IPython 7 misreads."""
+
+    @classmethod
+    def find(cls, tokens_by_line: Any) -> Any:
+        for line in tokens_by_line:
+            sign = inputtransformer2._find_assign_op(line)
+            if sign is not None and sign + 1 < len(line) and line[sign + 1].string == "!":
+                return cls(line[sign + 1].start)
+        return None
+
+
 class _Shell(ZMQInteractiveShell):
     displayhook_class = Type(_Value)
     display_pub_class = Type(_Display)
@@ -156,6 +167,7 @@ class _Shell(ZMQInteractiveShell):
     def init_instance_attrs(self) -> None:
         super().init_instance_attrs()
         self.compile = _Compiler()
+        self.input_transformer_manager.token_transformers.append(_SystemAssign)
 
     def init_environment(self) -> None:
         """Leaves the environment unchanged; the inherited method requests colours."""
