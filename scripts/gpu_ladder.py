@@ -97,7 +97,11 @@ FAULTS = (
     Fault("none", {"extra_args": EAGER}),
     Fault(f"another process holds {_TENANT:.0%} of the GPU", {"extra_args": EAGER}, _co_tenant),
     Fault("memory runs out while capturing", {"extra_args": ("--max-cudagraph-capture-size", "512")}, _taken_while_capturing),
-    Fault("experts' backend that the model cannot use", {"moe_backend": "deep_gemm", "load_format": "dummy"}, shape=True),
+    Fault(
+        "experts' backend that the model cannot use",
+        {"moe_backend": "cutlass", "load_format": "dummy", "extra_args": EAGER},
+        shape=True,
+    ),
     Fault("draft with broken weights", {"extra_args": EAGER}, draft=True),
     Fault("unknown flag", {"extra_args": (*EAGER, "--no-such-flag", "7")}, tiny=True),
     Fault("port in use", {"extra_args": EAGER}, _port_taken, tiny=True),

@@ -56,7 +56,7 @@ SAMPLES = [
     ),
     (
         [CORE + "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization`"],
-        Cause.CACHE,
+        Cause.CONTEXT,
     ),
     (
         [
@@ -64,7 +64,7 @@ SAMPLES = [
             "GiB KV cache is needed, which is larger than the available KV cache memory (3.18 GiB). Based on the available "
             "memory, the estimated maximum model length is 34736. Try increasing `gpu_memory_utilization` or decreasing"
         ],
-        Cause.CACHE,
+        Cause.CONTEXT,
     ),
     (
         [
@@ -160,6 +160,8 @@ def test_what_the_server_reports_about_memory_is_kept() -> None:
     assert read_failure([free], 1) == Failure(Cause.LOADING_MEMORY, free, memory_share=0.48)
     longest = "the available KV cache memory (3.18 GiB). Based on it, the estimated maximum model length is 34736."
     assert read_failure([f"is larger than {longest}"], 1).context_tokens == 34_736
+    derived = "max_model_len (10000000) is greater than the derived max_model_len (max_position_embeddings=4096.0 or"
+    assert read_failure([derived], 1) == Failure(Cause.CONTEXT, derived, context_tokens=4_096)
 
 
 def test_only_the_beginning_of_a_line_and_the_end_of_the_output_are_read() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aimo_solver.config import load_config
-from aimo_solver.server import launch
+from aimo_solver.server import launch, machine
+from aimo_solver.server.adjustments import without_flags
 from aimo_solver.server.failures import Failure
 from aimo_solver.server.failures import FailureCause as Cause
-from aimo_solver.server.flags import without_flags
 from aimo_solver.server.ladder import next_plan, safest
 from aimo_solver.server.launch import LaunchPlan, plan_launch
+from aimo_solver.server.supervisor import Supervisor
 from tests.conftest import H100, MODEL
 
 DRAFTING = {"speculative": "ngram", "speculative_tokens": 3}
@@ -60,7 +62,7 @@ def changed(before: LaunchPlan, now: LaunchPlan) -> set[str]:
     [
         (Cause.LOADING_MEMORY, {"--gpu-memory-utilization"}),
         (Cause.CAPTURE_MEMORY, {"--gpu-memory-utilization"}),
-        (Cause.CACHE, {"--max-model-len"}),
+        (Cause.CONTEXT, {"--max-model-len"}),
         (Cause.EXPERTS, {"--moe-backend"}),
         (Cause.DRIVER, {"VLLM_WORKER_MULTIPROC_METHOD"}),
         (Cause.TIMED_OUT, {"VLLM_WORKER_MULTIPROC_METHOD"}),
@@ -117,7 +119,7 @@ def test_what_the_server_reports_is_taken_at_once(model: Path) -> None:
     shared = after(plan(model), Cause.LOADING_MEMORY, memory_share=0.318)
     assert values(shared)["--gpu-memory-utilization"] == "0.31"
     assert values(after(shared, Cause.LOADING_MEMORY, memory_share=0.2))["--gpu-memory-utilization"] == "0.2"
-    assert after(plan(model), Cause.CACHE, context_tokens=34_736).context_tokens == 34_736
+    assert after(plan(model), Cause.CONTEXT, context_tokens=34_736).context_tokens == 34_736
 
 
 def test_the_users_own_graphs_do_not_undo_a_step(model: Path) -> None:
@@ -175,3 +177,29 @@ def test_on_a_cpu_every_failure_has_an_answer_or_none_is_left(cause: Cause) -> N
 def test_arguments_are_left_out_with_their_values() -> None:
     args = ("--a", "1", "2", "--b=3", "--c", "-4", "--a_b", "5", "--d")
     assert without_flags(args, frozenset({"--a", "--c", "--a-b"})) == ("--b=3", "--d")
+
+
+@pytest.mark.vllm
+async def test_a_real_server_starts_in_spite_of_an_unknown_flag_and_a_taken_port(tmp_path: Path) -> None:
+    """About 40 s: three starts, two of which fail."""
+    if machine.installed_flags() is None:
+        pytest.skip("vLLM is not installed")
+    planned = plan_launch(MODEL, load_config({"server": {"extra_args": ["--no-such-flag", "7"]}}), gpus=())
+    steps: list[object] = []
+
+    def note(kind: str, **values: object) -> None:
+        if kind == "server_adjusted":
+            steps.append(values["step"])
+
+    async with planned.engine() as engine:
+        supervisor = Supervisor(planned, next_plan, planned.config.server, engine, tmp_path / "server.log", note)
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", planned.port))
+            taken.listen()
+            try:
+                await supervisor.start()
+                await engine.probe()
+            finally:
+                await supervisor.stop()
+    assert steps == ["without --no-such-flag (refused flag)", "another port (port in use)"]
+    assert engine.base_url == supervisor.plan.url != planned.url

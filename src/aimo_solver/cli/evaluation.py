@@ -146,6 +146,9 @@ async def _solve(
             opening = endpoint_session(endpoints, model, config, log, [progress], unify=unify)
         async with opening as session:
             console.print(f"ready after {time.monotonic() - started:.0f} s", highlight=False)
+            if session.plan is not None and session.plan.adjustments.steps:
+                steps = "; ".join(session.plan.adjustments.steps)
+                console.print(f"starts of the server failed; it runs with {steps}", style="yellow", highlight=False)
             if session.warning:
                 console.print(session.warning, style="yellow", highlight=False)
             solve, parallel = session.solver.solve, config.solver.parallel

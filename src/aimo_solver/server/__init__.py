@@ -7,6 +7,7 @@ May import: nothing but the top-level modules.
 """
 
 __all__ = [
+    "adjustments",
     "cache_build",
     "client",
     "compile_cache",

@@ -19,7 +19,7 @@ class FailureCause(StrEnum):
 
     LOADING_MEMORY = "out of memory while loading"
     CAPTURE_MEMORY = "out of memory while capturing graphs"
-    CACHE = "KV cache too small for the context"
+    CONTEXT = "context too long"
     FLAG = "refused flag"
     IMPORT = "import error"
     PORT = "port in use"
@@ -40,7 +40,7 @@ class Failure:
         line: the line of the output that the cause was read from; "" if none.
         flags: the names of the refused flags.
         memory_share: largest share of the GPU's memory that was free, if the server reports it.
-        context_tokens: longest context that the KV cache holds, if the server reports it.
+        context_tokens: longest context that the model and the KV cache have room for, if the server reports it.
     """
 
     cause: FailureCause
@@ -67,8 +67,9 @@ _MESSAGES: tuple[tuple[FailureCause, re.Pattern[str]], ...] = tuple(
             r"Free memory on device .{0,200} less than|CUBLAS_STATUS_ALLOC_FAILED",
         ),
         (
-            FailureCause.CACHE,
-            r"No available memory for the cache blocks|larger than the (?:available KV cache memory|maximum number of tokens)",
+            FailureCause.CONTEXT,
+            r"No available memory for the cache blocks|larger than the (?:available KV cache memory|maximum number of tokens)|"
+            r"greater than the derived max_model_len",
         ),
         (
             FailureCause.DRAFT,
@@ -93,7 +94,7 @@ _MESSAGES: tuple[tuple[FailureCause, re.Pattern[str]], ...] = tuple(
 )
 _CAPTURE = re.compile(r'Capturing CUDA graph|File "[^"]{0,300}(?:cuda_?graph|torch/cuda/graphs)|in capture_model')
 _FREE = re.compile(r"Free memory on device .{0,50}?\((\d+(?:\.\d+)?)/(\d+(?:\.\d+)?) GiB\)")
-_LONGEST = re.compile(r"estimated maximum model length is (\d+)|stored in KV cache \((\d+)\)")
+_LONGEST = re.compile(r"estimated maximum model length is (\d+)|stored in KV cache \((\d+)\)|derived max_model_len \(\w+=(\d+)")
 _ERROR = re.compile(r"\w(?:Error|Exception): ")
 _NAME = re.compile(r"--?[a-zA-Z][\w-]*")
 _SPARE_SHARE = 0.02  # of the memory that was free, kept so for what other processes take meanwhile
@@ -129,9 +130,9 @@ def _details(cause: FailureCause, line: str, lines: Iterable[str]) -> Failure:
         share = max(0.0, float(free[1]) / float(free[2]) - _SPARE_SHARE) if free is not None and float(free[2]) else None
         captures = share is None and any(map(_CAPTURE.search, lines))
         return Failure(FailureCause.CAPTURE_MEMORY if captures else cause, line, memory_share=share)
-    if cause is FailureCause.CACHE:
+    if cause is FailureCause.CONTEXT:
         longest = _LONGEST.search(line)
-        return Failure(cause, line, context_tokens=int(longest[1] or longest[2]) if longest is not None else None)
+        return Failure(cause, line, context_tokens=int(longest[longest.lastindex or 0]) if longest is not None else None)
     return Failure(cause, line)
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import partial
 
 from aimo_solver.options import ServerConfig
+from aimo_solver.server.adjustments import GRAPH_FLAGS, UNADJUSTED, Adjustments, Graphs
 from aimo_solver.server.machine import Gpu
 from aimo_solver.server.speculation import Speculation
 
@@ -18,8 +17,6 @@ _CONTEXT = 65_536
 _LONG_CONTEXT = 81_920  # saved two or three attempts at the hardest problem in public runs of gpt-oss-120b
 _H100_BYTES = 79 << 30
 _CACHE_TOKENS = 733_808  # of gpt-oss-120b on an H100 with 80 GB, measured with 0.96 of its memory, an FP8 cache and vLLM 0.26
-_VALUE = re.compile(r"-?\d|[^-]")  # how a flag's value begins
-_GRAPH_FLAGS = ("--compilation-config", "--max-cudagraph-capture-size", "--cuda-graph-sizes")
 _LONGEST_STEP = 1_024  # tokens of one step of gpt-oss; a long prompt takes several
 
 
@@ -45,43 +42,6 @@ class Variable:
     name: str
     value: str
     reason: str
-
-
-class Graphs(StrEnum):
-    """Which CUDA graphs the server captures."""
-
-    ALL = "all"
-    FEWER = "fewer"  # of decode steps only, and of few lengths
-    NONE = "none"  # nothing is compiled either
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Adjustments:
-    """How a command line differs from its preset's after failed starts (`ladder`). None leaves a value as it is.
-
-    Attributes:
-        fork: the engine process may be forked.
-        speculation: tokens may be drafted.
-        dropped: names of flags that vLLM refused.
-        steps: what was changed and why, in order, one line each.
-    """
-
-    memory_share: float | None = None
-    context_tokens: int | None = None
-    moe_backend: str | None = None
-    graphs: Graphs = Graphs.ALL
-    fork: bool = True
-    speculation: bool = True
-    dropped: frozenset[str] = frozenset()
-    steps: tuple[str, ...] = ()
-
-    @property
-    def refused(self) -> frozenset[str]:
-        """Names of the flags that are left out of the user's own arguments: they are refused, or undo an adjustment."""
-        return self.dropped | (frozenset() if self.graphs is Graphs.ALL else frozenset(_GRAPH_FLAGS))
-
-
-UNADJUSTED = Adjustments()
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,8 +192,8 @@ def planned_settings(preset: str, given: PresetInput) -> _Settings:
     flags, variables = PRESETS[preset](given)
     merged = merge_flags(common_flags(given), flags, user_flags(given))
     adjustments = given.adjustments
-    if adjustments.graphs is not Graphs.ALL and any(flag.name in _GRAPH_FLAGS for flag in merged):
-        merged = merge_flags((flag for flag in merged if flag.name not in _GRAPH_FLAGS), (_fewer_graphs(given),))
+    if adjustments.graphs is not Graphs.ALL and any(flag.name in GRAPH_FLAGS for flag in merged):
+        merged = merge_flags((flag for flag in merged if flag.name not in GRAPH_FLAGS), (_fewer_graphs(given),))
     kept = (flag for flag in merged if not adjustments.dropped & {flag.name, flag.former})
     return tuple(kept), (*COMMON_VARIABLES, *variables)
 
@@ -249,18 +209,6 @@ def _fewer_graphs(given: PresetInput) -> Flag:
 def merge_flags(*layers: Iterable[Flag]) -> tuple[Flag, ...]:
     """Returns all flags; later ones replace earlier ones of the same name, in their place."""
     return tuple({flag.name: flag for layer in layers for flag in layer}.values())
-
-
-def without_flags(args: Sequence[str], names: frozenset[str]) -> tuple[str, ...]:
-    """Returns command-line arguments without the flags of these names and their values."""
-    kept: list[str] = []
-    dropping = False
-    for arg in args:
-        if not (dropping and _VALUE.match(arg)):
-            dropping = arg.partition("=")[0].replace("_", "-") in names
-            if not dropping:
-                kept.append(arg)
-    return tuple(kept)
 
 
 def longest_context(preset: str, server: ServerConfig, slots: int, gpus: Sequence[Gpu], *, drafts: bool) -> int:

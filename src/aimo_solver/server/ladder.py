@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from aimo_solver.server.adjustments import Adjustments, Graphs
 from aimo_solver.server.failures import Failure, FailureCause
-from aimo_solver.server.flags import Adjustments, Graphs
 from aimo_solver.server.launch import LaunchPlan
 
 _SHARE_STEP = 0.06  # of the GPU's memory, 4.8 GB on an H100
@@ -77,7 +77,7 @@ def _less_memory(plan: LaunchPlan, failure: Failure) -> tuple[Adjustments, str]:
 
 
 def _smaller_context(plan: LaunchPlan, failure: Failure) -> tuple[Adjustments, str]:
-    """Three quarters; or as much as the KV cache holds, if the server reports that."""
+    """Three quarters; or as much as there is room for, if the server reports that."""
     context = plan.context_tokens
     lower = context if plan.adjustments.context_tokens is not None else max(min(context, _LEAST_CONTEXT), context * 3 // 4)
     if failure.context_tokens is not None:
@@ -112,7 +112,7 @@ _ANSWERS: Mapping[FailureCause, tuple[_Change, ...]] = {
     FailureCause.FLAG: (_drop_flags,),
     FailureCause.LOADING_MEMORY: (_less_memory, _fewer_graphs, _smaller_context),
     FailureCause.CAPTURE_MEMORY: (_less_memory, _fewer_graphs, _smaller_context),
-    FailureCause.CACHE: (_smaller_context, _fewer_graphs),
+    FailureCause.CONTEXT: (_smaller_context, _fewer_graphs),
     FailureCause.DRAFT: (_no_speculation,),
     FailureCause.EXPERTS: (_marlin,),
     FailureCause.UNKNOWN: (_less_memory,),

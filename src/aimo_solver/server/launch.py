@@ -14,18 +14,9 @@ from typing import Any
 
 from aimo_solver.config import Config
 from aimo_solver.errors import ModelError
+from aimo_solver.server.adjustments import UNADJUSTED, Adjustments, without_flags
 from aimo_solver.server.client import VllmEngine
-from aimo_solver.server.flags import (
-    UNADJUSTED,
-    Adjustments,
-    Flag,
-    PresetInput,
-    Variable,
-    longest_context,
-    planned_settings,
-    tensor_parallel,
-    without_flags,
-)
+from aimo_solver.server.flags import Flag, PresetInput, Variable, longest_context, planned_settings, tensor_parallel
 from aimo_solver.server.machine import Gpu, detect_gpus, installed_flags, installed_vllm
 from aimo_solver.server.process import ServerCommand, free_port
 from aimo_solver.server.sharding import check_sharding

@@ -12,9 +12,9 @@ from typing import Generic, Protocol, TypeVar
 
 from aimo_solver.errors import ServerDiedError, ServerSpawnError, ServerStartError
 from aimo_solver.options import ServerConfig
+from aimo_solver.server.adjustments import Adjustments
 from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.failures import Failure, FailureCause, read_failure
-from aimo_solver.server.flags import Adjustments
 from aimo_solver.server.process import ServerCommand, ServerProcess, free_port
 
 _POLL_S = 0.25
