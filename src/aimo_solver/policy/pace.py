@@ -1,13 +1,14 @@
-"""Chooses how many attempts the next problem gets, by the speed measured so far. Pure: what problems took in, a plan out.
+"""Chooses how many attempts the next problem gets, by the speed measured so far. Pure: totals of the run in, a plan out.
 
-A plan with more slots samples more tokens per problem, about in proportion to its slots, and decodes them faster, but not in
-proportion. With W the mean of a problem's tokens per slot, and V the tokens per second under a plan,
+A plan with more slots samples more tokens per problem, about in proportion to its slots, and decodes them faster, but less than
+proportionally. With W the mean of a problem's tokens per slot, and V the tokens per second under a plan,
 
     expected seconds of a problem = W * slots / V
 
 A problem's seconds have a standard deviation of about their mean. So the mean over n problems to come, predicted from k that have
-ended, has a relative one of sqrt(1/n + 1/k), and the largest plan is taken whose expected seconds, with one such deviation added,
-fit into the time left per problem. A plan that turns out too slow is left again. The first problem gets the smallest.
+ended, has a relative standard deviation of sqrt(1/n + 1/k). The largest plan is taken whose expected seconds, plus one such
+deviation, fit into the time left per problem; a plan that turns out to be too slow is not taken again. The first problem gets the
+smallest.
 """
 
 from __future__ import annotations

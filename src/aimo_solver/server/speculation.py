@@ -64,7 +64,7 @@ class Speculation:
 
 
 def plan_speculation(server: ServerConfig, model_config: Mapping[str, Any], streams: int) -> Speculation | None:
-    """Returns how the options ask for tokens to be drafted, None for not at all.
+    """Returns how tokens are drafted under these options; None if none are.
 
     Args:
         model_config: the model's config.json.
@@ -109,9 +109,9 @@ def draft_length(streams: int, experts: int, experts_per_token: int) -> int:
     """Returns how many tokens to draft per step where the user sets none: 1 to 3.
 
     A stream gets 1 + a + ... + a^n tokens from a step with n drafted ones, each accepted with probability a if those before it
-    were. The step reads, besides what is always read, every expert that any of its tokens takes, so drafts cost most where
-    few experts are read: a mixture of experts with few streams. The most tokens per unit of time win. A dense model reads the
-    same for every step, and gets the longest draft.
+    were. The step reads, besides what is always read, every expert that any of its tokens takes, so drafts cost most where few
+    experts are read: a mixture of experts with few streams. The number that gives most tokens per unit of time is taken. A
+    dense model reads the same for every step, and gets the longest draft.
 
     The constants: a = 0.65 is the middle of the 2.2 to 2.6 tokens per step that EAGLE-3 heads of gpt-oss-120b reach with 3
     drafted tokens. A step of that model took 3.7 ms plus 0.186 ms per expert and layer on one H200, within 2 % for 1 to 32
@@ -128,14 +128,14 @@ def draft_length(streams: int, experts: int, experts_per_token: int) -> int:
 
 
 def without_min_p(sampling: SamplingConfig) -> SamplingConfig:
-    """Returns sampling with `top_p` in the place of `min_p`, which vLLM takes with no speculation.
+    """Returns sampling with `top_p` in place of `min_p`, which vLLM does not support with speculation.
 
     vLLM 0.26 and 0.32 answer 400 to a request with min_p under speculation; 0.11 to 0.13 stop speculating.
 
     min_p = m drops tokens less likely than m times the likeliest one. Once that one has more than 1 / (1 + m), all others
-    together have less than m times as much, and only it is left. top_p = 1 / (1 + m) does the same from the same probability on,
-    and drops at most m / (1 + m) of the distribution elsewhere: 2 % for m = 0.02. Below that probability min_p drops the less
-    the flatter the distribution; docs/benchmarks.md has what both drop of the embedded model's distributions.
+    together have less than m times as much, and only it is left. top_p = 1 / (1 + m) does the same from the same probability
+    on, and drops at most m / (1 + m) of the distribution elsewhere: 2 % for m = 0.02. Below that probability, the flatter the
+    distribution, the less min_p drops; docs/benchmarks.md has what both drop of the embedded model's distributions.
     """
     return replace(sampling, min_p=0.0, top_p=min(sampling.top_p, 1.0 / (1.0 + sampling.min_p)))
 

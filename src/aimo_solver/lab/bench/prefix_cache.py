@@ -1,12 +1,12 @@
 """Whether conversations that wait for a tool keep their prefix in the server's cache while others fill it.
 
-Conversations grow side by side, turn by turn, to lengths that add up to a share of the KV cache; then they go on for a few turns
-at that size. Between two turns each waits as for a tool. The cached tokens of a turn are compared with all whole blocks that
-its conversation had computed before, by how full the cache was.
+Conversations grow side by side, turn by turn, to lengths that add up to a share of the KV cache; then they continue for a few
+turns at that size. Between two turns each waits as for a tool. The cached tokens of a turn are compared with all whole blocks
+that its conversation had computed before, by how full the cache was.
 
 Blocks of sliding-window layers that have left the window stay in vLLM's cache beside those that are still needed. They are
-evicted in the order in which they became free, so a conversation that waits can lose its blocks to tokens that nobody will
-ask for; `VLLM_PREFIX_CACHE_RETENTION_INTERVAL` keeps only some of them.
+evicted in the order in which they became free, so a conversation that waits can lose its blocks to tokens that no request
+will use; `VLLM_PREFIX_CACHE_RETENTION_INTERVAL` keeps only some of them.
 """
 
 from __future__ import annotations
