@@ -25,7 +25,7 @@ fast: notebook
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(PYTEST) -m 'not vllm and not kernels and not slow'
+	$(PYTEST) --hypothesis-profile=quick -m 'not vllm and not kernels and not slow'
 
 test: check $(IMAGE)/.ready
 	$(PYTEST)

@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from openai_harmony import HarmonyEncodingName, load_harmony_encoding
-
 from aimo_solver.chat.families import load_chat_format
+from aimo_solver.chat.harmony import load_encoding
 from aimo_solver.chat.model_folder import ModelFolder
 from aimo_solver.chat.turns import ChatFormat, FinalText, Malformed, ToolCalls
 from tests.tiny_tokenizers import THINKING_TEMPLATE, fenced_folder, gemma_folder, harmony_folder, hermes_folder
@@ -62,7 +61,7 @@ class Family:
 def family(name: str, path: Path) -> Family:
     """Builds a family's folder under `path` and its format."""
     if name == "harmony":
-        encoding = load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS)
+        encoding = load_encoding()
         words = ("start", "end", "message", "channel", "constrain", "call", "return", "endoftext")
         controls = {f"<|{word}|>": encoding.encode(f"<|{word}|>", allowed_special="all")[0] for word in words}
         return Family(

@@ -28,10 +28,11 @@ ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "data" / "pocket-model"
 H100 = Gpu("NVIDIA H100 80GB HBM3", 81_559 << 20, (9, 0), "580.1")
 
-settings.register_profile(
-    "untimed", settings.default, max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("untimed")
+# A busy machine is not a failure. `make fast` draws fewer examples, by ``--hypothesis-profile=quick``.
+_untimed = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("thorough", _untimed)
+settings.register_profile("quick", _untimed, max_examples=10)
+settings.load_profile("thorough")
 
 
 _SCATTERED = {"tests/kaggle/test_notebook.py"}  # its tests take a minute or more each, and share nothing

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from openai_harmony import HarmonyEncodingName, load_harmony_encoding
 
 from aimo_solver.answers import ANSWER_RANGE, Reading, extract_answer, last_box, read_answer, read_symbolic
+from aimo_solver.chat.harmony import load_encoding
 from aimo_solver.latex import evaluate_latex
 from tests.answer_endings import ENDINGS
 from tests.conftest import ROOT
@@ -119,7 +119,7 @@ def test_a_symbolic_answer_is_the_text_of_the_last_box(text: str, answer: str | 
 @pytest.mark.skipif(not TRANSCRIPTS.is_file(), reason="needs the transcripts of real attempts")
 def test_the_last_messages_of_real_attempts_without_their_boxes() -> None:
     """None of the 218 gives a wrong integer; where a cut message states the answer in its last words, it is read."""
-    decode = load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS).decode
+    decode = load_encoding().decode
     read = 0
     with np.load(TRANSCRIPTS) as arrays:
         attempts = np.split(arrays["tokens"], arrays["ends"][:-1])

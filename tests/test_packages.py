@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
+from functools import cache
 from graphlib import TopologicalSorter
 
 import pytest
@@ -21,6 +22,11 @@ MODULES = sorted(
 )
 ENTRY_POINTS = {"main"}  # may be defined several times: each is run as a program, none is imported by another module
 PACKAGES = sorted({builder.package_of(module, SOURCES) for module in MODULES} - {""})
+
+
+@cache
+def imported_modules(module: str) -> frozenset[str]:
+    return frozenset(builder.imported_modules(SOURCES, module))
 
 
 def docstring(package: str) -> str:
@@ -46,14 +52,14 @@ def test_a_package_imports_only_what_its_docstring_allows(package: str) -> None:
     allowed = may_import(package)
     for module in MODULES:
         if builder.package_of(module, SOURCES) == package:
-            used = {builder.package_of(name, SOURCES) for name in builder.imported_modules(SOURCES, module)}
+            used = {builder.package_of(name, SOURCES) for name in imported_modules(module)}
             assert used <= allowed, module
 
 
 def test_the_modules_at_the_top_import_only_each_other() -> None:
     for module in MODULES:
         if builder.package_of(module, SOURCES) == "":
-            assert all("." not in name for name in builder.imported_modules(SOURCES, module)), module
+            assert all("." not in name for name in imported_modules(module)), module
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -63,7 +69,7 @@ def test_other_packages_import_only_public_modules(package: str) -> None:
         name.removeprefix(f"{package}.")
         for module in MODULES
         if builder.package_of(module, SOURCES) != package
-        for name in builder.imported_modules(SOURCES, module)
+        for name in imported_modules(module)
         if name != package and builder.package_of(name, SOURCES) == package
     }
     assert used <= public, "not in __all__"
@@ -76,7 +82,7 @@ def test_packages_form_layers() -> None:
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    assert list(TopologicalSorter({module: builder.imported_modules(SOURCES, module) for module in MODULES}).static_order())
+    assert list(TopologicalSorter({module: imported_modules(module) for module in MODULES}).static_order())
 
 
 def test_importing_a_package_loads_none_of_its_modules() -> None:

@@ -58,6 +58,7 @@ def test_rows_of_pascals_triangle() -> None:
     assert balanced % 10**5 == answer("2dd663")
 
 
+@pytest.mark.slow
 def test_triples_with_two_divisible_sums() -> None:
     n = 15_435
     b = np.arange(n, dtype=np.uint32)
@@ -197,6 +198,7 @@ def doubled(a: int, b: int, c: int) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_triangles_with_a_doubled_angle() -> None:
     def found(limit: int) -> set[tuple[int, ...]]:
         """Returns all sides a, b, c with a^2 = b(b + c): the angle opposite a is twice the angle opposite b."""

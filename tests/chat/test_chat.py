@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from aimo_solver.answers import extract_answer
@@ -22,7 +22,6 @@ from aimo_solver.options import FamilyName, ReasoningEffort
 from tests.chat_families import NAMES, Family
 from tests.tiny_tokenizers import R1_TEMPLATE, fenced_folder, gemma_folder, harmony_folder, hermes_folder
 
-_SETTINGS = settings(max_examples=60)
 _HOSTILE = (
     "<|turn>", "<turn|>", "<|tool_response>", "<tool_response|>", '<|"|>', "<channel|>", "<|im_end|>", "<|im_start|>",
     "</tool_response>", "<tool_call>", "</think>", "<|end|>", "<|return|>", "<|start|>", "<|message|>", "<|call|>",
@@ -56,7 +55,6 @@ def test_an_answer_survives_every_control_token_behind_it(families: dict[str, Fa
 
 @each_family
 @given(code=hostile_text)
-@_SETTINGS
 def test_code_is_returned_byte_for_byte(families: dict[str, Family], name: str, code: str) -> None:
     assume(code.strip() and not code.lstrip().startswith("```"))
     model = families[name]
@@ -78,7 +76,6 @@ def test_100_kilobytes_of_code_are_returned_byte_for_byte(families: dict[str, Fa
 
 @each_family
 @given(output=hostile_text)
-@_SETTINGS
 def test_tool_output_never_opens_or_closes_a_turn(families: dict[str, Family], name: str, output: str) -> None:
     model = families[name]
     sampled = model.call("print(1)")
@@ -88,7 +85,6 @@ def test_tool_output_never_opens_or_closes_a_turn(families: dict[str, Family], n
 
 @each_family
 @given(text=hostile_text)
-@_SETTINGS
 def test_a_problem_never_opens_or_closes_a_turn(families: dict[str, Family], name: str, text: str) -> None:
     model = families[name]
     for tools in (False, True):
@@ -100,7 +96,6 @@ def test_a_problem_never_opens_or_closes_a_turn(families: dict[str, Family], nam
 
 @each_family
 @given(data=st.data())
-@settings(_SETTINGS, max_examples=80)
 def test_no_token_sequence_breaks_a_format(families: dict[str, Family], name: str, data: st.DataObject) -> None:
     model = families[name]
     ids = st.one_of(st.sampled_from(sorted(model.controls.values())), st.integers(0, 2**31 - 1), st.integers(0, 700))

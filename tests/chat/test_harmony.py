@@ -6,14 +6,13 @@ import pytest
 from openai_harmony import (
     Author,
     Conversation,
-    HarmonyEncodingName,
     Message,
     ReasoningEffort,
     Role,
     SystemContent,
-    load_harmony_encoding,
 )
 
+from aimo_solver.chat.harmony import load_encoding
 from aimo_solver.chat.prompts import Prompt
 from aimo_solver.chat.turns import FinalText, Malformed, ToolCall, ToolCalls
 from tests.chat_families import Family, check_turn
@@ -44,7 +43,7 @@ def test_the_tool_declared_by_oss_harmony_gives_the_same_tokens(harmony: Family)
     assert opening.tools is not None
     description = opening.tools["python"].description
     messages = [Message.from_role_and_content(Role.SYSTEM, opening), Message.from_role_and_content(Role.USER, "Hi")]
-    encoding = load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS)
+    encoding = load_encoding()
     rendered = encoding.render_conversation_for_completion(Conversation.from_messages(messages), Role.ASSISTANT)
     assert harmony.chat.prompt(Prompt(user="Hi", tool=description)) == rendered
 
@@ -61,7 +60,7 @@ def test_stop_tokens_are_call_return_and_end_of_text(harmony: Family) -> None:
 
 
 def test_a_result_equals_the_rendering_of_oss_harmony(harmony: Family) -> None:
-    encoding = load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS)
+    encoding = load_encoding()
     author = Author.new(Role.TOOL, "python")
     message = Message.from_author_and_content(author, "2 <|end|>").with_channel("analysis").with_recipient("assistant")
     rendered = [*encoding.render(message), *harmony.template("<|start|>assistant")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Core
@@ -13,8 +13,6 @@ from tokenizers import Tokenizer as Core
 from aimo_solver.chat.tokenizer import Tokenizer
 from aimo_solver.errors import ModelError
 from tests.tiny_tokenizers import GEMMA_CONTROLS, QWEN_CONTROLS, byte_level, gemma_folder
-
-_SETTINGS = settings(max_examples=80)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +31,6 @@ def _mixed(controls: dict[str, object]) -> st.SearchStrategy[str]:
 
 
 @given(text=_mixed(dict(GEMMA_CONTROLS)))
-@_SETTINGS
 def test_plain_text_of_gemma_has_no_control_token_and_survives_a_round_trip(gemma: Tokenizer, text: str) -> None:
     ids = gemma.encode(text)
     assert not set(ids) & set(gemma.controls.values())
@@ -41,7 +38,6 @@ def test_plain_text_of_gemma_has_no_control_token_and_survives_a_round_trip(gemm
 
 
 @given(text=_mixed(dict(QWEN_CONTROLS)))
-@_SETTINGS
 def test_plain_text_of_qwen_has_no_control_token_and_survives_a_round_trip(qwen: Tokenizer, text: str) -> None:
     ids = qwen.encode(text)
     assert not set(ids) & set(qwen.controls.values())

@@ -24,7 +24,7 @@ SCRIPT = ROOT / "scripts" / "build_notebook.py"
 NOTEBOOK = ROOT / "notebook" / "aimo_solver.ipynb"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cells() -> dict[str, str]:
     return {cell["id"]: "".join(cell["source"]) for cell in json.loads(builder.build())["cells"]}
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import polars as pl
 import psutil
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aimo_solver.answers import ANSWER_RANGE, FALLBACK_ANSWER
@@ -530,7 +530,6 @@ budgets = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     budget=budgets,
     boot_s=st.floats(0, 25_000) | st.floats(0, 300),

@@ -89,7 +89,7 @@ def test_text_keeps_its_limit_and_the_last_line(stdout: str, value: str | None, 
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
     head=st.integers(1, 10**60),
     middle=st.integers(120_500, 130_000),
@@ -104,7 +104,7 @@ def test_a_huge_integer_is_shown_by_its_ends(head: int, middle: int, tail: int, 
     assert shown.startswith(f"{sign}{digits[:50]}...{digits[-50:]} [an integer of {len(digits):,} digits")
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(1, 40), st.integers(0, 9))
 def test_digits_of_huge_integers_are_counted_correctly_near_powers_of_ten(exponent: int, last: int) -> None:
     number = 10 ** (120_500 + exponent) - 5 + last

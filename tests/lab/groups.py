@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 from aimo_solver.lab.records import Group, Use
 from aimo_solver.problems import Answer
@@ -15,7 +14,6 @@ from tests.simulated_run import ATTEMPTS
 
 PUBLIC = ATTEMPTS
 public = pytest.mark.skipif(not PUBLIC.exists(), reason="the public records are not here")
-untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is not a failure
 
 
 def make_attempt(index: int, answer: Answer | None, **values: Any) -> Attempt:

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aimo_solver.config import Config
@@ -14,12 +14,11 @@ from aimo_solver.errors import ConfigError
 from aimo_solver.lab.forecast import Difficulty, Errors, fit_difficulty, fit_errors, fit_uplift, forecast, make_groups
 from aimo_solver.lab.records import Group, read_groups
 from aimo_solver.lab.simulate import select_playable
-from tests.lab.groups import PUBLIC, group, make_attempt, make_group, public, untimed
+from tests.lab.groups import PUBLIC, group, make_attempt, make_group, public
 
 shapes = st.builds(Difficulty, st.floats(0.2, 4), st.floats(0.2, 4))
 
 
-@settings(untimed, max_examples=40)
 @given(shapes, st.integers(1, 20))
 def test_pass_at_n_is_that_of_drawn_chances(shape: Difficulty, attempts: int) -> None:
     drawn = np.random.default_rng(0).beta(shape.a, shape.b, 20_000)
@@ -27,7 +26,6 @@ def test_pass_at_n_is_that_of_drawn_chances(shape: Difficulty, attempts: int) ->
     assert shape.chances(2_000).mean() == pytest.approx(shape.pass_at(1), abs=0.002)
 
 
-@settings(untimed, max_examples=40)
 @given(shapes)
 def test_the_fit_finds_the_difficulty_behind_the_figures(shape: Difficulty) -> None:
     found = fit_difficulty({count: shape.pass_at(count) for count in (1, 3, 5, 20)})

@@ -80,8 +80,9 @@ def test_skewed_routing_takes_fewer_experts() -> None:
     assert skewed == pytest.approx(19.5, rel=0.07)  # measured on an H200 (docs/benchmarks.md)
 
 
+@pytest.mark.slow
 def test_the_skew_of_a_running_server_changes_in_place() -> None:
-    import torch
+    import torch  # takes seconds
 
     model = torch.nn.ModuleDict({"router": torch.nn.Linear(4, 64), "mlp": torch.nn.Linear(4, 64)})
     layers = torch.nn.ModuleDict({"layer": model})

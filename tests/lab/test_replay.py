@@ -16,7 +16,7 @@ from aimo_solver.options import VotingConfig
 from aimo_solver.policy.stopping import STOP_RULES
 from aimo_solver.policy.voting import VOTERS
 from aimo_solver.results import FinishReason
-from tests.lab.groups import PUBLIC, group, make_attempt, public, untimed
+from tests.lab.groups import PUBLIC, group, make_attempt, public
 
 VOTING = VotingConfig()
 
@@ -47,7 +47,6 @@ def test_cut_attempts_have_no_vote_but_cost_time() -> None:
     assert (whole.answer, whole.seen, whole.seconds, whole.tokens) == (2, 3, 90.0, 1500)
 
 
-@untimed
 @given(
     st.lists(st.none() | st.integers(1, 3), max_size=10),
     st.sampled_from(sorted(STOP_RULES)),

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -129,7 +129,6 @@ def test_drafted_tokens_are_added_up_over_restarts_of_the_server(tmp_path: Path)
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 20)), max_size=30))
-@settings(deadline=None)
 def test_count_active_matches_a_direct_count(spans: list[tuple[int, int]]) -> None:
     steps = count_active((start, start + length) for start, length in spans)
     for second in range(75):
@@ -139,7 +138,6 @@ def test_count_active_matches_a_direct_count(spans: list[tuple[int, int]]) -> No
 
 
 @given(st.lists(st.floats(0, 5), max_size=300), st.integers(1, 50))
-@settings(deadline=None)
 def test_the_entropy_curve_preserves_the_mean(values: list[float], bins: int) -> None:
     curve = entropy_curve([Step(kind="turn", t=0.0, entropies=tuple(values))], bins)
     assert len(curve) <= bins

@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aimo_solver.config import Config
@@ -98,7 +98,6 @@ def test_numbers_as_text() -> None:
 
 
 @given(st.floats(1e-3, 1e9))
-@settings(deadline=None)
 def test_ticks_are_few_even_and_inside(high: float) -> None:
     marks = ticks(high)
     assert 2 <= len(marks) <= 8
@@ -109,7 +108,6 @@ def test_ticks_are_few_even_and_inside(high: float) -> None:
 
 
 @given(st.floats(1, 1e6), st.floats(1.4, 1e6))
-@settings(deadline=None)
 def test_logarithmic_ticks_are_few_rising_and_inside(low: float, factor: float) -> None:
     marks = log_ticks(low, low * factor)
     assert len(marks) <= 7

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -21,7 +21,7 @@ from aimo_solver.policy.budget import BUDGET_RULES, Clock, allot
 from aimo_solver.policy.stopping import STOP_RULES, decide
 from aimo_solver.policy.voting import VOTERS, rank
 from aimo_solver.results import Attempt, FinishReason
-from tests.lab.groups import PUBLIC, make_attempt, make_group, public, untimed
+from tests.lab.groups import PUBLIC, make_attempt, make_group, public
 
 PROBLEMS, STARTUP_S = 6, 100.0
 
@@ -117,7 +117,6 @@ def play_one(
 
 
 @pytest.mark.slow
-@settings(untimed, max_examples=60)
 @given(pools, configs(), st.integers(0, 1_000))
 def test_the_arrays_play_exactly_like_the_solvers_rules(groups: list[Group], config: Config, seed: int) -> None:
     drawn = draw_problems(groups, 3, PROBLEMS, seed)
@@ -132,7 +131,6 @@ def test_the_arrays_play_exactly_like_the_solvers_rules(groups: list[Group], con
 
 
 @pytest.mark.slow
-@settings(untimed, max_examples=60)
 @given(pools, configs(), st.floats(0, 5_000))
 def test_no_play_exceeds_its_limit(groups: list[Group], config: Config, startup_s: float) -> None:
     (result,) = simulate(groups, {"x": config}, competitions=20, problems=PROBLEMS, startup_s=startup_s, samples=10)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aimo_solver.config import Config, load_config
@@ -376,7 +376,6 @@ def test_polars_reads_every_file(log: RunLog) -> None:
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=())), min_size=1, max_size=5, unique=True))
-@settings(max_examples=100, deadline=None)
 def test_any_problem_id_has_a_path_of_its_own(ids: list[str]) -> None:
     root = Path("/run")
     paths = [trajectory_path(root, problem_id, 0) for problem_id in ids]
@@ -427,7 +426,6 @@ def test_every_field_of_a_record_is_documented(log: RunLog) -> None:
         lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
     )
 )
-@settings(max_examples=100, deadline=None)
 def test_any_value_becomes_one_line_of_strict_json(value: object) -> None:
     line = json_line({"value": value})
     assert line.count(b"\n") == 1

@@ -132,6 +132,7 @@ def test_an_archive_that_cannot_be_written_is_an_error(tmp_path: Path, made: Sta
         pack_cache(made, tmp_path / "file" / "x.aimocache")
 
 
+@pytest.mark.slow
 def test_the_stamp_names_what_is_installed_here() -> None:
     torch = pytest.importorskip("torch")
     here = make_stamp(plan_launch(MODEL, Config(), gpus=(H100,)), Path("/r"))

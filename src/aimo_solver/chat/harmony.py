@@ -14,10 +14,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from openai_harmony import (
     Conversation,
     DeveloperContent,
+    HarmonyEncoding,
     HarmonyEncodingName,
     Message,
     ReasoningEffort,
@@ -99,6 +101,12 @@ class _Part:
         return marked or self.recipient is not None or (self.end == "<|call|>" and self.channel != "final")
 
 
+@cache
+def load_encoding() -> HarmonyEncoding:
+    """Returns the library's encoding of gpt-oss; reading its vocabulary takes half a second."""
+    return load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS)
+
+
 class HarmonyFormat:
     """gpt-oss."""
 
@@ -106,7 +114,7 @@ class HarmonyFormat:
     stop_strings: tuple[str, ...] = ()
 
     def __init__(self) -> None:
-        self._encoding = load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS)
+        self._encoding = load_encoding()
         self._ids = {name: self._template(name)[0] for name in MARKUP.tokens}
         self._controls = {number: name for name, number in self._ids.items()}
         self.stop_token_ids = tuple(self._ids[name] for name in ("<|return|>", "<|call|>", "<|endoftext|>"))
