@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import functools
 import itertools
 import logging
 import traceback
@@ -76,8 +75,8 @@ class Solver:
         rule that decided, "attempts" or "time" when they are used up, "server" when the server was lost twice, or "fault"
         after a defect.
         """
-        plan, on_leader = self._choose_plan(problem, allotment), functools.partial(self._best.__setitem__, problem.id)
-        return await _ProblemWork(self._resources, self._log, self._observers, problem, allotment, plan, on_leader).solve()
+        plan = self._choose_plan(problem, allotment)
+        return await _ProblemWork(self._resources, self._log, self._observers, problem, allotment, plan, self._best).solve()
 
     def _choose_plan(self, problem: Problem, allotment: Allotment) -> Plan:
         plans = self._resources.config.plans
@@ -101,15 +100,15 @@ class _ProblemWork:
         problem: Problem,
         allotment: Allotment,
         plan: Plan,
-        on_leader: Callable[[Answer], None],
+        best: dict[str, Answer],
     ) -> None:
-        """`on_leader` is called with the leader of every vote."""
+        """The leader of every vote is written to `best`, by problem id."""
         self._resources = resources
         self._log = log
         self._observers = observers
         self._problem = problem
         self._allotment = allotment
-        self._on_leader = on_leader
+        self._best = best
         self._clock = resources.clock
         self._config = resources.config
         self._prompts = take_turns(prompt_variants(self._config.prompt), self._config.prompt.mix)
@@ -193,8 +192,7 @@ class _ProblemWork:
             choice = count_picks(method, shown, await self._ask(questions, PROMPTS[method]))
             self._log.event("selection", problem_id=self._problem.id, **dataclasses.asdict(choice))
             decisive += [choice] if mode == "use" else []
-        if decisive:
-            self._settled = settle(candidates, decisive)
+        self._settled = settle(candidates, decisive)
 
     async def _ask(self, questions: Sequence[Problem], prompt: PromptVariant) -> list[Answer | None]:
         before = len(self._cancelled)
@@ -272,7 +270,7 @@ class _ProblemWork:
         self._report(attempt)
         candidates = self._rank()
         if candidates:
-            self._on_leader(candidates[0].answer)
+            self._best[self._problem.id] = candidates[0].answer
         with self._contained():
             self._log.write_votes(self._problem.id, candidates)
 
