@@ -51,7 +51,7 @@ LIMIT_S = {
     "routing": 300,
     "boot-files": 360,
     "faults": 420,
-    "ladder": 330,
+    "ladder": 240,
     "notebook": 240,
 }
 SLOTS = 16

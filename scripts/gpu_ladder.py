@@ -26,7 +26,7 @@ from aimo_solver.server.supervisor import Supervisor
 
 EAGER = ("--enforce-eager",)  # a quick start, where graphs do not matter
 _TENANT = 0.6  # of the GPU's memory
-_LONGEST_S = 60.0  # of one row; none is started without time for it
+_LONGEST_S = 45.0  # of one row; none is started without time for it
 
 Forced = Callable[[LaunchPlan, Path], AbstractContextManager[object]]
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from aimo_solver.config import Config, load_config
+from aimo_solver.errors import WheelError
 from aimo_solver.kernels.pool import KernelPool
 from aimo_solver.log.writer import NullLog
 from aimo_solver.options import SamplingConfig, ServerConfig
@@ -25,6 +26,7 @@ from aimo_solver.server.failures import Failure, FailureCause
 from aimo_solver.server.ladder import safest
 from aimo_solver.server.launch import plan_launch
 from aimo_solver.server.process import ServerCommand
+from aimo_solver.server.starts import StartHistory
 from aimo_solver.server.supervisor import Supervisor
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation
 from aimo_solver.solve import session
@@ -146,6 +148,22 @@ async def test_slots_times_parallel_problems_size_server_graphs_kernels_and_firs
         assert isinstance(ready.resources.pool, KernelPool)
         assert ready.resources.pool.size == 32
     assert (flags["--max-num-seqs"], flags["--max-cudagraph-capture-size"], warmed) == ("32", "32", [32])
+
+
+async def test_the_wait_for_the_wheels_ends_with_the_clock(served: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = []
+
+    def wait(self: Installation, timeout_s: float) -> None:
+        waited.append(timeout_s)
+        raise WheelError("pip was not ready", [])
+
+    monkeypatch.setattr(Installation, "wait", wait)
+    monkeypatch.setattr(KernelPool, "start", nothing)
+    for history in (StartHistory(lambda: 5.0), StartHistory()):
+        with pytest.raises(WheelError):
+            async with session.local_session(MODEL, CONFIG, served, history=history):
+                pass
+    assert waited == [5.0, session._WHEELS_S]
 
 
 @pytest.mark.kernels

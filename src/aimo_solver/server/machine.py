@@ -93,7 +93,7 @@ def _output(command: Sequence[str], environment: Mapping[str, str], limit_s: flo
 
 def _device_files(root: Path) -> tuple[Gpu, ...]:
     """Returns a GPU for each /dev/nvidiaN, or each of the driver's files where there are none, with the names in the latter."""
-    minors = {int(file.name.removeprefix("nvidia")) for file in (root / "dev").glob("nvidia[0-9]*")}
+    minors = {int(file.name[6:]) for file in (root / "dev").glob("nvidia[0-9]*") if file.name[6:].isdecimal()}
     names: dict[int, str] = {}
     for number, file in enumerate(sorted((root / "proc/driver/nvidia/gpus").glob("*/information"))):
         with contextlib.suppress(OSError, ValueError):
