@@ -88,7 +88,7 @@ SIMULATIONS = 1_000
 
 
 @pytest.mark.parametrize("shape", DIFFICULTIES.values(), ids=DIFFICULTIES)
-@pytest.mark.parametrize(("attempts", "k"), [(1, 1), (8, 1), (8, 4)])
+@pytest.mark.parametrize(("attempts", "k"), [(1, 1), (8, 1), (8, 4), (40, 16)])
 def test_the_interval_of_pass_at_k_covers_the_truth_in_93_to_97_percent(shape: Shape, attempts: int, k: int) -> None:
     assert 0.93 <= cover_pass_at_k(shape, PROBLEMS, attempts, k, SIMULATIONS) <= 0.97
 
