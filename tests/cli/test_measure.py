@@ -131,7 +131,7 @@ def test_a_forecast_says_what_was_fitted(attempts: Path) -> None:
         ([], "too few problems with attempts both with and without Python calls"),
         (["--pass-at", "five"], "write N=PROBLEMS"),
         (["--pass-at", "1=20"], "at least two figures that rise with N"),
-        (["--lengths", "nobody/"], "no run that can lend lengths begins with nobody/"),
+        (["--lengths", "nobody/"], "no run that can lend lengths begins with 'nobody/'"),
     ],
 )
 def test_a_forecast_from_unfit_records_is_refused(attempts: Path, options: list[str], message: str) -> None:

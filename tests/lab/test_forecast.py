@@ -16,6 +16,7 @@ from aimo_solver.lab.records import Group, read_groups
 from aimo_solver.lab.simulate import select_playable
 from tests.lab.groups import PUBLIC, group, make_attempt, make_group, public
 
+EVEN = Errors(silent=0.0, level=-1.0, slope=0.0, precision=5.0)
 shapes = st.builds(Difficulty, st.floats(0.2, 4), st.floats(0.2, 4))
 
 
@@ -65,19 +66,21 @@ def test_the_uplift_is_the_mantel_haenszel_odds_ratio() -> None:
         fit_uplift(groups[1:])
 
 
-@pytest.mark.parametrize("errors", [Errors(0.3, 1.0), Errors(0.1, 6.0)])
+@pytest.mark.parametrize("errors", [Errors(0.3, 1.0, -2.0, 2.0), Errors(0.1, -1.5, 1.0, 12.0)])
 def test_errors_are_fitted_as_they_are_drawn(errors: Errors) -> None:
     records = [group([1, 2])]
-    made = make_groups(np.full(40, 0.3), errors, records, seed=1)
+    made = make_groups(np.linspace(0.05, 0.75, 80), errors, records, seed=1)
     found = fit_errors(made)
     assert found.silent == pytest.approx(errors.silent, abs=0.02)
-    assert found.variety == pytest.approx(errors.variety, rel=0.35)
+    ends = np.array([0.1, 0.7])
+    assert found.sameness(ends) == pytest.approx(errors.sameness(ends), abs=0.1)
+    assert found.precision == pytest.approx(errors.precision, rel=0.5)
 
 
 def test_a_made_group_has_its_chance_and_the_lengths_of_groups_as_hard() -> None:
     easy = [make_group([make_attempt(0, 1, tokens=10), make_attempt(1, 1, tokens=11)]) for _ in range(5)]
     hard = [make_group([make_attempt(0, 2, tokens=70), make_attempt(1, 2, tokens=71)]) for _ in range(5)]
-    low, high = make_groups(np.array([0.05, 0.95]), Errors(0.0, 2.0), [*easy, *hard], seed=0)
+    low, high = make_groups(np.array([0.05, 0.95]), EVEN, [*easy, *hard], seed=0)
     assert {one.tokens for one in low.ended} == {70, 71}
     assert {one.tokens for one in high.ended} == {10, 11}
     shares = [Counter(one.answer == 0 for one in made.ended)[True] / len(made.ended) for made in (low, high)]
@@ -87,7 +90,7 @@ def test_a_made_group_has_its_chance_and_the_lengths_of_groups_as_hard() -> None
 def test_easier_problems_and_more_uplift_score_more() -> None:
     records = [group([1, 2, 1, 2])]
     hard, easy, lifted = (
-        forecast(shape, np.array([uplift]), Errors(0.1, 3.0), records, {"x": Config()}, problems=12, sets=2, competitions=10)[0]
+        forecast(shape, np.array([uplift]), EVEN, records, {"x": Config()}, problems=12, sets=2, competitions=10)[0]
         for shape, uplift in ((Difficulty(1, 2), 1.0), (Difficulty(2, 1), 1.0), (Difficulty(1, 2), 4.0))
     )
     assert hard.score.mean < lifted.score.mean

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from aimo_solver.cli.common import ConfigFile, Curve, Settings, Speed, console, guarded, progress_bar
@@ -33,7 +34,10 @@ def forecast_command(
     ] = None,
     problems: Annotated[int, typer.Option(min=2, help="problems of the set that --pass-at is about")] = 50,
     order: Annotated[Order, typer.Option(help="the problems' order")] = Order.RANDOM,
-    lengths: Annotated[str, typer.Option(help="only runs whose name begins so lend their attempts' lengths")] = "",
+    lengths: Annotated[
+        str, typer.Option(help="only runs whose name begins so lend their attempts' lengths; default: all without hints")
+    ] = "",
+    uplift: Annotated[float | None, typer.Option(min=0.01, help="what tools multiply the odds by, not fitted")] = None,
     curve: Curve = USUAL_CURVE,
     speed: Speed = USUAL_SPEED,
     sets: Annotated[int, typer.Option(min=1, help="problem sets to draw, each with an uplift of its own")] = 30,
@@ -46,11 +50,13 @@ def forecast_command(
     config = load_config(config_file, settings=settings or ())
     plays = {name: parse_configuration(name, config) for name in policy or ("default", "default/equal=6@16")}
     groups = read_groups(records)
-    lenders = [group for group in select_playable(groups) if group.run.startswith(lengths)]
+    playable = select_playable(groups)
+    lenders = [one for one in playable if (one.run.startswith(lengths) if lengths else Use.ACCURACY in one.use)]
     if not lenders:
-        raise ConfigError("--lengths", f"no run that can lend lengths begins with {lengths}")
+        raise ConfigError("--lengths", f"no run that can lend lengths begins with {lengths!r}; runs with hints must be named")
     fit = [group for group in groups if Use.ACCURACY in group.use and group.model == lenders[0].model]
-    difficulty, uplifts, errors = fit_difficulty(given), fit_uplift(fit), fit_errors(fit)
+    difficulty, errors = fit_difficulty(given), fit_errors(fit)
+    uplifts = fit_uplift(fit) if uplift is None else np.array([uplift])
     with progress_bar("problem sets", hidden=as_json) as progress:
         done = forecast(
             difficulty, uplifts, errors, lenders, plays, problems=problems, sets=sets, order=order,

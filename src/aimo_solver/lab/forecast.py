@@ -7,7 +7,8 @@ The forecast is a simulation of attempts that are drawn from a model of four par
     uplift       tools multiply the odds p / (1 - p) by the Mantel-Haenszel odds ratio of attempts with and without Python calls
                  at the same problem in the same run
     errors       an attempt that is not right has no answer, or a new wrong one, or repeats one of the k wrong ones before it,
-                 with the odds theta : k (Chinese restaurant process); theta by maximum likelihood on the records
+                 with the odds theta : k (Chinese restaurant process). Two wrong answers are then equal with the probability
+                 c = 1 / (1 + theta), which varies between problems as a Beta distribution whose mean depends on p
     length       tokens are those of a logged attempt in a group of about the same share of right attempts
 
 No score of a notebook is used. The competitions are then played by `simulate`, with its clock, slots and rules.
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy
+from numpy.typing import ArrayLike
 
 from aimo_solver.config import Config
 from aimo_solver.errors import ConfigError
@@ -31,10 +33,12 @@ from aimo_solver.lab.records import Group, Use
 from aimo_solver.lab.simulate import Simulation, simulate
 from aimo_solver.lab.statistics import Floats, Interval
 from aimo_solver.lab.throughput import Throughput
+from aimo_solver.problems import Answer
 from aimo_solver.results import Attempt, FinishReason
 
 _ATTEMPTS = 200  # of a made group; a competition draws 8 or 16 of them, so that hardly any is drawn twice
 _NEIGHBOURS = 5  # groups of similar difficulty that lend their lengths
+_CELLS = 200  # of the grid for c
 _TRUTH = 0  # answer of a made attempt that is right; wrong ones count from 1
 
 
@@ -62,11 +66,25 @@ class Errors:
 
     Attributes:
         silent: share of them without an answer.
-        variety: theta of the Chinese restaurant process; two wrong answers are equal with probability 1 / (1 + theta).
+        level, slope: two wrong answers to a problem are equal with a probability of mean 1 / (1 + exp(-level - slope * chance)).
+        precision: a + b of that probability's Beta(a, b) over problems; the smaller, the more they differ.
     """
 
     silent: float
-    variety: float
+    level: float
+    slope: float
+    precision: float
+
+    def sameness(self, chance: ArrayLike) -> Floats:
+        """Returns the mean probability that two wrong answers to problems of these chances are equal."""
+        mean: Floats = np.clip(scipy.special.expit(self.level + self.slope * np.asarray(chance)), 0.01, 0.99)
+        return mean
+
+    def draw_theta(self, draw: np.random.Generator, chance: float) -> float:
+        """Draws the theta of a problem."""
+        mean = float(self.sameness(chance))
+        same = draw.beta(mean * self.precision, (1 - mean) * self.precision)
+        return float(1 / max(same, 1e-3) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,19 +150,33 @@ def fit_uplift(groups: Sequence[Group], samples: int = 2_000, seed: int = 0) -> 
 
 
 def fit_errors(groups: Sequence[Group]) -> Errors:
-    """Fits how attempts fail."""
-    failed = [[attempt.answer for attempt in group.ended if attempt.answer != group.truth] for group in groups]
-    wrong = [Counter(answer for answer in own if answer is not None) for own in failed]
-    count, silent = sum(map(len, failed)), sum(own.count(None) for own in failed)
+    """Fits how attempts fail, by maximum likelihood; the groups of a problem are pooled, and c is integrated on a grid."""
+    wrong: dict[str, Counter[Answer]] = {}
+    ended, right, silent = Counter[str](), Counter[str](), 0
+    for group in groups:
+        answers = [attempt.answer for attempt in group.ended]
+        ended[group.problem_id] += len(answers)
+        right[group.problem_id] += answers.count(group.truth)
+        silent += answers.count(None)
+        own = wrong.setdefault(group.problem_id, Counter())
+        own.update(answer for answer in answers if answer is not None and answer != group.truth)
+    compared = [name for name, own in wrong.items() if own.total() > 1]
+    edges = np.linspace(0, 1, _CELLS + 1)
+    theta = 2 / (edges[1:] + edges[:-1]) - 1
+    counts = np.array([(len(wrong[name]), wrong[name].total()) for name in compared], dtype=float).reshape(-1, 2, 1)
+    by_theta = counts[:, 0] * np.log(theta) + scipy.special.gammaln(theta) - scipy.special.gammaln(theta + counts[:, 1])
+    chances = np.array([right[name] / ended[name] for name in compared])
 
-    def unlikely(log_theta: float) -> float:
-        theta, total = math.exp(log_theta), 0.0
-        for answers in wrong:
-            total += len(answers) * log_theta + math.lgamma(theta) - math.lgamma(theta + answers.total())
-        return -total
+    def unlikely(values: Floats) -> float:
+        errors = Errors(0.0, values[0], values[1], math.exp(values[2]))
+        mean = errors.sameness(chances)[:, None]
+        cells = np.diff(scipy.special.betainc(mean * errors.precision, (1 - mean) * errors.precision, edges), axis=1)
+        # A weak prior, one standard deviation of 3 each, for records that say little.
+        return float((np.square(values) / 18).sum() - scipy.special.logsumexp(by_theta + np.log(cells + 1e-300), axis=1).sum())
 
-    theta = math.exp(scipy.optimize.minimize_scalar(unlikely, bounds=(-5, 7), method="bounded").x)
-    return Errors(silent / max(1, count), theta)
+    level, slope, log_precision = scipy.optimize.minimize(unlikely, np.zeros(3), method="Nelder-Mead").x.tolist()
+    failed = silent + sum(own.total() for own in wrong.values())
+    return Errors(silent / max(1, failed), level, slope, math.exp(log_precision))
 
 
 def make_groups(chances: Floats, errors: Errors, records: Sequence[Group], seed: int) -> tuple[Group, ...]:
@@ -158,9 +190,9 @@ def make_groups(chances: Floats, errors: Errors, records: Sequence[Group], seed:
             right: [one.tokens for i in near for one in records[i].ended if (one.answer == records[i].truth) == right]
             for right in (True, False)
         }
-        attempts, wrong = [], Counter[int]()
+        attempts, wrong, theta = [], Counter[int](), errors.draw_theta(draw, chance)
         for index in range(_ATTEMPTS):
-            answer = _draw_answer(draw, chance, errors, wrong)
+            answer = _draw_answer(draw, chance, errors.silent, theta, wrong)
             own = lengths[answer == _TRUTH] or lengths[answer != _TRUTH]
             reason = FinishReason.NO_ANSWER if answer is None else FinishReason.ANSWERED
             tokens = own[draw.integers(len(own))]
@@ -180,12 +212,12 @@ def make_groups(chances: Floats, errors: Errors, records: Sequence[Group], seed:
     return tuple(groups)
 
 
-def _draw_answer(draw: np.random.Generator, chance: float, errors: Errors, wrong: Counter[int]) -> int | None:
+def _draw_answer(draw: np.random.Generator, chance: float, silent: float, theta: float, wrong: Counter[int]) -> int | None:
     if draw.random() < chance:
         return _TRUTH
-    if draw.random() < errors.silent:
+    if draw.random() < silent:
         return None
-    place = draw.random() * (errors.variety + wrong.total()) - errors.variety
+    place = draw.random() * (theta + wrong.total()) - theta
     answer = len(wrong) + 1  # a new one
     for known, count in wrong.items():
         if place < 0:

@@ -115,7 +115,8 @@ def fit_values(
         "uplift": [round(float(value), 2) for value in (uplifts[0], *np.quantile(uplifts, (0.025, 0.975)))],
         "pass_at_1_with_tools": round(float(difficulty.chances(problems, float(uplifts[0])).sum()), 1),
         "silent": round(errors.silent, 3),
-        "variety": round(errors.variety, 2),
+        "same_wrong_answer": {chance: round(float(errors.sameness(chance)), 2) for chance in (0.1, 0.5, 0.9)},
+        "same_wrong_answer_precision": round(errors.precision, 2),
     }
 
 

@@ -74,9 +74,9 @@ def clustered_share(hits: ArrayLike, counts: ArrayLike | None = None) -> Interva
     """Returns the ratio of two sums over problems, the independent units, with its interval.
 
     Wilson's score interval with the effective sample size, as `survey::svyciprop(method = "wilson")` in R, and a quantile of t
-    with one degree of freedom less than there are problems. Where nearly all problems have the same value, the few that would show
-    the spread may be missing, so the variance also counts `_UNSEEN` problems that failed and as many that succeeded, as long as it
-    stays below that of problems that only fail or succeed. docs/statistics.md has the coverage.
+    with one degree of freedom less than there are problems. Where nearly all problems have the same value, the few that would
+    show the spread may be missing, so the variance also counts `_UNSEEN` problems that failed and as many that succeeded, as
+    long as it stays below that of problems that only fail or succeed. docs/statistics.md has the coverage.
 
     Args:
         hits: by problem, from 0 to its count: right attempts, or a probability.
