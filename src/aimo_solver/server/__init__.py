@@ -24,6 +24,7 @@ __all__ = [
     "speculation",
     "starts",
     "supervisor",
+    "versions",
     "warmup",
     "wheels",
 ]
