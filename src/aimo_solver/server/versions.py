@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Versions:
-    """What vLLM runs on; "" is unknown, as the driver is on a machine without a GPU. `cuda` is the one that torch was built for."""
+    """What vLLM runs on, with the CUDA that torch was built for; "" is unknown, as the driver is on a machine without a GPU."""
 
     python: str = ""
     vllm: str = ""

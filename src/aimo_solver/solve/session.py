@@ -29,6 +29,7 @@ from aimo_solver.server.readahead import read_ahead
 from aimo_solver.server.speculation import without_min_p
 from aimo_solver.server.starts import StartHistory
 from aimo_solver.server.supervisor import Supervisor
+from aimo_solver.server.versions import difference, recorded_versions, running_versions
 from aimo_solver.server.warmup import warm_up
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation
 from aimo_solver.solve.attempt import Resources, Unify, keep_answer
@@ -99,6 +100,8 @@ async def local_session(
         chat = await asyncio.to_thread(load_chat_format, model, config.prompt.family)
         plan = await asyncio.to_thread(plan_launch, model, config, wheels)
         check_context(config, plan.context_tokens)
+        running = running_versions(wheels.path, plan.gpus)
+        log.event("versions", **asdict(running), difference=difference(await asyncio.to_thread(recorded_versions), running))
         for flag in plan.dropped:
             log.event("flag_dropped", flag=flag.name, reason="unknown to the installed vLLM")
         if (drafting := plan.speculation) is not None:
