@@ -22,6 +22,7 @@ from aimo_solver.lab.bench.table import BenchResult
 from aimo_solver.server.flags import Variable
 from aimo_solver.server.ladder import next_plan
 from aimo_solver.server.launch import LaunchPlan, plan_launch
+from aimo_solver.server.machine import detect_gpus
 from aimo_solver.server.supervisor import Supervisor
 
 EAGER = ("--enforce-eager",)  # a quick start, where graphs do not matter
@@ -113,7 +114,10 @@ FAULTS = (
 def table(out: Path, work: Path, pocket: Path, *, tiny: bool, left_s: Callable[[], float]) -> BenchResult:
     """Forces one fault after another; saves after each, and starts none without time for it."""
     columns = ("fault", "causes read", "steps", "lost s", "last start s", "serves")
-    result = BenchResult(name="ladder", columns=columns, rows=())
+    began = time.monotonic()
+    gpus = ", ".join(f"{gpu.name} {gpu.capability}" for gpu in detect_gpus()) or "none"
+    found = f"GPUs, found in {time.monotonic() - began:.2f} s: {gpus}"
+    result = BenchResult(name="ladder", columns=columns, rows=(), notes=(found,))
     for number, fault in enumerate(FAULTS):
         if left_s() < _LONGEST_S or (tiny and not fault.tiny):
             continue
