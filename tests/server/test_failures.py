@@ -115,7 +115,19 @@ SAMPLES = [
         ["(APIServer pid=2) RuntimeError: Engine core initialization failed. Failed core proc(s): {'EngineCore_DP0': -9}"],
         Cause.KILLED,
     ),
+    (
+        [CORE + "AssertionError: Error in memory profiling. Initial free memory 40.0 GiB, current free memory 50.0"],
+        Cause.MEASURED,
+    ),
     ([CORE + "AssertionError", ENDED], Cause.UNKNOWN),
+    (
+        [
+            "(APIServer pid=2) WARNING 11-22 00:20:24 [interface.py:2] ImportError: undefined symbol: x",
+            "(EngineCore pid=3) INFO 11-22 00:20:24 [mxfp4.py:2] MXFP4 MoE backend 'TRITON' does not support the deployment",
+            CORE + "AssertionError",
+        ],
+        Cause.UNKNOWN,
+    ),
     ([], Cause.UNKNOWN),
 ]
 

@@ -70,6 +70,7 @@ def changed(before: LaunchPlan, now: LaunchPlan) -> set[str]:
         (Cause.UNKNOWN, {"--gpu-memory-utilization"}),
         (Cause.PORT, set()),
         (Cause.NOT_STARTED, set()),
+        (Cause.MEASURED, set()),
     ],
 )
 def test_the_first_step_changes_one_thing(model: Path, cause: Cause, expected: set[str]) -> None:

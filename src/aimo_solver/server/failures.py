@@ -21,6 +21,7 @@ class FailureCause(StrEnum):
     CAPTURE_MEMORY = "out of memory while capturing graphs"
     CONTEXT = "context too long"
     FLAG = "refused flag"
+    MEASURED = "GPU memory changed while it was measured"
     IMPORT = "import error"
     PORT = "port in use"
     DRIVER = "CUDA or driver error"
@@ -59,6 +60,7 @@ _MESSAGES: tuple[tuple[FailureCause, re.Pattern[str]], ...] = tuple(
             r"error: unrecognized arguments: |error: argument |validation errors? for CompilationConfig",
         ),
         (FailureCause.FLAG, r"[Aa]sync scheduling is (?:not|only)|does not support async scheduling"),
+        (FailureCause.MEASURED, r"Error in memory profiling"),
         (FailureCause.PORT, r"Address already in use|EADDRINUSE"),
         (FailureCause.DRIVER, r"Cannot re-initialize CUDA in forked subprocess"),
         (
@@ -95,6 +97,7 @@ _MESSAGES: tuple[tuple[FailureCause, re.Pattern[str]], ...] = tuple(
 _CAPTURE = re.compile(r'Capturing CUDA graph|File "[^"]{0,300}(?:cuda_?graph|torch/cuda/graphs)|in capture_model')
 _FREE = re.compile(r"Free memory on device .{0,50}?\((\d+(?:\.\d+)?)/(\d+(?:\.\d+)?) GiB\)")
 _LONGEST = re.compile(r"estimated maximum model length is (\d+)|stored in KV cache \((\d+)\)|derived max_model_len \(\w+=(\d+)")
+_HARMLESS = re.compile(r"\b(?:DEBUG|INFO|WARNING) \d\d-\d\d ")  # vLLM's log; servers that come up have such lines, too
 _ERROR = re.compile(r"\w(?:Error|Exception): ")
 _NAME = re.compile(r"--?[a-zA-Z][\w-]*")
 _SPARE_SHARE = 0.02  # of the memory that was free, kept so for what other processes take meanwhile
@@ -109,17 +112,16 @@ def read_failure(output: Sequence[str], exit_code: int | None) -> Failure:
     """
     if exit_code is None:
         return Failure(FailureCause.TIMED_OUT)
-    lines = [line[:_LINE_CHARS] for line in output[-_LINES:]]
+    everything = [line[:_LINE_CHARS] for line in output[-_LINES:]]
+    lines = [line for line in everything if not _HARMLESS.search(line)]
     for cause, message in _MESSAGES:
         # The first such line is the root: vLLM repeats it for each process that ends with it.
         found = next((number for number, line in enumerate(lines) if message.search(line)), None)
         if found is not None:
             error = next((line for line in lines[found:] if _ERROR.search(line)), lines[found])
-            return _details(cause, error if "File " in lines[found] else lines[found], lines)
-    killed = exit_code in (-9, 137)
-    return Failure(
-        FailureCause.KILLED if killed else FailureCause.UNKNOWN, next((line for line in reversed(lines) if line.strip()), "")
-    )
+            return _details(cause, error if "File " in lines[found] else lines[found], everything)
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    return Failure(FailureCause.KILLED if exit_code in (-9, 137) else FailureCause.UNKNOWN, last)
 
 
 def _details(cause: FailureCause, line: str, lines: Iterable[str]) -> Failure:

@@ -28,7 +28,7 @@ def next_plan(plan: LaunchPlan, failure: Failure, *, last: bool, port: int) -> L
         last: no further start follows, so all that can be left out is left out, unless the cause has nothing to do with it.
         port: a free one, in case that the other was taken.
     """
-    if failure.cause is FailureCause.NOT_STARTED:
+    if failure.cause in (FailureCause.NOT_STARTED, FailureCause.MEASURED):
         return plan
     if failure.cause is FailureCause.PORT:
         return replace(plan, port=port, adjustments=_noted(plan.adjustments, "another port", failure))
