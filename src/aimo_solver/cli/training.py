@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from aimo_solver.cli.common import console, guarded, progress_bar
 from aimo_solver.errors import ConfigError, UserError
 from aimo_solver.lab.export.training import Filters, Pairs, Row, TrainingData, select_dpo, select_sft
 from aimo_solver.lab.export.training_files import summarise, write_training_data
-from aimo_solver.lab.runs import check_truths, read_runs
+from aimo_solver.lab.runs import LoggedRun, check_truths, read_runs
 
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="run directories, or folders that hold several")]
 Out = Annotated[Path, typer.Option(help="parquet file; .test.parquet, .txt and .json of the same name are written beside it")]
@@ -45,12 +46,7 @@ def export_sft_command(
         held_out=held_out,
         seed=seed,
     )
-    _check(out, filters)
-    logged = read_runs(runs)
-    check_truths(logged)
-    with progress_bar("attempts", hidden=not console.is_terminal) as progress:
-        data = select_sft(logged, filters, progress)
-    _write(data, out, filters, show)
+    _export("attempts", select_sft, runs, out, filters, show)
 
 
 @guarded
@@ -92,12 +88,23 @@ def export_dpo_command(
         held_out=held_out,
         seed=seed,
     )
+    _export("pairs", select_dpo, runs, out, filters, show)
+
+
+def _export(
+    what: str,
+    select: Callable[[Sequence[LoggedRun], Filters, Callable[[float], object]], TrainingData[Row]],
+    runs: list[Path],
+    out: Path,
+    filters: Filters,
+    shown: int,
+) -> None:
     _check(out, filters)
     logged = read_runs(runs)
     check_truths(logged)
-    with progress_bar("pairs", hidden=not console.is_terminal) as progress:
-        data = select_dpo(logged, filters, progress)
-    _write(data, out, filters, show)
+    with progress_bar(what, hidden=not console.is_terminal) as progress:
+        data = select(logged, filters, progress)
+    _write(data, out, filters, shown)
 
 
 def _check(out: Path, filters: Filters) -> None:
