@@ -18,9 +18,11 @@ from aimo_solver.config import Config, load_config
 from aimo_solver.errors import AimoError, ServerStartError, UserError
 from aimo_solver.server.launch import check_model
 
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON object instead of a table")]
 ModelPath = Annotated[Path, typer.Option(help="model folder")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", dir_okay=False, help="TOML file with options")]
 Curve = Annotated[str, typer.Option(help="measured decode speed by streams and depth (lab/throughput.json)")]
+Records = Annotated[list[Path], typer.Argument(help="CSV files of attempts, run directories or their attempts.jsonl")]
 Speed = Annotated[
     float, typer.Option(min=0, help="tokens/s of 8 streams, 16,000 tokens deep, to which the curve is scaled; 0: as measured")
 ]

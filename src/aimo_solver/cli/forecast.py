@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 
-from aimo_solver.cli.common import ConfigFile, Curve, Settings, Speed, console, guarded, progress_bar
+from aimo_solver.cli.common import AsJson, ConfigFile, Curve, Records, Settings, Speed, console, guarded, progress_bar
 from aimo_solver.config import load_config
 from aimo_solver.errors import ConfigError
 from aimo_solver.lab import scoreboard
@@ -24,7 +23,7 @@ _PRIVATE = ("1=27.5", "3=37.5", "5=40", "20=46")  # gpt-oss-120b without tools o
 
 @guarded
 def forecast_command(
-    records: Annotated[list[Path], typer.Argument(help="CSV files of attempts, run directories or their attempts.jsonl")],
+    records: Records,
     pass_at: Annotated[
         list[str] | None,
         typer.Option(help="N=PROBLEMS solved in N attempts without tools; repeatable; default: AIMO3's private set"),
@@ -41,7 +40,7 @@ def forecast_command(
     curve: Curve = USUAL_CURVE,
     speed: Speed = USUAL_SPEED,
     sets: Annotated[int, typer.Option(min=1, help="problem sets to draw, each with an uplift of its own")] = 30,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object instead of a table")] = False,
+    as_json: AsJson = False,
     config_file: ConfigFile = None,
     settings: Settings = None,
 ) -> None:

@@ -14,9 +14,11 @@ from rich.table import Table
 
 from aimo_solver.cli.common import (
     EMBEDDED_MODEL,
+    AsJson,
     ConfigFile,
     Curve,
     ModelPath,
+    Records,
     Settings,
     Speed,
     console,
@@ -52,12 +54,10 @@ _SWEEP_HOURS = (0.5, 1, 2, 3, 4, 5, 6)
 
 bench = typer.Typer(no_args_is_help=True, help="Benchmarks, each against an alternative in the same run.")
 
-AsJson = Annotated[bool, typer.Option("--json", help="one JSON object instead of a table")]
-
 
 @guarded
 def replay_command(
-    attempts: Annotated[list[Path], typer.Argument(help="CSV files of attempts, run directories or their attempts.jsonl")],
+    attempts: Records,
     policy: Annotated[
         list[str] | None,
         typer.Option(help="VOTER, VOTER/STOP or, with --simulate, VOTER/STOP@BUDGET; repeatable; the first is the reference"),
