@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from types import FunctionType
@@ -403,6 +403,44 @@ def test_a_rerun_without_the_package_fails_with_the_folders_tried(tmp_path: Path
     monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
     with pytest.raises(PathNotFoundError, match="competitions/no-such"):
         make_server(make_predict(ScriptedBackend(done(1))), "no-such")
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty package in place of Kaggle's."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    folder = tmp_path / "kaggle_evaluation"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    yield folder
+    for name in [name for name in sys.modules if name.partition(".")[0] == folder.name]:
+        del sys.modules[name]
+
+
+def test_the_inference_server_of_another_competition_is_taken(package: Path) -> None:
+    source = "class ProofInferenceServer:\n    def __init__(self, *functions): self.functions = functions\n"
+    (package / "proof_inference_server.py").write_text(source)
+    predict = make_predict(ScriptedBackend(done(1)))
+    server: Any = make_server(predict, str(package.parent))
+    assert type(server).__name__ == "ProofInferenceServer"
+    assert server.functions == (predict,)
+
+
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        ({"aimo_4_gateway": ""}, "holds no module; exactly one"),
+        ({"a_inference_server": "", "b_inference_server": ""}, "holds a_inference_server, b_inference_server; exactly one"),
+        ({"a_inference_server": "from abc import ABC as InferenceServer"}, "a_inference_server holds no class; exactly one"),
+    ],
+    ids=["no module", "two modules", "no class"],
+)
+def test_a_package_without_one_inference_server_is_an_error(package: Path, modules: dict[str, str], message: str) -> None:
+    for name, text in modules.items():
+        (package / f"{name}.py").write_text(text)
+    with pytest.raises(BootError, match=message) as caught:
+        make_server(make_predict(ScriptedBackend(done(1))), str(package.parent))
+    assert "\n" not in str(caught.value)
 
 
 STAND_IN = TESTS / "kaggle_stand_in"

@@ -14,18 +14,20 @@ import importlib.util
 import logging
 import operator
 import os
+import pkgutil
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, Protocol, SupportsIndex, TypeGuard
 
 import polars as pl
 
 from aimo_solver.answers import ANSWER_RANGE, FALLBACK_ANSWER
-from aimo_solver.errors import AimoError, PathNotFoundError
+from aimo_solver.errors import AimoError, BootError, PathNotFoundError
 from aimo_solver.kaggle.local_gateway import LocalInferenceServer
 from aimo_solver.paths import find_gateway_package
 from aimo_solver.problems import Answer
@@ -72,25 +74,41 @@ def in_rerun() -> bool:
 
 
 def make_server(predict: Callable[..., pl.DataFrame], competition: str) -> InferenceServer:
-    """Returns Kaggle's inference server, or a `LocalInferenceServer` where Kaggle's package is absent.
+    """Returns the competition's inference server, or a `LocalInferenceServer` where Kaggle's package is absent.
 
-    The constructor of Kaggle's server takes the port. The competition's folder joins `sys.path` only if the package cannot be
-    imported without it.
+    The server is the one class of the one module ``*_inference_server`` in `kaggle_evaluation`, whatever the competition calls
+    it. Its constructor takes the port. The competition's folder joins `sys.path` only if the package cannot be imported without
+    it.
 
     Raises:
         PathNotFoundError: the package is absent in a rerun; lists every folder that was tried.
+        BootError: the package has no inference server, or several.
     """
     try:
         if importlib.util.find_spec("kaggle_evaluation") is None:
             sys.path.append(str(find_gateway_package(competition)))
-        module = importlib.import_module("kaggle_evaluation.aimo_3_inference_server")
+        server_class = _find_server_class(importlib.import_module("kaggle_evaluation"))
     except (PathNotFoundError, ModuleNotFoundError) as error:
         if in_rerun():
             raise
         log.info("using the local gateway, as Kaggle's package is absent (%s)", error)
         return LocalInferenceServer(predict)
-    server: InferenceServer = module.AIMO3InferenceServer(predict)
+    server: InferenceServer = server_class(predict)
     return server
+
+
+def _find_server_class(package: ModuleType) -> type:
+    names = [module.name for module in pkgutil.iter_modules(package.__path__) if module.name.endswith("_inference_server")]
+    where = f"{package.__name__} in {package.__path__[0]}"
+    if len(names) != 1:
+        raise BootError(f"{where} holds {', '.join(names) or 'no module'}; exactly one *_inference_server is needed")
+    module = importlib.import_module(f"{package.__name__}.{names[0]}")
+    own = [value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__]
+    classes = [value for value in own if value.__name__.endswith("InferenceServer")]
+    if len(classes) != 1:
+        found = ", ".join(value.__name__ for value in classes) or "no class"
+        raise BootError(f"{where}: {names[0]} holds {found}; exactly one *InferenceServer is needed")
+    return classes[0]
 
 
 def make_predict(backend: Backend, clock: Callable[[], float] = time.monotonic) -> Callable[..., pl.DataFrame]:
