@@ -1,7 +1,8 @@
 """Builds notebook/aimo_solver.ipynb from src: one readable cell for each module that the solver needs.
 
-    python scripts/build_notebook.py            build it
-    python scripts/build_notebook.py --check    show what a build would change; exit code 1 if anything
+    python scripts/build_notebook.py                            build it
+    python scripts/build_notebook.py --user YOU --model HANDLE  build it for an account, with its kernel-metadata.json
+    python scripts/build_notebook.py --check                    show what a build would change; exit code 1 if anything
 
 The same sources give the same bytes on every machine: cell ids come from names, and there are no outputs, counts or times.
 """
@@ -19,7 +20,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from notebook_settings import ROOT, NotebookError, UserSettings
+
 SOURCES = ROOT / "src" / "aimo_solver"
 TEMPLATE = ROOT / "notebook" / "template.md"
 NOTEBOOK = ROOT / "notebook" / "aimo_solver.ipynb"
@@ -33,34 +35,42 @@ READING_ORDER = ("kaggle", "solve", "policy", "chat", "server", "kernels", "kern
 def main(arguments: list[str] | None = None) -> int:
     """Builds or checks; returns the exit code."""
     options = _options().parse_args(arguments)
+    settings = UserSettings(
+        user=options.user,
+        model=options.model,
+        draft=options.draft,
+        competition=options.competition,
+        cache=options.cache,
+        values=options.values or (),
+    )
     try:
-        text = build(model=options.model, competition=options.competition)
+        texts = {**settings.edit_metadata(options.out.parent), options.out: build(settings)}
     except NotebookError as error:
         print(f"build_notebook: {error}", file=sys.stderr)
         return 2
+    present = {path: path.read_bytes().decode("utf-8") if path.is_file() else "" for path in texts}
+    changed = {path: text for path, text in texts.items() if text != present[path]}
     if not options.check:
-        options.out.write_text(text, encoding="utf-8", newline="\n")
-        print(f"{options.out}: {len(text.encode())} bytes")
+        for path, text in {**changed, options.out: texts[options.out]}.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8", newline="\n")
+            print(f"{path}: {len(text.encode())} bytes")
         return 0
-    present = options.out.read_bytes().decode("utf-8") if options.out.is_file() else ""
-    if present == text:
+    if not changed:
         print(f"{options.out} is up to date")
         return 0
-    sys.stdout.writelines(_readable_diff(present, text, str(options.out)))
-    print(f"\n{options.out} is out of date; run: python scripts/build_notebook.py")
+    for path, text in changed.items():
+        sys.stdout.writelines(_readable_diff(present[path], text, str(path)))
+    print(f"\n{', '.join(map(str, changed))} is out of date; run: python scripts/build_notebook.py")
     return 1
 
 
-class NotebookError(Exception):
-    """The notebook cannot be built; the message is one line."""
-
-
-def build(model: str | None = None, competition: str | None = None) -> str:
-    """Returns the notebook as text. `model` and `competition` replace the template's settings."""
+def build(settings: UserSettings | None = None) -> str:
+    """Returns the notebook as text, with the user's values in its settings cell."""
     cells = []
     for name, text in _template():
-        if name == "settings":
-            text = _set(_set(text, "MODEL", model), "COMPETITION", competition)
+        if name == "settings" and settings is not None:
+            text = settings.edit_cell(text)
         if name == "folders":
             folders = {
                 _file(module, SOURCES).parent.relative_to(SOURCES.parent).as_posix() for module in shipped_modules(SOURCES)
@@ -167,19 +177,6 @@ def _template() -> Iterator[tuple[str | None, str]]:
             yield None, part.strip()
 
 
-def _set(source: str, name: str, value: str | None) -> str:
-    """Returns the settings cell with another value for `name` and the same comment."""
-    if value is None:
-        return source
-    lines = source.split("\n")
-    for number, line in enumerate(lines):
-        if line.startswith(f"{name} = "):
-            _, hash_, comment = line.partition("  # ")
-            lines[number] = f"{name} = {json.dumps(value, ensure_ascii=False)}{hash_}{comment}"
-            return "\n".join(lines)
-    raise NotebookError(f"the settings cell has no {name}")
-
-
 def _library() -> Iterator[dict[str, Any]]:
     """Yields a heading with one line about each package, followed by a cell for each of its modules."""
     package = None
@@ -235,8 +232,13 @@ def _plain(notebook: str) -> str:
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="show what a build would change; exit code 1 if anything")
-    parser.add_argument("--model", metavar="NAME", help="Kaggle's handle of the model, or a folder")
-    parser.add_argument("--competition", metavar="NAME", help="the competition's slug, or a folder")
+    parser.add_argument("--user", metavar="YOU", help="your Kaggle name, for both kernel-metadata.json")
+    parser.add_argument("--model", metavar="HANDLE", help="Kaggle's handle of the model, or a folder")
+    parser.add_argument("--draft", metavar="HANDLE", help="the same for a draft model (speculative decoding)")
+    parser.add_argument("--competition", metavar="SLUG", help="the competition's slug, or a folder")
+    parser.add_argument("--cache", metavar="HANDLE", help="Kaggle's handle of a dataset with a compile cache")
+    values = "a setting of the first cell (REPEAT=2) or an option (solver.slots=16); repeatable"
+    parser.add_argument("--set", action="append", dest="values", metavar="KEY=VALUE", help=values)
     parser.add_argument("--out", type=Path, default=NOTEBOOK, metavar="FILE", help="default: notebook/aimo_solver.ipynb")
     return parser
 

@@ -181,16 +181,75 @@ def test_modules_that_cannot_be_included_are_an_error(
 
 
 def test_options_replace_their_settings_only(tmp_path: Path) -> None:
-    out = tmp_path / "notebook.ipynb"
+    out = tmp_path / "aimo_solver.ipynb"
     assert builder.main(["--model", 'me/"my" model', "--competition", "my-competition", "--out", str(out)]) == 0
     before, after = builder.build().splitlines(), out.read_text().splitlines()
     changed = [new for old, new in zip(before, after, strict=True) if old != new]
     assert len(changed) == 2
-    settings = run_settings(
-        next("".join(cell["source"]) for cell in json.loads(out.read_text())["cells"] if cell["id"] == "settings")
-    )
+    settings = written_settings(tmp_path)
     assert settings["MODEL"] == 'me/"my" model'
     assert settings["COMPETITION"] == "my-competition"
+
+
+def written_settings(folder: Path) -> dict[str, Any]:
+    cells = json.loads((folder / "aimo_solver.ipynb").read_text())["cells"]
+    return run_settings(next("".join(cell["source"]) for cell in cells if cell["id"] == "settings"))
+
+
+def test_a_user_gets_a_notebook_and_both_metadata_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--user", "ada", "--model", "openai/gpt-oss/transformers/20b/3", "--cache", "ada/jit"]
+    command += ["--set", "PROBLEMS=mine.csv", "--set", "solver.slots=4", "--set", "prompt.mix=reasoning"]
+    command += ["--out", str(tmp_path / "aimo_solver.ipynb")]
+    assert builder.main(command) == 0
+    kernel = json.loads((tmp_path / "kernel-metadata.json").read_text())
+    wheels = json.loads((tmp_path / "wheels" / "kernel-metadata.json").read_text())
+    assert (kernel["id"], wheels["id"]) == ("ada/aimo-solver", "ada/aimo-solver-wheels")
+    assert kernel["kernel_sources"] == [wheels["id"]]
+    assert kernel["model_sources"] == ["openai/gpt-oss/Transformers/20b/3"]
+    assert kernel["dataset_sources"] == ["ada/jit"]
+    assert wheels["model_sources"] == wheels["dataset_sources"] == []
+    settings = written_settings(tmp_path)
+    assert settings["MODEL"] == "openai/gpt-oss/transformers/20b/3"
+    assert settings["PROBLEMS"] == "mine.csv"
+    config = load_config(settings["SETTINGS"])
+    assert config.solver.slots == 4
+    assert config.prompt.mix == {"reasoning": 1.0}
+    assert builder.main([*command, "--check"]) == 0
+    capsys.readouterr()
+    command[1] = "eve"
+    assert builder.main([*command, "--check"]) == 1
+    assert '+  "id": "eve/aimo-solver"' in capsys.readouterr().out
+
+
+def test_a_model_on_this_machine_is_not_attached_and_a_dataset_is(tmp_path: Path) -> None:
+    out = ["--user", "ada", "--out", str(tmp_path / "aimo_solver.ipynb")]
+    assert builder.main(["--model", "/models/mine", *out]) == 0
+    assert json.loads((tmp_path / "kernel-metadata.json").read_text())["model_sources"] == []
+    assert builder.main(["--model", "ada/weights", *out]) == 0
+    kernel = json.loads((tmp_path / "kernel-metadata.json").read_text())
+    assert (kernel["model_sources"], kernel["dataset_sources"]) == ([], ["ada/weights"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "PROBLEM=x.csv"], "the settings cell has no PROBLEM; known: MODEL, "),
+        (["--set", "PROBLEMS=3"], "PROBLEMS is of type str, not 3"),
+        (["--set", "REPEAT"], "--set REPEAT: write NAME=VALUE"),
+        (["--set", "solver.slotz=4"], "option solver.slotz: unknown; known here: slots"),
+        (["--set", "solver.slots=900"], "option solver.slots: 900 is more than"),
+        (["--model", "gpt-oss-120b", "--user", "ada"], "gpt-oss-120b: write owner/model/framework/variation"),
+        (["--user", "Ada Lovelace"], "--user Ada Lovelace: write the name as in kaggle.com/NAME"),
+    ],
+)
+def test_what_cannot_be_set_is_one_line_and_exit_code_two(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert builder.main([*arguments, "--out", str(tmp_path / "aimo_solver.ipynb")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"build_notebook: {message}")
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def run_settings(source: str) -> dict[str, Any]:
