@@ -27,7 +27,7 @@ TEMPLATE = ROOT / "notebook" / "template.md"
 NOTEBOOK = ROOT / "notebook" / "aimo_solver.ipynb"
 PACKAGE = "aimo_solver"
 # The modules that the notebook's own cells import, and the one that is started as a process of its own.
-ENTRY_POINTS = ("kaggle.notebook", "kaggle.gateway", "paths", "server.wheels", "kernels.inside.forkserver")
+ENTRY_POINTS = ("kaggle.notebook", "kaggle.gateway", "kaggle.rehearsal", "server.wheels", "kernels.inside.forkserver")
 # The packages that may ship, from the top down; "" stands for the modules at the top. Others (lab, cli) never ship.
 READING_ORDER = ("kaggle", "solve", "policy", "chat", "server", "kernels", "kernels.inside", "log", "")
 

@@ -158,6 +158,10 @@ class BootError(AimoError):
     """The parts of a run did not start."""
 
 
+class RehearsalError(AimoError):
+    """A run outside the competition showed that the notebook is not fit to be submitted. The message says why."""
+
+
 class PathNotFoundError(AimoError):
     """Nothing found in the places where Kaggle mounts things. `tried` has all of them."""
 

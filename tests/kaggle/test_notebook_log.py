@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from aimo_solver.config import Config
-from aimo_solver.kaggle.notebook import open_log
+from aimo_solver.kaggle.sessions import open_log
 from aimo_solver.log.reader import read_run
 from aimo_solver.log.writer import NullLog, RunLog
 

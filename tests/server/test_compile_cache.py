@@ -16,8 +16,15 @@ import pytest
 
 from aimo_solver.config import Config
 from aimo_solver.errors import CacheError
-from aimo_solver.server.cache_build import pack_cache
-from aimo_solver.server.compile_cache import Stamp, cache_environment, default_root, make_stamp, place_cache, read_stamp
+from aimo_solver.server.compile_cache import (
+    Stamp,
+    cache_environment,
+    default_root,
+    make_stamp,
+    pack_cache,
+    place_cache,
+    read_stamp,
+)
 from aimo_solver.server.launch import plan_launch
 from tests.conftest import H100, MODEL
 

@@ -19,9 +19,8 @@ from aimo_solver.log.writer import NullLog
 from aimo_solver.options import SamplingConfig, ServerConfig
 from aimo_solver.problems import ProblemResult
 from aimo_solver.server import launch
-from aimo_solver.server.cache_build import pack_cache
 from aimo_solver.server.client import VllmEngine
-from aimo_solver.server.compile_cache import add_shipped_cache, make_stamp
+from aimo_solver.server.compile_cache import add_shipped_cache, make_stamp, pack_cache
 from aimo_solver.server.failures import Failure, FailureCause
 from aimo_solver.server.ladder import safest
 from aimo_solver.server.launch import plan_launch
@@ -182,7 +181,7 @@ async def test_every_stage_is_logged_and_a_session_without_a_run_directory_works
         ("kernels", "KernelPool.start", fails_later),
         ("kernels", "KernelPool.start", never),
         ("weights", "read_ahead", fails),
-        ("compile cache", "add_shipped_cache", fails),
+        ("compile cache", "add_cache", fails),
         ("first requests", "warm_up", fails_later),
         ("first requests", "warm_up", never),
     ],

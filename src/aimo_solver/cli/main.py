@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from aimo_solver.cli import export, forecast, measure, prompts, server, statistics, training
+from aimo_solver.cli import doctor, export, forecast, measure, prompts, server, statistics, training
 from aimo_solver.cli.common import EMBEDDED_MODEL, ConfigFile, Settings, console, guarded
 from aimo_solver.cli.evaluation import Evaluation
 from aimo_solver.cli.problem_file import read_problems
@@ -108,6 +108,7 @@ def watch_command(directory: Annotated[Path, typer.Argument(help="the run's dire
     watch(directory, console)
 
 
+app.command("doctor")(doctor.doctor_command)
 app.command("prompts")(prompts.prompts_command)
 app.command("stats")(statistics.stats_command)
 app.command("compare")(statistics.compare_command)

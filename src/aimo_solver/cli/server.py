@@ -13,8 +13,8 @@ from typing import Annotated
 import typer
 
 from aimo_solver.cli.common import EMBEDDED_MODEL, ConfigFile, ModelPath, Settings, console, guarded, read_config
-from aimo_solver.server.cache_build import ARCHIVE_SUFFIX, build_cache, pack_cache
-from aimo_solver.server.compile_cache import Stamp, default_root, make_stamp
+from aimo_solver.server.cache_build import build_cache
+from aimo_solver.server.compile_cache import ARCHIVE_SUFFIX, Stamp, default_root, make_stamp, pack_cache
 from aimo_solver.server.launch import plan_launch
 
 cache = typer.Typer(no_args_is_help=True, help="The compile cache, which makes a server start faster on the same kind of GPU.")

@@ -14,21 +14,19 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import Protocol
 
 from aimo_solver.clock import RunClock
 from aimo_solver.errors import AimoError, BootError
-from aimo_solver.kaggle.gateway import PendingAnswer
+from aimo_solver.kaggle.gateway import PendingAnswer, make_predict
+from aimo_solver.kaggle.observer import LoggingObserver, ProgressFile
 from aimo_solver.options import BudgetConfig
 from aimo_solver.policy.budget import Allotment, Clock, allot
 from aimo_solver.problems import Answer, Problem, ProblemResult
-from aimo_solver.results import Attempt
-
-if TYPE_CHECKING:
-    from aimo_solver.solve.attempt import RunningAttempt
 
 GRACE_S = 5.0  # predict waits this long past a problem's budget
 PAUSES_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # before the next boot: after a lost session, a failed boot, a second one ...
@@ -37,35 +35,6 @@ _POLL_S = 0.25  # how often a session is checked for being lost
 _WIND_DOWN_S = 5.0  # for problems under way when their session is lost or the run is closed
 
 log = logging.getLogger(__name__)
-
-
-class LoggingObserver:
-    """Logs each attempt and problem that ends, and counts answers, in case the vote fails.
-
-    Attributes:
-        answers: how many attempts gave each answer, by problem id.
-    """
-
-    def __init__(self, clock: RunClock) -> None:
-        self.answers: dict[str, Counter[Answer]] = {}
-        self._clock = clock
-
-    def problem_started(self, problem: Problem, allotted_s: float) -> None:
-        self.answers.setdefault(problem.id, Counter())  # a problem may start again in another session
-
-    def attempt_changed(self, attempt: RunningAttempt) -> None: ...
-
-    def attempt_finished(self, attempt: Attempt) -> None:
-        if attempt.answer is not None:
-            self.answers[attempt.problem_id][attempt.answer] += 1
-        answer = "no answer" if attempt.answer is None else attempt.answer
-        calls = f"{attempt.tool_calls} calls, {attempt.tool_errors} of them failed"
-        spent = f"{attempt.seconds:.0f} s, {attempt.tokens} tokens, {calls}"
-        log.info("  attempt %d: %s (%s) after %s", attempt.index, answer, attempt.finish_reason, spent)
-
-    def problem_finished(self, result: ProblemResult) -> None:
-        votes = f"{result.votes} votes of {result.attempts} attempts after {result.seconds:.0f} s ({result.reason})"
-        log.info("problem %s: %s by %s; %.0f s are left", result.problem_id, result.answer, votes, self._clock.left_s)
 
 
 class ProblemSolver(Protocol):
@@ -92,7 +61,11 @@ SessionFactory = Callable[[LoggingObserver], AbstractAsyncContextManager[OpenSes
 
 
 class Run:
-    """The `Backend` of `predict`. Budgets are allotted so that everything ends within the clock's limit."""
+    """The `Backend` of `predict`. Budgets are allotted so that everything ends within the clock's limit.
+
+    Attributes:
+        truths: true answers by problem id, for the log; empty in the competition.
+    """
 
     def __init__(
         self,
@@ -100,32 +73,75 @@ class Run:
         budget: BudgetConfig,
         clock: RunClock,
         on_close: Callable[[], None] = lambda: None,
+        progress: Path | None = None,
     ) -> None:
-        """`open_session(observer)` is entered in the run's loop, again after a failure; `on_close` is called at the very end."""
+        """`open_session(observer)` is entered in the run's loop, again after a failure; `on_close` is called at the very end.
+
+        A line about the progress is appended to the file `progress` every minute.
+        """
+        self.truths: Mapping[str, Answer] = {}
         self._open_session = open_session
+        self._on_close = on_close
+        self._progress_path = progress
+        self._loop: asyncio.AbstractEventLoop
+        self._boots: asyncio.Task[None]
+        self._ending: asyncio.Task[None]
+        self._ready: asyncio.Event  # set while there is a session
+        self._progress: ProgressFile | None = None
+        self._reset(budget, clock)
+
+    def _reset(self, budget: BudgetConfig, clock: RunClock) -> None:
         self._budget = budget
         self._clock = clock
-        self._on_close = on_close
         self._observer = LoggingObserver(clock)
         self._submitted = 0
         self._problems: set[asyncio.Task[Answer]] = set()
         self._thread = threading.Thread(target=self._run_loop, name="aimo-solver", daemon=True)
-        self._loop: asyncio.AbstractEventLoop
-        self._boots: asyncio.Task[None]
-        self._ending: asyncio.Task[None]
         self._session: OpenSession | None = None
-        self._ready: asyncio.Event  # set while there is a session
         self._timeouts: set[asyncio.Timeout] = set()  # one for each problem that the session works on
         self._failures: list[str] = []  # of the boots since the last session, in one line each
         self._logged: set[str] = set()
         self._closing = False
 
     def start(self) -> None:
-        """Boots in the background; returns at once."""
+        """Boots in the background; returns at once. A run that was closed starts again, with a new clock."""
+        if self._thread.is_alive():
+            return
+        if self._closing:
+            self._reset(self._budget, RunClock.begin(self._budget, self._clock.now, self._clock.now()))
         self._loop = asyncio.new_event_loop()
         self._ready = asyncio.Event()
         self._boots = self._loop.create_task(self._boot_until_closed(), name="boot")
         self._thread.start()
+        if self._progress_path is not None:
+            self._progress = ProgressFile(self._progress_path, self.describe_progress)
+
+    def wait_for_boot(self, failures: int) -> str | None:
+        """Waits for a session; returns why there is none after so many boots that failed in a row."""
+        while self._session is None and self._clock.left_s > 0:
+            if len(self._failures) >= failures:
+                return self._failures[-1]
+            time.sleep(_POLL_S)
+        return None if self._session is not None else "no time is left"
+
+    def expect(self, problems: int) -> None:
+        """Divides the time among at least so many problems."""
+        self._budget = replace(self._budget, problems=max(problems, self._budget.problems))
+
+    def ask(self, text: str) -> int:
+        """Returns the answer to one problem, in a live session; the first one waits for the boot."""
+        self.start()
+        answer: int = make_predict(self)(f"asked-{self._submitted + 1}", text).item(0, "answer")
+        return answer
+
+    def describe_progress(self) -> str:
+        """Returns the state of the run in one line."""
+        if self._session is not None:
+            state = "ready"
+        else:
+            state = f"no session, {len(self._failures)} failed boots" + "".join(f": {why}" for why in self._failures[-1:])
+        solved = f"{self._submitted} problems asked, {self._observer.finished} solved"
+        return f"{time.strftime('%H:%M:%S')} {self._clock.left_s:.0f} s left; {solved}; {state}"
 
     def submit(self, problem_id: str, text: str) -> PendingAnswer:
         """See `Backend.submit`."""
@@ -133,7 +149,8 @@ class Run:
             raise BootError("the run is not started, or closed")
         self._submitted += 1
         pending = PendingAnswer(self._clock.end, best=lambda: self._best(problem_id))
-        solving = self._solve(Problem(problem_id, text), self._submitted, pending)
+        problem = Problem(problem_id, text, self.truths.get(problem_id))
+        solving = self._solve(problem, self._submitted, pending)
         pending.future = asyncio.run_coroutine_threadsafe(solving, self._loop)
         return pending
 
@@ -148,6 +165,9 @@ class Run:
             self._thread.join(2 * TEARDOWN_S + 2 * _WIND_DOWN_S)
             if self._thread.is_alive():
                 log.error("the run did not end in time and is left behind")
+        if self._progress is not None:
+            self._progress.end()
+            self._progress = None
 
     async def _solve(self, problem: Problem, number: int, pending: PendingAnswer) -> Answer:
         task = asyncio.current_task()
@@ -242,7 +262,8 @@ class Run:
     def _log_failure(self, error: BaseException) -> None:
         """Logs why a boot failed: in full the first time, in one line from then on."""
         line = "".join(traceback.format_exception_only(error)).partition("\n")[0].rpartition("aimo_solver.errors.")[2]
-        self._failures.append(line)
+        tail = getattr(error, "log_tail", ())  # the server's or pip's last line says more
+        self._failures.append(f"{line} ({tail[-1].strip()})" if tail else line)
         if line in self._logged:
             log.warning("the boot failed, %d times in a row now: %s", len(self._failures), line)
         else:

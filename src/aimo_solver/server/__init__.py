@@ -9,6 +9,7 @@ May import: nothing but the top-level modules.
 __all__ = [
     "adjustments",
     "cache_build",
+    "checks",
     "client",
     "compile_cache",
     "completions",

@@ -1,4 +1,4 @@
-"""The compile cache of a vLLM server, made once on the target GPU (`cache_build`) and shipped with the notebook.
+"""The compile cache of a vLLM server, made once on the target GPU and shipped with the notebook.
 
 A first start compiles for a minute or more (torch.compile, Triton, FlashInfer); a later one finds the results on disk. A
 packed cache carries a stamp of the GPU and the versions that it was made with, and is ignored elsewhere.
@@ -15,7 +15,8 @@ import tempfile
 import time
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
+from io import BytesIO
 from pathlib import Path
 
 from aimo_solver.errors import CacheError
@@ -23,7 +24,10 @@ from aimo_solver.server.flags import Variable
 from aimo_solver.server.launch import LaunchPlan
 from aimo_solver.server.machine import cuda_version, installed_version, installed_vllm, package_folder
 
-STAMP_NAME = "stamp.json"
+# Kaggle unpacks archives with the usual endings on upload, and FlashInfer's files would lose their times, by which it
+# decides what is up to date.
+ARCHIVE_SUFFIX = ".aimocache"
+_STAMP_NAME = "stamp.json"
 _MUST_MATCH = ("gpu", "cuda", "python", "torch", "triton", "vllm", "flashinfer")
 
 log = logging.getLogger(__name__)
@@ -106,7 +110,7 @@ def read_stamp(archive: Path) -> Stamp:
     try:
         with tarfile.open(archive, "r|gz") as tar:
             first = tar.next()
-            file = tar.extractfile(first) if first is not None and first.name == STAMP_NAME else None
+            file = tar.extractfile(first) if first is not None and first.name == _STAMP_NAME else None
             if file is None:
                 raise ValueError("it does not begin with a stamp")
             values: Mapping[str, object] = json.load(file)
@@ -152,6 +156,45 @@ def add_shipped_cache(plan: LaunchPlan) -> LaunchPlan:
         return plan
     root = place_cache(Path(plan.config.server.compile_cache), make_stamp(plan, default_root()))
     return plan if root is None else with_cache(plan, root)
+
+
+def add_cache(plan: LaunchPlan) -> LaunchPlan:
+    """Returns the plan with the shipped cache, else with one that the server fills.
+
+    Raises:
+        OSError: there is no folder for it.
+    """
+    shipped = add_shipped_cache(plan)
+    if shipped is not plan:
+        return shipped
+    default_root().mkdir(parents=True, exist_ok=True)
+    return with_cache(plan, default_root())
+
+
+def pack_cache(stamp: Stamp, archive: Path) -> int:
+    """Packs the cache below `stamp.root` into one file; returns its size in bytes.
+
+    Raises:
+        CacheError: there is nothing to pack, or the archive cannot be written.
+    """
+    root = Path(stamp.root)
+    files = sorted(file for file in root.rglob("*") if file.is_file() and not file.name.endswith((".lock", ".tmp")))
+    if not files:
+        raise CacheError(f"{root} holds no compile cache; make one with `aimo-solver cache build`")
+    part = archive.with_name(archive.name + ".part")
+    try:
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(part, "w:gz", compresslevel=6) as tar:
+            text = json.dumps(asdict(stamp), indent=1).encode()
+            header = tarfile.TarInfo(_STAMP_NAME)
+            header.size = len(text)
+            tar.addfile(header, BytesIO(text))  # first, so that `read_stamp` reads nothing else
+            for file in files:
+                tar.add(file, f"cache/{file.relative_to(root)}", recursive=False)
+        part.replace(archive)
+    except OSError as error:
+        raise CacheError(f"{archive} cannot be written: {error}") from None
+    return archive.stat().st_size
 
 
 def _move_files(source: Path, target: Path) -> int:

@@ -5,4 +5,4 @@ Start reading at `solver`, then `attempt`, then `conversation`. `session` brings
 May import: chat, policy, server, kernels, log.
 """
 
-__all__ = ["attempt", "endpoint", "evaluate", "session", "solver"]
+__all__ = ["attempt", "doctor", "endpoint", "evaluate", "session", "solver"]

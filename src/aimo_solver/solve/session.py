@@ -21,7 +21,7 @@ from aimo_solver.kernels.pool import KernelPool
 from aimo_solver.log.writer import RunLog
 from aimo_solver.problems import ProblemResult
 from aimo_solver.server.client import VllmEngine
-from aimo_solver.server.compile_cache import add_shipped_cache
+from aimo_solver.server.compile_cache import add_cache
 from aimo_solver.server.completions import read_drafts
 from aimo_solver.server.ladder import next_plan
 from aimo_solver.server.launch import LaunchPlan, check_model, plan_launch
@@ -107,8 +107,8 @@ async def local_session(
         if (drafting := plan.speculation) is not None:
             top_p = without_min_p(config.sampling).top_p  # in the place of min_p
             log.event("speculation", method=drafting.method, tokens=drafting.tokens, draft=str(drafting.draft), top_p=top_p)
-        if config.server.compile_cache:
-            adding = asyncio.to_thread(add_shipped_cache, plan)
+        if plan.gpus or config.server.compile_cache:
+            adding = asyncio.to_thread(add_cache, plan)
             plan = await boot.optional_stage("compile cache", adding, plan, limit_s=_CACHE_S)
         plan = history.first_plan(plan)
         engine = plan.engine()

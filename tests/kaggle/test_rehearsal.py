@@ -1,0 +1,205 @@
+"""A run outside the competition, with a scripted solver: what it shows, when it fails, and that it can be run again."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from aimo_solver.clock import RunClock
+from aimo_solver.errors import RehearsalError, ServerStartError
+from aimo_solver.kaggle.notebook import NotebookRun, notebook_run
+from aimo_solver.kaggle.observer import LoggingObserver, ProgressFile
+from aimo_solver.kaggle.rehearsal import rehearse
+from aimo_solver.kaggle.run import OpenSession
+from aimo_solver.kaggle.summary import LAUNCH
+from aimo_solver.options import BudgetConfig
+from aimo_solver.policy.budget import Allotment
+from aimo_solver.problems import Problem, ProblemResult
+from aimo_solver.server.checks import Check, Health
+from aimo_solver.server.wheels import NOTHING_TO_INSTALL
+
+PROBLEMS = "id,problem,answer\naa0001,one,11\nbb0002,two,12\ncc0003,three,13\n"
+FALLBACK = Check(LAUNCH, Health.BROKEN, "a fallback serves", "look")
+
+
+class ScriptedSessions:
+    """Sessions that give each problem its number of letters plus 8, or boots that fail."""
+
+    def __init__(self, *checks: Check, fails: bool = False) -> None:
+        self.checks: Sequence[Check] = checks
+        self.plan = None
+        self.lost: str | None = None
+        self.solver = self
+        self.solved: list[Problem] = []
+        self.repeats: list[int] = []
+        self.boots = 0
+        self._fails = fails
+
+    @asynccontextmanager
+    async def open(self, observer: LoggingObserver) -> AsyncIterator[OpenSession]:
+        self.boots += 1
+        self.observer = observer
+        if self._fails:
+            raise ServerStartError("the vLLM server ended", ["vllm"], 1, ["CUDA out of memory"])
+        yield self
+
+    async def solve(self, problem: Problem, allotment: Allotment) -> ProblemResult:
+        self.solved.append(problem)
+        answer = len(problem.text) + 8
+        result = ProblemResult(problem_id=problem.id, answer=answer, truth=problem.truth, reason="scripted", votes=1)
+        self.observer.problem_finished(result)
+        return result
+
+    def best(self, problem_id: str) -> int:
+        return 0
+
+    def begin_repeat(self, number: int) -> None:
+        self.repeats.append(number)
+
+    def diagnose(self) -> Sequence[Check]:
+        return [Check("vLLM", Health.BROKEN, "cannot be imported", "build the wheels again")]
+
+    def finish(self) -> None: ...
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("aimo_solver.kaggle.run.PAUSES_S", (0.0, 0.01))
+    monkeypatch.setattr("aimo_solver.kaggle.run._POLL_S", 0.01)
+    (tmp_path / "problems.csv").write_text(PROBLEMS)
+    return tmp_path
+
+
+@pytest.fixture
+def runs() -> Iterator[list[NotebookRun]]:
+    made: list[NotebookRun] = []
+    yield made
+    for run in made:
+        run.close()
+
+
+def scripted(runs: list[NotebookRun], sessions: ScriptedSessions) -> NotebookRun:
+    budget = BudgetConfig(time_limit_s=100, margin_s=0.0, problems=2)
+    clock = RunClock.begin(budget, time.monotonic, time.monotonic())
+    run = NotebookRun(sessions, 0.0, budget, clock, Path("progress.txt"))  # type: ignore[arg-type]
+    runs.append(run)
+    return run
+
+
+def answer_problems(run: NotebookRun, **options: Any) -> dict[str, int]:
+    return dict(rehearse(run, "no-such-competition", "problems.csv", **options).rows())
+
+
+def test_the_truth_column_gives_a_verdict_for_each_problem_and_a_score(
+    folder: Path, runs: list[NotebookRun], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    sessions = ScriptedSessions(Check("GPU", Health.OK, "1 x H100"))
+    with caplog.at_level(logging.INFO):
+        assert answer_problems(scripted(runs, sessions)) == {"aa0001": 11, "bb0002": 11, "cc0003": 13}
+    printed = capsys.readouterr().out
+    for line in ("ok       GPU       1 x H100", "aa0001     11  right", "bb0002     11  wrong, true is 12", "score: 2 of 3"):
+        assert line in printed
+    assert printed.endswith("fit to be submitted\n")
+    assert (folder / "rehearsal.txt").read_text() == printed
+    assert {problem.id: problem.truth for problem in sessions.solved} == {"aa0001": 11, "bb0002": 12, "cc0003": 13}
+    assert "problem bb0002: 11 (wrong: 12) by" in caplog.text
+
+
+def test_without_truths_there_is_no_score(folder: Path, runs: list[NotebookRun], capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "problems.csv").write_text("id,problem\naa0001,one\n")
+    sessions = ScriptedSessions()
+    answer_problems(scripted(runs, sessions))
+    printed = capsys.readouterr().out
+    assert "aa0001     11\n" in printed
+    assert "score" not in printed
+    assert sessions.solved[0].truth is None
+
+
+def test_repeats_are_numbered_from_one_and_the_first_is_submitted(
+    folder: Path, runs: list[NotebookRun], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sessions = ScriptedSessions()
+    assert set(answer_problems(scripted(runs, sessions), repeat=3)) == {"aa0001", "bb0002", "cc0003"}
+    assert sessions.repeats == [1, 2, 3]
+    assert sorted(problem.id for problem in sessions.solved) == sorted(["aa0001", "bb0002", "cc0003"] * 3)
+    printed = capsys.readouterr().out
+    assert "aa0001     11    11    11  right" in printed
+    assert "score: 2, 2, 2 of 3, 2.0 on average" in printed
+    assert sessions.boots == 1
+
+
+def test_a_boot_that_fails_twice_gives_a_submission_at_once_and_an_error_at_the_end(
+    folder: Path, runs: list[NotebookRun], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sessions = ScriptedSessions(fails=True)
+    with pytest.raises(RehearsalError, match=r"the boot failed: .* ended \(CUDA out of memory\); vLLM: cannot be imported"):
+        answer_problems(scripted(runs, sessions), repeat=2)
+    assert pl.read_parquet("submission.parquet")["answer"].to_list() == [0, 0, 0]
+    assert sessions.boots == 2
+    printed = capsys.readouterr().out
+    assert "-> build the wheels again" in printed
+    assert "NOT FIT TO BE SUBMITTED: the boot failed" in (folder / "rehearsal.txt").read_text()
+    assert "fit to be submitted" not in printed
+
+
+def test_a_fallback_is_an_error_unless_it_is_allowed(folder: Path, runs: list[NotebookRun]) -> None:
+    run = scripted(runs, ScriptedSessions(FALLBACK))
+    with pytest.raises(RehearsalError, match="launch: a fallback serves"):
+        answer_problems(run)
+    assert answer_problems(run, allow_fallback=True)["aa0001"] == 11
+
+
+def test_a_report_that_cannot_be_written_is_no_error(
+    folder: Path, runs: list[NotebookRun], caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "rehearsal.txt").mkdir()
+    assert answer_problems(scripted(runs, ScriptedSessions()))["aa0001"] == 11
+    assert "rehearsal.txt cannot be written" in caplog.text
+
+
+def test_a_run_can_be_used_again_and_asked_in_a_live_session(folder: Path, runs: list[NotebookRun]) -> None:
+    sessions = ScriptedSessions()
+    run = scripted(runs, sessions)
+    assert run.ask("first") == 13
+    assert answer_problems(run) == answer_problems(run)
+    assert run.ask("live") == 12
+    assert run.ask("lively") == 14
+    assert sessions.boots == 3  # the first rehearsal takes the session that is open
+
+
+def test_a_dry_run_answers_zero_after_its_delay_without_a_model(
+    folder: Path, runs: list[NotebookRun], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = notebook_run("no/such-model", {}, NOTHING_TO_INSTALL, dry_run=0.2)
+    runs.append(run)
+    began = time.monotonic()
+    with caplog.at_level(logging.INFO):
+        assert set(answer_problems(run).values()) == {0}
+    assert time.monotonic() - began >= 0.6
+    assert caplog.text.count("0 after 0 s, as DRY_RUN is set") == 3
+
+
+def test_the_progress_file_has_a_line_at_the_start_each_minute_and_at_the_end(
+    folder: Path, runs: list[NotebookRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aimo_solver.kaggle.observer.PROGRESS_S", 0.02)
+    answer_problems(scripted(runs, ScriptedSessions()))
+    lines = (folder / "progress.txt").read_text().splitlines()
+    assert len(lines) >= 2
+    assert "s left; 0 problems asked, 0 solved; " in lines[0]
+    assert "3 problems asked, 3 solved" in lines[-1]
+
+
+def test_a_progress_file_that_cannot_be_written_disturbs_nothing(tmp_path: Path) -> None:
+    described: list[str] = []
+    progress = ProgressFile(tmp_path / "missing" / "progress.txt", lambda: described.append("x") or "line")  # type: ignore[func-returns-value]
+    progress.end()
+    assert not progress._thread.is_alive()
