@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-_METADATA = Path("kernel-metadata.json")  # beside the notebook, and in the folder of the wheels notebook
+# The notebook, the notebook that makes the wheels, and the dataset for the compile cache.
+_METADATA = (Path("kernel-metadata.json"), Path("wheels/kernel-metadata.json"), Path("cache/dataset-metadata.json"))
 _USER = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _FRAMEWORKS = {"transformers": "Transformers", "pytorch": "PyTorch"}  # as Kaggle's command line spells them
 
@@ -76,7 +77,7 @@ class UserSettings:
         if self.user is not None and not _USER.fullmatch(self.user):
             raise NotebookError(f"--user {self.user}: write the name as in kaggle.com/NAME")
         texts = {}
-        for path in (_METADATA, "wheels" / _METADATA):
+        for path in _METADATA:
             present = folder / path
             if not present.is_file() and self.user is None:
                 continue
@@ -89,9 +90,10 @@ class UserSettings:
         edited = dict(metadata)
         if self.user is not None:
             edited["id"] = _owned(self.user, metadata["id"])
+        if metadata["id"].partition("/")[2] != "aimo-solver":
+            return edited
+        if self.user is not None:
             edited["kernel_sources"] = [_owned(self.user, kernel) for kernel in metadata["kernel_sources"]]
-        if not metadata["model_sources"] and not metadata["competition_sources"]:
-            return edited  # the wheels notebook
         if self.competition is not None:
             edited["competition_sources"] = [] if "/" in self.competition else [self.competition]
         models = [self.model, self.draft]

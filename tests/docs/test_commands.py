@@ -202,12 +202,12 @@ ELSEWHERE = {
     "python scripts/build_notebook.py --check": (
         "kaggle/test_build_notebook.py::test_the_notebook_in_the_repository_is_what_its_sources_say"
     ),
-    "python scripts/build_notebook.py --model danielhanchen/gpt-oss-120b/transformers/default": (
+    "python scripts/build_notebook.py --user YOU --model danielhanchen/gpt-oss-120b/transformers/default": (
         "docs/test_docs.py::test_the_notebook_is_built_and_checked_as_written"
     ),
-    "sed -i s/YOUR_NAME/YOU/ notebook/kernel-metadata.json notebook/wheels/kernel-metadata.json": (
-        "docs/test_docs.py::test_kaggle_steps_fit_the_metadata"
-    ),
+    "python scripts/build_notebook.py --user YOU --cache YOU/aimo-solver-cache"
+    " --model danielhanchen/gpt-oss-120b/transformers/default": "docs/test_docs.py::test_kaggle_steps_fit_the_metadata",
+    "aimo-solver doctor --model /models/gpt-oss-120b": "cli/test_doctor.py::test_doctor_checks_everything",
 }
 """Commands run by a test or a fixture in another module."""
 
@@ -218,6 +218,7 @@ EXCLUDED = {
     " --set voting.stop=never --set attempt.max_turns=6": "minutes; --repeat is run above",
     "python -m tests.lab.coverage": "half a minute; the suite runs a part of it",
     "pip install kaggle": NETWORK,
+    "pip install -e .": NETWORK,
     "pip install -e '.[gpu]'": NETWORK,
     "pip install -e '.[symbolic]'": NETWORK,
     "pip install -e '.[inspect]'": NETWORK,
@@ -234,6 +235,8 @@ EXCLUDED = {
     ),
     "aimo-solver export wandb runs/first --out wandb-runs": "tests/lab/test_export.py does it where wandb is installed",
     "kaggle auth login": KAGGLE,
+    "cp out/compile-cache.aimocache notebook/cache/": KAGGLE,
+    "kaggle datasets create -p notebook/cache": KAGGLE,
     "kaggle kernels push -p notebook/wheels": KAGGLE,
     "kaggle kernels status YOU/aimo-solver-wheels": KAGGLE,
     "kaggle kernels push -p notebook": KAGGLE,

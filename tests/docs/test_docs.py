@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -98,34 +97,38 @@ def python(folder: Path, *words: object) -> str:
     return done.stdout
 
 
+def builds(*options: str) -> list[Command]:
+    return [c for c in SCRIPTS if c.file.name == "README.md" and "--user" in c.words and set(options) <= {*c.words}]
+
+
 def test_the_notebook_is_built_and_checked_as_written(tmp_path: Path) -> None:
-    build = next(c for c in SCRIPTS if c.file.name == "README.md" and "--model" in c.words)
-    built = tmp_path / "notebook.ipynb"
-    python(ROOT, *build.words[1:], "--out", built)
-    assert f'MODEL = \\"{build.words[-1]}\\"' in built.read_text(encoding="utf-8")
+    build = builds("--model")[0]
+    built = tmp_path / "aimo_solver.ipynb"
+    words = [word.replace("YOU", "ada") for word in build.words[1:]]
+    python(ROOT, *words, "--out", built)
+    assert f'MODEL = \\"{words[-1]}\\"' in built.read_text(encoding="utf-8")
     assert any(c.words[1:] == ("scripts/build_notebook.py", "--check") for c in SCRIPTS)
-    python(ROOT, *build.words[1:], "--out", built, "--check")
+    python(ROOT, *words, "--out", built, "--check")
 
 
 def test_kaggle_steps_fit_the_metadata(tmp_path: Path) -> None:
-    """After the first step, both folders contain the names that the other steps use."""
-    if "YOUR_NAME" not in (ROOT / "notebook" / "kernel-metadata.json").read_text():
-        pytest.skip("the name is already filled in")
-    shutil.copytree(ROOT / "notebook", tmp_path / "notebook")
-    readme = [c.words for c in ALL if c.file.name == "README.md"]
-    subprocess.run(next(words for words in readme if words[0] == "sed"), cwd=tmp_path, check=True)
-    solver = json.loads((tmp_path / "notebook" / "kernel-metadata.json").read_text())
-    wheels = json.loads((tmp_path / "notebook" / "wheels" / "kernel-metadata.json").read_text())
+    """The metadata of the notebook, the wheels and the cache contain the names that the other steps use."""
+    words = [word.replace("YOU", "ada") for word in builds("--cache")[0].words[1:]]
+    python(ROOT, *words, "--out", tmp_path / "notebook" / "aimo_solver.ipynb")
+    solver, wheels = (
+        json.loads((tmp_path / "notebook" / folder / "kernel-metadata.json").read_text()) for folder in ("", "wheels")
+    )
+    cache = json.loads((tmp_path / "notebook" / "cache" / "dataset-metadata.json").read_text())
     assert solver["kernel_sources"] == [wheels["id"]]
-    kaggle = [words for words in readme if words[0] == "kaggle"]
-    kernels = {word for words in kaggle for word in words if word.startswith("YOU/")}
+    assert solver["dataset_sources"] == [cache["id"]]
+    kaggle = [c.words for c in ALL if c.file.name == "README.md" and c.words[0] == "kaggle"]
+    kernels = {word.replace("YOU", "ada") for words in kaggle for word in words if word.startswith("YOU/")}
     assert kernels == {solver["id"], wheels["id"]}
     pushed = [Path(words[-1]) for words in kaggle if words[1:3] == ("kernels", "push")]
     assert {(tmp_path / folder / "kernel-metadata.json").is_file() for folder in pushed} == {True}
     submit = next(words for words in kaggle if words[1:3] == ("competitions", "submit"))
     assert submit[submit.index("-c") + 1] in solver["competition_sources"]
-    model = next(c.words[-1] for c in SCRIPTS if "--model" in c.words)
-    assert solver["model_sources"][0].lower().startswith(model.lower() + "/")
+    assert solver["model_sources"][0].lower().startswith(words[-1].lower() + "/")
 
 
 @pytest.mark.parametrize("file", DOCS, ids=lambda file: file.name)

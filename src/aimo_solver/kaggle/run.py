@@ -83,10 +83,6 @@ class Run:
         self._open_session = open_session
         self._on_close = on_close
         self._progress_path = progress
-        self._loop: asyncio.AbstractEventLoop
-        self._boots: asyncio.Task[None]
-        self._ending: asyncio.Task[None]
-        self._ready: asyncio.Event  # set while there is a session
         self._progress: ProgressFile | None = None
         self._reset(budget, clock)
 
@@ -110,7 +106,7 @@ class Run:
         if self._closing:
             self._reset(self._budget, RunClock.begin(self._budget, self._clock.now, self._clock.now()))
         self._loop = asyncio.new_event_loop()
-        self._ready = asyncio.Event()
+        self._ready = asyncio.Event()  # set while there is a session
         self._boots = self._loop.create_task(self._boot_until_closed(), name="boot")
         self._thread.start()
         if self._progress_path is not None:
@@ -131,17 +127,14 @@ class Run:
     def ask(self, text: str) -> int:
         """Returns the answer to one problem, in a live session; the first one waits for the boot."""
         self.start()
-        answer: int = make_predict(self)(f"asked-{self._submitted + 1}", text).item(0, "answer")
-        return answer
+        return int(make_predict(self)(f"asked-{self._submitted + 1}", text).item(0, "answer"))
 
     def describe_progress(self) -> str:
         """Returns the state of the run in one line."""
-        if self._session is not None:
-            state = "ready"
-        else:
-            state = f"no session, {len(self._failures)} failed boots" + "".join(f": {why}" for why in self._failures[-1:])
+        failures = f"no session, {len(self._failures)} failed boots" + "".join(f": {why}" for why in self._failures[-1:])
         solved = f"{self._submitted} problems asked, {self._observer.finished} solved"
-        return f"{time.strftime('%H:%M:%S')} {self._clock.left_s:.0f} s left; {solved}; {state}"
+        left = f"{time.strftime('%H:%M:%S')} {self._clock.left_s:.0f} s left"
+        return f"{left}; {solved}; {'ready' if self._session is not None else failures}"
 
     def submit(self, problem_id: str, text: str) -> PendingAnswer:
         """See `Backend.submit`."""
