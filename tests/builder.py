@@ -8,5 +8,6 @@ from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import build_notebook
+from notebook_settings import NotebookError
 
-__all__ = ["build_notebook"]
+__all__ = ["NotebookError", "build_notebook"]

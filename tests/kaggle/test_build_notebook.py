@@ -17,6 +17,7 @@ import nbformat
 import pytest
 
 from aimo_solver.config import Config, load_config
+from tests.builder import NotebookError
 from tests.builder import build_notebook as builder
 from tests.conftest import ROOT
 
@@ -176,7 +177,7 @@ def test_imports_inside_functions_count(package: Callable[[dict[str, str]], Path
 def test_modules_that_cannot_be_included_are_an_error(
     package: Callable[[dict[str, str]], Path], modules: dict[str, str], message: str
 ) -> None:
-    with pytest.raises(builder.NotebookError, match=message):
+    with pytest.raises(NotebookError, match=message):
         builder.shipped_modules(package(modules), ["a"])
 
 

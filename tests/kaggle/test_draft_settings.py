@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from aimo_solver.clock import RunClock
 from aimo_solver.errors import ConfigError
-from aimo_solver.kaggle.notebook import _Sessions, notebook_run
-from aimo_solver.options import BudgetConfig
+from aimo_solver.kaggle.notebook import notebook_run
+from aimo_solver.kaggle.sessions import NotebookSessions
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL
 from tests.conftest import ROOT
 
@@ -22,9 +21,9 @@ def model(folder: Path, **config: object) -> Path:
     return folder
 
 
-def sessions(target: Path, draft: str) -> _Sessions:
-    clock = RunClock.begin(BudgetConfig(), lambda: 0.0, 0.0)
-    return _Sessions(str(target), {"solver": {"slots": 4}}, draft, NOTHING_TO_INSTALL, target.parent / "runs", 0.0, clock)
+def sessions(target: Path, draft: str) -> NotebookSessions:
+    settings = {"solver": {"slots": 4}, "server": {"draft_model": draft}}
+    return NotebookSessions(str(target), settings, NOTHING_TO_INSTALL, target.parent / "runs", 0.0)
 
 
 def test_a_draft_that_fits_is_taken(tmp_path: Path) -> None:
@@ -67,4 +66,4 @@ def test_the_settings_cell_names_a_draft() -> None:
     cell: dict[str, object] = {}
     exec(template.partition("```python settings\n")[2].partition("```")[0], cell)
     assert cell["DRAFT"] == ""
-    assert "notebook_run(MODEL, SETTINGS, wheels, draft=DRAFT)" in template
+    assert "notebook_run(MODEL, SETTINGS, wheels, draft=DRAFT, " in template

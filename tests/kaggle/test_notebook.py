@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -41,9 +42,12 @@ class Place:
 
     folder: Path
 
-    def problems(self, rows: list[tuple[str, str | None]]) -> Path:
+    def problems(self, rows: list[tuple[str, str | None]], truth: dict[str, int] | None = None) -> Path:
         path = self.folder / "competition" / "test.csv"
-        pl.DataFrame(rows, schema={"id": pl.String, "problem": pl.String}, orient="row").write_csv(path)
+        table = pl.DataFrame(rows, schema={"id": pl.String, "problem": pl.String}, orient="row")
+        if truth is not None:
+            table = table.with_columns(answer=pl.Series([truth.get(id_) for id_, _ in rows], dtype=pl.Int64))
+        table.write_csv(path)
         return path
 
     def edit(self, old: str, new: str) -> None:
@@ -157,6 +161,8 @@ def test_a_rerun_is_served_before_the_boot_and_answered_after_it(place: Place) -
     output = place.output()
     assert f"library in {place.folder / 'aimo_solver'}" in output
     assert "the boot failed, and is repeated while time is left: model" in output
+    progress = (place.folder / "progress.txt").read_text().splitlines()
+    assert "s left; 0 problems asked, 0 solved; no session" in progress[0]
     assert leftovers(place.folder) == []
 
 
@@ -193,7 +199,7 @@ def test_a_run_with_faults_ends_with_a_full_submission(place: Place) -> None:
     truth = {id_: answer for id_, (_, _, answer) in zip(ids, problems, strict=True)}
     rows: list[tuple[str, str | None]] = [(id_, text) for id_, (_, text, _) in zip(ids, problems, strict=True)]
     rows += [rows[3], ("none", None), ("big", "How many? " * 100_000)]
-    place.problems(rows)
+    place.problems(rows, truth)
     place.edit('"problems": 50,', '"problems": 10,')
     place.edit('"kernels": {', '"server": {"stall_s": 15.0},\n    "kernels": {')
     place.edit("\nrun = notebook_run(", INJECTED)
@@ -217,6 +223,12 @@ def test_a_run_with_faults_ends_with_a_full_submission(place: Place) -> None:
     output = place.output()
     for message in ("injected into the vote", "problem twice was asked again", "problem none has no text"):
         assert message in output
+    report = (place.folder / "rehearsal.txt").read_text()
+    assert report in output
+    assert [line[9:18].strip() for line in report.splitlines() if line.startswith("ok ")][:3] == ["versions", "launch", "flags"]
+    assert re.search(r"^score: [6-8] of 7$", report, re.MULTILINE)
+    assert report.endswith("fit to be submitted\n")
+    assert re.search(r"problem p0: .* tok/s, KV cache up to \d+%.* restarts; ", output)
     assert leftovers(place.folder) == []
 
 
@@ -264,19 +276,21 @@ class Faults:
                     self.killed_kernels += 1
 
 
-def test_a_server_that_never_starts_costs_the_answers_but_not_the_submission(place: Place) -> None:
-    """Kaggle's package is absent, so the notebook uses its own gateway."""
+def test_a_server_that_never_starts_gives_a_submission_and_an_error(place: Place) -> None:
+    """Kaggle's package is absent, so the notebook uses its own gateway. The problems do not wait for their budgets."""
     (place.folder / "competition" / "kaggle_evaluation").unlink()
     problems = warmup(2)
     place.problems([(id_, text) for id_, text, _ in problems])
     place.edit('"kernels": {', '"server": {"extra_args": ["--no-such-flag"], "restarts": 0},\n    "kernels": {')
-    place.edit('"cap_s": 900.0,', '"cap_s": 20.0,')
-    place.run("local")
+    with place.running("local") as process:
+        assert process.wait(timeout=800) == 1
     submission = place.submission()
     assert sorted(submission["id"]) == sorted(id_ for id_, _, _ in problems)
     kinds = [event["kind"] for event in place.events()]
-    assert kinds.count("boot_failed") >= 1
+    assert kinds.count("boot_failed") == 2
     assert "problem_started" not in kinds
     output = place.output()
     assert "the boot failed, and is repeated while time is left" in output
     assert "unrecognized arguments: --no-such-flag" in output
+    assert "NOT FIT TO BE SUBMITTED: the boot failed: ServerStartError: " in output
+    assert "RehearsalError" in (place.folder / "runner.log").read_text()

@@ -23,7 +23,8 @@ from aimo_solver.errors import ConfigError, ServerStartError
 from aimo_solver.kaggle.gateway import make_predict
 from aimo_solver.kaggle.local_gateway import LocalInferenceServer
 from aimo_solver.kaggle.notebook import notebook_run
-from aimo_solver.kaggle.run import GRACE_S, LoggingObserver, Run, SessionFactory
+from aimo_solver.kaggle.observer import LoggingObserver
+from aimo_solver.kaggle.run import GRACE_S, Run, SessionFactory
 from aimo_solver.options import BudgetConfig
 from aimo_solver.policy.budget import BUDGET_RULES, Allotment
 from aimo_solver.problems import Problem, ProblemResult

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from aimo_solver.config import Config
@@ -66,7 +67,7 @@ def test_a_kv_cache_is_compared_with_half_a_context_for_each_attempt(tokens: int
 def test_weights_that_do_not_fit_the_gpu_are_broken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gigabytes: float, health: Health
 ) -> None:
-    monkeypatch.setattr(checks.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 10**12}))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 10**12}))
     assert weights_check(plan(tmp_path, GPT_OSS, gigabytes)).health is health
 
 
