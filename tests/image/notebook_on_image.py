@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import MODEL
 from tests.faults import fake_vllm
-from tests.kaggle.test_notebook import Place, leftovers, place
+from tests.kaggle.test_notebook import INSTALL, Place, leftovers, place
 from tests.without_network import can_cut_network
 
 __all__ = ["place"]  # a fixture
@@ -25,7 +25,7 @@ def test_a_rerun_answers_every_problem(place: Place) -> None:
     environment.mkdir()
     fake_vllm.installed(environment, None, 0, MODEL)
     installed = f"from aimo_solver.server.wheels import Installation\nwheels = Installation(Path('{environment}'))"
-    place.edit("wheels = install()", installed)
+    place.edit(INSTALL, installed)
     place.run("rerun", str(csv))
     assert json.loads((place.folder / "gateway" / "result.json").read_text()) == {"Succeeded": True}
     submission = place.submission("gateway")
