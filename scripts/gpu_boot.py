@@ -111,8 +111,7 @@ def boot_cold(out: Path, tiny: bool) -> Any:
 
 
 def _pack(tiny: bool) -> None:
-    from aimo_solver.server.compile_cache import pack_cache
-    from aimo_solver.server.compile_cache import default_root, make_stamp
+    from aimo_solver.server.compile_cache import default_root, make_stamp, pack_cache
     from aimo_solver.server.launch import plan_launch
 
     root = default_root()
