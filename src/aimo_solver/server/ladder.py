@@ -65,11 +65,10 @@ def _less_memory(plan: LaunchPlan, failure: Failure) -> tuple[Adjustments, str]:
     if flag is None or flag.value is None:
         return plan.adjustments, ""
     share = float(flag.value)
-    lower = (
-        share if plan.adjustments.memory_share is not None or share <= _LEAST_SHARE else max(_LEAST_SHARE, share - _SHARE_STEP)
-    )
     if failure.memory_share is not None:
-        lower = min(share, max(0.01, failure.memory_share))
+        lower = max(0.01, failure.memory_share)
+    else:
+        lower = share if plan.adjustments.memory_share is not None else max(_LEAST_SHARE, share - _SHARE_STEP)
     lower = int(lower * 100 + 1e-6) / 100  # down to whole per cent
     if lower >= share:
         return plan.adjustments, ""
@@ -79,10 +78,11 @@ def _less_memory(plan: LaunchPlan, failure: Failure) -> tuple[Adjustments, str]:
 def _smaller_context(plan: LaunchPlan, failure: Failure) -> tuple[Adjustments, str]:
     """Three quarters; or as much as there is room for, if the server reports that."""
     context = plan.context_tokens
-    lower = context if plan.adjustments.context_tokens is not None else max(min(context, _LEAST_CONTEXT), context * 3 // 4)
     if failure.context_tokens is not None:
-        lower = min(context, failure.context_tokens)
-    if lower == context or lower < 1:
+        lower = failure.context_tokens
+    else:
+        lower = context if plan.adjustments.context_tokens is not None else max(_LEAST_CONTEXT, context * 3 // 4)
+    if not 0 < lower < context:
         return plan.adjustments, ""
     return replace(plan.adjustments, context_tokens=lower), f"context {context} -> {lower}"
 
