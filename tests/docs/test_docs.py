@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -65,7 +68,15 @@ def test_make_targets_exist() -> None:
 
 
 @pytest.mark.slow
-def test_options_and_stages_of_scripts_exist() -> None:
+def test_options_and_stages_of_scripts_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    def printed(script: str, *words: str) -> str:
+        """Runs the script in this process: together the scripts import torch once."""
+        monkeypatch.setattr(sys, "argv", [script, *words])
+        with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.suppress(SystemExit):
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        assert output.getvalue(), (script, words)
+        return output.getvalue()
+
     helps: dict[tuple[str, ...], str] = {}
     for command in SCRIPTS:
         script, rest = command.words[1], command.words[2:]
@@ -73,9 +84,7 @@ def test_options_and_stages_of_scripts_exist() -> None:
         group = rest[:1] if script.endswith(("train_pocket_model.py", "policy_bench.py")) else ()
         if (script, *group) not in helps:
             flag = "--list" if script.endswith("gpu_bench.py") and "--list" not in rest else "--help"
-            helps[script, *group] = python(ROOT, script, *group, "--help") + (
-                python(ROOT, script, flag) if flag == "--list" else ""
-            )
+            helps[script, *group] = printed(script, *group, "--help") + (printed(script, flag) if flag == "--list" else "")
         known = helps[script, *group]
         assert {word for word in rest if word.startswith("--")} <= set(OPTION.findall(known)), command
         if script.endswith("gpu_bench.py") and not rest[0].startswith("--"):
