@@ -15,12 +15,6 @@ from aimo_solver.lab.statistics import Interval
 
 def statistics_markdown(statistics: RunStatistics) -> str:
     """Returns the tables, each under a heading. Shares are percentages, with 95 % intervals clustered by problem."""
-    runs: list[tuple[object, ...]] = [
-        (run.name, run.problems, run.right, _percent(run.accuracy), run.attempts, run.cancelled, f"{run.tokens:,}")
-        for run in statistics.runs
-    ]
-    if len(runs) > 1:
-        runs.append(("all", statistics.problems, "", _percent(statistics.accuracy), *_sums(statistics)))
     estimates = [
         (
             one.k,
@@ -37,7 +31,7 @@ def statistics_markdown(statistics: RunStatistics) -> str:
         for one in statistics.lengths
     ]
     blocks = [
-        _section("Runs", ("run", "problems", "right", "accuracy %", "attempts", "cancelled", "tokens"), runs),
+        _section("Runs", ("run", "problems", "right", "accuracy %", "attempts", "cancelled", "tokens"), _runs(statistics)),
         _section("Attempts per problem", ("k", "pass@k %", "bounds", "maj@k %", "avg@k %", "problems"), estimates),
         *([_agreement(statistics.agreement)] if statistics.agreement else []),
         *(
@@ -54,6 +48,16 @@ def statistics_markdown(statistics: RunStatistics) -> str:
         "Brackets: 95 % intervals clustered by problem.\n",
     ]
     return "\n".join(blocks)
+
+
+def _runs(statistics: RunStatistics) -> list[tuple[object, ...]]:
+    rows: list[tuple[object, ...]] = [
+        (run.name, run.problems, run.right, _percent(run.accuracy), run.attempts, run.cancelled, f"{run.tokens:,}")
+        for run in statistics.runs
+    ]
+    if len(rows) > 1:
+        rows.append(("all", statistics.problems, "", _percent(statistics.accuracy), *_sums(statistics)))
+    return rows
 
 
 def comparison_markdown(table: ComparisonTable) -> str:

@@ -165,16 +165,20 @@ async def bench_decode(
             experts = 1.0 if shape.experts == 1 else (distinct or {}).get(count)
             read = None
             if experts is not None:
-                middle = depth + tokens // 2
-                read = shape.step_bytes(distinct_experts=experts, streams=count, depth=middle, kv_bytes=kv_bytes)
-            reached = None if read is None or bandwidth is None else read / (pace.step_ms / 1e3) / bandwidth
-            gigabytes = None if read is None else read / 1e9
-            rows[depth, count] = (depth, count, pace.rate, pace.step_ms, experts, gigabytes, reached)
+                read = shape.step_bytes(distinct_experts=experts, streams=count, depth=depth + tokens // 2, kv_bytes=kv_bytes)
+            rows[depth, count] = (depth, count, pace.rate, pace.step_ms, experts, *_share(read, pace, bandwidth))
             if progress is not None:
                 progress(f"{depth:,} tokens deep, {count} streams: {pace.rate:,.0f} tokens/s")
             if on_rows is not None:
                 on_rows(made())
     return made()
+
+
+def _share(read: float | None, pace: Pace, bandwidth: float | None) -> tuple[Value, Value]:
+    """Returns GB per step and the share of the bandwidth that reading them takes; None where unknown."""
+    if read is None:
+        return None, None
+    return read / 1e9, None if bandwidth is None else read / (pace.step_ms / 1e3) / bandwidth
 
 
 async def _pace(target: Target, streams: int, depth: int, tokens: int) -> Pace:
