@@ -17,8 +17,9 @@ from aimo_solver.log.writer import RunLog
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation
 from aimo_solver.solve import session
 from aimo_solver.solve.attempt import Resources
+from aimo_solver.solve.observer import Observer
 from aimo_solver.solve.session import Session
-from aimo_solver.solve.solver import Observer, Solver
+from aimo_solver.solve.solver import Solver
 from tests.chat_families import Family, family
 from tests.conftest import ROOT
 from tests.fakes import ScriptedPool

@@ -28,7 +28,8 @@ from aimo_solver.problems import Problem, ProblemResult
 from aimo_solver.results import Attempt, FinishReason
 from aimo_solver.solve.attempt import Resources, RunningAttempt
 from aimo_solver.solve.evaluate import evaluate
-from aimo_solver.solve.solver import Observer, Solver
+from aimo_solver.solve.observer import Observer
+from aimo_solver.solve.solver import Solver
 from tests.fakes import ScriptedEngine, ScriptedTurn
 from tests.tiny_tokenizers import gemma_folder
 

@@ -25,7 +25,8 @@ from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.engine import CompletionRequest
 from aimo_solver.solve.attempt import Resources
 from aimo_solver.solve.evaluate import evaluate
-from aimo_solver.solve.solver import Observer, Solver
+from aimo_solver.solve.observer import Observer
+from aimo_solver.solve.solver import Solver
 from tests.conftest import MODEL, Served
 
 pytestmark = [pytest.mark.vllm, pytest.mark.kernels]

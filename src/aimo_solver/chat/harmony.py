@@ -29,19 +29,10 @@ from openai_harmony import (
     load_harmony_encoding,
 )
 
-from aimo_solver.chat import prompts
+from aimo_solver.chat import prompts, salvage
 from aimo_solver.chat.prompts import PYTHON_TOOL, Prompt, close_box, join_texts, no_result
 from aimo_solver.chat.reading import PYTHON_NAMES, ends_with_answer, has_answer, read_calls, unknown_tool
-from aimo_solver.chat.salvage import (
-    LONGEST_NAME,
-    Code,
-    bare_code,
-    calls_in_json,
-    code_in_json,
-    is_json,
-    is_program,
-    python_blocks,
-)
+from aimo_solver.chat.salvage import Code, bare_code, calls_in_json, code_in_json, is_json, is_program, python_blocks
 from aimo_solver.chat.tokenizer import replace_surrogates
 from aimo_solver.chat.turns import MAX_CALLS, FinalText, Malformed, Markup, ToolCalls, Turn
 
@@ -288,7 +279,7 @@ def _find_code(part: _Part) -> Code | None:
     if part.recipient is None:
         note = "a call without a recipient"
     elif not known:
-        note = f"unknown recipient {part.recipient[:LONGEST_NAME]!r}"
+        note = f"unknown recipient {part.recipient[: salvage.LONGEST_NAME]!r}"
     elif part.channel not in ("analysis", "commentary"):
         note = "a call in the wrong channel"
     # A declared function is called as functions.python, with JSON arguments.

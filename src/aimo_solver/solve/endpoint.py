@@ -17,9 +17,9 @@ from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.completions import ServedModel
 from aimo_solver.server.launch import check_model
 from aimo_solver.solve.attempt import Resources, Unify, keep_answer
+from aimo_solver.solve.observer import Observer
 from aimo_solver.solve.server_group import GroupSolver, ServerGroup
 from aimo_solver.solve.session import STRAGGLERS_S, Boot, Session, check_cache
-from aimo_solver.solve.solver import Observer
 
 _UNKNOWN_CONTEXT = 32_768  # tokens, for an endpoint that does not report its context
 

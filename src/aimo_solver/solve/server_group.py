@@ -18,7 +18,8 @@ from aimo_solver.problems import Problem, ProblemResult
 from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.engine import Chunk, CompletionRequest
 from aimo_solver.solve.attempt import Resources
-from aimo_solver.solve.solver import Observer, Solver
+from aimo_solver.solve.observer import Observer
+from aimo_solver.solve.solver import Solver
 
 _PROBE_S = 5.0  # between two health checks of all servers
 _MISSES = 3  # failed health checks in a row after which a server's requests are given up

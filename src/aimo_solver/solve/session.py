@@ -33,7 +33,8 @@ from aimo_solver.server.versions import difference, recorded_versions, running_v
 from aimo_solver.server.warmup import warm_up
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation
 from aimo_solver.solve.attempt import Resources, Unify, keep_answer
-from aimo_solver.solve.solver import Observer, Solver
+from aimo_solver.solve.observer import Observer
+from aimo_solver.solve.solver import Solver
 
 _WHEELS_S = 900.0  # pip takes a minute or two; if it takes longer than this, it hangs on a mount that is gone
 _CACHE_S = 120.0  # a compile cache is in place within seconds

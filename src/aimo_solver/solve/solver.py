@@ -15,7 +15,7 @@ import itertools
 import logging
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from aimo_solver.answers import FALLBACK_ANSWER
 from aimo_solver.chat.variants import PromptVariant, prompt_variants, take_turns
@@ -29,6 +29,7 @@ from aimo_solver.policy.voting import rank
 from aimo_solver.problems import Answer, Candidate, Problem, ProblemResult
 from aimo_solver.results import Attempt, FinishReason
 from aimo_solver.solve.attempt import Resources, RunningAttempt
+from aimo_solver.solve.observer import Observer
 
 _LAST_VOTE_S = 0.5  # attempts end this long before their problem, so that their last answers still count
 _SERVER_LOSSES = 2  # losses of the server during one problem that end its attempts
@@ -37,22 +38,6 @@ _END_S = 5.0  # longest wait for cancelled attempts
 _PLAIN_VOTE = VotingConfig(voter="majority")
 
 _log = logging.getLogger(__name__)
-
-
-class Observer(Protocol):
-    """Follows problems while they are solved. Subclasses override the methods they need."""
-
-    def problem_started(self, problem: Problem, allotted_s: float) -> None:
-        return
-
-    def attempt_changed(self, attempt: RunningAttempt) -> None:
-        return
-
-    def attempt_finished(self, attempt: Attempt) -> None:
-        return
-
-    def problem_finished(self, result: ProblemResult) -> None:
-        return
 
 
 class Solver:
