@@ -119,7 +119,8 @@ def _describe_answers(answers: Sequence[Mapping[str, int]], truths: Mapping[str,
 
 def _find_faults(checks: Sequence[Check], failure: str | None, *, allow_fallback: bool) -> list[str]:
     broken = [check for check in checks if check.health is Health.BROKEN and not (allow_fallback and check.name == LAUNCH)]
-    return [*([] if failure is None else [f"the boot failed: {failure}"]), *(f"{one.name}: {one.finding}" for one in broken)]
+    failed = [] if failure is None else [f"the boot failed: {failure}"]
+    return [*failed, *(f"{one.name}: {one.finding}" for one in broken if one.finding not in (failure or ""))]
 
 
 def _show(text: str) -> str:

@@ -34,7 +34,7 @@ async def summarise_boot(session: Session, events: Sequence[Event], server_log: 
     pool: Any = session.resources.pool  # a KernelPool
     ended = {values.get("stage"): values["outcome"] for kind, values in boot if kind == "stage_ended"}
     return [
-        versions_check(plan.wheels),
+        await asyncio.to_thread(versions_check, plan.wheels, plan.gpus),
         gpu_check(plan.gpus, plan.wheels.path),
         _launch_check(plan.adjustments.steps, " ".join(plan.command.args), boot),
         flags_check(plan),

