@@ -222,6 +222,8 @@ EXCLUDED = {
     "pip install -e '.[gpu]'": NETWORK,
     "pip install -e '.[symbolic]'": NETWORK,
     "pip install -e '.[inspect]'": NETWORK,
+    "pip install -e '.[train]'": NETWORK,
+    "aimo-solver report A B": "placeholders; two runs are compared above",
     **dict.fromkeys(
         (
             "aimo-solver evaluate aime.csv --set 'answers.range=[0,999]'",
@@ -237,6 +239,7 @@ EXCLUDED = {
     "kaggle auth login": KAGGLE,
     "cp out/compile-cache.aimocache notebook/cache/": KAGGLE,
     "kaggle datasets create -p notebook/cache": KAGGLE,
+    "kaggle datasets status YOU/aimo-solver-cache": KAGGLE,
     "kaggle kernels push -p notebook/wheels": KAGGLE,
     "kaggle kernels status YOU/aimo-solver-wheels": KAGGLE,
     "kaggle kernels push -p notebook": KAGGLE,

@@ -132,7 +132,7 @@ def test_kaggle_steps_fit_the_metadata(tmp_path: Path) -> None:
     assert solver["dataset_sources"] == [cache["id"]]
     kaggle = [c.words for c in ALL if c.file.name == "README.md" and c.words[0] == "kaggle"]
     kernels = {word.replace("YOU", "ada") for words in kaggle for word in words if word.startswith("YOU/")}
-    assert kernels == {solver["id"], wheels["id"]}
+    assert kernels == {solver["id"], wheels["id"], cache["id"]}
     pushed = [Path(words[-1]) for words in kaggle if words[1:3] == ("kernels", "push")]
     assert {(tmp_path / folder / "kernel-metadata.json").is_file() for folder in pushed} == {True}
     submit = next(words for words in kaggle if words[1:3] == ("competitions", "submit"))

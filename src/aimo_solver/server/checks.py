@@ -96,7 +96,9 @@ def vllm_check(wheels: Installation) -> Check:
         output, errors, failed = [], [str(error)], True
     if failed or len(output) < 3:
         problem = f"cannot be imported by {wheels.python}: {(errors or ['no output'])[-1][:300]}"
-        return Check("vLLM", Health.BROKEN, problem, "install the versions of requirements.lock, or build the wheels again")
+        return Check(
+            "vLLM", Health.BROKEN, problem, "pip install -e '.[gpu]', or make without a GPU; on Kaggle build the wheels again"
+        )
     *_, vllm, torch, cuda = output
     return Check("vLLM", Health.OK, f"{vllm} imports, with torch {torch} and CUDA {cuda}, in {wheels.python}")
 
