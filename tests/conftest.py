@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -98,18 +99,23 @@ class Served:
 
 @pytest.fixture(scope="session")
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The embedded model on a server started by `aimo-solver serve`, which ends in order with Ctrl-C.
-
-    32 slots, as for ``evaluate --problems-in-parallel 4``.
-    """
+    """The embedded model, with 32 slots, as for ``evaluate --problems-in-parallel 4``."""
     running = os.environ.get("AIMO_TEST_ENDPOINT")  # a server with the embedded model that is already running
     if running:
         yield Served(running, MODEL.name, MODEL, 4_096)
         return
+    with serving(tmp_path_factory.mktemp("vllm"), slots=32) as served:
+        yield served
+
+
+@contextmanager
+def serving(folder: Path, *settings: str, slots: int) -> Iterator[Served]:
+    """The embedded model on a server started by `aimo-solver serve`, which ends in order with Ctrl-C; its log is in `folder`."""
     port = free_port()
     served = Served(f"http://127.0.0.1:{port}", MODEL.name, MODEL, 4_096)
-    serve = "-m", "aimo_solver.cli", "serve", "--port", str(port), "--slots", "32", "--set", "sampling.seed=0"
-    server = ServerProcess(ServerCommand((sys.executable, *serve)), tmp_path_factory.mktemp("vllm") / "server.log")
+    options = [argument for setting in ("sampling.seed=0", *settings) for argument in ("--set", setting)]
+    serve = "-m", "aimo_solver.cli", "serve", "--port", str(port), "--slots", str(slots), *options
+    server = ServerProcess(ServerCommand((sys.executable, *serve)), folder / "server.log")
     with asyncio.Runner() as runner:
 
         async def start() -> None:

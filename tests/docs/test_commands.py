@@ -117,6 +117,11 @@ CASES = (
         "of 1 right",
         more="--limit 1",
     ),
+    Case(
+        "aimo-solver evaluate problems.csv --model /models/gpt-oss-120b --set server.draft_model=/models/eagle3-head",
+        "of 1 right",
+        more=f"--limit 1 {POCKET}",
+    ),
     Case("aimo-solver prompts --model /models/gpt-oss-120b --config my.toml", "family gemma"),
     Case("aimo-solver watch runs/first", "p1"),
     Case("aimo-solver report runs/first", "page:", makes="runs/first/report.html"),

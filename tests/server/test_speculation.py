@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,13 @@ from aimo_solver.options import SamplingConfig
 from aimo_solver.results import DraftCounts
 from aimo_solver.server import launch
 from aimo_solver.server.completions import read_drafts
+from aimo_solver.server.engine import CompletionRequest
 from aimo_solver.server.failures import Failure, FailureCause
 from aimo_solver.server.ladder import next_plan
 from aimo_solver.server.launch import LaunchPlan, plan_launch
 from aimo_solver.server.speculation import Speculation, draft_length, without_min_p
 from tests.conftest import H100
+from tests.http_vllm import HttpVllm
 
 MODEL = {"model_type": "gpt_oss", "vocab_size": 201_088, "hidden_size": 2_880, "num_hidden_layers": 36, "num_local_experts": 128}
 HEAD = {"architectures": ["LlamaForCausalLMEagle3"], "vocab_size": 201_088, "draft_vocab_size": 32_000, "hidden_size": 2_880}
@@ -190,3 +193,20 @@ def test_drafted_tokens_are_counted_over_all_copies_of_the_model() -> None:
     assert counts is not None
     assert counts.tokens_per_step == pytest.approx(2.2)
     assert read_drafts("vllm:num_requests_running 3.0") is None
+
+
+@pytest.mark.parametrize("of_variant", [False, True])
+@pytest.mark.parametrize("speculates", [False, True])
+async def test_no_request_to_a_server_that_speculates_has_min_p(speculates: bool, of_variant: bool) -> None:
+    """Whether the run's sampling asks for it or a prompt variant's."""
+    server = HttpVllm()
+    async with server.engine() as engine:  # its own sampling has min_p 0.02
+        engine.speculates = speculates
+        sampling = SamplingConfig(min_p=0.25, temperature=0.5) if of_variant else None
+        async with aclosing(engine.stream(CompletionRequest(tokens=[1], max_tokens=3, sampling=sampling))) as chunks:
+            async for _ in chunks:
+                pass
+    body = server.requests[0]
+    min_p = 0.25 if of_variant else 0.02
+    assert (body["min_p"], body["top_p"]) == ((0.0, pytest.approx(1 / (1 + min_p))) if speculates else (min_p, 1.0))
+    assert body["temperature"] == (0.5 if of_variant else 1.0)

@@ -53,6 +53,7 @@ class VllmEngine:
         failures: requests in a row that failed before their first token.
         faults: how often the supervisor found the server lost or hung.
         lost: why there is no server any more; set by the supervisor.
+        speculates: whether the server drafts tokens, and so takes no min_p: `without_min_p` replaces it in every request.
     """
 
     def __init__(
@@ -72,7 +73,6 @@ class VllmEngine:
             base_url: without ``/v1``.
             copies: of the model (data parallel). Each has a prefix cache of its own, so all turns of a conversation go to the
                 same one: the one with the fewest running requests when the conversation began.
-            speculates: the server drafts tokens, so it takes no min_p: `without_min_p` replaces it in every request.
         """
         self.base_url = base_url.rstrip("/")
         self.model = model
@@ -85,7 +85,7 @@ class VllmEngine:
         self._sampling = sampling
         self._ranks: dict[str, int] = {}  # of conversations
         self._running_on = [0] * copies
-        self._speculates = speculates
+        self.speculates = speculates
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._session: aiohttp.ClientSession | None = None
 
@@ -251,5 +251,5 @@ class VllmEngine:
             "max_tokens": request.max_tokens,
             "stop_token_ids": list(request.stop_token_ids),
             "stop": list(request.stop_strings),
-            **sampling_fields(without_min_p(sampling) if self._speculates else sampling),
+            **sampling_fields(without_min_p(sampling) if self.speculates else sampling),
         }

@@ -14,7 +14,7 @@ from aimo_solver.errors import ConfigError, EndpointError
 from aimo_solver.log.writer import RunLog
 from aimo_solver.options import SamplingConfig
 from aimo_solver.server.client import VllmEngine
-from aimo_solver.server.completions import ServedModel
+from aimo_solver.server.completions import ServedModel, read_drafts
 from aimo_solver.server.launch import check_model
 from aimo_solver.solve.attempt import Resources, Unify, keep_answer
 from aimo_solver.solve.observer import Observer
@@ -72,6 +72,7 @@ async def endpoint_session(
         for endpoint, found, context in zip(endpoints, served, contexts, strict=True):
             engine = VllmEngine(endpoint.url, found.name, config.sampling, context_tokens=context, api_key=endpoint.api_key)
             boot.close_later("engine", engine.close)
+            engine.speculates = read_drafts(await engine.metrics()) is not None
             await engine.probe()
             engines.append(engine)
         pool, kernels = boot.start_kernels()
