@@ -144,8 +144,8 @@ def boot_shipped(out: Path, tiny: bool) -> Any:
 @stage
 def evict(out: Path, tiny: bool) -> Any:
     """Evicts all installed packages from the page cache: the next stage reads them from the disk, as a fresh machine does."""
+    from aimo_solver.lab.bench.readahead import resident_bytes
     from aimo_solver.server.machine import package_folder
-    from aimo_solver.server.pagecache import resident_bytes
 
     sites = {folder.parent for name in ("vllm", "torch") if (folder := package_folder(name)) is not None}
     files = [file for site in sites for file in site.rglob("*") if file.is_file() and not file.is_symlink()]

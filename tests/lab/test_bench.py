@@ -18,9 +18,8 @@ from aimo_solver.errors import UserError
 from aimo_solver.lab.bench.engine import bench_engine
 from aimo_solver.lab.bench.loop import Target
 from aimo_solver.lab.bench.parse import Reader, bench_parse
-from aimo_solver.lab.bench.readahead import bench_read_ahead, evict, make_files
+from aimo_solver.lab.bench.readahead import bench_read_ahead, evict, make_files, resident_bytes
 from aimo_solver.lab.bench.table import BenchResult, format_cell
-from aimo_solver.server.pagecache import resident_bytes
 from aimo_solver.server.readahead import read_ahead
 from aimo_solver.server.warmup import warm_up
 from tests.conftest import Served

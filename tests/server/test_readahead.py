@@ -16,8 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from aimo_solver.lab.bench.readahead import resident_bytes
 from aimo_solver.server import pagecache, readahead
-from aimo_solver.server.pagecache import missing_ranges, resident_bytes
+from aimo_solver.server.pagecache import missing_ranges
 from aimo_solver.server.readahead import StopReason, read_ahead
 
 MB = 1 << 20

@@ -21,15 +21,6 @@ _V2 = ("memory.max", "memory.current", "inactive_file", "active_file")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def resident_bytes(path: Path) -> int:
-    """Returns how many bytes of a file are in the page cache; 0 if the kernel does not report it."""
-    size = path.stat().st_size
-    if size == 0:
-        return 0
-    with path.open("rb", buffering=0) as file:
-        return size - sum(end - start for start, end in missing_ranges(file.fileno(), 0, size))
-
-
 def missing_ranges(descriptor: int, start: int, end: int) -> list[tuple[int, int]]:
     """Returns the byte ranges within start..end (start page-aligned) that are not in the page cache; all of it if unknown."""
     try:

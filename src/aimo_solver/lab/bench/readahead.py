@@ -18,7 +18,7 @@ import numpy as np
 
 from aimo_solver.errors import UserError
 from aimo_solver.lab.bench.table import BenchResult, Value
-from aimo_solver.server.pagecache import resident_bytes
+from aimo_solver.server.pagecache import missing_ranges
 from aimo_solver.server.readahead import read_ahead
 
 _BLOCK = 16 << 20
@@ -61,6 +61,15 @@ def bench_read_ahead(files: Sequence[Path], *, threads: int = 8, rounds: int = 1
         ),
         details={"share_of_best_direct": cold / best, "warm_seconds": warm, "resident_share": resident / total},
     )
+
+
+def resident_bytes(path: Path) -> int:
+    """Returns how many bytes of a file are in the page cache; 0 if the kernel does not report it."""
+    size = path.stat().st_size
+    if size == 0:
+        return 0
+    with path.open("rb", buffering=0) as file:
+        return size - sum(end - start for start, end in missing_ranges(file.fileno(), 0, size))
 
 
 def make_files(folder: Path, gigabytes: float, count: int = 8) -> list[Path]:
