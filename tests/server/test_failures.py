@@ -167,6 +167,12 @@ def test_the_line_of_an_error_is_kept_rather_than_its_place() -> None:
     assert read_failure(output, 1).line == CORE + "KeyError: 'embed_tokens'"
 
 
+def test_a_death_without_a_message_is_unknown_and_its_first_error_is_kept() -> None:
+    """As a server of vLLM 0.26 on an H200 died."""
+    dead = "(APIServer pid=3839) ERROR 11-22 00:55:02 [async_llm.py:704] vllm.v1.engine.exceptions.EngineDeadError: EngineCore"
+    assert read_failure([dead, "", "(APIServer pid=3839) INFO:     Shutting down"], 1) == Failure(Cause.UNKNOWN, dead)
+
+
 def test_what_the_server_reports_about_memory_is_kept() -> None:
     free = "ValueError: Free memory on device cuda:0 (40.0/80.0 GiB) on startup is less than desired GPU memory utilization (0.96"
     assert read_failure([free], 1) == Failure(Cause.LOADING_MEMORY, free, memory_share=0.48)

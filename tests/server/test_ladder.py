@@ -94,8 +94,9 @@ def test_memory_comes_from_the_share_then_the_graphs_then_the_context_and_eager_
     ]
 
 
-def test_a_broken_draft_costs_one_step_and_gives_the_schedule_and_the_graphs_back(model: Path) -> None:
-    assert values(after(plan(model, **DRAFTING), Cause.DRAFT)) == values(plan(model))
+def test_a_draft_that_may_be_the_cause_costs_one_step_and_gives_the_schedule_and_the_graphs_back(model: Path) -> None:
+    for cause in (Cause.DRAFT, Cause.UNKNOWN):
+        assert values(after(plan(model, **DRAFTING), cause)) == values(plan(model))
 
 
 def test_a_refused_flag_is_dropped_alone_from_the_preset_and_from_the_users_own(model: Path) -> None:

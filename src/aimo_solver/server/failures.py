@@ -97,7 +97,7 @@ _MESSAGES: tuple[tuple[FailureCause, re.Pattern[str]], ...] = tuple(
 _CAPTURE = re.compile(r'Capturing CUDA graph|File "[^"]{0,300}(?:cuda_?graph|torch/cuda/graphs)|in capture_model')
 _FREE = re.compile(r"Free memory on device .{0,50}?\((\d+(?:\.\d+)?)/(\d+(?:\.\d+)?) GiB\)")
 _LONGEST = re.compile(r"estimated maximum model length is (\d+)|stored in KV cache \((\d+)\)|derived max_model_len \(\w+=(\d+)")
-_HARMLESS = re.compile(r"\b(?:DEBUG|INFO|WARNING) \d\d-\d\d ")  # vLLM's log; servers that come up have such lines, too
+_HARMLESS = re.compile(r"\b(?:DEBUG|INFO|WARNING)(?: \d\d-\d\d |: )|^\s*$")  # servers that come up have such lines, too
 _ERROR = re.compile(r"\w(?:Error|Exception): ")
 _NAME = re.compile(r"--?[a-zA-Z][\w-]*")
 _SPARE_SHARE = 0.02  # of the memory that was free, kept so for what other processes take meanwhile
@@ -120,8 +120,8 @@ def read_failure(output: Sequence[str], exit_code: int | None) -> Failure:
         if found is not None:
             error = next((line for line in lines[found:] if _ERROR.search(line)), lines[found])
             return _details(cause, error if "File " in lines[found] else lines[found], everything)
-    last = next((line for line in reversed(lines) if line.strip()), "")
-    return Failure(FailureCause.KILLED if exit_code in (-9, 137) else FailureCause.UNKNOWN, last)
+    error = next((line for line in lines if _ERROR.search(line)), lines[-1] if lines else "")
+    return Failure(FailureCause.KILLED if exit_code in (-9, 137) else FailureCause.UNKNOWN, error)
 
 
 def _details(cause: FailureCause, line: str, lines: Iterable[str]) -> Failure:

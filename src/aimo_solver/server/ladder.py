@@ -115,7 +115,7 @@ _ANSWERS: Mapping[FailureCause, tuple[_Change, ...]] = {
     FailureCause.CONTEXT: (_smaller_context, _fewer_graphs),
     FailureCause.DRAFT: (_no_speculation,),
     FailureCause.EXPERTS: (_marlin,),
-    FailureCause.UNKNOWN: (_less_memory,),
+    FailureCause.UNKNOWN: (_no_speculation, _less_memory),
 }
 """What can help against each cause, the smallest change first; then come `_OTHERS`."""
 
