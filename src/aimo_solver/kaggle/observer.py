@@ -1,4 +1,4 @@
-"""What a run says while it works: a line for each attempt and problem, and its progress in a file."""
+"""What a run logs while it solves problems: a line for each attempt and problem, and its progress in a file."""
 
 from __future__ import annotations
 

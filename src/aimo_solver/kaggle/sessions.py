@@ -75,7 +75,7 @@ class NotebookSessions:
 
     @asynccontextmanager
     async def open(self, observer: LoggingObserver) -> AsyncIterator[_KeptSession]:
-        """Yields a session. Every step is repeated for each session, since it may have failed for a mount that came late."""
+        """Yields a session. Every step is repeated for each session: it may have failed because a mount came late."""
         # Their dependencies are imported after the gateway is served.
         from aimo_solver.kaggle.meter import ServerMeter
         from aimo_solver.kaggle.summary import summarise_boot
@@ -150,7 +150,7 @@ class NotebookSessions:
         try:
             server = replace(config.server, draft_model=str(find_model(config.server.draft_model)))
             plan_speculation(server, read_model_config(folder), config.solver.streams)
-        except AimoError as error:  # a run answers as well without a draft
+        except AimoError as error:  # a draft changes the speed only
             self._draft_problem = str(error)
             server = replace(config.server, speculative="none")
         return replace(config, server=server)

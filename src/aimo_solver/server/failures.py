@@ -15,7 +15,7 @@ _LINE_CHARS = 1_000
 
 
 class FailureCause(StrEnum):
-    """What a start failed for."""
+    """The cause of a failed start."""
 
     LOADING_MEMORY = "out of memory while loading"
     CAPTURE_MEMORY = "out of memory while capturing graphs"

@@ -1,4 +1,4 @@
-"""What a run remembers of its server's starts from one boot to the next."""
+"""What a run keeps about its server's starts from one boot to the next."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ async def warm_up(engine: Engine, *, slots: int, vocabulary: int) -> float:
 async def measure_speed(engine: Engine, *, slots: int, vocabulary: int) -> float:
     """Returns the tokens per second of `slots` short requests side by side.
 
-    Some may end early, since prompts of random tokens are no conversation: the figure is a lower bound.
+    Some may end early, since their prompts are random tokens: the figure is a lower bound.
 
     Raises:
         EngineError: as `warm_up`.

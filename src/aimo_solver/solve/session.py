@@ -51,7 +51,7 @@ class Session:
 
     Attributes:
         plan: how the server was started; None at an endpoint.
-        warning: what the run may suffer from, in one line; None if nothing was found.
+        warning: a problem that may slow the run down, in one line; None if there is none.
     """
 
     solver: Solver
@@ -106,7 +106,7 @@ async def local_session(
         for flag in plan.dropped:
             log.event("flag_dropped", flag=flag.name, reason="unknown to the installed vLLM")
         if (drafting := plan.speculation) is not None:
-            top_p = without_min_p(config.sampling).top_p  # in the place of min_p
+            top_p = without_min_p(config.sampling).top_p  # in place of min_p
             log.event("speculation", method=drafting.method, tokens=drafting.tokens, draft=str(drafting.draft), top_p=top_p)
         if plan.gpus or config.server.compile_cache:
             adding = asyncio.to_thread(add_cache, plan)
@@ -205,7 +205,7 @@ class Boot:
         values: dict[str, str] = {"outcome": "done"}
         try:
             return await work
-        except BaseException as error:
+        except BaseException as error:  # a cancelled stage is logged too
             values = {"outcome": "failed", "error": f"{type(error).__name__}: {error}"}
             raise
         finally:
