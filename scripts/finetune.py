@@ -5,7 +5,8 @@
     python scripts/finetune.py rounds --model MODEL --problems train.csv --out DIR --rounds 2
 
 Runs on one GPU or on the CPU; ``--lora`` trains an adapter that is merged into the weights at the end. Ctrl-C and the same
-command again continue from the last checkpoint. A new folder holds the model in bfloat16, ready for vLLM, and ``training_log.jsonl``.
+command again continue from the last checkpoint. A new folder
+holds the model in bfloat16, ready for vLLM, and ``training_log.jsonl``.
 """
 
 from __future__ import annotations
@@ -135,16 +136,16 @@ def rounds(
     current = model
     for number in range(1, count + 1):
         folder = out / str(number)
-        _sample(current, problems, folder / "run", attempts, parallel, seed + number, settings or ())
+        sample(current, problems, folder / "run", attempts, parallel, seed + number, settings or ())
         sampled.append(folder / "run")
         data = folder / "sft.parquet"
         if not data.exists():
-            _solver("export", "sft", *sampled, "--out", data, "--per-problem", per_problem, "--held-out", 0, "--seed", seed)
+            run_solver("export", "sft", *sampled, "--out", data, "--per-problem", per_problem, "--held-out", 0, "--seed", seed)
         options: list[object] = ["--model", model, "--data", data, "--out", folder / "model", "--lora", lora, "--epochs", epochs]
         options += ["--batch", batch, "--rows", rows, "--seed", seed]
         options += [] if learning_rate is None else ["--learning-rate", learning_rate]
         # In a process of its own: what it took of the device is free for the next round's server.
-        _run([sys.executable, __file__, "sft", *options])
+        run_command([sys.executable, __file__, "sft", *options])
         current = folder / "model"
 
 
@@ -203,11 +204,14 @@ def _arguments(out: Path, epochs: float, learning_rate: float, batch: int, rows:
 def _train(trainer: Any, model: Path, out: Path) -> None:
     """Trains, from the last checkpoint if there is one, and writes the new model's folder in one step."""
     import torch
-    from transformers.trainer_utils import get_last_checkpoint
 
     checkpoints = _checkpoints(out)
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
+    # The state is written last, so a checkpoint that an interruption cut short has none.
+    whole = [path.parent for path in checkpoints.glob("checkpoint-*/trainer_state.json")]
+    last = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    if last is not None:
+        typer.echo(f"continues from {last.name}")
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
     if trainer.eval_dataset is not None:
         trainer.evaluate()
     part = out.with_name(f"{out.name}.part")
@@ -277,24 +281,25 @@ def _datasets(data: Path, columns: Sequence[str]) -> dict[str, Any]:
     return {"train_dataset": read(data), "eval_dataset": read(test) if test.exists() else None}
 
 
-def _sample(model: Path, problems: Path, run: Path, attempts: int, parallel: int, seed: int, settings: Sequence[str]) -> None:
+def sample(model: Path, problems: Path, run: Path, attempts: int, parallel: int, seed: int, settings: Sequence[str] = ()) -> None:
     """Makes or continues a run in which every attempt ends by itself."""
     if (run / "summary.json").exists():
         return
     resume = ["--resume"] if (run / "run.json").exists() else []
     chosen = [f"solver.slots={attempts}", f"solver.max_attempts={attempts}", "voting.stop=never", *settings]
     options = [part for setting in chosen for part in ("--set", setting)]
-    _solver(
+    run_solver(
         *("evaluate", problems, "--model", model, "--out", run, *resume, "--seed", seed, "--time-limit", 1_000_000),
         *("--problems-in-parallel", parallel, *options),
     )
 
 
-def _solver(*arguments: object) -> None:
-    _run([sys.executable, "-m", "aimo_solver.cli", *arguments])
+def run_solver(*arguments: object) -> None:
+    """Runs a command of `aimo-solver`; raises typer.Exit with its exit code if it fails."""
+    run_command([sys.executable, "-m", "aimo_solver.cli", *arguments])
 
 
-def _run(command: Sequence[object]) -> None:
+def run_command(command: Sequence[object]) -> None:
     code = subprocess.run([str(part) for part in command]).returncode
     if code:
         raise typer.Exit(code)

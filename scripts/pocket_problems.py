@@ -82,11 +82,11 @@ def held_out(family: str, numbers: Numbers) -> bool:
     return int.from_bytes(sha256(key.encode()).digest()[:4], "big") < HELD_OUT_SHARE * 2**32
 
 
-def problems(seed: int | str, *, for_training: bool) -> Iterator[Problem]:
-    """Yields problems without end, one family after another; the same seed gives the same problems."""
+def problems(seed: int | str, *, for_training: bool, families: tuple[Family, ...] | None = None) -> Iterator[Problem]:
+    """Yields problems without end, one family after another (`FAMILIES` by default); the same seed gives the same problems."""
     random = Random(f"problems {seed} {for_training}")
     while True:
-        for family in FAMILIES:
+        for family in families or FAMILIES:
             yield _draw(family, random, for_training)
 
 
@@ -117,6 +117,12 @@ def _draw_gcd(random: Random) -> Numbers:
 def _draw_lcm(random: Random) -> Numbers:
     a, b, c = random.sample(range(4, 100), 3)
     return {"a": a, "b": b, "c": c}
+
+
+def _draw_lcm_of_two(random: Random) -> Numbers:
+    common = random.randint(1, 60)
+    a, b = random.sample(range(2, 60), 2)
+    return {"a": common * a, "b": common * b}
 
 
 def _draw_divisors(random: Random) -> Numbers:
@@ -714,4 +720,18 @@ FAMILIES: tuple[Family, ...] = (
             ),
         ),
     ),
+)
+
+# The pocket model never saw this family; it gets about 40 % right, because it mostly adds a third number to the call.
+WEAK_FAMILY = Family(
+    "lcm_of_two",
+    _draw_lcm_of_two,
+    lambda a, b: a * b // gcd(a, b),
+    (
+        "Find the least common multiple of <a> and <b>.",
+        "What is the smallest positive integer that is divisible by both <a> and <b>?",
+        "Two lamps flash every <a> and <b> seconds. They flash together now. After how many seconds do they flash together again?",
+        "Compute $\\operatorname{lcm}(<a>, <b>)$.",
+    ),
+    (),
 )

@@ -237,6 +237,20 @@ EXCLUDED = {
         ),
         "tests/solve/test_other_answers.py solves such files with a scripted model",
     ),
+    **dict.fromkeys(
+        (
+            "pip install -e '.[train]'",
+            "aimo-solver evaluate problems.csv --model MODEL --out runs/train --set voting.stop=never --set solver.max_attempts=16",
+            "aimo-solver export sft runs/train --out sft.parquet",
+            "python scripts/finetune.py sft --model MODEL --data sft.parquet --out models/sft --lora 32",
+            "aimo-solver export dpo runs/train --pairs answer --pairs length --out dpo.parquet",
+            "python scripts/finetune.py dpo --model models/sft --data dpo.parquet --out models/dpo --lora 32",
+            "python scripts/finetune.py rounds --model MODEL --problems train.csv --out models/rounds --rounds 2",
+        ),
+        "tests/scripts/test_finetune.py trains on such files",
+    ),
+    "python scripts/learning_proof.py run --out runs/learning": "half an hour on a GPU; its parts have tests",
+    "python scripts/learning_proof.py table --out runs/learning": "needs the runs of the command before it",
     "aimo-solver export dpo runs/first runs/second --pairs answer --pairs length --out dpo.parquet": (
         "tests/lab/test_training_data.py makes pairs; the runs here may have none"
     ),
