@@ -240,7 +240,7 @@ EXCLUDED = {
     **dict.fromkeys(
         (
             "pip install -e '.[train]'",
-            "aimo-solver evaluate problems.csv --model MODEL --out runs/train --set voting.stop=never --set solver.max_attempts=16",
+            "aimo-solver evaluate train.csv --model MODEL --out runs/train --set voting.stop=never --set solver.max_attempts=16",
             "aimo-solver export sft runs/train --out sft.parquet",
             "python scripts/finetune.py sft --model MODEL --data sft.parquet --out models/sft --lora 32",
             "aimo-solver export dpo runs/train --pairs answer --pairs length --out dpo.parquet",
