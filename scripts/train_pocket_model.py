@@ -20,19 +20,18 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
-import transformers  # its classes are loaded when they are used
 import typer
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from torch.nn.functional import cross_entropy
 
 from pocket_data import CHUNK, IGNORED, LENGTHS, Batches, train_tokenizer, training_rows
 from pocket_evaluation import attempt_all, evaluation_problems
 from pocket_problems import FAMILIES
 from pocket_transcripts import STOP_TOKENS
+
+if TYPE_CHECKING:
+    import transformers  # imported where they are used, as torch is: both take seconds
 
 TRAINING_SEED = 1
 WARMUP_SEED = 2026
@@ -70,14 +69,18 @@ def train(
     layers: Annotated[int, typer.Option()] = 6,
     learning_rate: Annotated[float, typer.Option()] = 2e-3,
     workers: Annotated[int, typer.Option()] = os.cpu_count() or 1,
-    threads: Annotated[int, typer.Option(min=1, help="of torch, on a CPU")] = torch.get_num_threads(),
+    threads: Annotated[int | None, typer.Option(min=1, help="of torch on a CPU; by default as many as it takes")] = None,
     tokenizer_of: Annotated[
         Path | None, typer.Option(exists=True, file_okay=False, help="take this model's tokenizer, as a draft model has to")
     ] = None,
 ) -> None:
     """Make transcripts from a seed, then train tokenizer and model on them."""
+    import torch
+    import transformers
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_num_threads(threads)
+    if threads is not None:
+        torch.set_num_threads(threads)
     torch.manual_seed(seed)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     start = time.monotonic()
@@ -107,6 +110,9 @@ def evaluate(
     show: Annotated[int, typer.Option(help="wrong transcripts to print")] = 0,
 ) -> None:
     """Score single attempts on held-out problems; every call is executed."""
+    import torch
+    import transformers
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(seed)
     network = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).to(device).eval()
@@ -127,6 +133,8 @@ def evaluate(
 
 
 def model_config(tokenizer: Tokenizer, hidden: int, layers: int) -> transformers.LlamaConfig:
+    import transformers
+
     return transformers.LlamaConfig(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=hidden,
@@ -153,6 +161,8 @@ def fit(
     save: Callable[[], None],
 ) -> None:
     """Trains with AdamW in bfloat16: warm-up over 2 %, then cosine decay; saves regularly and at the end."""
+    import torch
+
     device = model.device
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
@@ -167,7 +177,7 @@ def fit(
             group["lr"] = rate
         with torch.autocast(device.type, torch.bfloat16):
             logits = model(input_ids=ids[:, :-1], use_cache=False).logits
-        loss = cross_entropy(logits.float().flatten(0, 1), targets[:, 1:].flatten(), ignore_index=IGNORED)
+        loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets[:, 1:].flatten(), ignore_index=IGNORED)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -187,6 +197,9 @@ def fit(
 
 def write_folder(out: Path, tokenizer: Tokenizer, model: transformers.LlamaForCausalLM) -> None:
     """Writes the model folder in the Hugging Face layout, weights in bfloat16."""
+    import torch
+    from safetensors.torch import save_file
+
     out.mkdir(parents=True, exist_ok=True)
     stop_ids = [tokenizer.token_to_id(token) for token in STOP_TOKENS]
     config = model.config
