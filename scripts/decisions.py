@@ -50,6 +50,8 @@ POLICIES = (
     "default/equal=5@12@marginal",
     "default/equal=8@16@marginal",
     "default@grow",
+    "default@grow@marginal",
+    "default@grow@tiers",
 )
 
 

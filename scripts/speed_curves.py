@@ -1,14 +1,15 @@
-"""Writes the simulator's speed curves from the files of gpu_bench.py.
+"""Writes the simulator's speed curves from the tables of gpu_bench.py.
 
     python scripts/speed_curves.py FOLDER...
 
-reads decode.json, decode-deep.json, decode-skewed.json and routing.json from the folders, later ones first, and writes
-src/aimo_solver/lab/throughput.json. Where a file is missing, its curve is derived as its `source` says.
+reads decode*.json, decode-skewed.json, decode-speculation.json and routing.json from the folders, and writes
+src/aimo_solver/lab/throughput.json. What was not measured is derived as a curve's `source` says.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,29 +19,49 @@ import numpy as np
 
 from aimo_solver.lab.throughput import CURVES_FILE, common_grid
 
+Table = Mapping[str, Any]
 Steps = dict[float, dict[int, float]]  # milliseconds per step by depth and number of streams
 
 COUNTS = (1, 2, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 H100 = {(1_000, 1): 202.0, (1_000, 8): 813.0, (1_000, 16): 1_150.0, (16_000, 8): 737.0}
 """Tokens per second of gpt-oss-120b's shape with uniform routing on one H100 80 GB, vLLM 0.26, by depth and streams."""
 
-
-def find(folders: Sequence[Path], name: str) -> dict[str, Any] | None:
-    """Returns the newest table of this name, None if no folder has one with rows."""
-    for folder in reversed(folders):
-        if (folder / name).is_file():
-            table: dict[str, Any] = json.loads((folder / name).read_text())
-            if table["results"]:
-                return table
-    return None
+ACCEPTED = 2.2
+"""Tokens per step at temperature 1 that public heads for gpt-oss-120b reach at least, with three drafted."""
 
 
-def steps_of(*tables: Mapping[str, Any] | None) -> Steps:
-    """The measured steps of decode tables."""
+def read(folders: Sequence[Path], *names: str) -> list[Table]:
+    """Returns the tables of these names that have rows, in the order of the folders."""
+    files = [folder / name for folder in folders for name in names]
+    tables = [json.loads(file.read_text()) for file in files if file.is_file()]
+    return [table for table in tables if table["results"]]
+
+
+def steps_of(table: Table) -> Steps:
+    """The measured steps of a decode table."""
     steps: Steps = {}
-    for table in tables:
-        for row in table["results"] if table else ():
-            steps.setdefault(float(row["depth"]), {})[row["streams"]] = row["ms per step"]
+    for row in table["results"]:
+        steps.setdefault(float(row["depth"]), {})[row["streams"]] = row["ms per step"]
+    return steps
+
+
+def extend(values: Mapping[int, float]) -> dict[int, float]:
+    """A quantity measured at a few numbers of streams, for all: linear between them and from 0, proportional beyond."""
+    known = {0: 0.0} | dict(values)
+    most = max(known)
+    known[max(COUNTS)] = known[most] * max(COUNTS) / most
+    return {count: float(np.interp(count, sorted(known), [known[one] for one in sorted(known)])) for count in COUNTS}
+
+
+def uniform_steps(tables: Sequence[Table]) -> Steps:
+    """The widest table; deeper rows add to its deepest what they took more than their own table's row of that depth."""
+    steps = steps_of(max(tables, key=lambda table: sum(row["depth"] == 1_000 for row in table["results"])))
+    deepest = max(steps)
+    for own in map(steps_of, tables):
+        for depth in sorted(own):
+            if depth > deepest and deepest in own:
+                more = extend({count: own[depth][count] - own[deepest][count] for count in own[depth] if count in own[deepest]})
+                steps[depth] = {count: ms + more[count] for count, ms in steps[deepest].items() if count in more}
     return steps
 
 
@@ -69,24 +90,40 @@ def times(steps: Steps, factors: Steps) -> Steps:
     return {depth: {count: ms * factors[depth][count] for count, ms in row.items()} for depth, row in steps.items()}
 
 
-def less(steps: Steps, saved_ms: Mapping[int, float]) -> Steps:
-    """Steps that take less by what a step saves, by number of streams, at every depth alike."""
-    counts = sorted(saved_ms)
-    return {
-        depth: {count: ms - float(np.interp(count, counts, [saved_ms[one] for one in counts])) for count, ms in row.items()}
-        for depth, row in steps.items()
-    }
+def plus(steps: Steps, more_ms: Mapping[int, float]) -> Steps:
+    """Steps that take more, by number of streams, at every depth alike."""
+    return {depth: {count: ms + more_ms[count] for count, ms in row.items() if count in more_ms} for depth, row in steps.items()}
 
 
-def saved_by_skew(decode: Mapping[str, Any], routing: Mapping[str, Any]) -> dict[int, float]:
-    """Milliseconds that a step saves with a skew of 1, from the experts that it takes less and the time that each costs."""
-    shallow = [row for row in decode["results"] if row["depth"] == 1_000]
-    experts = [row["experts per layer"] for row in shallow]
-    per_expert = float(np.polyfit(experts, [row["ms per step"] for row in shallow], 1)[0])
-    skewed = [row for row in routing["results"] if row["skew"] == 1]
-    saved = {row["streams"]: per_expert * (row["uniform"] - row["experts per layer"]) for row in skewed}
-    most = max(saved)
-    return saved | {32: saved[most] * 32 / most}  # 24 and 32 streams were not probed
+def skew_costs(folders: Sequence[Path]) -> tuple[dict[int, float], str]:
+    """Milliseconds that a step takes more with skewed routing, below zero; and how they were found."""
+    for folder in reversed(folders):
+        skewed, uniform = read([folder], "decode-skewed.json"), read([folder], "decode.json")
+        if skewed and uniform:
+            at, without = steps_of(skewed[-1])[1_000.0], steps_of(uniform[-1])[1_000.0]
+            note = next((note for note in skewed[-1].get("notes", ()) if note.startswith("skew")), "skewed")
+            return extend(
+                {1: 0.0} | {count: ms - without[count] for count, ms in at.items() if count in without}
+            ), f"measured: {note}"
+    widest = steps_of(max(read(folders, "decode.json"), key=lambda table: len(table["results"])))[1_000.0]
+    rows = read(folders, "routing.json")[-1]["results"]
+    experts = {row["streams"]: row["uniform"] for row in rows}
+    per_expert = float(np.polyfit(list(experts.values()), [widest[count] for count in experts], 1)[0])
+    costs = {row["streams"]: per_expert * (row["experts per layer"] - row["uniform"]) for row in rows if row["skew"] == 1}
+    return extend(costs), "derived from the experts that skew 1 takes, as measured, and the time per expert"
+
+
+def draft_costs(folders: Sequence[Path]) -> dict[int, float] | None:
+    """Milliseconds that a step takes more with three drafted tokens; None if that was not measured."""
+    tables = read(folders, "decode-speculation.json")
+    if not tables:
+        return None
+    by_streams: dict[int, list[float]] = {}
+    none = {row["streams"]: row["ms per step"] for row in tables[-1]["results"] if row["variant"] == "preset"}
+    for row in tables[-1]["results"]:
+        if re.fullmatch(r"3 drafted, [\d.]+ per step", row["variant"]) and row["ms per step"]:
+            by_streams.setdefault(row["streams"], []).append(row["ms per step"] - none[row["streams"]])
+    return extend({count: sum(costs) / len(costs) for count, costs in by_streams.items()}) if by_streams else None
 
 
 def curve(steps: Steps, source: str, per_step: float = 1.0) -> dict[str, Any]:
@@ -96,28 +133,28 @@ def curve(steps: Steps, source: str, per_step: float = 1.0) -> dict[str, Any]:
 
 def make_curves(folders: Sequence[Path]) -> dict[str, Any]:
     """Returns the curves by name."""
-    decode, deep, routing = (find(folders, name) for name in ("decode.json", "decode-deep.json", "routing.json"))
-    if decode is None or routing is None:
-        raise SystemExit("no folder has both decode.json and routing.json; name the output folders of gpu_bench.py")
-    uniform = steps_of(decode, deep)
-    depths = ", ".join(f"{depth:,.0f}" for depth in sorted(uniform))
-    measured = f"measured on one H200, uniform routing, {depths} tokens deep"
-    scaled = f"; times the H100's speed relative to it, measured at {len(H100)} points"
-    skewed_table = find(folders, "decode-skewed.json")
-    if skewed_table is None:
-        saved, how = saved_by_skew(decode, routing), "derived from the experts measured with skew 1 and the time per expert"
-    else:
-        shallow = {row["streams"]: row["ms per step"] for row in skewed_table["results"] if row["depth"] == 1_000}
-        saved, how = {count: uniform[1_000.0][count] - ms for count, ms in shallow.items()}, "skew 1, measured 1,000 tokens deep"
-        saved = {1: 0.0} | saved
-    skewed = less(uniform, saved)
-    slower = h100_factors(uniform)
-    return {
-        "h200-uniform": curve(uniform, measured),
-        "h100-uniform": curve(times(uniform, slower), measured + scaled),
-        "h200-skewed": curve(skewed, f"one H200, {how}; deeper, the same milliseconds less than uniform routing"),
-        "h100-skewed": curve(times(skewed, slower), f"h200-skewed{scaled}"),
+    tables = read(folders, "decode.json", "decode-wide.json", "decode-deep.json")
+    if not tables or not read(folders, "routing.json"):
+        raise SystemExit("no folder has decode.json and routing.json; name the output folders of gpu_bench.py")
+    uniform = uniform_steps(tables)
+    (skew, skewed_how), draft = skew_costs(folders), draft_costs(folders)
+    sources = {
+        "uniform": (uniform, 1.0, "uniform routing"),
+        "skewed": (plus(uniform, skew), 1.0, f"skewed routing, {skewed_how}"),
     }
+    if draft is not None:
+        drafted = f"a head that drafts 3 tokens, {ACCEPTED} tokens per step, measured 1,000 tokens deep"
+        sources["drafted"] = (plus(uniform, draft), ACCEPTED, f"uniform routing, {drafted}")
+        sources["skewed-drafted"] = (
+            plus(plus(uniform, skew), draft), ACCEPTED, f"skewed routing, {skewed_how}; {drafted}, with uniform routing",
+        )  # fmt: skip
+    slower = h100_factors(uniform)
+    measured = f"one H200, {', '.join(f'{depth:,.0f}' for depth in sorted(uniform))} tokens deep"
+    scaled = f"; times the H100's relative speed, measured at {len(H100)} points with uniform routing"
+    curves = {
+        f"h100-{name}": curve(times(steps, slower), f"{measured}; {how}{scaled}", n) for name, (steps, n, how) in sources.items()
+    }
+    return curves | {f"h200-{name}": curve(steps, f"{measured}; {how}", n) for name, (steps, n, how) in sources.items()}
 
 
 def main() -> None:
