@@ -141,7 +141,11 @@ def disk_check(folders: Iterable[Path] | None = None) -> Check:
 
 
 def kv_check(tokens: int | None, streams: int, context: int, *, estimated: bool = False) -> Check:
-    """Compares a KV cache with what attempts need, half a context each; less than one context cannot be served."""
+    """Compares a KV cache with what attempts need, half a context each; less than one context cannot be served.
+
+    Attempts are of all lengths at any moment, so half a context each is what a run of long attempts needs. Where it is missing,
+    vLLM evicts the prefixes of conversations that wait for Python, and computes them again.
+    """
     if tokens is None:
         return Check("KV cache", Health.OK, "size unknown")
     about = "about " if estimated else ""
@@ -149,7 +153,9 @@ def kv_check(tokens: int | None, streams: int, context: int, *, estimated: bool 
     if tokens < context:
         return Check("KV cache", Health.BROKEN, found, "lower server.context_tokens, or use a smaller model")
     if 2 * tokens < streams * context:
-        return Check("KV cache", Health.WARNING, found, f"lower solver.slots to {max(1, 2 * tokens // context)}, or the context")
+        fitting = max(1, 2 * tokens // context)
+        advice = f"lower solver.slots or solver.parallel to {fitting} attempts, or server.context_tokens"
+        return Check("KV cache", Health.WARNING, found, advice)
     return Check("KV cache", Health.OK, found)
 
 

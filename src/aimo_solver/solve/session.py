@@ -20,6 +20,7 @@ from aimo_solver.config import Config, check_context
 from aimo_solver.kernels.pool import KernelPool
 from aimo_solver.log.writer import RunLog
 from aimo_solver.problems import ProblemResult
+from aimo_solver.server.checks import Health, kv_check
 from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.compile_cache import add_cache
 from aimo_solver.server.completions import read_drafts
@@ -132,20 +133,12 @@ async def local_session(
 
 
 async def check_cache(engine: VllmEngine, streams: int, log: RunLog) -> str | None:
-    """Logs the size of the server's KV cache; returns a warning if it holds less than half a context for each attempt.
-
-    Attempts are of all lengths at any moment, so half a context each is what a run of long attempts needs. Where it is missing,
-    vLLM evicts the prefixes of conversations that wait for Python, and computes them again.
-    """
+    """Logs the size of the server's KV cache; returns the warning of `kv_check`, None if it is large enough or unknown."""
     tokens, context = await engine.kv_cache_tokens(), engine.context_tokens
     if tokens is None:
         return None
-    warning = None
-    if 2 * tokens < streams * context:
-        warning = (
-            f"the KV cache holds {tokens:,} tokens, {tokens // streams:,} for each of {streams} attempts (context {context:,}); "
-            f"lower solver.slots or solver.parallel to {max(1, 2 * tokens // context)} attempts, or server.context_tokens"
-        )
+    check = kv_check(tokens, streams, context)
+    warning = None if check.health is Health.OK else f"the {check.name} holds {check.finding}; {check.advice}"
     log.event("kv_cache", tokens=tokens, streams=streams, context_tokens=context, warning=warning)
     return warning
 
