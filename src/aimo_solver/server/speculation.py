@@ -134,8 +134,10 @@ def without_min_p(sampling: SamplingConfig) -> SamplingConfig:
 
     min_p = m drops tokens less likely than m times the likeliest one. Once that one has more than 1 / (1 + m), all others
     together have less than m times as much, and only it is left. top_p = 1 / (1 + m) does the same from the same probability
-    on, and drops at most m / (1 + m) of the distribution elsewhere: 2 % for m = 0.02. Below that probability, the flatter the
-    distribution, the less min_p drops; docs/benchmarks.md has what both drop of the embedded model's distributions.
+    on, and drops at most m / (1 + m) of the distribution elsewhere: 2 % for m = 0.02. Of a long tail of unlikely tokens min_p
+    drops more, which matters at temperatures above 1. docs/benchmarks.md has what both drop of the embedded model's
+    distributions, and what the search for the nucleus costs: 2 of 19 ms per step of 8 streams of gpt-oss-120b. Without min_p
+    (0) it costs nothing.
     """
     return replace(sampling, min_p=0.0, top_p=min(sampling.top_p, 1.0 / (1.0 + sampling.min_p)))
 
