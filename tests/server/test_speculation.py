@@ -195,6 +195,10 @@ def test_drafted_tokens_are_counted_over_all_copies_of_the_model() -> None:
     assert read_drafts("vllm:num_requests_running 3.0") is None
 
 
+def test_figures_that_are_not_numbers_are_left_out() -> None:
+    assert read_drafts("vllm:spec_decode_num_drafts_total 1.2.3\nvllm:spec_decode_num_draft_tokens_total 1e999") is None
+
+
 @pytest.mark.parametrize("of_variant", [False, True])
 @pytest.mark.parametrize("speculates", [False, True])
 async def test_no_request_to_a_server_that_speculates_has_min_p(speculates: bool, of_variant: bool) -> None:

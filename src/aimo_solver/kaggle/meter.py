@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from aimo_solver.problems import ProblemResult
 from aimo_solver.server.client import VllmEngine
+from aimo_solver.server.completions import read_metrics
 
 _SAMPLE_S = 2.0  # the KV cache is full only while attempts run, so it is read meanwhile
-_COUNTERS = re.compile(
-    r"^vllm:(kv_cache_usage_perc|prefix_cache_queries|prefix_cache_hits)(?:_total)?(?:\{[^}\n]*\})? (\d[\d.e+-]{0,30})$",
-    re.MULTILINE,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +30,7 @@ class CacheUse:
 
 def read_cache_use(metrics: str) -> CacheUse:
     """Reads the answer of `/metrics`; what is missing there counts as 0."""
-    values: dict[str, list[float]] = {}
-    for name, value in _COUNTERS.findall(metrics):
-        with contextlib.suppress(ValueError):
-            values.setdefault(name, []).append(float(value))
+    values = read_metrics(metrics)
     shares = values.get("kv_cache_usage_perc", [0.0])
     prompts, cached = (sum(values.get(f"prefix_cache_{name}", ())) for name in ("queries", "hits"))
     return CacheUse(sum(shares) / len(shares), prompts, cached)

@@ -5,10 +5,10 @@ Answers are not trusted: one that cannot be read is an `EngineUnavailable`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +24,7 @@ _LONGEST_BODY = 1 << 20  # bytes; a list of models and a refusal have a few hund
 _LONGEST_LINE = 1 << 20  # bytes; a chunk of 8 tokens with 20 log-probabilities each has 20,000
 # How vLLM 0.10 to 0.32 refuse a request for its length; the number is the context.
 _TOO_LONG = re.compile(r"(?:maximum context length(?: is)? \(?|max_model_len=)(\d{1,9})")
-_DRAFTS = re.compile(
-    r"^vllm:spec_decode_num_(drafts|draft_tokens|accepted_tokens)(?:_total)?(?:\{[^}\n]*\})? ([\d.e+]+)$", re.MULTILINE
-)
+_METRIC = re.compile(r"^vllm:(\w{1,100}?)(?:_total)?(?:\{[^}\n]*\})? (\d[\d.e+-]{0,30})$", re.MULTILINE)
 _CACHE_INFO = re.compile(r"^vllm:cache_config_info\{([^}\n]*)\}", re.MULTILINE)  # one line for each copy of the model
 
 
@@ -86,6 +84,16 @@ def read_models(body: str) -> list[ServedModel]:
         raise ValueError(f"not a list of models: {error!r:.200}") from None
 
 
+def read_metrics(metrics: str) -> dict[str, list[float]]:
+    """Reads the figures of `/metrics` by name, without "vllm:" and "_total"; one figure for each copy of the model."""
+    values: dict[str, list[float]] = {}
+    for name, text in _METRIC.findall(metrics):
+        with contextlib.suppress(ValueError):
+            if math.isfinite(value := float(text)):
+                values.setdefault(name, []).append(value)
+    return values
+
+
 def read_kv_tokens(metrics: str) -> int | None:
     """Reads from `/metrics` how many tokens the KV cache holds, over all copies of the model; None if that is not reported.
 
@@ -102,12 +110,10 @@ def read_kv_tokens(metrics: str) -> int | None:
 
 def read_drafts(metrics: str) -> DraftCounts | None:
     """Reads the counters of speculation from `/metrics`, over all copies of the model; None if there are none."""
-    counts = Counter[str]()
-    for name, value in _DRAFTS.findall(metrics):
-        counts[name] += int(float(value))
-    if not counts:
-        return None
-    return DraftCounts(steps=counts["drafts"], drafted=counts["draft_tokens"], accepted=counts["accepted_tokens"])
+    names = {"steps": "drafts", "drafted": "draft_tokens", "accepted": "accepted_tokens"}
+    values = read_metrics(metrics)
+    counts = {field: values.get(f"spec_decode_num_{name}", []) for field, name in names.items()}
+    return DraftCounts(**{field: int(sum(count)) for field, count in counts.items()}) if any(counts.values()) else None
 
 
 async def read_messages(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
