@@ -79,7 +79,7 @@ def request_of(model: Family, folder: Path, monkeypatch: pytest.MonkeyPatch, **p
 
     @asynccontextmanager
     async def opened(
-        model: Path, config: Config, log: RunLog, observers: Sequence[Observer], wheels: Installation
+        model: Path, config: Config, log: RunLog, observers: Sequence[Observer], wheels: Installation, history: object
     ) -> AsyncIterator[Session]:
         chat = load_chat_format(model, config.prompt.family)
         async with server.engine() as engine:

@@ -95,9 +95,12 @@ class NotebookSessions:
             opening = local_session(folder, config, self._log, [observer], self._wheels, history=self._history)
             async with opening as session:
                 observer.meter = meter = ServerMeter(session.engine)
-                if not in_rerun():
+                if session.plan is not None and not in_rerun():
                     events = tuple(self._log.events) if isinstance(self._log, _PrintedLog) else ()
-                    self.checks = await summarise_boot(session, events, self._log.server_log)
+                    try:
+                        self.checks = await summarise_boot(session, events, self._log.server_log)
+                    except (OSError, RuntimeError) as error:  # no descriptor or thread is left; the session is ready
+                        log.warning("no summary of the boot: %s", error)
                 self.plan, self._kept = session.plan, _KeptSession(session)
                 async with meter.watching():
                     yield self._kept
