@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ import psutil
 from aimo_solver.options import BudgetConfig
 from aimo_solver.server.launch import LaunchPlan
 from aimo_solver.server.machine import Gpu, cuda_version
+from aimo_solver.server.speculation import read_model_config
 from aimo_solver.server.versions import difference, recorded_versions, running_versions
 from aimo_solver.server.wheels import Installation
 
@@ -168,7 +168,7 @@ def estimate_kv_tokens(plan: LaunchPlan, streams: int) -> int | None:
     gpt-oss-120b (65.2 GB) on an H100 (0.96, FP8) that gives 726,000 tokens; vLLM 0.26 reported 733,808. On a CPU it is the GiB
     of VLLM_CPU_KVCACHE_SPACE.
     """
-    config = json.loads((plan.model / "config.json").read_text(encoding="utf-8"))
+    config = read_model_config(plan.model)
     text: Mapping[str, Any] = config.get("text_config", config)
     try:
         heads = text.get("num_key_value_heads") or text["num_attention_heads"]

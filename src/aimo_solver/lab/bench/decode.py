@@ -24,6 +24,7 @@ import numpy as np
 from aimo_solver.lab.bench.loop import Target
 from aimo_solver.lab.bench.random_weights import distinct_experts
 from aimo_solver.lab.bench.table import BenchResult, Value
+from aimo_solver.server.speculation import read_model_config
 
 STREAMS = (1, 4, 8, 12, 16, 24, 32)
 DEPTHS = (1_000, 16_000, 32_000, 60_000)  # tokens; gpt-oss-120b's attempts use 33,600 on average, 58,600 at the 90 % quantile
@@ -63,7 +64,7 @@ class Shape:
     @classmethod
     def read(cls, folder: Path) -> Self:
         """The shape of a model's folder."""
-        values: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        values = read_model_config(folder)
         values = values.get("text_config", values)
         quantized = values.get("quantization_config", {}).get("quant_method")
         heads = int(values["num_attention_heads"])
