@@ -266,6 +266,7 @@ EXCLUDED = {
     "kaggle kernels output YOU/aimo-solver -p out": KAGGLE,
     "kaggle competitions submit -c ai-mathematical-olympiad-progress-prize-3 -k YOU/aimo-solver -v 1 -f submission.parquet"
     " -m first": KAGGLE,
+    "python scripts/kv_cache_simulation.py": "a quarter of a minute; needs vLLM",
     "python scripts/gpu_bench.py --tables OUT": "tests/lab/test_load.py renders saved results",
     "python scripts/answer_table.py": "needs math-verify; half a minute",
     "python scripts/fault_table.py": "minutes; the suite runs a cell of each row, and one row with this script",
