@@ -9,7 +9,6 @@ import asyncio
 import dataclasses
 import itertools
 import random
-import re
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
@@ -31,6 +30,7 @@ from aimo_solver.log.writer import RunLog
 from aimo_solver.options import AttemptConfig
 from aimo_solver.problems import Problem
 from aimo_solver.server.client import RANK_HEADER, VllmEngine
+from aimo_solver.server.completions import read_metrics
 from aimo_solver.server.engine import Chunk, CompletionRequest
 from aimo_solver.solve.attempt import Resources, RunningAttempt
 from aimo_solver.solve.session import Session
@@ -137,9 +137,8 @@ def new_prompt(target: Target, serial: Iterator[int]) -> list[int]:
 async def count_requests(base_url: str, state: str = "running|waiting") -> int:
     """Returns how many requests run or wait on a vLLM server, or are in one of these states, by its own `/metrics`."""
     async with aiohttp.ClientSession() as session, session.get(f"{base_url}/metrics") as response:
-        text = await response.text()
-    counts = re.findall(rf"^vllm:num_requests_(?:{state})\{{[^}}]*\}} ([0-9.e+]+)$", text, re.MULTILINE)
-    return int(sum(float(count) for count in counts))
+        values = read_metrics(await response.text())
+    return int(sum(sum(values.get(f"num_requests_{one}", ())) for one in state.split("|")))
 
 
 class EndlessEngine(VllmEngine):
