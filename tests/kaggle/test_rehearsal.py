@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ import polars as pl
 import pytest
 
 from aimo_solver.clock import RunClock
+from aimo_solver.config import Config
 from aimo_solver.errors import RehearsalError, ServerStartError
 from aimo_solver.kaggle.notebook import NotebookRun, notebook_run
 from aimo_solver.kaggle.observer import LoggingObserver, ProgressFile
@@ -20,10 +22,14 @@ from aimo_solver.kaggle.rehearsal import rehearse
 from aimo_solver.kaggle.run import OpenSession
 from aimo_solver.kaggle.summary import LAUNCH
 from aimo_solver.options import BudgetConfig
+from aimo_solver.paths import find_compile_cache
 from aimo_solver.policy.budget import Allotment
 from aimo_solver.problems import Problem, ProblemResult
 from aimo_solver.server.checks import Check, Health
+from aimo_solver.server.compile_cache import make_stamp, place_cache
+from aimo_solver.server.launch import LaunchPlan, plan_launch
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL
+from tests.conftest import H100, MODEL
 
 PROBLEMS = "id,problem,answer\naa0001,one,11\nbb0002,two,12\ncc0003,three,13\n"
 FALLBACK = Check(LAUNCH, Health.BROKEN, "a fallback serves", "look")
@@ -34,7 +40,7 @@ class ScriptedSessions:
 
     def __init__(self, *checks: Check, fails: bool = False) -> None:
         self.checks: Sequence[Check] = checks
-        self.plan = None
+        self.plan: LaunchPlan | None = None
         self.lost: str | None = None
         self.solver = self
         self.solved: list[Problem] = []
@@ -163,6 +169,26 @@ def test_a_report_that_cannot_be_written_is_no_error(
     (folder / "rehearsal.txt").mkdir()
     assert answer_problems(scripted(runs, ScriptedSessions()))["aa0001"] == 11
     assert "rehearsal.txt cannot be written" in caplog.text
+
+
+def test_what_the_server_compiled_on_a_gpu_is_packed_for_the_next_version(
+    folder: Path, runs: list[NotebookRun], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = folder / "jit"
+    monkeypatch.setattr("aimo_solver.kaggle.notebook.default_root", lambda: root)
+    sessions = ScriptedSessions()
+    sessions.plan = plan = plan_launch(MODEL, Config(), gpus=(H100,))
+    answer_problems(scripted(runs, sessions))
+    assert "no compile cache: " in capsys.readouterr().out
+    (root / "triton").mkdir(parents=True)
+    (root / "triton" / "kernel.cubin").write_text("cubin")
+    answer_problems(scripted(runs, sessions))
+    assert "MB that the server compiled" in capsys.readouterr().out
+    archive = find_compile_cache(folder)
+    assert archive == folder / "compile-cache.aimocache"
+    shutil.rmtree(root)
+    assert place_cache(archive, make_stamp(plan, root)) == root
+    assert (root / "triton" / "kernel.cubin").read_text() == "cubin"
 
 
 def test_a_run_can_be_used_again_and_asked_in_a_live_session(folder: Path, runs: list[NotebookRun]) -> None:

@@ -18,6 +18,7 @@ from aimo_solver.config import Config
 from aimo_solver.errors import CacheError
 from aimo_solver.server.compile_cache import (
     Stamp,
+    add_cache,
     cache_environment,
     default_root,
     make_stamp,
@@ -156,3 +157,14 @@ def test_every_cache_lies_below_the_root() -> None:
 def test_the_default_root_is_below_the_cache_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/c")
     assert default_root() == Path("/c/aimo-solver/jit")
+
+
+def test_a_server_without_a_shipped_cache_fills_one_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    plan = add_cache(plan_launch(MODEL, Config(), gpus=(H100,)))
+    root = tmp_path / "aimo-solver" / "jit"
+    assert root.is_dir()
+    assert plan.command.env.items() >= cache_environment(root).items()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    with pytest.raises(OSError, match="dev/null"):
+        add_cache(plan_launch(MODEL, Config(), gpus=(H100,)))
