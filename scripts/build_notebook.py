@@ -16,6 +16,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -131,8 +132,13 @@ def imported_modules(sources: Path, name: str) -> set[str]:
     Raises:
         NotebookError: the module is missing, or has a relative import.
     """
-    tree = ast.parse(_file(name, sources).read_text(encoding="utf-8"), name)
-    return {module for node in ast.walk(tree) for module in _imported(node, sources)} - {name}
+    statements = _import_statements(_file(name, sources).read_text(encoding="utf-8"))
+    return {module for node in statements for module in _imported(node, sources)} - {name}
+
+
+@cache
+def _import_statements(source: str) -> tuple[ast.AST, ...]:
+    return tuple(node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.Import, ast.ImportFrom)))
 
 
 def _file(name: str, sources: Path) -> Path:
