@@ -13,18 +13,15 @@ import argparse
 import heapq
 import random
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
-from vllm.sampling_params import SamplingParams
-from vllm.utils.hashing import sha256
-from vllm.v1.core.kv_cache_manager import KVCacheManager
-from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
-from vllm.v1.request import Request
 
 from aimo_solver.lab.bench.prefix_cache import CacheLoad, TurnRecord, tabulate
+
+if TYPE_CHECKING:  # vLLM takes long to import; --help does without
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+    from vllm.v1.request import Request
 
 BLOCK, WINDOW, STEP, CONTEXT = 16, 128, 1_024, 65_536
 _WINDOW_BLOCKS = (WINDOW + STEP) // BLOCK + 1  # of one request: vLLM counts them into the tokens that the cache holds
@@ -34,6 +31,10 @@ _RESULT_TOKENS = 30
 
 def manager(kv_tokens: int, interval: int | None) -> KVCacheManager:
     """A KV cache that holds `kv_tokens` tokens, as vLLM counts them."""
+    import torch
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
+
     blocks = kv_tokens * (CONTEXT // BLOCK + _WINDOW_BLOCKS) // CONTEXT
     shape: dict[str, Any] = {"block_size": BLOCK, "num_kv_heads": 8, "head_size": 64, "dtype": torch.uint8}
     groups = [
@@ -74,6 +75,9 @@ class Simulation:
     """The conversations of a load on one KV cache."""
 
     def __init__(self, load: CacheLoad, interval: int | None) -> None:
+        from vllm.utils.hashing import sha256
+        from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+
         init_none_hash(sha256)
         self.load = load
         self.draw = random.Random(13)
@@ -104,6 +108,9 @@ class Simulation:
                 self.now = self.asleep[0][0]
 
     def _ask(self, one: Conversation) -> None:
+        from vllm.sampling_params import SamplingParams
+        from vllm.v1.request import Request
+
         growing = one.turns < self.load.growing
         more = max(1, one.end // self.load.growing - self.load.sampled) if growing else _RESULT_TOKENS
         self.serial += 1
