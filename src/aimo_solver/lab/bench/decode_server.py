@@ -146,7 +146,7 @@ class DecodeServer:
 
 def read_start(server_log: Path) -> dict[str, Any]:
     """Reads from a vLLM log what its start took: seconds and GiB of CUDA graphs, and the backends."""
-    log = server_log.read_text(encoding="utf-8", errors="replace")
+    log = server_log.read_text(encoding="utf-8", errors="replace") if server_log.exists() else ""  # made with the first line
     graphs = re.findall(r"Graph capturing finished in ([\d.]+) secs, took ([\d.-]+) GiB", log)
     backends = re.findall(r"Using \S+ (?:attention backend|Mxfp4 MoE backend)", log)
     return {
