@@ -16,6 +16,7 @@ from aimo_solver.config import Config
 from aimo_solver.kaggle.sessions import open_log
 from aimo_solver.log.reader import read_run
 from aimo_solver.log.writer import NullLog, RunLog
+from aimo_solver.server.versions import Versions
 
 
 def opened(directory: Path) -> RunLog:
@@ -90,6 +91,12 @@ def test_the_log_goes_to_a_temporary_folder_if_the_run_folder_cannot_be_written(
     log = opened(unwritable)
     assert log.directory.parent == temporary
     assert read_run(log.directory).events[1].kind == "x"
+
+
+def test_the_log_names_what_the_wheels_were_tried_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aimo_solver.kaggle.sessions.recorded_versions", lambda: Versions(vllm="0.26.0", driver="580.1"))
+    wheels = read_run(opened(tmp_path / "runs").directory).environment["wheels"]
+    assert (wheels["vllm"], wheels["driver"]) == ("0.26.0", "580.1")
 
 
 def test_without_any_writable_folder_nothing_is_written_or_raised(unwritable: Path, monkeypatch: pytest.MonkeyPatch) -> None:

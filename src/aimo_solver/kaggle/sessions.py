@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from aimo_solver.paths import find_compile_cache, find_model
 from aimo_solver.server.checks import Check, Health
 from aimo_solver.server.launch import LaunchPlan
 from aimo_solver.server.speculation import plan_speculation, read_model_config
+from aimo_solver.server.versions import recorded_versions
 from aimo_solver.server.wheels import Installation
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class NotebookSessions:
         try:
             opening = local_session(folder, config, self._log, [observer], self._wheels, history=self._history)
             async with opening as session:
+                self._failure = None
                 observer.meter = meter = ServerMeter(session.engine)
                 if session.plan is not None and not in_rerun():
                     events = tuple(self._log.events) if isinstance(self._log, _PrintedLog) else ()
@@ -131,7 +133,7 @@ class NotebookSessions:
             self._log = _PrintedLog.create(
                 previous.directory.parent / str(number),
                 config=load_config(previous.config),
-                environment=describe_environment(),
+                environment=_environment(),
             )
         except RunDirectoryError as error:
             log.error("repeat %d has no log of its own: %s", number, error)
@@ -185,12 +187,18 @@ def _shorten(text: str) -> str:
     return text if len(lines) < 2 else f"{lines[0]} ... {lines[-1].strip()}"
 
 
+def _environment() -> dict[str, Any]:
+    """Describes this machine, and what the attached wheels were tried on."""
+    recorded = recorded_versions()
+    return describe_environment() | ({"wheels": asdict(recorded)} if recorded is not None else {})
+
+
 def open_log(directory: Path, config: Config, started: float, repeat: str = "") -> RunLog:
     """Opens a log in a new folder in `directory`, else in a temporary folder, else one that writes nothing.
 
     With `repeat` it is a folder of that name in the new one.
     """
-    environment = describe_environment()
+    environment = _environment()
     for folder in _log_folders(directory):
         try:
             return _PrintedLog.create(folder / repeat, config=config, environment=environment, started=started)
