@@ -88,19 +88,19 @@ def test_a_killed_run_resumes_with_the_next_problem(
     vllm: Served, tmp_path: Path, family: Callable[[], list[psutil.Process]]
 ) -> None:
     out = tmp_path / "run"
-    command = [*COMMAND, "evaluate", str(WARMUP), "--endpoint", vllm.url, "--out", str(out), "--limit", "8", *FEW]
+    command = [*COMMAND, "evaluate", str(WARMUP), "--endpoint", vllm.url, "--out", str(out), "--limit", "4", *FEW]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         until(lambda: len(lines(out / "problems.jsonl")) >= 1)
         family()
         process.kill()
     until(lambda: not family())
     finished = [problem["problem_id"] for problem in lines(out / "problems.jsonl")]
-    assert 1 <= len(finished) < 8
-    done = run("evaluate", WARMUP, "--endpoint", vllm.url, "--out", out, "--limit", 8, *FEW, "--resume")
+    assert 1 <= len(finished) < 4
+    done = run("evaluate", WARMUP, "--endpoint", vllm.url, "--out", out, "--limit", 4, *FEW, "--resume")
     assert done.returncode == 0, done.stderr
     problems = [problem["problem_id"] for problem in lines(out / "problems.jsonl")]
     assert problems[: len(finished)] == finished
-    assert len(set(problems)) == len(problems) == 8
+    assert len(set(problems)) == len(problems) == 4
 
 
 @pytest.mark.vllm

@@ -482,7 +482,7 @@ def test_an_evaluation_killed_during_a_problem_is_reported_and_resumed(vllm: Ser
         "--out",
         str(run_dir),
         "--limit",
-        "6",
+        "4",
         "--set",
         "solver.max_attempts=2",
         "--set",
@@ -531,8 +531,8 @@ def test_an_evaluation_killed_during_a_problem_is_reported_and_resumed(vllm: Ser
     subprocess.run([*begin, "--resume"], stdout=subprocess.DEVNULL, check=True, timeout=200)
     whole = read_run(run_dir)
     assert whole.results[: len(done)] == done
-    assert len(whole.results) == 6
+    assert len(whole.results) == 4
     assert whole.summary is not None
-    assert whole.summary["problems"] == 6
-    assert sum(result.right is True for result in whole.results) >= 5
+    assert whole.summary["problems"] == 4
+    assert sum(result.right is True for result in whole.results) >= 3
     assert len({(attempt.problem_id, attempt.index) for attempt in whole.attempts}) == len(whole.attempts)
