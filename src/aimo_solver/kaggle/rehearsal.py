@@ -47,13 +47,7 @@ def rehearse(
     csv = find_problems(problems, competition)
     server = make_server(make_predict(run), competition)
     table = pl.read_csv(csv)
-    run.truths = read_truths(table)
-    _SUBMISSION.unlink(missing_ok=True)  # of an earlier run, which a failure would leave in place
-    if repeat > 1:
-        run.close()
-        run.begin_repeat(1)
-    run.start()
-    run.expect(repeat * len(table))
+    _start(run, table, repeat)
     try:
         failure = run.wait_for_boot(_BOOTS)
         if failure is not None:
@@ -80,6 +74,16 @@ def read_truths(table: pl.DataFrame) -> Mapping[str, int]:
         return {}
     truths = table.select("id", pl.col("answer").cast(pl.Int64, strict=False)).drop_nulls()
     return {str(id_): truth for id_, truth in truths.rows()}
+
+
+def _start(run: NotebookRun, table: pl.DataFrame, repeat: int) -> None:
+    run.truths = read_truths(table)
+    _SUBMISSION.unlink(missing_ok=True)  # of an earlier run, which a failure would leave in place
+    if repeat > 1:
+        run.close()
+        run.begin_repeat(1)
+    run.start()
+    run.expect(repeat * len(table))
 
 
 def _read_submission() -> dict[str, int]:
