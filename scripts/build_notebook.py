@@ -238,7 +238,7 @@ def _plain(notebook: str) -> str:
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="show what a build would change; exit code 1 if anything")
-    parser.add_argument("--user", metavar="YOU", help="your Kaggle name, for both kernel-metadata.json")
+    parser.add_argument("--user", metavar="YOU", help="your Kaggle name, for the metadata that lies beside the notebook")
     parser.add_argument("--model", metavar="HANDLE", help="Kaggle's handle of the model, or a folder")
     parser.add_argument("--draft", metavar="HANDLE", help="the same for a draft model (speculative decoding)")
     parser.add_argument("--competition", metavar="SLUG", help="the competition's slug, or a folder")
