@@ -17,6 +17,7 @@ from aimo_solver.kaggle.gateway import make_predict, make_server
 from aimo_solver.kaggle.notebook import NotebookRun
 from aimo_solver.kaggle.summary import LAUNCH
 from aimo_solver.paths import find_problems
+from aimo_solver.problems import Answer
 from aimo_solver.server.checks import Check, Health, format_checks
 
 REPORT = Path("rehearsal.txt")
@@ -104,7 +105,7 @@ def _describe_boot(checks: Sequence[Check], failure: str | None) -> str:
     return "\n".join([*lines, "" if failure is None else f"{Health.BROKEN:8} {'boot':9} {failure}\n"])
 
 
-def _describe_answers(answers: Sequence[Mapping[str, int]], truths: Mapping[str, int]) -> list[str]:
+def _describe_answers(answers: Sequence[Mapping[str, int]], truths: Mapping[str, Answer]) -> list[str]:
     """Returns one line for each problem, with its answer in each repeat, and one with the scores."""
     lines = []
     for id_ in sorted(answers[0]):
