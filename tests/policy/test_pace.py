@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -24,6 +25,15 @@ def test_problems_are_summed_by_plan() -> None:
     totals = PlanTotals.of(PLANS, [*counted, result(3, 8, 0, 9.0), result(4, 3, 5, 1.0)])
     assert totals == PlanTotals([2, 0, 1], [2_400, 0, 3_200], [3.0, 0, 2.0])
     assert totals.speeds() == {0: 800, 2: 1_600}
+
+
+def test_a_problem_that_ran_out_of_time_adds_to_the_work_of_the_others() -> None:
+    decided = [result(0, 8, 80_000, 100.0), result(1, 8, 80_000, 100.0)]
+    cut = replace(result(2, 8, 80_000, 100.0), reason="time")
+    assert expected_s(PLANS, PlanTotals.of(PLANS, decided), 0) == pytest.approx(100)
+    assert expected_s(PLANS, PlanTotals.of(PLANS, [*decided, cut]), 0) == pytest.approx(150)
+    assert expected_s(PLANS, PlanTotals.of(PLANS, [cut]), 0) == math.inf
+    assert choose_plan(PLANS, PlanTotals.of(PLANS, [cut]), 1e9, 0) == 0
 
 
 def test_expected_seconds_by_hand() -> None:

@@ -149,7 +149,7 @@ class Competitions:
         self.tokens += work.spent
         self.undecided += int(work.timed_out.sum())
         every = np.arange(plays)
-        for sums, values in ((self._problems, 1), (self._sampled, work.spent), (self._seconds, work.now)):
+        for sums, values in ((self._problems, ~work.timed_out), (self._sampled, work.spent), (self._seconds, work.now)):
             sums[every, plan] += values
 
     def _choose_plans(self, left_s: Sequence[float], later: int) -> Ints:

@@ -1,14 +1,15 @@
 """Chooses how many attempts the next problem gets, by the speed measured so far. Pure: totals of the run in, a plan out.
 
 A plan with more slots samples more tokens per problem, about in proportion to its slots, and decodes them faster, but less than
-proportionally. With W the mean of a problem's tokens per slot, and V the tokens per second under a plan,
+proportionally. With W the mean tokens per slot that a problem needs, and V the tokens per second under a plan,
 
     expected seconds of a problem = W * slots / V
 
-A problem's seconds have a standard deviation of about their mean. So the mean over n problems to come, predicted from k that have
-ended, has a relative standard deviation of sqrt(1/n + 1/k). The largest plan is taken whose expected seconds, plus one such
-deviation, fit into the time left per problem; a plan that turns out to be too slow is not taken again. The first problem gets the
-smallest.
+What a problem needs is about exponentially distributed: its standard deviation is near its mean. Problems that ran out of time
+are censored observations, so W is the sum over all problems divided by the number k of those that did not. The mean over n
+problems to come, predicted from k, has a relative standard deviation of sqrt(1/n + 1/k). The largest plan is taken whose expected
+seconds, plus one such deviation, fit into the time left per problem; a plan that turns out to be too slow is not taken again. The
+first problem gets the smallest.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from aimo_solver.problems import ProblemResult
 
 @dataclass(frozen=True, slots=True)
 class PlanTotals:
-    """What the problems of a run have taken, by plan: how many ended, their tokens, their seconds."""
+    """What the problems of a run have taken, by plan: how many did not run out of time; tokens and seconds of all."""
 
     problems: Sequence[float]
     tokens: Sequence[float]
@@ -35,7 +36,7 @@ class PlanTotals:
         ended = [result for result in results if result.tokens]
         by_plan = [[result for result in ended if result.slots == plan.slots] for plan in plans]
         return cls(
-            problems=[len(own) for own in by_plan],
+            problems=[sum(result.reason != "time" for result in own) for own in by_plan],
             tokens=[sum(result.tokens for result in own) for own in by_plan],
             seconds=[sum(result.seconds for result in own) for own in by_plan],
         )
@@ -47,13 +48,13 @@ class PlanTotals:
 
 
 def expected_s(plans: Sequence[Plan], totals: PlanTotals, number: int) -> float:
-    """Returns the expected seconds of a problem under a plan, infinite if nothing was measured.
+    """Returns the expected seconds of a problem under a plan, infinite if no problem was measured to its end.
 
     The speed of a plan that was not measured is that of the nearest one that was, times the root of the ratio of their slots: 16
     streams of gpt-oss-120b decode 1.41 times as fast as 8 on an H100.
     """
     speeds = totals.speeds()
-    if not speeds:
+    if not speeds or not sum(totals.problems):
         return math.inf
     near = min(speeds, key=lambda other: abs(other - number))
     speed = speeds[near] * math.sqrt(plans[number].slots / plans[near].slots)
