@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aimo_solver.chat.families import load_chat_format
 from aimo_solver.config import load_config
 from aimo_solver.errors import ConfigError
 from aimo_solver.lab.bench.decode_server import server_options
 from aimo_solver.lab.bench.load import Lengths, TurnLength, even_turns
+from aimo_solver.lab.bench.loop import Target
 from aimo_solver.lab.bench.prefix_cache import CacheLoad, TurnRecord, tabulate
 from aimo_solver.lab.bench.random_weights import RoutingControl, expected_experts
 from aimo_solver.lab.bench.table import BenchResult
+from aimo_solver.server.client import RANK_HEADER
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -161,3 +164,17 @@ def test_other_results_are_rendered_as_saved(tmp_path: Path) -> None:
     assert "| x | 9 |" in page
     assert "- careful" in page
     assert "kill" not in page
+
+
+@pytest.mark.parametrize(("copies", "headers"), [(1, [{}, {}, {}]), (2, [{RANK_HEADER: rank} for rank in ("0", "1", "0")])])
+def test_bare_requests_spread_over_the_copies_of_the_model(copies: int, headers: list[dict[str, str]]) -> None:
+    target = Target(
+        base_url="",
+        model="m",
+        chat=load_chat_format(ROOT / "data" / "pocket-model"),
+        config=load_config({}),
+        context_tokens=1,
+        vocabulary=1,
+        copies=copies,
+    )
+    assert [target.rank_header(number) for number in range(3)] == headers
