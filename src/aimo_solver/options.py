@@ -313,7 +313,7 @@ class ServerConfig:
             holds it for all slots.
         memory_share: share of the GPU's memory that vLLM takes.
         kv_cache_dtype, attention_backend, moe_backend, quantization, load_format: vLLM's names.
-        tensor_parallel, data_parallel: GPUs per copy of the model, and number of copies. The turns of an attempt stay on one copy.
+        tensor_parallel, data_parallel: GPUs per copy of the model, and copies. The turns of an attempt stay on one.
         speculative: how tokens are drafted. "auto" takes what the files of `draft_model` are for, and drafts nothing without one;
             "eagle" (an EAGLE-3 head) and "draft" (a smaller model) need one too. `sampling.min_p`, which vLLM refuses under
             speculation, becomes the top_p of 1 / (1 + min_p) (server/speculation.py), also in prompt variants.

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from aimo_solver.lab.bench.decode import Pace, Shape
-from aimo_solver.lab.bench.random_weights import distinct_experts, draw, expected_experts, skew_of
+from aimo_solver.lab.bench.random_weights import RoutingControl, distinct_experts, draw, expected_experts, skew_of
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -57,6 +57,25 @@ def test_a_skew_is_the_deviation_of_the_routers_bias() -> None:
 
 
 @uses_torch
+def test_the_skew_of_a_running_server_changes_in_place() -> None:
+    import torch  # takes seconds
+
+    model = torch.nn.ModuleDict({"router": torch.nn.Linear(4, 64), "mlp": torch.nn.Linear(4, 64)})
+    layers = torch.nn.ModuleDict({"layer": model})
+    before = {name: parameter.clone() for name, parameter in layers.named_parameters()}
+    bias = layers.get_parameter("layer.router.bias")
+
+    class Worker(RoutingControl):
+        def get_model(self) -> torch.nn.Module:
+            return layers
+
+    Worker().redraw_routing(100.0)
+    assert layers.get_parameter("layer.router.bias") is bias
+    assert bias.std().item() > 50
+    changed = {name for name, parameter in layers.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed == {"layer.router.bias"}
+
+
 def test_expert_blocks_take_every_value_and_scales_stay_small() -> None:
     blocks = drawn("model.layers.0.mlp.experts.w13_weight", (64, 256), "uint8")
     scales = drawn("model.layers.0.mlp.experts.w13_weight_scale", (64, 256), "uint8")
