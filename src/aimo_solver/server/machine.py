@@ -48,11 +48,12 @@ class Gpu:
 
 
 def detect_gpus(path: Sequence[str] | None = None, root: Path = Path("/")) -> tuple[Gpu, ...]:
-    """Returns the GPUs of this machine; none only if it has no device file of one, or nothing can be read about it.
+    """Returns the GPUs of this machine.
 
-    NVML is queried first, then `nvidia-smi`, twice, each in a process with a time limit: both hang while the driver does. If
-    neither answers, the GPUs are those of the driver's files below `root`, with memory and capability 0, so that no preset
-    counts on either. CUDA_VISIBLE_DEVICES is respected as far as it hides GPUs by index or hides them all.
+    NVML is asked first, then `nvidia-smi`, twice, each in a process with a time limit, because both hang while the driver does.
+    If neither answers, the GPUs are those with a device file below `root`, with memory and capability 0, on which no preset
+    counts: a machine with a GPU is never taken for one without. CUDA_VISIBLE_DEVICES is respected as far as it hides GPUs by
+    index or hides them all.
 
     Args:
         path: where the packages are (default `sys.path`); vLLM brings pynvml.
