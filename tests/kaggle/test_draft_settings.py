@@ -11,7 +11,7 @@ from aimo_solver.errors import ConfigError
 from aimo_solver.kaggle.notebook import notebook_run
 from aimo_solver.kaggle.sessions import NotebookSessions
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL
-from tests.conftest import ROOT
+from tests.conftest import H100, ROOT
 
 
 def model(folder: Path, **config: object) -> Path:
@@ -21,8 +21,8 @@ def model(folder: Path, **config: object) -> Path:
     return folder
 
 
-def sessions(target: Path, draft: str) -> NotebookSessions:
-    settings = {"solver": {"slots": 4}, "server": {"draft_model": draft}}
+def sessions(target: Path, draft: str, temperature: float = 0.0) -> NotebookSessions:
+    settings = {"sampling": {"temperature": temperature}, "server": {"draft_model": draft}}
     return NotebookSessions(str(target), settings, NOTHING_TO_INSTALL, target.parent / "runs", 0.0)
 
 
@@ -54,6 +54,16 @@ def test_a_draft_that_is_mounted_late_is_taken_by_the_next_session(tmp_path: Pat
     model(tmp_path / "draft", vocab_size=1_000)
     assert made._config(target).server.speculative == "auto"
     assert made._draft_problem is None
+
+
+def test_a_cpu_draws_without_a_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's CPU build draws wrongly under speculation, and a run at temperature 0 or on a GPU does not mind."""
+    target, draft = model(tmp_path / "model", vocab_size=1_000), model(tmp_path / "draft", vocab_size=1_000)
+    made = sessions(target, str(draft), temperature=1.0)
+    assert made._config(target).server.speculative == "none"
+    assert "temperature=0" in (made._draft_problem or "")
+    monkeypatch.setattr("aimo_solver.kaggle.sessions.detect_gpus", lambda: (H100,))
+    assert made._config(target).server.speculative == "auto"
 
 
 def test_options_that_contradict_a_draft_are_refused_in_the_cell(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aimo_solver.config import load_config
-from aimo_solver.errors import ModelError
+from aimo_solver.errors import ConfigError, ModelError
 from aimo_solver.options import SamplingConfig
 from aimo_solver.results import DraftCounts
 from aimo_solver.server import launch
@@ -214,3 +214,17 @@ async def test_no_request_to_a_server_that_speculates_has_min_p(speculates: bool
     min_p = 0.25 if of_variant else 0.02
     assert (body["min_p"], body["top_p"]) == ((0.0, pytest.approx(1 / (1 + min_p))) if speculates else (min_p, 1.0))
     assert body["temperature"] == (0.5 if of_variant else 1.0)
+
+
+@pytest.mark.parametrize("by", ["ngram", "draft"])
+def test_a_cpu_speculates_only_where_nothing_is_drawn(tmp_path: Path, by: str) -> None:
+    """vLLM's CPU build draws from a wrong distribution under speculation."""
+    server = {"speculative": "ngram"} if by == "ngram" else {"draft_model": str(folder(tmp_path / "draft", SMALL))}
+    model = folder(tmp_path / "model", {**MODEL, "max_position_embeddings": 4_096})
+    greedy = {"server": server, "sampling": {"temperature": 0.0}}
+    assert plan_launch(model, load_config(greedy), gpus=()).speculation is not None
+    warm = {"prompt": {"variants": {"mine": {"temperature": 0.5}}}}
+    for config in (load_config({"server": server}), load_config(greedy, warm)):
+        with pytest.raises(ConfigError, match=r"sampling\.temperature=0"):
+            plan_launch(model, config, gpus=())
+        assert plan_launch(model, config, gpus=(H100,)).speculation is not None

@@ -24,6 +24,7 @@ from aimo_solver.log.writer import NullLog, RunLog
 from aimo_solver.paths import find_compile_cache, find_model
 from aimo_solver.server.checks import Check, Health
 from aimo_solver.server.launch import LaunchPlan
+from aimo_solver.server.machine import detect_gpus
 from aimo_solver.server.speculation import plan_speculation, read_model_config
 from aimo_solver.server.versions import recorded_versions
 from aimo_solver.server.wheels import Installation
@@ -154,7 +155,8 @@ class NotebookSessions:
             return config
         try:
             server = replace(config.server, draft_model=str(find_model(config.server.draft_model)))
-            plan_speculation(server, read_model_config(folder), config.solver.streams)
+            on_gpu = bool(detect_gpus())
+            plan_speculation(replace(config, server=server), read_model_config(folder), config.solver.streams, on_gpu=on_gpu)
         except AimoError as error:  # a draft changes the speed only
             self._draft_problem = str(error)
             server = replace(config.server, speculative="none")

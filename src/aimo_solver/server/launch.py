@@ -157,7 +157,7 @@ def plan_launch(
     gpus = detect_gpus(wheels.path) if gpus is None else gpus
     preset = config.server.preset if config.server.preset != "auto" else _fitting_preset(hf_config, on_gpu=bool(gpus))
     slots = slots or config.solver.streams
-    speculation = plan_speculation(config.server, hf_config, slots)
+    speculation = plan_speculation(config, hf_config, slots, on_gpu=bool(gpus))
     longest = longest_context(preset, config.server, slots, gpus, drafts=speculation is not None)
     given = PresetInput(
         server=config.server,

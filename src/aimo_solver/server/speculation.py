@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from aimo_solver.errors import ModelError
-from aimo_solver.options import SamplingConfig, ServerConfig
+from aimo_solver.config import Config
+from aimo_solver.errors import ConfigError, ModelError
+from aimo_solver.options import SamplingConfig
 
 Method = Literal["ngram", "eagle", "eagle3", "draft_model"]
 
@@ -63,7 +64,7 @@ class Speculation:
         return tuple(map(int, numbers)) >= _ASYNC_SINCE[self.method]
 
 
-def plan_speculation(server: ServerConfig, model_config: Mapping[str, Any], streams: int) -> Speculation | None:
+def plan_speculation(config: Config, model_config: Mapping[str, Any], streams: int, *, on_gpu: bool = True) -> Speculation | None:
     """Returns how tokens are drafted under these options; None if none are.
 
     Args:
@@ -72,17 +73,25 @@ def plan_speculation(server: ServerConfig, model_config: Mapping[str, Any], stre
 
     Raises:
         ModelError: the draft's folder cannot be used, or does not fit the model.
+        ConfigError: vLLM's CPU build would sample wrong tokens.
     """
+    server = config.server
     text = model_config.get("text_config", model_config)
     method: Method | None = "ngram" if server.speculative == "ngram" else None
     draft = None
     if server.draft_model is not None and server.speculative in ("auto", "eagle", "draft"):
         draft = Path(server.draft_model).absolute()
-        config = read_model_config(draft)
-        method = _METHODS.get(server.speculative) or _method_of(config)
-        _check_draft(draft, method, config, text, weights=server.load_format is None)
+        draft_config = read_model_config(draft)
+        method = _METHODS.get(server.speculative) or _method_of(draft_config)
+        _check_draft(draft, method, draft_config, text, weights=server.load_format is None)
     if method is None:
         return None
+    variants = (variant.temperature or 0.0 for variant in config.prompt.variants.values())
+    if not on_gpu and max((config.sampling.temperature, *variants)) > 0:
+        # Its expand_kernel_impl (0.32, cpu_triton_utils.py) converts temperature and top_p to integers and drops the result:
+        # with the embedded model 1 % of the drafted tokens were accepted, and the answers were wrong.
+        problem = "vLLM's CPU build samples wrong tokens under speculation; set sampling.temperature=0, or leave the draft out"
+        raise ConfigError("server.speculative", problem)
     experts = int(text.get("num_local_experts") or text.get("num_experts") or 1)
     tokens = server.speculative_tokens or draft_length(streams, experts, int(text.get("num_experts_per_tok") or 1))
     return Speculation(method=method, tokens=tokens, draft=draft, options=server.speculative_options)
