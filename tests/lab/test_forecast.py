@@ -66,6 +66,7 @@ def test_the_uplift_is_the_mantel_haenszel_odds_ratio() -> None:
         fit_uplift(groups[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("errors", [Errors(0.3, 1.0, -2.0, 2.0), Errors(0.1, -1.5, 1.0, 12.0)])
 def test_errors_are_fitted_as_they_are_drawn(errors: Errors) -> None:
     records = [group([1, 2])]

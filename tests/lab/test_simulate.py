@@ -171,6 +171,7 @@ def test_a_free_slot_takes_the_next_attempt_at_once() -> None:
     assert result.mean_tokens == pytest.approx(16 * 800)
 
 
+@pytest.mark.slow
 def test_a_run_grows_where_time_is_left_and_stays_small_where_it_is_short() -> None:
     groups = [group_of_tuples(n, [(1, 8_000, 0, 0.5), (None, 8_000, 0, 0.5), (2, 8_000, 0, 0.5)]) for n in range(9)]
     configs = {name: parse_configuration(name, Config()) for name in ("default", "default/equal=8@16", "default@grow")}

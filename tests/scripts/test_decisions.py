@@ -21,6 +21,7 @@ import decisions
 from decisions import Case
 
 
+@pytest.mark.slow
 def test_every_speed_is_simulated_once_and_the_best_policies_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
