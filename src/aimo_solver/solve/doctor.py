@@ -35,7 +35,7 @@ async def examine(model: Path, config: Config, wheels: Installation = NOTHING_TO
     machine = describe_environment()
     found = f"{machine['platform']}, {machine['cpus']} CPUs, {machine['memory_gib']} GiB, Python {machine['python']}"
     gpus, imported, kernels = await asyncio.gather(
-        asyncio.to_thread(detect_gpus), asyncio.to_thread(vllm_check, wheels), _try_kernel(config)
+        asyncio.to_thread(detect_gpus, wheels.path), asyncio.to_thread(vllm_check, wheels), _try_kernel(config)
     )
     checks = [Check("machine", Health.OK, found), gpu_check(gpus, wheels.path), imported]
     checks += await asyncio.to_thread(_model_checks, model, config, wheels)
