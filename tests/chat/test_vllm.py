@@ -41,7 +41,7 @@ CONTEXT = 4_096
 
 CODES = [
     "x = 6",
-    "y = 7  # " + "a comment that makes this turn longer than a block of the cache " * 3,
+    "y = 7  # " + "a comment that makes this turn longer than a block of the cache " * 2,
     "print([i * i for i in range(200)])",
     "print('<|end|> <turn|> <|im_end|> </tool_response> ```')",
     "print(x * y)",
@@ -156,7 +156,7 @@ async def test_random_tokens_give_a_record_and_prompts_only_grow(
 ) -> None:
     model = families[name]
     async with PlayedEngine(url) as engine:
-        attempt = await _attempt(engine, model.chat, pool, max_tokens=150, answer_tokens=30, max_turns=5)
+        attempt = await _attempt(engine, model.chat, pool, max_tokens=90, answer_tokens=30, max_turns=5)
     assert attempt.finish_reason in (FinishReason.TOKEN_LIMIT, FinishReason.FORCED, FinishReason.TURN_LIMIT)
     assert len(engine.asked) > 1  # it was asked for its answer
     for turn, (earlier, later) in enumerate(pairwise(engine.asked)):

@@ -79,14 +79,14 @@ async def test_the_loop_is_measured_on_a_real_server(vllm: Served) -> None:
             vocabulary=1_000,
             block_tokens=32,
         )
-        result = await bench_engine(target, streams=(2,), tokens=120, turn_tokens=60)
+        result = await bench_engine(target, streams=(2,), tokens=64, turn_tokens=32)
     by_name = {str(row[1]): dict(zip(result.columns, row, strict=True)) for row in result.rows}
     assert set(by_name) == {"bare", "bare, logprobs 0", "bare, logprobs 5", "loop", "bare, turns", "loop, tools"}
     assert by_name["bare"]["of bare"] == 1
     # The loop sampled as many tokens as the bare engine, and its prompts were cached to the last whole block.
     for name in ("loop", "loop, tools"):
         figures = result.details[f"2 {name}"]
-        assert figures["rates"][0] * figures["seconds"][0] == pytest.approx(2 * 120)
+        assert figures["rates"][0] * figures["seconds"][0] == pytest.approx(2 * 64)
     assert by_name["loop, tools"]["cached of whole blocks"] == 1
     assert all(0 <= seconds < 60 for seconds in result.details["abort_seconds"])
 
