@@ -103,7 +103,9 @@ def test_nvidia_smi_answers_where_nvml_fails_or_hangs(box: Machine, monkeypatch:
     assert box.gpus() == (H100, L4)
 
 
-def test_an_nvidia_smi_that_hangs_once_is_asked_again(box: Machine, tmp_path: Path) -> None:
+@pytest.mark.slow  # the limit leaves time to start a shell beside other work
+def test_an_nvidia_smi_that_hangs_once_is_asked_again(box: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_SMI_S", 1.0)
     box.add_smi(f"[ -e {tmp_path}/asked ] && printf '{LINES}' && exit; touch {tmp_path}/asked; exec sleep 60")
     assert box.gpus() == (H100, L4)
 
