@@ -8,9 +8,9 @@ src/aimo_solver/lab/throughput.json. What was not measured is derived as a curve
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -158,9 +158,9 @@ def make_curves(folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def main() -> None:
-    if len(sys.argv) < 2:
-        raise SystemExit(__doc__)
-    curves = make_curves([Path(name) for name in sys.argv[1:]])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="output of gpu_bench.py; later ones count more")
+    curves = make_curves(parser.parse_args().folders)
     CURVES_FILE.write_text(json.dumps(curves, indent=1) + "\n", encoding="utf-8")
     for name, one in curves.items():
         row = zip(one["streams"], one["step_ms"][one["depths"].index(16_000)], strict=True)

@@ -321,7 +321,7 @@ class Workspace:
     endpoint: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("Makefile", "scripts", "data", "requirements.lock", "pyproject.toml"):
+        for name in ("Makefile", "scripts", "data", "requirements.lock", "requirements-image.txt", "pyproject.toml"):
             (self.folder / name).symlink_to(ROOT / name)
         (self.folder / ".venv").symlink_to(sys.prefix)
         warmup = (ROOT / "data" / "warmup.csv").read_text(encoding="utf-8").splitlines(keepends=True)

@@ -67,6 +67,9 @@ def test_make_targets_exist() -> None:
     assert wanted <= targets
 
 
+WITH_SUBCOMMANDS = {"finetune", "learning_proof", "policy_bench", "train_pocket_model"}
+
+
 @pytest.mark.slow
 def test_options_and_stages_of_scripts_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     def printed(script: str, *words: str) -> str:
@@ -81,7 +84,7 @@ def test_options_and_stages_of_scripts_exist(monkeypatch: pytest.MonkeyPatch) ->
     for command in SCRIPTS:
         script, rest = command.words[1], command.words[2:]
         assert (ROOT / script).is_file(), command
-        group = rest[:1] if script.endswith(("train_pocket_model.py", "policy_bench.py")) else ()
+        group = rest[:1] if Path(script).stem in WITH_SUBCOMMANDS else ()
         if (script, *group) not in helps:
             flag = "--list" if script.endswith("gpu_bench.py") and "--list" not in rest else "--help"
             helps[script, *group] = printed(script, *group, "--help") + (printed(script, flag) if flag == "--list" else "")

@@ -42,7 +42,7 @@ def test_an_interrupted_training_continues_and_writes_a_whole_model(tmp_path: Pa
     command = ("sft", "--model", MODEL, "--data", data, "--out", out, "--batch", 1, "--rows", 1, "--learning-rate", 1e-3)
     first = start(*command)
     end = time.monotonic() + 120
-    while not list(tmp_path.glob("new.checkpoints/checkpoint-*")) and time.monotonic() < end:
+    while not list(tmp_path.glob("new.checkpoints/checkpoint-*/trainer_state.json")) and time.monotonic() < end:
         time.sleep(0.1)
     first.send_signal(signal.SIGINT)
     first.communicate(timeout=60)
