@@ -168,6 +168,12 @@ def test_a_model_folder_without_a_tokenizer_is_refused(tmp_path: Path, problems:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_draft_that_cannot_be_used_is_refused_before_there_is_a_run(tmp_path: Path, problems: Path) -> None:
+    out = tmp_path / "out"
+    assert_refused(run("evaluate", problems, "--out", out, "--set", f"server.draft_model={tmp_path}"), "has no config.json")
+    assert not out.exists()
+
+
 def test_an_unreachable_endpoint_is_refused(tmp_path: Path, problems: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     assert_refused(run("evaluate", problems, "--endpoint", url, "--out", tmp_path / "run"), "does not answer")

@@ -24,6 +24,7 @@ from aimo_solver.log.resume import resume_run
 from aimo_solver.log.writer import RunLog
 from aimo_solver.options import AnswersConfig
 from aimo_solver.problems import Problem
+from aimo_solver.server.launch import plan_launch
 from aimo_solver.solve.attempt import keep_answer
 from aimo_solver.solve.endpoint import Endpoint, endpoint_session
 from aimo_solver.solve.evaluate import evaluate
@@ -106,7 +107,10 @@ class Evaluation:
 
     def _config(self, earlier: RunRecord | None) -> Config:
         least = {"solver": {"parallel": max(1, len(self.endpoints))}}
-        return load_config(least, self.model if earlier is None else earlier.config, self.config_file, settings=self.settings)
+        config = load_config(least, self.model if earlier is None else earlier.config, self.config_file, settings=self.settings)
+        if not self.endpoints:
+            plan_launch(self.model, config)  # refuses what no server can be started with, before there is a run
+        return config
 
     def _run(
         self, directory: Path, started: float, problems: Sequence[Problem], config: Config, earlier: RunRecord | None
