@@ -253,7 +253,7 @@ def tensor_parallel(given: PresetInput) -> int:
     """Returns the GPUs that share one copy of the model."""
     if given.server.tensor_parallel is not None:
         return given.server.tensor_parallel
-    # One copy over all GPUs: several copies would split the prefix cache, which every turn of an attempt relies on.
+    # One copy over all GPUs: 1.24 to 1.40 times the speed of two copies on two H200s (docs/benchmarks.md).
     share = max(1, len(given.gpus) // given.server.data_parallel)
     return 1 << (share.bit_length() - 1)
 
