@@ -20,7 +20,6 @@ from aimo_solver.config import load_config
 from aimo_solver.errors import EndpointError, ServerStartError
 from aimo_solver.lab.bench.table import BenchResult
 from aimo_solver.server.flags import Variable
-from aimo_solver.server.ladder import next_plan
 from aimo_solver.server.launch import LaunchPlan, plan_launch
 from aimo_solver.server.machine import detect_gpus
 from aimo_solver.server.supervisor import Supervisor
@@ -157,9 +156,7 @@ async def _force(fault: Fault, plan: LaunchPlan, log: Path) -> tuple[Any, ...]:
     events: list[dict[str, Any]] = []
     serves = "yes"
     async with plan.engine() as engine:
-        supervisor = Supervisor(
-            plan, next_plan, plan.config.server, engine, log, lambda kind, **values: events.append({"kind": kind} | values)
-        )
+        supervisor = Supervisor(plan, engine, log, lambda kind, **values: events.append({"kind": kind} | values))
         began = time.monotonic()
         try:
             with fault.forced(plan, log):

@@ -86,10 +86,6 @@ class ServerSpawnError(ServerStartError):
     """No process could be started."""
 
 
-class ServerDiedError(ServerError):
-    """The server was ready and has died."""
-
-
 class EngineError(AimoError):
     """A completion request failed."""
 

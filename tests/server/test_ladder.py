@@ -194,7 +194,7 @@ async def test_a_real_server_starts_in_spite_of_an_unknown_flag_and_a_taken_port
             steps.append(values["step"])
 
     async with planned.engine() as engine:
-        supervisor = Supervisor(planned, next_plan, planned.config.server, engine, tmp_path / "server.log", note)
+        supervisor = Supervisor(planned, engine, tmp_path / "server.log", note)
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", planned.port))
             taken.listen()

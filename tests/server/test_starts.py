@@ -15,8 +15,7 @@ from aimo_solver.server.failures import Failure, FailureCause
 from aimo_solver.server.ladder import next_plan
 from aimo_solver.server.launch import LaunchPlan, plan_launch
 from aimo_solver.server.process import ServerCommand, ServerProcess
-from aimo_solver.server.starts import StartHistory
-from aimo_solver.server.supervisor import Supervisor
+from aimo_solver.server.supervisor import StartHistory, Supervisor
 from tests.conftest import H100, MODEL
 
 LOWER = Failure(FailureCause.LOADING_MEMORY)
@@ -49,7 +48,7 @@ async def boot(history: StartHistory, plan: LaunchPlan, starts: Starts, monkeypa
 
     async with plan.engine() as engine:
         first = history.first_plan(plan)
-        supervisor = Supervisor(first, next_plan, plan.config.server, engine, Path("/dev/null"), ignore, pause_s=0.0)
+        supervisor = Supervisor(first, engine, Path("/dev/null"), ignore, pause_s=0.0)
         try:
             await history.start(supervisor)
         finally:

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ import pytest
 import pytest_asyncio
 
 from aimo_solver.chat.families import load_chat_format
+from aimo_solver.config import Config
 from aimo_solver.errors import EngineLost, ServerStartError
 from aimo_solver.log.writer import NullLog
 from aimo_solver.options import SamplingConfig, ServerConfig
+from aimo_solver.server import supervisor
 from aimo_solver.server.adjustments import UNADJUSTED, Adjustments
 from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.failures import Failure
@@ -38,6 +40,7 @@ class Scripted:
 
     commands: tuple[ServerCommand, ...]
     url: str
+    config: Config
     adjustments: Adjustments = UNADJUSTED
 
     @property
@@ -47,7 +50,14 @@ class Scripted:
 
 def scripted_next(plan: Scripted, failure: Failure, *, last: bool, port: int) -> Scripted:
     steps = (*plan.adjustments.steps, f"{failure.cause.value}{', last' if last else ''}")
-    return Scripted(plan.commands[1:] or plan.commands, plan.url, replace(plan.adjustments, steps=steps))
+    return replace(plan, commands=plan.commands[1:] or plan.commands, adjustments=replace(plan.adjustments, steps=steps))
+
+
+def supervise(
+    commands: Sequence[ServerCommand], url: str, engine: VllmEngine, log: Path, note: Callable[..., None], **options: Any
+) -> Supervisor:
+    plan: Any = Scripted(tuple(commands), url, Config(server=ServerConfig(start_timeout_s=60, **options)))
+    return Supervisor(plan, engine, log, note, pause_s=0.01)
 
 
 class Bench:
@@ -62,13 +72,11 @@ class Bench:
         self.bad = python("import sys; print('no memory left'); sys.exit(3)")
         self.log = folder / "server.log"
         self.events: list[tuple[str, dict[str, Any]]] = []
-        self.supervisor: Supervisor[Scripted]
+        self.supervisor: Supervisor
 
-    async def start(self, *commands: ServerCommand, restarts: int = 3, stall_s: float = 60.0) -> Supervisor[Scripted]:
-        options = ServerConfig(start_timeout_s=60, stall_s=stall_s, restarts=restarts)
-        self.supervisor = Supervisor(
-            Scripted(commands, self.engine.base_url), scripted_next, options, self.engine, self.log, self.note, pause_s=0.01
-        )
+    async def start(self, *commands: ServerCommand, restarts: int = 3, stall_s: float = 60.0) -> Supervisor:
+        options = {"stall_s": stall_s, "restarts": restarts}
+        self.supervisor = supervise(commands, self.engine.base_url, self.engine, self.log, self.note, **options)
         await self.supervisor.start()
         return self.supervisor
 
@@ -98,9 +106,11 @@ class Bench:
 @pytest_asyncio.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     bench = Bench(tmp_path)
-    yield bench
-    if hasattr(bench, "supervisor"):
-        await asyncio.wait_for(bench.supervisor.stop(), 60)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(supervisor, "next_plan", scripted_next)
+        yield bench
+        if hasattr(bench, "supervisor"):
+            await asyncio.wait_for(bench.supervisor.stop(), 60)
     await bench.engine.close()
 
 
@@ -178,9 +188,7 @@ async def test_a_process_that_the_system_does_not_start_is_not_the_commands_faul
 
 async def test_the_client_follows_the_server_to_another_port(bench: Bench) -> None:
     url, bench.engine.base_url = bench.engine.base_url, "http://127.0.0.1:1"
-    bench.supervisor = Supervisor(
-        Scripted((bench.good,), url), scripted_next, ServerConfig(), bench.engine, bench.log, bench.note, pause_s=0.01
-    )
+    bench.supervisor = supervise([bench.good], url, bench.engine, bench.log, bench.note)
     await bench.supervisor.start()
     assert bench.engine.base_url == url
 

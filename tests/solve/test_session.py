@@ -25,8 +25,7 @@ from aimo_solver.server.failures import Failure, FailureCause
 from aimo_solver.server.ladder import safest
 from aimo_solver.server.launch import plan_launch
 from aimo_solver.server.process import ServerCommand
-from aimo_solver.server.starts import StartHistory
-from aimo_solver.server.supervisor import Supervisor
+from aimo_solver.server.supervisor import StartHistory, Supervisor
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation
 from aimo_solver.solve import session
 from tests.conftest import H100, MODEL

@@ -30,7 +30,7 @@ from aimo_solver.server.versions import recorded_versions
 from aimo_solver.server.wheels import Installation
 
 if TYPE_CHECKING:
-    from aimo_solver.server.starts import StartHistory
+    from aimo_solver.server.supervisor import StartHistory
     from aimo_solver.solve.session import Session
 
 _NUMBERS_TRIED = 3  # another run may take a number after the folder was listed
@@ -81,7 +81,7 @@ class NotebookSessions:
         # Their dependencies are imported after the gateway is served.
         from aimo_solver.kaggle.meter import ServerMeter
         from aimo_solver.kaggle.summary import summarise_boot
-        from aimo_solver.server.starts import StartHistory
+        from aimo_solver.server.supervisor import StartHistory
         from aimo_solver.solve.session import local_session
 
         folder = await asyncio.to_thread(find_model, self._model)

@@ -23,7 +23,6 @@ __all__ = [
     "process",
     "readahead",
     "speculation",
-    "starts",
     "supervisor",
     "versions",
     "warmup",

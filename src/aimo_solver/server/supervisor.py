@@ -1,4 +1,4 @@
-"""Supervision of a vLLM server: one that died, hangs or does not answer is restarted."""
+"""Supervision of a vLLM server: one that died, hangs or does not answer is restarted; how, is kept for later boots."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import logging
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
 
-from aimo_solver.errors import ServerDiedError, ServerSpawnError, ServerStartError
-from aimo_solver.options import ServerConfig
-from aimo_solver.server.adjustments import Adjustments
+from aimo_solver.errors import ServerError, ServerSpawnError, ServerStartError
 from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.failures import Failure, FailureCause, read_failure
-from aimo_solver.server.process import ServerCommand, ServerProcess, free_port
+from aimo_solver.server.ladder import next_plan, safest
+from aimo_solver.server.launch import LaunchPlan
+from aimo_solver.server.process import ServerProcess, free_port
 
 _POLL_S = 0.25
 _PROBE_S = 2.0  # between two probes of an idle server
@@ -25,29 +25,7 @@ _LONGEST_PAUSE_S = 30.0  # between two starts that fail
 log = logging.getLogger(__name__)
 
 
-class StartPlan(Protocol):
-    """What a supervisor uses of a `LaunchPlan`."""
-
-    @property
-    def command(self) -> ServerCommand: ...
-
-    @property
-    def url(self) -> str: ...
-
-    @property
-    def adjustments(self) -> Adjustments: ...
-
-
-P = TypeVar("P", bound=StartPlan)
-
-
-class NextPlan(Protocol[P]):
-    """See `ladder.next_plan`."""
-
-    def __call__(self, plan: P, failure: Failure, *, last: bool, port: int) -> P: ...
-
-
-class Supervisor(Generic[P]):
+class Supervisor:
     """Keeps one server running, with a bounded number of restarts. Attempts wait meanwhile (`Engine.wait_ready`).
 
     It counts the engine's `faults`, and sets its `lost` when no restart is left.
@@ -60,9 +38,7 @@ class Supervisor(Generic[P]):
 
     def __init__(
         self,
-        plan: P,
-        next_plan: NextPlan[P],
-        options: ServerConfig,
+        plan: LaunchPlan,
         engine: VllmEngine,
         log_path: Path | None,
         on_event: Callable[..., None],
@@ -80,18 +56,16 @@ class Supervisor(Generic[P]):
             pause_s: after a start that failed; doubled from one to the next.
         """
         self.plan = plan
-        self.served: P | None = None
-        self._next_plan = next_plan
-        self._options = options
+        self.served: LaunchPlan | None = None
+        self.server = ServerProcess(plan.command, log_path)
+        self._options = plan.config.server
         self._engine = engine
         self._log_path = log_path
         self._on_event = on_event
         self._pause_s = pause_s
-        self._restarts_left = options.restarts
-        self._repeated = False
         self._tokens_at_start = 0
         self._watcher: asyncio.Task[None] | None = None
-        self.server = ServerProcess(plan.command, log_path)
+        self.refill()
 
     async def start(self) -> None:
         """Starts the server; returns when it is ready. From then on it is watched.
@@ -146,11 +120,10 @@ class Supervisor(Generic[P]):
         self._restarts_left -= 1
         self._repeated = False
         last = self._restarts_left == 0
-        before, self.plan = self.plan, self._next_plan(self.plan, failure, last=last, port=free_port())
+        before, self.plan = self.plan, next_plan(self.plan, failure, last=last, port=free_port())
         steps = self.plan.adjustments.steps[len(before.adjustments.steps) :]
-        self._report(
-            "server_adjusted", step="; ".join(steps) or f"nothing is left to change ({failure.cause})", line=failure.line
-        )
+        step = "; ".join(steps) or f"nothing is left to change ({failure.cause})"
+        self._report("server_adjusted", step=step, line=failure.line)
 
     async def _watch(self) -> None:
         while self._engine.lost is None:
@@ -196,7 +169,7 @@ class Supervisor(Generic[P]):
         self._engine.faults += 1
         hung = self.server.alive
         await self.server.stop(grace_s=0.0)
-        error = self.server.error(ServerDiedError, problem)
+        error = self.server.error(ServerError, problem)
         self._report("server_fault", error=str(error), restarts_left=self._restarts_left)
         if self._restarts_left == 0:
             self._engine.lost = error
@@ -213,3 +186,39 @@ class Supervisor(Generic[P]):
             self._on_event(kind, **values)
         except Exception:  # of the observer; supervision goes on
             log.exception("the event %s could not be reported", kind)
+
+
+class StartHistory:
+    """The starts of a run: a boot begins with the adjustments that served before, and the last that fits with the safest flags.
+
+    A boot whose server never came up leaves no adjustments: what failed then may be gone, such as memory that another process
+    took or a mount that came late.
+    """
+
+    def __init__(self, left_s: Callable[[], float] = lambda: float("inf")) -> None:
+        """`left_s` returns the seconds that the run has left."""
+        self.left_s = left_s
+        self._failed_s = 0.0  # that the last boot needed to fail
+        self._supervisor: Supervisor | None = None
+
+    def first_plan(self, plan: LaunchPlan) -> LaunchPlan:
+        """Returns the plan of a boot's first start."""
+        if self._supervisor is not None and self._supervisor.served is not None:
+            plan = replace(plan, adjustments=self._supervisor.served.adjustments)
+        if self.left_s() < 2 * self._failed_s:
+            plan = safest(plan, Failure(FailureCause.UNKNOWN))
+        return plan
+
+    async def start(self, supervisor: Supervisor) -> None:
+        """Starts a server, and notes how that ended.
+
+        Raises:
+            ServerStartError: it did not come up.
+        """
+        began = time.monotonic()
+        try:
+            await supervisor.start()
+        except ServerStartError:
+            self._failed_s = time.monotonic() - began
+            raise
+        self._supervisor, self._failed_s = supervisor, 0.0

@@ -24,12 +24,10 @@ from aimo_solver.server.checks import Health, kv_check
 from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.compile_cache import add_cache
 from aimo_solver.server.completions import read_drafts
-from aimo_solver.server.ladder import next_plan
 from aimo_solver.server.launch import LaunchPlan, check_model, plan_launch
 from aimo_solver.server.readahead import read_ahead
 from aimo_solver.server.speculation import without_min_p
-from aimo_solver.server.starts import StartHistory
-from aimo_solver.server.supervisor import Supervisor
+from aimo_solver.server.supervisor import StartHistory, Supervisor
 from aimo_solver.server.versions import difference, recorded_versions, running_versions
 from aimo_solver.server.warmup import warm_up
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation
@@ -115,7 +113,7 @@ async def local_session(
         plan = history.first_plan(plan)
         engine = plan.engine()
         boot.close_later("engine", engine.close)
-        supervisor = Supervisor(plan, next_plan, config.server, engine, log.server_log, log.event)
+        supervisor = Supervisor(plan, engine, log.server_log, log.event)
         boot.close_later("server", supervisor.stop)
         await boot.stage("server", history.start(supervisor))
         overtaken.set()
@@ -146,7 +144,7 @@ async def check_cache(engine: VllmEngine, streams: int, log: RunLog) -> str | No
 class _RestartRefill(Observer):
     """Gives the server's restarts back after a problem that was answered."""
 
-    def __init__(self, supervisor: Supervisor[LaunchPlan]) -> None:
+    def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
 
     def problem_finished(self, result: ProblemResult) -> None:
