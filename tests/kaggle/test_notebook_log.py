@@ -16,7 +16,7 @@ from aimo_solver.config import Config
 from aimo_solver.kaggle.sessions import open_log
 from aimo_solver.log.reader import read_run
 from aimo_solver.log.writer import NullLog, RunLog
-from aimo_solver.server.versions import Versions
+from aimo_solver.server.machine import Versions
 
 
 def opened(directory: Path) -> RunLog:

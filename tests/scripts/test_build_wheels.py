@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aimo_solver.server.versions import Versions, recorded_versions
+from aimo_solver.server.machine import Versions, recorded_versions
 from tests.conftest import ROOT
 from tests.server.test_wheels import make_wheel
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from aimo_solver.server.versions import Versions, difference, recorded_versions, running_versions
+from aimo_solver.server.machine import Versions, difference, recorded_versions, running_versions
 from tests.conftest import H100
 
 RECORDED = Versions(python="3.12.13", vllm="0.26.0", torch="2.11.0", cuda="13.0", driver="580.105.08")

@@ -24,9 +24,8 @@ from aimo_solver.log.writer import NullLog, RunLog
 from aimo_solver.paths import find_compile_cache, find_model
 from aimo_solver.server.checks import Check, Health
 from aimo_solver.server.launch import LaunchPlan
-from aimo_solver.server.machine import detect_gpus
+from aimo_solver.server.machine import detect_gpus, recorded_versions
 from aimo_solver.server.speculation import plan_speculation, read_model_config
-from aimo_solver.server.versions import recorded_versions
 from aimo_solver.server.wheels import Installation
 
 if TYPE_CHECKING:

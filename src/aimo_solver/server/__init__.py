@@ -24,7 +24,6 @@ __all__ = [
     "readahead",
     "speculation",
     "supervisor",
-    "versions",
     "warmup",
     "wheels",
 ]

@@ -17,9 +17,8 @@ import psutil
 
 from aimo_solver.options import BudgetConfig
 from aimo_solver.server.launch import LaunchPlan
-from aimo_solver.server.machine import Gpu, cuda_version
+from aimo_solver.server.machine import Gpu, cuda_version, difference, recorded_versions, running_versions
 from aimo_solver.server.speculation import read_model_config
-from aimo_solver.server.versions import difference, recorded_versions, running_versions
 from aimo_solver.server.wheels import Installation
 
 # Least major version of the driver by the major version of CUDA (NVIDIA's table "CUDA Toolkit and Minimum Driver Versions").

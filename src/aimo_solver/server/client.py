@@ -11,31 +11,13 @@ import contextlib
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
 
-from aimo_solver.errors import (
-    ContextExceeded,
-    EndpointError,
-    EngineError,
-    EngineLost,
-    EngineRejected,
-    EngineUnavailable,
-    ServerError,
-)
+from aimo_solver import errors
 from aimo_solver.options import SamplingConfig
-from aimo_solver.server.completions import (
-    ServedModel,
-    read_body,
-    read_chunk,
-    read_kv_tokens,
-    read_messages,
-    read_models,
-    refusal,
-    sampling_fields,
-)
+from aimo_solver.server import completions
 from aimo_solver.server.engine import Chunk, CompletionRequest
 from aimo_solver.server.speculation import without_min_p
 
@@ -81,7 +63,7 @@ class VllmEngine:
         self.running = 0
         self.failures = 0
         self.faults = 0
-        self.lost: ServerError | None = None
+        self.lost: errors.ServerError | None = None
         self._sampling = sampling
         self._ranks: dict[str, int] = {}  # of conversations
         self._running_on = [0] * copies
@@ -92,7 +74,7 @@ class VllmEngine:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -117,28 +99,28 @@ class VllmEngine:
             async with self._open().post(url, json=self._body(request), headers=headers) as response:
                 try:
                     if response.status != 200:
-                        raise refusal(response.status, await read_body(response))
+                        raise completions.refusal(response.status, await completions.read_body(response))
                     sampled, finished = 0, False
-                    async for message in read_messages(response.content):
-                        chunk = read_chunk(message)
+                    async for message in completions.read_messages(response.content):
+                        chunk = completions.read_chunk(message)
                         sampled += len(chunk.token_ids)
                         if chunk.token_ids:
                             self.tokens_streamed += len(chunk.token_ids)
                             self.failures = 0
                         finished = finished or chunk.finish is not None
                         if finished and not sampled:
-                            raise EngineRejected(200, _NO_TOKEN_IDS)
+                            raise errors.EngineRejected(200, _NO_TOKEN_IDS)
                         yield chunk
                     if not finished:
-                        raise EngineUnavailable("the stream ended without a finish reason")
+                        raise errors.EngineUnavailable("the stream ended without a finish reason")
                 finally:
                     # The server aborts the request when the connection is closed, not when it is returned to the pool.
                     response.close()
-        except ContextExceeded as error:
+        except errors.ContextExceeded as error:
             self.context_tokens = min(self.context_tokens, error.context_tokens or self.context_tokens)
             raise
         except (aiohttp.ClientError, OSError) as error:
-            raise EngineUnavailable(f"{type(error).__name__}: {error}") from error
+            raise errors.EngineUnavailable(f"{type(error).__name__}: {error}") from error
         finally:
             self.running -= 1
             if rank is not None:
@@ -157,7 +139,7 @@ class VllmEngine:
         try:
             if self.failures:
                 await self.probe(timeout_s)
-        except EndpointError:
+        except errors.EndpointError:
             return False
         return True
 
@@ -172,15 +154,15 @@ class VllmEngine:
                 async for _ in chunks:
                     pass
         except TimeoutError:
-            raise EndpointError(self.base_url, f"samples no token within {timeout_s:.0f} s") from None
-        except EngineError as error:
-            raise EndpointError(self.base_url, f"samples no token: {' '.join(str(error).split())}") from None
+            raise errors.EndpointError(self.base_url, f"samples no token within {timeout_s:.0f} s") from None
+        except errors.EngineError as error:
+            raise errors.EndpointError(self.base_url, f"samples no token: {' '.join(str(error).split())}") from None
 
     async def wait_ready(self) -> None:
         """Waits for a server that answers; see `Engine.wait_ready`."""
         while not await self.ready():
             if self.lost is not None:
-                raise EngineLost(str(self.lost)) from self.lost
+                raise errors.EngineLost(str(self.lost)) from self.lost
             await asyncio.sleep(0.25)
 
     async def ready(self) -> bool:
@@ -188,52 +170,53 @@ class VllmEngine:
         if not await self.healthy():
             return False
         # A list that cannot be read does no harm: a request that is too long is refused, and then shortened.
-        with contextlib.suppress(EndpointError):
+        with contextlib.suppress(errors.EndpointError):
             contexts = {served.name: served.context_tokens for served in await self.served_models()}
             self.context_tokens = contexts.get(self.model) or self.context_tokens
         return True
 
-    async def served_models(self) -> list[ServedModel]:
+    async def served_models(self) -> list[completions.ServedModel]:
         """Returns the models that the server lists.
 
         Raises:
             EndpointError: it does not answer, or its answer cannot be read.
         """
         try:
-            timeout = aiohttp.ClientTimeout(total=20)
-            async with self._open().get(f"{self.base_url}/v1/models", timeout=timeout) as response:
-                status, body = response.status, await read_body(response)
+            status, body = await self._get("/v1/models", 20.0)
         except (aiohttp.ClientError, aiohttp.InvalidURL, OSError) as error:
             problem = f"does not answer ({type(error).__name__}); start the server, or check host and port"
-            raise EndpointError(self.base_url, problem) from None
+            raise errors.EndpointError(self.base_url, problem) from None
         if status != 200:
-            raise EndpointError(self.base_url, f"answers {status} to /v1/models; check that it is a vLLM server, and the API key")
+            problem = f"answers {status} to /v1/models; check that it is a vLLM server, and the API key"
+            raise errors.EndpointError(self.base_url, problem)
         try:
-            return read_models(body)
+            return completions.read_models(body)
         except ValueError:
-            raise EndpointError(self.base_url, "does not list models as an OpenAI-compatible server does") from None
+            raise errors.EndpointError(self.base_url, "does not list models as an OpenAI-compatible server does") from None
 
     async def kv_cache_tokens(self) -> int | None:
         """Returns how many tokens the server's KV cache holds; None if it does not report that."""
-        return read_kv_tokens(await self.metrics())
+        return completions.read_kv_tokens(await self.metrics())
 
     async def metrics(self) -> str:
         """Returns the text of `/metrics`, "" if there is none."""
         try:
-            timeout = aiohttp.ClientTimeout(total=5)
-            async with self._open().get(f"{self.base_url}/metrics", timeout=timeout) as response:
-                return await read_body(response) if response.status == 200 else ""
+            status, body = await self._get("/metrics", 5.0)
         except (aiohttp.ClientError, OSError):
             return ""
+        return body if status == 200 else ""
 
     async def healthy(self, timeout_s: float = 5.0) -> bool:
         """Returns whether the server's `/health` answers 200 in time."""
         try:
-            timeout = aiohttp.ClientTimeout(total=timeout_s)
-            async with self._open().get(f"{self.base_url}/health", timeout=timeout) as response:
-                return response.status == 200
+            return (await self._get("/health", timeout_s))[0] == 200
         except (aiohttp.ClientError, OSError):
             return False
+
+    async def _get(self, page: str, timeout_s: float) -> tuple[int, str]:
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        async with self._open().get(self.base_url + page, timeout=timeout) as response:
+            return response.status, await completions.read_body(response)
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -251,5 +234,5 @@ class VllmEngine:
             "max_tokens": request.max_tokens,
             "stop_token_ids": list(request.stop_token_ids),
             "stop": list(request.stop_strings),
-            **sampling_fields(without_min_p(sampling) if self.speculates else sampling),
+            **completions.sampling_fields(without_min_p(sampling) if self.speculates else sampling),
         }

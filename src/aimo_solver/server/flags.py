@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
+from aimo_solver.config import Config
 from aimo_solver.options import ServerConfig
 from aimo_solver.server.adjustments import GRAPH_FLAGS, UNADJUSTED, Adjustments, Graphs
 from aimo_solver.server.machine import Gpu
@@ -45,36 +46,40 @@ class Variable:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PresetInput:
-    """What the values of a preset depend on; `vllm` is the installed version, "" if unknown."""
+    """What the flags and variables of a server depend on.
 
-    server: ServerConfig
+    Attributes:
+        slots: requests that run side by side.
+        speculation: how tokens are drafted; None if they are not. Failed starts may leave drafts out, not their sampling.
+        longest: tokens of the longest prompt and answer together; failed starts may lower it.
+        vllm: the installed version, "" if unknown.
+        adjustments: what failed starts have changed.
+    """
+
+    config: Config
     slots: int
-    gpus: Sequence[Gpu]
-    context_tokens: int
+    gpus: tuple[Gpu, ...]
     speculation: Speculation | None
+    longest: int
     vllm: str
     adjustments: Adjustments = UNADJUSTED
 
     @property
+    def context_tokens(self) -> int:
+        """Longest prompt and answer together."""
+        return self.adjustments.context_tokens or self.longest
+
+    @property
+    def drafting(self) -> Speculation | None:
+        """The speculation, None after failed starts that left it out."""
+        return self.speculation if self.adjustments.speculation else None
+
+    @property
     def step_tokens(self) -> int:
         """Tokens of one stream in a decode step: the one that is certain to be sampled, and the drafted ones."""
-        return 1 if self.speculation is None else 1 + self.speculation.tokens
-
-    def adjusted(self, adjustments: Adjustments) -> PresetInput:
-        """Returns these values with the adjustments."""
-        return replace(
-            self,
-            server=replace(
-                self.server,
-                memory_share=adjustments.memory_share or self.server.memory_share,
-                moe_backend=adjustments.moe_backend or self.server.moe_backend,
-            ),
-            context_tokens=adjustments.context_tokens or self.context_tokens,
-            speculation=self.speculation if adjustments.speculation else None,
-            adjustments=adjustments,
-        )
+        return 1 + (self.drafting.tokens if self.drafting is not None else 0)
 
 
 COMMON_VARIABLES = (
@@ -135,7 +140,7 @@ def _gpu(given: PresetInput, *, memory_share: float, fp8_cache: bool) -> _Settin
         Flag("--no-enable-flashinfer-autotune", None, "no FlashInfer kernel is used, so there is nothing to tune"),
         Flag("--tensor-parallel-size", str(tensor_parallel(given)), "GPUs that share one copy of the model"),
     ]
-    ahead = given.speculation is None or given.speculation.schedules_ahead(given.vllm)
+    ahead = given.drafting is None or given.drafting.schedules_ahead(given.vllm)
     if ahead and given.adjustments.graphs is not Graphs.NONE:
         flags.append(Flag("--async-scheduling", None, "schedules the next step while this one runs"))
     if fp8_cache and given.gpus and min(gpu.capability for gpu in given.gpus) >= _HOPPER:
@@ -232,29 +237,29 @@ def longest_context(preset: str, server: ServerConfig, slots: int, gpus: Sequenc
 
 def user_flags(given: PresetInput) -> tuple[Flag, ...]:
     """Returns what the user set, on top of any preset."""
-    server = given.server
-    chosen = "set by the user"
+    server, chosen = given.config.server, "set by the user"
     values = {
-        "--gpu-memory-utilization": server.memory_share,
+        "--gpu-memory-utilization": given.adjustments.memory_share or server.memory_share,
         "--kv-cache-dtype": server.kv_cache_dtype,
         "--attention-backend": server.attention_backend,
-        "--moe-backend": server.moe_backend,
+        "--moe-backend": given.adjustments.moe_backend or server.moe_backend,
         "--quantization": server.quantization,
         "--load-format": server.load_format,
         "--data-parallel-size": server.data_parallel if server.data_parallel > 1 else None,
     }
     flags = [Flag(name, str(value), chosen) for name, value in values.items() if value is not None]
-    if given.speculation is not None:
-        flags.append(Flag("--speculative-config", given.speculation.as_json(), chosen))
+    if given.drafting is not None:
+        flags.append(Flag("--speculative-config", given.drafting.as_json(), chosen))
     return tuple(flags)
 
 
 def tensor_parallel(given: PresetInput) -> int:
     """Returns the GPUs that share one copy of the model."""
-    if given.server.tensor_parallel is not None:
-        return given.server.tensor_parallel
+    server = given.config.server
+    if server.tensor_parallel is not None:
+        return server.tensor_parallel
     # One copy over all GPUs: 1.24 to 1.40 times the speed of two copies on two H200s (docs/benchmarks.md).
-    share = max(1, len(given.gpus) // given.server.data_parallel)
+    share = max(1, len(given.gpus) // server.data_parallel)
     return 1 << (share.bit_length() - 1)
 
 

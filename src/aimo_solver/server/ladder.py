@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from aimo_solver.server.adjustments import Adjustments, Graphs
 from aimo_solver.server.failures import Failure, FailureCause
@@ -87,26 +88,19 @@ def _smaller_context(plan: LaunchPlan, failure: Failure) -> tuple[Adjustments, s
     return replace(plan.adjustments, context_tokens=lower), f"context {context} -> {lower}"
 
 
-def _marlin(plan: LaunchPlan, _: Failure) -> tuple[Adjustments, str]:
-    return replace(plan.adjustments, moe_backend="marlin"), "experts by Marlin"
-
-
-def _no_fork(plan: LaunchPlan, _: Failure) -> tuple[Adjustments, str]:
-    return replace(plan.adjustments, fork=False), "no fork"
-
-
-def _no_speculation(plan: LaunchPlan, _: Failure) -> tuple[Adjustments, str]:
-    return replace(plan.adjustments, speculation=False), "no speculation"
-
-
 def _fewer_graphs(plan: LaunchPlan, _: Failure) -> tuple[Adjustments, str]:
     fewer = Graphs.FEWER if plan.adjustments.graphs is Graphs.ALL else plan.adjustments.graphs
     return replace(plan.adjustments, graphs=fewer), "fewer graphs"
 
 
-def _no_graphs(plan: LaunchPlan, _: Failure) -> tuple[Adjustments, str]:
-    return replace(plan.adjustments, graphs=Graphs.NONE), "no graphs, no compilation"
+def _setting(step: str, **values: Any) -> _Change:
+    return lambda plan, _: (replace(plan.adjustments, **values), step)
 
+
+_marlin = _setting("experts by Marlin", moe_backend="marlin")
+_no_fork = _setting("no fork", fork=False)
+_no_speculation = _setting("no speculation", speculation=False)
+_no_graphs = _setting("no graphs, no compilation", graphs=Graphs.NONE)
 
 _ANSWERS: Mapping[FailureCause, tuple[_Change, ...]] = {
     FailureCause.FLAG: (_drop_flags,),

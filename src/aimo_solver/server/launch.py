@@ -13,74 +13,49 @@ from pathlib import Path
 from typing import Any
 
 from aimo_solver.config import Config
-from aimo_solver.errors import ModelError
-from aimo_solver.server.adjustments import UNADJUSTED, Adjustments, without_flags
+from aimo_solver.errors import ConfigError, ModelError
+from aimo_solver.server.adjustments import without_flags
 from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.flags import Flag, PresetInput, Variable, longest_context, planned_settings, tensor_parallel
 from aimo_solver.server.machine import Gpu, detect_gpus, installed_flags, installed_vllm
 from aimo_solver.server.process import ServerCommand, free_port
-from aimo_solver.server.sharding import check_sharding
-from aimo_solver.server.speculation import Speculation, plan_speculation, read_model_config
+from aimo_solver.server.speculation import plan_speculation, read_model_config
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, SERVER_MODULE, Installation
 
-SERVED_NAME = "model"
+_MOST_GPUS = 64  # of the numbers that a message names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LaunchPlan:
+class LaunchPlan(PresetInput):
     """How one server is started.
 
     Attributes:
         preset: a name in `PRESETS`.
-        given: what the preset's values depend on.
         vocabulary: token ids below it are valid.
         wheels: the environment in which vLLM is installed.
         known_flags: flags of the installed vLLM; None keeps every flag.
         port: on the loopback interface.
-        adjustments: what failed starts have changed.
         cache_variables: where compiled code is kept.
         served_name: the model's name in requests.
     """
 
     model: Path
-    config: Config
     preset: str
-    given: PresetInput
     vocabulary: int
     wheels: Installation
     known_flags: frozenset[str] | None
     port: int
     seed: int
-    adjustments: Adjustments = UNADJUSTED
     cache_variables: tuple[Variable, ...] = ()
-    served_name: str = SERVED_NAME
-
-    @property
-    def gpus(self) -> tuple[Gpu, ...]:
-        return tuple(self.given.gpus)
-
-    @property
-    def speculation(self) -> Speculation | None:
-        """How tokens are drafted; None if they are not. After failed starts none may be, but they are sampled in the same way."""
-        return self.given.speculation
-
-    @property
-    def slots(self) -> int:
-        """Requests that run side by side."""
-        return self.given.slots
-
-    @property
-    def context_tokens(self) -> int:
-        """Longest prompt and answer together."""
-        return self.adjustments.context_tokens or self.given.context_tokens
+    served_name: str = "model"
 
     @property
     def flags(self) -> tuple[Flag, ...]:
-        return planned_settings(self.preset, self.given.adjusted(self.adjustments))[0]
+        return planned_settings(self.preset, self)[0]
 
     @property
     def variables(self) -> tuple[Variable, ...]:
-        return (*planned_settings(self.preset, self.given.adjusted(self.adjustments))[1], *self.cache_variables)
+        return (*planned_settings(self.preset, self)[1], *self.cache_variables)
 
     @property
     def command(self) -> ServerCommand:
@@ -159,26 +134,23 @@ def plan_launch(
     slots = slots or config.solver.streams
     speculation = plan_speculation(config, hf_config, slots, on_gpu=bool(gpus))
     longest = longest_context(preset, config.server, slots, gpus, drafts=speculation is not None)
-    given = PresetInput(
-        server=config.server,
-        slots=slots,
-        gpus=gpus,
-        context_tokens=config.server.context_tokens or min(longest, int(text.get("max_position_embeddings") or longest)),
-        speculation=speculation,
-        vllm=installed_vllm(wheels.path),
-    )
-    check_sharding(text, config.server, tensor_parallel(given), len(gpus))
-    return LaunchPlan(
+    plan = LaunchPlan(
         model=model,
         config=config,
         preset=preset,
-        given=given,
+        slots=slots,
+        gpus=gpus,
+        longest=config.server.context_tokens or min(longest, int(text.get("max_position_embeddings") or longest)),
+        speculation=speculation,
+        vllm=installed_vllm(wheels.path),
         vocabulary=int(text.get("vocab_size") or 1),
         wheels=wheels,
         known_flags=installed_flags(wheels.path),
         port=free_port(),
         seed=config.sampling.seed if config.sampling.seed is not None else secrets.randbelow(2**31),
     )
+    _check_sharding(text, plan)
+    return plan
 
 
 def check_model(model: Path) -> None:
@@ -198,3 +170,34 @@ def _fitting_preset(hf_config: Mapping[str, Any], *, on_gpu: bool) -> str:
         if kind.startswith(prefix):
             return name
     return "generic"
+
+
+def _check_sharding(text: Mapping[str, Any], plan: LaunchPlan) -> None:
+    """Checks the number of GPUs, and that heads and experts divide among them, as vLLM requires.
+
+    Key-value heads may also be copied to several GPUs each. With expert parallelism (`--enable-expert-parallel` among
+    `server.extra_args`) whole experts are spread over all GPUs; otherwise each GPU has a part of every expert.
+
+    Args:
+        text: config.json of the language model.
+    """
+    each, copies, gpus = tensor_parallel(plan), plan.config.server.data_parallel, len(plan.gpus)
+    heads = int(text.get("num_attention_heads") or 0)
+    kv_heads = int(text.get("num_key_value_heads") or heads)
+    experts = int(text.get("num_local_experts") or text.get("num_experts") or 0)
+    problem = None
+    if gpus and each * copies > gpus:
+        most = f"{gpus // copies} at most, or fewer server.data_parallel"
+        problem = f"{each} GPUs for each of {copies} copies, but this machine has {gpus}; {most}"
+    elif not _divides(each, heads, kv_heads):
+        fitting = ", ".join(str(number) for number in range(1, _MOST_GPUS + 1) if _divides(number, heads, kv_heads))
+        problem = f"{heads} attention heads and {kv_heads} key-value heads do not divide among {each} GPUs; {fitting} would"
+    elif "--enable-expert-parallel" in plan.config.server.extra_args and experts % (each * copies):
+        fitting = ", ".join(str(number) for number in range(1, _MOST_GPUS + 1) if experts % number == 0)
+        problem = f"{experts} experts do not divide among {each} x {copies} GPUs; {fitting} GPUs in all would"
+    if problem is not None:
+        raise ConfigError("server.tensor_parallel", problem)
+
+
+def _divides(gpus: int, heads: int, kv_heads: int) -> bool:
+    return heads % gpus == 0 and (kv_heads % gpus == 0 or gpus % kv_heads == 0)

@@ -65,7 +65,8 @@ class Supervisor:
         self._pause_s = pause_s
         self._tokens_at_start = 0
         self._watcher: asyncio.Task[None] | None = None
-        self.refill()
+        self._restarts_left = self._options.restarts
+        self._repeated = False
 
     async def start(self) -> None:
         """Starts the server; returns when it is ready. From then on it is watched.

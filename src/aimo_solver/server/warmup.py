@@ -45,20 +45,13 @@ async def measure_speed(engine: Engine, *, slots: int, vocabulary: int) -> float
     Raises:
         EngineError: as `warm_up`.
     """
-    began, sampled = time.monotonic(), 0
-
-    async def sample(number: int) -> None:
-        nonlocal sampled
-        prompt = _tokens(number, min(_BURST_PROMPT, engine.context_tokens // 2), vocabulary)
-        most = min(_BURST_TOKENS, engine.context_tokens - len(prompt))
-        async with aclosing(engine.stream(CompletionRequest(tokens=prompt, max_tokens=most, label=f"burst-{number}"))) as chunks:
-            async for chunk in chunks:
-                sampled += len(chunk.token_ids)
-
+    length = min(_BURST_PROMPT, engine.context_tokens // 2)
+    most = min(_BURST_TOKENS, engine.context_tokens - length)
+    began = time.monotonic()
     async with asyncio.TaskGroup() as group:
-        for number in range(slots):
-            group.create_task(sample(number))
-    return sampled / (time.monotonic() - began)
+        prompts = [_tokens(number, length, vocabulary) for number in range(slots)]
+        bursts = [group.create_task(_sample(engine, prompt, most, "burst")) for prompt in prompts]
+    return sum(len(burst.result()) for burst in bursts) / (time.monotonic() - began)
 
 
 async def _converse(engine: Engine, number: int, vocabulary: int) -> None:
@@ -68,14 +61,17 @@ async def _converse(engine: Engine, number: int, vocabulary: int) -> None:
         room = engine.context_tokens - len(conversation)
         if room < 1:
             return
-        request = CompletionRequest(
-            tokens=conversation, max_tokens=min(_FEWEST_SAMPLED * (number + 1), room), label=f"warm-up-{number}-{turn}"
-        )
-        sampled: list[int] = []
-        async with aclosing(engine.stream(request)) as chunks:
-            async for chunk in chunks:
-                sampled += chunk.token_ids
+        most = min(_FEWEST_SAMPLED * (number + 1), room)
+        sampled = await _sample(engine, conversation, most, f"warm-up-{number}-{turn}")
         conversation = [*conversation, *sampled, *_tokens(number + turn + 1, _RESULT_TOKENS, vocabulary)]
+
+
+async def _sample(engine: Engine, prompt: list[int], most: int, label: str) -> list[int]:
+    sampled: list[int] = []
+    async with aclosing(engine.stream(CompletionRequest(tokens=prompt, max_tokens=most, label=label))) as chunks:
+        async for chunk in chunks:
+            sampled += chunk.token_ids
+    return sampled
 
 
 def _tokens(start: int, count: int, vocabulary: int) -> list[int]:

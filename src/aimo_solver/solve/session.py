@@ -25,10 +25,10 @@ from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.compile_cache import add_cache
 from aimo_solver.server.completions import read_drafts
 from aimo_solver.server.launch import LaunchPlan, check_model, plan_launch
+from aimo_solver.server.machine import difference, recorded_versions, running_versions
 from aimo_solver.server.readahead import read_ahead
 from aimo_solver.server.speculation import without_min_p
 from aimo_solver.server.supervisor import StartHistory, Supervisor
-from aimo_solver.server.versions import difference, recorded_versions, running_versions
 from aimo_solver.server.warmup import warm_up
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation
 from aimo_solver.solve.attempt import Resources, Unify, keep_answer
