@@ -18,8 +18,6 @@ import json
 import logging
 import os
 import platform
-import re
-import shutil
 import subprocess
 import sys
 import time
@@ -28,12 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import gpu_boot  # noqa: F401 (its stages)
+import gpu_notebook
 import gpu_sweep  # noqa: F401 (its stages)
 from gpu_common import (
     BEGAN,
     LEFT_S,
     POCKET,
-    ROOT,
     STAGES,
     START_S,
     WORK,
@@ -50,49 +48,15 @@ LIMIT_S = {
     "decode-speculation": 590,
     "parallel": 590,
     "prefix-cache-sparse": 400,
+    "prefix-cache-full": 400,
     "routing": 300,
     "boot-files": 360,
     "faults": 420,
-    "ladder": 240,
-    "notebook": 240,
+    "ladder": 150,
+    "ladder-memory": 300,
+    **gpu_notebook.LIMIT_S,
 }
-# --- real answers -----------------------------------------------------------------------------------------------------
-
-
-@stage
-def notebook(out: Path, tiny: bool) -> Any:
-    """Runs the built notebook from top to bottom, with the embedded model and a local gateway."""
-    import nbclient
-    import nbformat
-    import polars as pl
-
-    folder = WORK / "notebook"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    problems = pl.read_csv(ROOT / "data" / "warmup.csv").head(4 if tiny else 30)
-    problems.select("id", "problem").write_csv(folder / "test.csv")
-    book = nbformat.read(ROOT / "notebook" / "aimo_solver.ipynb", as_version=4)
-    settings = next(cell for cell in book.cells if cell.source.startswith("MODEL = "))
-    settings.source = re.sub(r'^MODEL = ".*?"', f'MODEL = "{POCKET}"', settings.source, flags=re.MULTILINE)
-    settings.source = re.sub(r'^PROBLEMS = ".*?"', f'PROBLEMS = "{folder / "test.csv"}"', settings.source, flags=re.MULTILINE)
-    client = nbclient.NotebookClient(
-        book, timeout=LIMIT_S["notebook"], kernel_name="python3", resources={"metadata": {"path": str(folder)}}
-    )
-    began = time.monotonic()
-    try:
-        client.execute()
-    finally:
-        nbformat.write(book, out / "notebook.executed.ipynb")
-        for log in folder.rglob("server.log"):
-            shutil.copy(log, out / "notebook.server.log")
-        for run in folder.rglob("run.json"):
-            shutil.copytree(run.parent, out / "notebook-run", dirs_exist_ok=True)
-    seconds = time.monotonic() - began
-    answers = pl.read_parquet(folder / "submission.parquet").join(
-        problems.select("id", truth=pl.col("answer").cast(pl.Int64)), on="id"
-    )
-    right = int((answers["answer"] == answers["truth"]).sum())
-    return {"seconds": seconds, "problems": len(answers), "right": right}
+# --- faults -----------------------------------------------------------------------------------------------------------
 
 
 @stage
@@ -113,10 +77,25 @@ def fault_memory(out: Path, tiny: bool) -> Any:
 
 @stage
 def ladder(out: Path, tiny: bool) -> Any:
-    """Forces faults on the server's start: what was read, the steps that answered, and the seconds lost."""
+    """Forces faults on the server's start, side by side: what was read, the steps that answered, and the seconds lost.
+
+    Rows that OUT has are not measured again.
+    """
     import gpu_ladder
 
-    return gpu_ladder.table(out, WORK, POCKET, tiny=tiny, left_s=lambda: LEFT_S - (time.monotonic() - BEGAN))
+    return gpu_ladder.Bench(out, WORK, POCKET, tiny, _left_s).table(alone=False)
+
+
+@stage
+def ladder_memory(out: Path, tiny: bool) -> Any:
+    """The rows of the stage ladder that take memory, one after another, on a GPU that nothing else uses."""
+    import gpu_ladder
+
+    gpu_ladder.Bench(out, WORK, POCKET, tiny, _left_s).table(alone=True).show(console())
+
+
+def _left_s() -> float:
+    return LEFT_S - (time.monotonic() - BEGAN)
 
 
 # --- running ----------------------------------------------------------------------------------------------------------

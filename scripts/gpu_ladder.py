@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import re
 import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,8 +28,15 @@ from aimo_solver.server.supervisor import Supervisor
 
 EAGER = ("--enforce-eager",)  # a quick start, where graphs do not matter
 _TENANT = 0.6  # of the GPU's memory
-_LONGEST_S = 45.0  # of one row; none is started without time for it
+# Of servers side by side: with the cache's size given, vLLM does not measure the memory, which others take and give back.
+_SMALL = {"memory_share": 0.05}
+_SMALL_CACHE = ("--kv-cache-memory-bytes", str(1 << 30))
+_LEAST_S = 30.0  # no row is started with less
+_END_S = 15.0  # for a server that is cut to end
+_COLUMNS = ("fault", "causes read", "steps", "lost s", "last start s", "serves")
+_CUT = "cut after"
 
+Row = tuple[Any, ...]
 Forced = Callable[[LaunchPlan, Path], AbstractContextManager[object]]
 
 
@@ -81,7 +90,9 @@ class Fault:
         server: options of the server.
         forced: what is done around the starts.
         draft, shape, imports: a broken draft folder; two layers of gpt-oss's shape; a vLLM that cannot be imported.
+        alone: nothing else may take GPU memory meanwhile.
         tiny: it can be forced on a CPU.
+        limit_s: for all its starts.
     """
 
     name: str
@@ -90,82 +101,147 @@ class Fault:
     draft: bool = False
     shape: bool = False
     imports: bool = False
+    alone: bool = False
     tiny: bool = False
+    limit_s: float = 120.0
 
 
 FAULTS = (
-    Fault("none", {"extra_args": EAGER}),
-    Fault(f"another process holds {_TENANT:.0%} of the GPU", {"extra_args": EAGER}, _co_tenant),
-    Fault("memory runs out while capturing", {"extra_args": ("--max-cudagraph-capture-size", "512")}, _taken_while_capturing),
+    Fault("draft with broken weights", {"extra_args": EAGER}, draft=True),
     Fault(
         "experts' backend that the model cannot use",
         {"moe_backend": "cutlass", "load_format": "dummy", "extra_args": EAGER},
         shape=True,
     ),
-    Fault("draft with broken weights", {"extra_args": EAGER}, draft=True),
     Fault("unknown flag", {"extra_args": (*EAGER, "--no-such-flag", "7")}, tiny=True),
     Fault("port in use", {"extra_args": EAGER}, _port_taken, tiny=True),
     Fault("unknown experts' backend", {"moe_backend": "nonsense", "extra_args": EAGER}),
-    Fault("vLLM cannot be imported", {"restarts": 1}, imports=True, tiny=True),
+    Fault("vLLM cannot be imported", imports=True, tiny=True, limit_s=40.0),
+    Fault(
+        "memory runs out while capturing",
+        {"extra_args": ("--max-cudagraph-capture-size", "512")},
+        _taken_while_capturing,
+        alone=True,
+    ),
+    Fault(f"another process holds {_TENANT:.0%} of the GPU", {"extra_args": EAGER}, _co_tenant, alone=True),
+    Fault("none", {"extra_args": EAGER}, alone=True),
 )
+"""The most valuable first."""
 
 
-def table(out: Path, work: Path, pocket: Path, *, tiny: bool, left_s: Callable[[], float]) -> BenchResult:
-    """Forces one fault after another; saves after each, and starts none without time for it."""
-    columns = ("fault", "causes read", "steps", "lost s", "last start s", "serves")
-    began = time.monotonic()
-    gpus = ", ".join(f"{gpu.name} {gpu.capability}" for gpu in detect_gpus()) or "none"
-    found = f"GPUs, found in {time.monotonic() - began:.2f} s: {gpus}"
-    result = BenchResult(name="ladder", columns=columns, rows=(), notes=(found,))
-    for number, fault in enumerate(FAULTS):
-        if left_s() < _LONGEST_S or (tiny and not fault.tiny):
-            continue
-        folder = work / "ladder" / str(number)
+Force = Callable[[Fault, float], Awaitable[Row]]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where the faults are forced: logs and the table go to `out`."""
+
+    out: Path
+    work: Path
+    pocket: Path
+    tiny: bool
+    left_s: Callable[[], float]
+
+    def table(self, *, alone: bool, faults: Sequence[Fault] = FAULTS, force: Force | None = None) -> BenchResult:
+        """Forces the faults that the table in `out` lacks, or has cut; saves after each, and starts none without time for it.
+
+        Args:
+            alone: those that take memory, one after another, or else the others, side by side.
+        """
+        rows = {row[0]: row for row in saved_rows(self.out / "ladder.json") if not str(row[-1]).startswith(_CUT)}
+        wanted = [fault for fault in faults if fault.alone == alone and (fault.tiny or not self.tiny)]
+        missing = [fault for fault in wanted if fault.name not in rows]
+
+        def result() -> BenchResult:
+            found = tuple(rows[fault.name] for fault in faults if fault.name in rows)
+            return BenchResult(name="ladder", columns=_COLUMNS, rows=found, notes=notes)
+
+        async def add(fault: Fault) -> None:
+            left = min(self.left_s() - _END_S, fault.limit_s * (4 if self.tiny else 1))
+            if left < _LEAST_S:
+                print(f"-- {fault.name}: no time left", flush=True)
+                return
+            rows[fault.name] = await (force or self._force)(fault, left)
+            print(rows[fault.name], flush=True)
+            result().save(self.out / "ladder.json")
+
+        async def add_all() -> None:
+            width = 1 if alone else len(missing)
+            for first in range(0, len(missing), width or 1):
+                await asyncio.gather(*map(add, missing[first : first + width]))
+
+        notes = (_gpus_found(),)
+        asyncio.run(add_all())
+        return result()
+
+    def _plan(self, fault: Fault, folder: Path) -> LaunchPlan:
+        server, model = dict(fault.server), self.pocket
+        if fault.shape:
+            model = folder / "shape"
+            gpu_shapes.write_folder(model, 2)
+        if fault.draft:
+            draft = folder / "draft"
+            draft.mkdir()
+            shutil.copy(self.pocket / "config.json", draft)
+            (draft / "model.safetensors").write_bytes(bytes(64))
+            server["draft_model"] = str(draft)
+        if not (fault.alone or self.tiny):
+            server |= {**_SMALL, "extra_args": (*server.get("extra_args", ()), *_SMALL_CACHE)}
+        config = load_config({"server": server, "solver": {"slots": 2, "max_attempts": 2}, "sampling": {"min_p": 0.0}})
+        plan = plan_launch(model, config)
+        if fault.imports:
+            (folder / "vllm").mkdir()
+            (folder / "vllm" / "__init__.py").write_text("import no_such_module\n")
+            plan = replace(plan, cache_variables=(Variable("PYTHONPATH", str(folder), "a vLLM that fails"),))
+        return plan
+
+    async def _force(self, fault: Fault, limit_s: float) -> Row:
+        folder = self.work / "ladder" / re.sub(r"\W+", "-", fault.name)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        (folder / "server.log").touch()
-        row = asyncio.run(_force(fault, _plan(fault, folder, pocket), folder / "server.log"))
-        shutil.copy(folder / "server.log", out / f"ladder.{number}.server.log")
-        print(row, flush=True)
-        result = replace(result, rows=(*result.rows, row))
-        result.save(out / "ladder.json")
-    return result
+        log = folder / "server.log"
+        log.touch()
+        try:
+            return await _start(fault, self._plan(fault, folder), log, limit_s)
+        finally:
+            shutil.copy(log, self.out / f"ladder.{folder.name}.server.log")
 
 
-def _plan(fault: Fault, folder: Path, pocket: Path) -> LaunchPlan:
-    server, model = dict(fault.server), pocket
-    if fault.shape:
-        model = folder / "shape"
-        gpu_shapes.write_folder(model, 2)
-    if fault.draft:
-        draft = folder / "draft"
-        draft.mkdir()
-        shutil.copy(pocket / "config.json", draft)
-        (draft / "model.safetensors").write_bytes(bytes(64))
-        server["draft_model"] = str(draft)
-    config = load_config({"server": server, "solver": {"slots": 2, "max_attempts": 2}, "sampling": {"min_p": 0.0}})
-    plan = plan_launch(model, config)
-    if fault.imports:
-        (folder / "vllm").mkdir()
-        (folder / "vllm" / "__init__.py").write_text("import no_such_module\n")
-        plan = replace(plan, cache_variables=(Variable("PYTHONPATH", str(folder), "a vLLM that fails"),))
-    return plan
+def saved_rows(path: Path) -> list[Row]:
+    """The rows of a saved table; none if there is no such file."""
+    return [tuple(row.values()) for row in json.loads(path.read_text())["results"]] if path.exists() else []
 
 
-async def _force(fault: Fault, plan: LaunchPlan, log: Path) -> tuple[Any, ...]:
+def _gpus_found() -> str:
+    began = time.monotonic()
+    gpus = ", ".join(f"{gpu.name} {gpu.capability}" for gpu in detect_gpus()) or "none"
+    return f"GPUs, found in {time.monotonic() - began:.2f} s: {gpus}"
+
+
+async def _start(fault: Fault, plan: LaunchPlan, log: Path, limit_s: float) -> Row:
+    """Starts a server until one serves, none is left to start, or `limit_s` are over; ends it."""
     events: list[dict[str, Any]] = []
+    began = time.monotonic()
+
+    def note(kind: str, **values: Any) -> None:
+        events.append({"kind": kind} | values)
+        told = values.get("cause") or values.get("step") or ""
+        print(f"{time.monotonic() - began:6.1f} s  {fault.name}: {kind} {told}", flush=True)
+
     serves = "yes"
     async with plan.engine() as engine:
-        supervisor = Supervisor(plan, engine, log, lambda kind, **values: events.append({"kind": kind} | values))
-        began = time.monotonic()
+        supervisor = Supervisor(plan, engine, log, note)
         try:
             with fault.forced(plan, log):
                 began = time.monotonic()
-                await supervisor.start()
+                async with asyncio.timeout(limit_s):
+                    await supervisor.start()
                 total_s = time.monotonic() - began
                 await engine.probe()
         except (ServerStartError, EndpointError) as error:
             total_s, serves = time.monotonic() - began, f"no: {str(error).splitlines()[0]}"
+        except TimeoutError:
+            total_s, serves = time.monotonic() - began, f"{_CUT} {limit_s:.0f} s"
         finally:
             await supervisor.stop()
     ready_s = sum(event["seconds"] for event in events if event["kind"] == "server_ready")

@@ -166,12 +166,13 @@ async def run(
     until: float,
     variant: Variant = BASE,
     suffix: str = "",
+    kv_tokens: int = KV_TOKENS,
 ) -> None:
     """Starts one server and measures one stage after another, until `until` on the monotonic clock.
 
     A stage that fails or is cut does not end the others. `suffix` goes behind the names of the files.
     """
-    limit = () if tiny else ("--kv-cache-memory-bytes", str(KV_TOKENS * _KV_BYTES_PER_TOKEN))
+    limit = () if tiny else ("--kv-cache-memory-bytes", str(kv_tokens * _KV_BYTES_PER_TOKEN))
     variant = replace(
         variant,
         arguments=(*variant.arguments, *limit),

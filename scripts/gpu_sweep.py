@@ -15,6 +15,7 @@ from aimo_solver.errors import AimoError
 from gpu_common import (
     BEGAN,
     LEFT_S,
+    POCKET,
     SLOTS,
     VARIANT_S,
     WORK,
@@ -23,6 +24,8 @@ from gpu_common import (
     shape_folder,
     stage,
 )
+
+_HALF_CACHE = 505_000  # tokens: 16 conversations of 30,000
 
 
 @stage
@@ -91,14 +94,25 @@ def decode_dummy(out: Path, tiny: bool) -> Any:
 def prefix_cache_sparse(out: Path, tiny: bool) -> Any:
     """The stage prefix-cache with fewer blocks of sliding windows kept: those before every 512th token."""
     import gpu_decode
-    import gpu_served
 
     environment = {} if tiny else {"VLLM_PREFIX_CACHE_RETENTION_INTERVAL": "512"}
-    variant = gpu_decode.Variant(name="windows kept every 512 tokens", environment=environment)
-    until = BEGAN + LEFT_S - 5
-    return asyncio.run(
-        gpu_served.run(["prefix-cache"], shape_folder(tiny), out, WORK, tiny=tiny, until=until, variant=variant, suffix="-sparse")
-    )
+    _prefix_cache(out, tiny, gpu_decode.Variant(name="windows kept every 512 tokens", environment=environment), suffix="-sparse")
+
+
+@stage
+def prefix_cache_full(out: Path, tiny: bool) -> Any:
+    """The stage prefix-cache with half of its KV cache, which is 95 % full after a minute; other servers may run beside it."""
+    import gpu_decode
+
+    variant = gpu_decode.Variant(name="half of the KV cache", server={} if tiny else {"memory_share": 0.7})
+    _prefix_cache(out, tiny, variant, suffix="-full", kv_tokens=_HALF_CACHE)
+
+
+def _prefix_cache(out: Path, tiny: bool, variant: Any, **options: Any) -> None:
+    import gpu_served
+
+    until, model = BEGAN + LEFT_S - 5, shape_folder(tiny)
+    asyncio.run(gpu_served.run(["prefix-cache"], model, out, WORK, tiny=tiny, until=until, variant=variant, **options))
 
 
 @stage
@@ -127,6 +141,14 @@ def decode_speculation(out: Path, tiny: bool) -> Any:
             shape_folder(tiny), head, out, WORK, streams=streams, until=until, least_s=VARIANT_S, tiny=tiny
         )
     )
+
+
+@stage
+def speculation_sampled(out: Path, tiny: bool) -> Any:
+    """The embedded model at temperature 1 with its draft and without: right attempts, and the distribution of sampled tokens."""
+    import gpu_sampling
+
+    return asyncio.run(gpu_sampling.compare(out, WORK, POCKET, tiny=tiny))
 
 
 @stage
