@@ -18,7 +18,7 @@ SHARPER = OWN**1.3 / (OWN**1.3).sum()
 
 
 def drawn(distribution: np.ndarray, seed: int, count: int = 4_096) -> list[int]:
-    return np.random.default_rng(seed).choice(len(distribution), size=count, p=distribution).tolist()
+    return [*map(int, np.random.default_rng(seed).choice(len(distribution), size=count, p=distribution))]
 
 
 def test_equal_distributions_give_uniform_p() -> None:
