@@ -197,7 +197,7 @@ def files(out: Path, tiny: bool) -> Any:
     import gpu_shapes
 
     if not tiny:
-        gpu_shapes.write_folder(_weights(tiny), gpu_shapes.LAYERS // 2)
+        gpu_shapes.write_folder(_weights(tiny), gpu_shapes.config(gpu_shapes.LAYERS // 2))
         began = time.monotonic()
         size = gpu_shapes.write_weights(_weights(tiny), gpu_shapes.LAYERS // 2)
         print(f"{size / 1e9:.1f} GB in {time.monotonic() - began:.1f} s")

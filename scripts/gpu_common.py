@@ -48,7 +48,7 @@ def shape_folder(tiny: bool) -> Path:
     if tiny:
         return POCKET
     if not (folder / "config.json").exists():
-        gpu_shapes.write_folder(folder, gpu_shapes.LAYERS)
+        gpu_shapes.write_folder(folder, gpu_shapes.config(gpu_shapes.LAYERS))
     return folder
 
 

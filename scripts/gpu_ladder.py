@@ -178,7 +178,7 @@ class Bench:
         server, model = dict(fault.server), self.pocket
         if fault.shape:
             model = folder / "shape"
-            gpu_shapes.write_folder(model, 2)
+            gpu_shapes.write_folder(model, gpu_shapes.config(2))
         if fault.draft:
             draft = folder / "draft"
             draft.mkdir()

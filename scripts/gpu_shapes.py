@@ -1,10 +1,10 @@
-"""Model folders for measuring without a download: gpt-oss-120b's shape, with no weights or with random ones.
+"""Model folders for measuring without a download: gpt-oss-120b's shape, with no weights or with random ones; Qwen3-14B's.
 
     python gpu_shapes.py FOLDER                 config and tokenizer only, for `--load-format dummy`
     python gpu_shapes.py FOLDER --layers 18     34 GB of random weights, half of the model's depth
 
-The configuration's values are those of openai/gpt-oss-120b's config.json. `write_head` makes an EAGLE-3 head for it, of the
-shape of the public one that was trained on AIMO attempts, for the load format `aimo-random`.
+The values are those of config.json of openai/gpt-oss-120b and Qwen/Qwen3-14B. `write_head` makes an EAGLE-3 head for gpt-oss, of
+the shape of the public one that was trained on AIMO attempts, for the load format `aimo-random`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,57 @@ def config(layers: int) -> dict[str, object]:
     }
 
 
-def tokenizer() -> dict[str, object]:
+FP8_DYNAMIC: dict[str, object] = {
+    "config_groups": {
+        "group_0": {
+            "format": "float-quantized",
+            "input_activations": {"dynamic": True, "num_bits": 8, "strategy": "token", "symmetric": True, "type": "float"},
+            "targets": ["Linear"],
+            "weights": {"dynamic": False, "num_bits": 8, "strategy": "channel", "symmetric": True, "type": "float"},
+        }
+    },
+    "format": "float-quantized",
+    "ignore": ["lm_head"],
+    "quant_method": "compressed-tensors",
+    "quantization_status": "compressed",
+}
+"""The `quantization_config` that `quantise.py fp8` writes, without what is empty."""
+
+
+def dense_config(quantization: Mapping[str, object] | None = None) -> dict[str, object]:
+    """Qwen3-14B's config.json, with a `quantization_config` if one is given."""
+    own = {} if quantization is None else {"quantization_config": dict(quantization)}
+    return {
+        **own,
+        "architectures": ["Qwen3ForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 151_643,
+        "eos_token_id": 151_645,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 5_120,
+        "initializer_range": 0.02,
+        "intermediate_size": 17_408,
+        "max_position_embeddings": 40_960,
+        "max_window_layers": 40,
+        "model_type": "qwen3",
+        "num_attention_heads": 40,
+        "num_hidden_layers": 40,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 1_000_000,
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vocab_size": 151_936,
+    }
+
+
+def tokenizer(vocabulary: int) -> dict[str, object]:
     """A tokenizer that knows every id: the measured conversations come and go as token ids."""
     return {
         "version": "1.0",
@@ -87,16 +137,17 @@ def tokenizer() -> dict[str, object]:
         "pre_tokenizer": {"type": "WhitespaceSplit"},
         "post_processor": None,
         "decoder": {"type": "Fuse"},
-        "model": {"type": "WordLevel", "vocab": {f"t{number}": number for number in range(VOCABULARY)}, "unk_token": "t0"},
+        "model": {"type": "WordLevel", "vocab": {f"t{number}": number for number in range(vocabulary)}, "unk_token": "t0"},
     }
 
 
-def write_folder(folder: Path, layers: int) -> None:
+def write_folder(folder: Path, values: Mapping[str, Any]) -> None:
+    """Writes a model's folder without weights, from its config.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config(layers), indent=1))
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer()))
+    (folder / "config.json").write_text(json.dumps(values, indent=1))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer(values["vocab_size"])))
     (folder / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "t200002"})
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": f"t{values['eos_token_id']}"})
     )
 
 
@@ -224,7 +275,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, help="write random weights for so many layers")
     options = parser.parse_args()
-    write_folder(options.folder, options.layers or LAYERS)
+    write_folder(options.folder, config(options.layers or LAYERS))
     if options.layers:
         began = time.monotonic()
         size = write_weights(options.folder, options.layers)

@@ -124,6 +124,17 @@ def parallel(out: Path, tiny: bool) -> Any:
 
 
 @stage
+def dense(out: Path, tiny: bool) -> Any:
+    """A dense model's whole shape (Qwen3-14B) in BF16 and FP8: 8 and 16 streams, 1,000 and 16,000 tokens deep.
+
+    Servers that OUT has are not started again, so the stage can be repeated until it is whole.
+    """
+    import gpu_dense
+
+    return gpu_dense.compare(out, WORK, until=BEGAN + LEFT_S, tiny=tiny)
+
+
+@stage
 def decode_speculation(out: Path, tiny: bool) -> Any:
     """Speculation with a head of random weights: 1, 8 and 16 streams, 1.5 to 3 tokens accepted per step at random.
 

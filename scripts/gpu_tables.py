@@ -15,7 +15,7 @@ from aimo_solver.lab.bench.table import format_cell
 _UNIFORM = ("decode", "decode-wide", "decode-deep")
 _BESIDE = {"decode-skewed": "skewed", "decode-concentrated": "concentrated", "decode-dummy": "concentrated (dummy)"}
 _COLUMNS = ("depth", "streams", "experts per layer", "GB per step", "tokens/s", "ms per step", "of bandwidth")
-_HIDDEN = ("sweep-", "parallel-", "decode-speculation-")  # parts of other tables
+_HIDDEN = ("sweep-", "parallel-", "decode-speculation-", "dense-")  # parts of other tables
 
 
 def render(out: Path) -> str:

@@ -43,7 +43,8 @@ class Shape:
         layers, hidden, intermediate, vocabulary: sizes; `intermediate` is one expert's.
         experts, experts_per_token: of each layer; 1 and 1 for a dense model.
         heads, kv_heads, head_dim: of attention.
-        expert_bits: bits of one expert weight, scales included; 4.25 for MXFP4.
+        expert_bits, attention_bits: bits of one weight of the experts (a dense model's MLP) and of attention's projections,
+            scales included; 4.25 for MXFP4.
         window: tokens that a sliding-window layer looks back.
         sliding_layers: how many layers slide.
     """
@@ -58,6 +59,7 @@ class Shape:
     kv_heads: int
     head_dim: int
     expert_bits: float
+    attention_bits: float
     window: int
     sliding_layers: int
 
@@ -66,7 +68,7 @@ class Shape:
         """The shape of a model's folder."""
         values = read_model_config(folder)
         values = values.get("text_config", values)
-        quantized = values.get("quantization_config", {}).get("quant_method")
+        expert_bits, attention_bits = _weight_bits(values.get("quantization_config") or {})
         heads = int(values["num_attention_heads"])
         layer_types = values.get("layer_types") or []
         return cls(
@@ -79,7 +81,8 @@ class Shape:
             heads=heads,
             kv_heads=int(values.get("num_key_value_heads") or heads),
             head_dim=int(values.get("head_dim") or values["hidden_size"] // heads),
-            expert_bits=4.25 if quantized == "mxfp4" else 16.0,
+            expert_bits=expert_bits,
+            attention_bits=attention_bits,
             window=int(values.get("sliding_window") or 0),
             sliding_layers=sum(kind == "sliding_attention" for kind in layer_types),
         )
@@ -94,11 +97,23 @@ class Shape:
         """
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         expert = 3 * self.hidden * self.intermediate * self.expert_bits / 8
-        attention = 2 * self.hidden * (2 * queries + 2 * keys)
+        attention = self.hidden * (2 * queries + 2 * keys) * self.attention_bits / 8
         router = 2 * self.hidden * self.experts if self.experts > 1 else 0
         head = 2 * self.hidden * self.vocabulary
         seen = (self.layers - self.sliding_layers) * depth + self.sliding_layers * min(depth, self.window)
         return self.layers * (distinct_experts * expert + attention + router) + head + streams * seen * 2 * keys * kv_bytes
+
+
+def _weight_bits(quantization: Mapping[str, Any]) -> tuple[float, float]:
+    """Returns the bits of one weight of the experts and of attention, from a model's `quantization_config`; 16 if unknown."""
+    method = quantization.get("quant_method")
+    if method == "mxfp4":
+        return 4.25, 16.0
+    if method == "compressed-tensors":
+        weights = next(iter(quantization["config_groups"].values()))["weights"]
+        bits = weights["num_bits"] + (16 / weights["group_size"] if weights.get("group_size") else 0.0)
+        return bits, bits
+    return (8.0, 8.0) if method == "fp8" else (16.0, 16.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

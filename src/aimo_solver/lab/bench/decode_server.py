@@ -70,9 +70,12 @@ class DecodeServer:
         cache, sharing = plan.flag("--kv-cache-dtype"), plan.flag("--tensor-parallel-size")
         each = next((rate for gpu in plan.gpus for key, rate in BANDWIDTH.items() if key in gpu.name), None)
         one_copy = plan.config.server.data_parallel == 1
+        shape = Shape.read(plan.model)
+        if (plan.config.server.quantization or "").startswith("fp8"):  # by vLLM, when it loads the weights
+            shape = replace(shape, expert_bits=8.0, attention_bits=8.0)
         return cls(
             target=Target.of(session),
-            shape=Shape.read(plan.model),
+            shape=shape,
             weights=weights,
             skew=skew,
             kv_bytes=1 if cache is not None and str(cache.value).startswith("fp8") else 2,
