@@ -1,7 +1,7 @@
 """The stage `dense` of `gpu_bench.py`: a dense model's whole shape in BF16 and in FP8, on one GPU.
 
 Qwen3-14B's shape, with made-up weights: what a dense model's step reads does not depend on their values. In BF16 it leaves room
-for 16 streams of 16,000 tokens on 80 GB. FP8 is measured in two ways: as `quantise.py fp8` writes it, and as vLLM quantises BF16
+for 16 streams of 16,000 tokens on 80 GB. FP8 is measured in two ways: as llm-compressor writes it, and as vLLM quantises BF16
 weights while it loads them.
 """
 

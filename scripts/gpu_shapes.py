@@ -90,7 +90,7 @@ FP8_DYNAMIC: dict[str, object] = {
     "quant_method": "compressed-tensors",
     "quantization_status": "compressed",
 }
-"""The `quantization_config` that `quantise.py fp8` writes, without what is empty."""
+"""The `quantization_config` that llm-compressor writes for FP8_DYNAMIC, without what is empty."""
 
 
 def dense_config(quantization: Mapping[str, object] | None = None) -> dict[str, object]:
