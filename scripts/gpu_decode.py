@@ -25,7 +25,6 @@ from aimo_solver.config import Config, load_config
 from aimo_solver.lab.bench.decode import bench_decode, probe_experts
 from aimo_solver.lab.bench.decode_server import DecodeServer, Weights, read_start, server_options
 from aimo_solver.lab.bench.table import BenchResult
-from aimo_solver.log.environment import describe_environment
 from aimo_solver.log.writer import RunLog
 from aimo_solver.solve.session import local_session
 
@@ -103,7 +102,7 @@ async def started(
     began = time.monotonic()
     try:
         with (
-            RunLog.create(run, config=config, environment=describe_environment(), started=began) as log,
+            RunLog.create(run, config=config, started=began) as log,
             mock.patch.dict(os.environ, variant.environment),  # the server inherits it
         ):
             async with local_session(model, config, log) as session:

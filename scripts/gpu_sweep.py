@@ -33,7 +33,6 @@ def engine(out: Path, tiny: bool) -> Any:
     """Compares the agent loop with the bare engine."""
     from aimo_solver.lab.bench.engine import bench_engine
     from aimo_solver.lab.bench.loop import Target
-    from aimo_solver.log.environment import describe_environment
     from aimo_solver.log.writer import RunLog
     from aimo_solver.solve.session import local_session
 
@@ -43,7 +42,7 @@ def engine(out: Path, tiny: bool) -> Any:
     shutil.rmtree(run, ignore_errors=True)
 
     async def measure() -> Any:
-        log = RunLog.create(run, config=config, environment=describe_environment(), started=BEGAN)
+        log = RunLog.create(run, config=config, started=BEGAN)
         async with local_session(model, config, log) as session:
             target = Target.of(session)
             if tiny:

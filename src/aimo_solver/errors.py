@@ -1,4 +1,4 @@
-"""Every exception this library raises on purpose."""
+"""Every exception that modules of the notebook raise on purpose, and the bases of all others."""
 
 from __future__ import annotations
 
@@ -22,14 +22,6 @@ class ConfigError(UserError):
         super().__init__(f"option {option}: {problem}")
 
 
-class ProblemFileError(UserError):
-    """A problem CSV that cannot be used."""
-
-    def __init__(self, path: Path, problem: str, row: int | None = None) -> None:
-        """`row` counts from 1; None means the whole file."""
-        super().__init__(f"{path}: {problem}" if row is None else f"{path}, row {row}: {problem}")
-
-
 class ModelError(UserError):
     """A model folder that cannot be used."""
 
@@ -49,14 +41,6 @@ class RunDirectoryError(UserError):
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"run directory {path}: {problem}")
-
-
-class RecordsError(UserError):
-    """Logged attempts that cannot be replayed."""
-
-    def __init__(self, path: Path, problem: str, record: int | None = None) -> None:
-        """`record` counts from 1; None means the whole file."""
-        super().__init__(f"{path}: {problem}" if record is None else f"{path}, record {record}: {problem}")
 
 
 class CacheError(UserError):

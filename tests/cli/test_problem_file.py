@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aimo_solver.cli.problem_file import read_problems
-from aimo_solver.errors import ProblemFileError
+from aimo_solver.cli.problem_file import ProblemFileError, read_problems
 from aimo_solver.options import AnswersConfig
 from aimo_solver.problems import Answer, Problem
 

@@ -175,7 +175,7 @@ def test_what_the_server_compiled_on_a_gpu_is_packed_for_the_next_version(
     folder: Path, runs: list[NotebookRun], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = folder / "jit"
-    monkeypatch.setattr("aimo_solver.kaggle.notebook.default_root", lambda: root)
+    monkeypatch.setattr("aimo_solver.kaggle.rehearsal.default_root", lambda: root)
     sessions = ScriptedSessions()
     sessions.plan = plan = plan_launch(MODEL, Config(), gpus=(H100,))
     answer_problems(scripted(runs, sessions))

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 
 from aimo_solver.config import Config
-from aimo_solver.kaggle import meter
-from aimo_solver.kaggle.meter import CacheUse, ServerMeter, read_cache_use
+from aimo_solver.kaggle import summary
 from aimo_solver.kaggle.sessions import NotebookSessions, open_log
-from aimo_solver.kaggle.summary import _launch_check, _read_backends
+from aimo_solver.kaggle.summary import CacheUse, ServerMeter, _launch_check, _read_backends, read_cache_use
 from aimo_solver.log.reader import read_run
 from aimo_solver.problems import Problem, ProblemResult
 from aimo_solver.server.checks import Health
@@ -72,7 +71,7 @@ def test_the_metrics_of_all_copies_are_added_up() -> None:
 
 
 def test_a_problem_is_measured_from_its_start_also_after_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meter, "_SAMPLE_S", 0.0)
+    monkeypatch.setattr(summary, "_SAMPLE_S", 0.0)
     result = ProblemResult(problem_id="p", answer=1, reason="equal", tokens=5_000, seconds=10.0)
 
     async def measure(*shown: tuple[float, int, int]) -> str:
@@ -121,7 +120,7 @@ def test_each_repeat_has_a_run_directory_of_its_own(tmp_path: Path) -> None:
     sessions.begin_repeat(1)
     sessions._log = sessions._open_log(Config())
     session: Any = SimpleNamespace(solver=LoggingSolver(sessions._log))
-    sessions._kept = session
+    sessions._session = session
     session.solver.solve("p")
     sessions.begin_repeat(2)
     session.solver.solve("q")

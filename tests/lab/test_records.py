@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aimo_solver.errors import RecordsError
-from aimo_solver.lab.records import CSV_COLUMNS, Use, read_groups
+from aimo_solver.lab.records import CSV_COLUMNS, RecordsError, Use, read_groups
 from aimo_solver.problems import Answer
 from aimo_solver.results import Attempt, FinishReason
 from tests.lab.groups import make_attempt

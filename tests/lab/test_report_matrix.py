@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from aimo_solver.errors import RecordsError
 from aimo_solver.lab.lost_problem import Cause
+from aimo_solver.lab.records import RecordsError
 from aimo_solver.lab.report.command import report_runs
 from aimo_solver.lab.report.data import Verdict
 from aimo_solver.lab.report.matrix import Matrix, build_matrix, matrix_tiles

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from aimo_solver.errors import RecordsError, RunDirectoryError, UserError
+from aimo_solver.errors import RunDirectoryError, UserError
 from aimo_solver.lab.comparison import compare_configurations
+from aimo_solver.lab.records import RecordsError
 from aimo_solver.lab.run_statistics import compute_statistics
 from aimo_solver.lab.runs import LoggedProblem, LoggedRun, read_runs, read_tool_errors
 from aimo_solver.lab.statistics import clustered_share, paired_difference

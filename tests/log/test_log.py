@@ -21,11 +21,10 @@ from hypothesis import strategies as st
 
 from aimo_solver.config import Config, load_config
 from aimo_solver.errors import RunDirectoryError
-from aimo_solver.log.environment import describe_environment
 from aimo_solver.log.files import json_line, read_lines, trajectory_path
 from aimo_solver.log.reader import Step, is_running, read_run
 from aimo_solver.log.resume import resume_run
-from aimo_solver.log.writer import NullLog, RunLog, summarise_run
+from aimo_solver.log.writer import NullLog, RunLog, describe_environment, summarise_run
 from aimo_solver.problems import Candidate, Problem, ProblemResult
 from aimo_solver.results import Attempt, FinishReason
 from tests.conftest import ROOT, Served

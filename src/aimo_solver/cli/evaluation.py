@@ -18,7 +18,6 @@ from aimo_solver.clock import RunClock
 from aimo_solver.config import Config, load_config
 from aimo_solver.errors import ConfigError, RunDirectoryError
 from aimo_solver.lab.symbolic import SymbolicAnswers
-from aimo_solver.log.environment import describe_environment
 from aimo_solver.log.reader import RunRecord, is_running, read_run
 from aimo_solver.log.resume import resume_run
 from aimo_solver.log.writer import RunLog
@@ -117,7 +116,7 @@ class Evaluation:
     ) -> int | None:
         """Returns the right answers, None if no answer is known."""
         if earlier is None:
-            log = RunLog.create(directory, config=config, environment=describe_environment(), started=started)
+            log = RunLog.create(directory, config=config, started=started)
         else:
             log = _resume(directory, earlier, config, problems)
         todo = [problem for problem in problems if problem.id not in log.finished]

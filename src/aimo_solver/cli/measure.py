@@ -44,7 +44,6 @@ from aimo_solver.lab.replay import parse_policy, replay
 from aimo_solver.lab.report import policy_plots
 from aimo_solver.lab.simulate import parse_configuration, select_playable, simulate, sweep
 from aimo_solver.lab.throughput import USUAL_CURVE, USUAL_SPEED, choose_curve
-from aimo_solver.log.environment import describe_environment
 from aimo_solver.log.writer import RunLog
 from aimo_solver.policy.voting import VOTER_NAMES
 from aimo_solver.solve.session import local_session
@@ -151,7 +150,7 @@ def bench_engine_command(
     config = read_config(model, config_file, slots, settings=settings)
 
     async def measure(folder: Path) -> BenchResult:
-        with RunLog.create(folder / "run", config=config, environment=describe_environment()) as log:
+        with RunLog.create(folder / "run", config=config) as log:
             async with local_session(model, config, log) as session:
                 target = Target.of(session)
                 return await bench_engine(target, streams=counts, tokens=tokens, turn_tokens=turn_tokens, rounds=rounds)
@@ -194,7 +193,7 @@ def bench_decode_command(
     config = read_config(model, config_file, defaults, settings=settings)
 
     async def measure(folder: Path, progress: Callable[[str], None]) -> BenchResult:
-        with RunLog.create(folder / "run", config=config, environment=describe_environment()) as log:
+        with RunLog.create(folder / "run", config=config) as log:
             async with local_session(model, config, log) as session:
                 server = await DecodeServer.of(session, read_start(folder / "run" / "server.log"), kind, skew)
                 return await server.measure(streams=counts, depths=lengths, tokens=tokens, progress=progress)

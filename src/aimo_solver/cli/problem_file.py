@@ -6,13 +6,21 @@ import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from aimo_solver.errors import ProblemFileError
+from aimo_solver.errors import UserError
 from aimo_solver.options import AnswersConfig
 from aimo_solver.problems import Answer, Problem
 
 _ID_COLUMNS = ("id", "unique_id")  # the latter in MATH-500
 _TEXT_COLUMNS = ("problem", "question")
 _COMPETITION = AnswersConfig()
+
+
+class ProblemFileError(UserError):
+    """A problem CSV that cannot be used."""
+
+    def __init__(self, path: Path, problem: str, row: int | None = None) -> None:
+        """`row` counts from 1; None means the whole file."""
+        super().__init__(f"{path}: {problem}" if row is None else f"{path}, row {row}: {problem}")
 
 
 def read_problems(

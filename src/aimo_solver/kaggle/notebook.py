@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from aimo_solver.answers import FALLBACK_ANSWER
 from aimo_solver.clock import RunClock, process_age_s
 from aimo_solver.config import load_config
-from aimo_solver.errors import CacheError, ConfigError
+from aimo_solver.errors import ConfigError
 from aimo_solver.kaggle.gateway import in_rerun
 from aimo_solver.kaggle.observer import LoggingObserver
 from aimo_solver.kaggle.run import Run
@@ -21,8 +21,6 @@ from aimo_solver.kaggle.sessions import NotebookSessions
 from aimo_solver.options import BudgetConfig
 from aimo_solver.policy.budget import Allotment
 from aimo_solver.problems import Answer, Problem, ProblemResult
-from aimo_solver.server.checks import Check
-from aimo_solver.server.compile_cache import default_root, make_stamp, pack_cache
 from aimo_solver.server.wheels import Installation
 
 log = logging.getLogger(__name__)
@@ -62,44 +60,12 @@ def notebook_run(
 
 
 class NotebookRun(Run):
-    """The run of the notebook, with what a run outside the competition reports.
-
-    Attributes:
-        dry_run: seconds after which every problem is answered with 0; 0 solves it.
-    """
+    """The run of the notebook. With `dry_run` every problem is answered with 0 after so many seconds; 0 solves it."""
 
     def __init__(self, sessions: NotebookSessions, dry_run: float, budget: BudgetConfig, clock: RunClock, progress: Path) -> None:
-        self.dry_run = dry_run
-        self._sessions = sessions
-        super().__init__(sessions.open if not dry_run else self._open_dry, budget, clock, sessions.finish, progress)
-
-    @property
-    def boot_checks(self) -> Sequence[Check]:
-        """What the last boot led to; nothing in the competition and before a boot."""
-        return self._sessions.checks
-
-    def diagnose(self) -> Sequence[Check]:
-        """Examines the machine and the model after a boot that failed."""
-        return self._sessions.diagnose()
-
-    def begin_repeat(self, number: int) -> None:
-        """Writes the problems that follow to the run directory of that number, from 1, beside those of the others."""
-        self._sessions.begin_repeat(number)
-
-    def pack_cache(self, archive: Path) -> str | None:
-        """Packs what the server compiled; returns a line about it, None without a GPU."""
-        plan = self._sessions.plan
-        if plan is None or not plan.gpus:
-            return None
-        try:
-            size = pack_cache(make_stamp(plan, default_root()), archive)
-        except CacheError as error:
-            return f"no compile cache: {error}"
-        return f"{archive}: {size / 1e6:.1f} MB that the server compiled; attached to the next version, it starts faster"
-
-    @asynccontextmanager
-    async def _open_dry(self, observer: LoggingObserver) -> AsyncIterator[_DrySession]:
-        yield _DrySession(self.dry_run)
+        self.sessions = sessions
+        opener = _DrySession(dry_run).open if dry_run else sessions.open
+        super().__init__(opener, budget, clock, sessions.finish, progress)
 
 
 class _DrySession:
@@ -110,6 +76,10 @@ class _DrySession:
     def __init__(self, seconds: float) -> None:
         self.solver = self
         self._seconds = seconds
+
+    @asynccontextmanager
+    async def open(self, observer: LoggingObserver) -> AsyncIterator[_DrySession]:
+        yield self
 
     async def solve(self, problem: Problem, allotment: Allotment) -> ProblemResult:
         await asyncio.sleep(min(self._seconds, allotment.seconds))

@@ -8,28 +8,19 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from aimo_solver.clock import RunClock
 from aimo_solver.problems import Answer, Problem, ProblemResult
 from aimo_solver.results import Attempt
 
 if TYPE_CHECKING:
+    from aimo_solver.kaggle.summary import ServerMeter
     from aimo_solver.solve.attempt import RunningAttempt
 
 PROGRESS_S = 60.0  # between two lines of the progress file
 
 log = logging.getLogger(__name__)
-
-
-class Meter(Protocol):
-    """Measures what the server does while one problem is solved."""
-
-    def begin(self) -> None: ...
-
-    def describe(self, result: ProblemResult) -> str:
-        """Returns what was measured since `begin`, in a few words."""
-        ...
 
 
 class LoggingObserver:
@@ -45,7 +36,7 @@ class LoggingObserver:
     def __init__(self, clock: RunClock) -> None:
         self.answers: dict[str, Counter[Answer]] = {}
         self.finished = 0
-        self.meter: Meter | None = None
+        self.meter: ServerMeter | None = None
         self.clock = clock
 
     def problem_started(self, problem: Problem, allotted_s: float) -> None:

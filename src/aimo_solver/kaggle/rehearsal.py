@@ -12,13 +12,15 @@ from pathlib import Path
 
 import polars as pl
 
-from aimo_solver.errors import RehearsalError
+from aimo_solver.errors import CacheError, RehearsalError
 from aimo_solver.kaggle.gateway import make_predict, make_server
 from aimo_solver.kaggle.notebook import NotebookRun
 from aimo_solver.kaggle.summary import LAUNCH
 from aimo_solver.paths import find_problems
 from aimo_solver.problems import Answer
 from aimo_solver.server.checks import Check, Health, format_checks
+from aimo_solver.server.compile_cache import default_root, make_stamp, pack_cache
+from aimo_solver.server.launch import LaunchPlan
 
 REPORT = Path("rehearsal.txt")
 CACHE = Path("compile-cache.aimocache")
@@ -53,14 +55,14 @@ def rehearse(
         failure = run.wait_for_boot(_BOOTS)
         if failure is not None:
             run.close()  # the problems are answered at once, not after their budgets
-        checks = run.boot_checks if failure is None else run.diagnose()
+        checks = run.sessions.checks if failure is None else run.sessions.diagnose()
         shown = _show(_describe_boot(checks, failure))
         server.run_local_gateway((str(csv),))
         answers = [_read_submission(), *_answer_again(run, table, repeat if failure is None else 1)]
     finally:
         run.close()
     faults = _find_faults(checks, failure, allow_fallback=allow_fallback)
-    packed = None if faults else run.pack_cache(CACHE)
+    packed = None if faults else _pack_cache(run.sessions.plan)
     verdicts = [f"NOT FIT TO BE SUBMITTED: {fault}" for fault in faults] or [*([packed] if packed else []), "fit to be submitted"]
     shown += _show("\n".join([*_describe_answers(answers, run.truths), "", *verdicts]))
     _write(REPORT, shown)
@@ -82,7 +84,7 @@ def _start(run: NotebookRun, table: pl.DataFrame, repeat: int) -> None:
     _SUBMISSION.unlink(missing_ok=True)  # of an earlier run, which a failure would leave in place
     if repeat > 1:
         run.close()
-        run.begin_repeat(1)
+        run.sessions.begin_repeat(1)
     run.start()
     run.expect(repeat * len(table))
 
@@ -94,7 +96,7 @@ def _read_submission() -> dict[str, int]:
 def _answer_again(run: NotebookRun, table: pl.DataFrame, repeat: int) -> Iterator[dict[str, int]]:
     """Yields the answers of the second repeat and those that follow. Only the first goes through the gateway."""
     for number in range(2, repeat + 1):
-        run.begin_repeat(number)
+        run.sessions.begin_repeat(number)
         predict = make_predict(run)  # the one before keeps its answers
         rows = table.select("id", "problem").sample(fraction=1.0, shuffle=True).rows()
         yield {str(id_): predict(id_, problem).item(0, "answer") for id_, problem in rows}
@@ -126,6 +128,17 @@ def _find_faults(checks: Sequence[Check], failure: str | None, *, allow_fallback
     broken = [check for check in checks if check.health is Health.BROKEN and not (allow_fallback and check.name == LAUNCH)]
     failed = [] if failure is None else [f"the boot failed: {failure}"]
     return [*failed, *(f"{one.name}: {one.finding}" for one in broken if one.finding not in (failure or ""))]
+
+
+def _pack_cache(plan: LaunchPlan | None) -> str | None:
+    """Packs what the server compiled; returns a line about it, None without a GPU."""
+    if plan is None or not plan.gpus:
+        return None
+    try:
+        size = pack_cache(make_stamp(plan, default_root()), CACHE)
+    except CacheError as error:
+        return f"no compile cache: {error}"
+    return f"{CACHE}: {size / 1e6:.1f} MB that the server compiled; attached to the next version, it starts faster"
 
 
 def _show(text: str) -> str:

@@ -19,8 +19,7 @@ from aimo_solver.config import Config, load_config
 from aimo_solver.errors import AimoError, ConfigError, PathNotFoundError, RunDirectoryError
 from aimo_solver.kaggle.gateway import in_rerun
 from aimo_solver.kaggle.observer import LoggingObserver
-from aimo_solver.log.environment import describe_environment
-from aimo_solver.log.writer import NullLog, RunLog
+from aimo_solver.log.writer import NullLog, RunLog, describe_environment
 from aimo_solver.paths import find_compile_cache, find_model
 from aimo_solver.server.checks import Check, Health
 from aimo_solver.server.launch import LaunchPlan
@@ -36,18 +35,6 @@ _NUMBERS_TRIED = 3  # another run may take a number after the folder was listed
 _EVENTS_KEPT = 1_000
 
 log = logging.getLogger(__name__)
-
-
-class _KeptSession:
-    """A session whose solver can be replaced by one with another log."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self.solver = session.solver
-
-    @property
-    def lost(self) -> str | None:
-        return self._session.lost
 
 
 class NotebookSessions:
@@ -68,18 +55,17 @@ class NotebookSessions:
         self._started: float | None = started
         self._repeat: int | None = None
         self._log: RunLog | None = None
-        self._kept: _KeptSession | None = None
+        self._session: Session | None = None
         self._draft_problem: str | None = None
         self._failure: Exception | None = None  # of the last boot
         self._history: StartHistory | None = None
         self._clock: RunClock
 
     @asynccontextmanager
-    async def open(self, observer: LoggingObserver) -> AsyncIterator[_KeptSession]:
+    async def open(self, observer: LoggingObserver) -> AsyncIterator[Session]:
         """Yields a session. Every step is repeated for each session: it may have failed because a mount came late."""
         # Their dependencies are imported after the gateway is served.
-        from aimo_solver.kaggle.meter import ServerMeter
-        from aimo_solver.kaggle.summary import summarise_boot
+        from aimo_solver.kaggle.summary import ServerMeter, summarise_boot
         from aimo_solver.server.supervisor import StartHistory
         from aimo_solver.solve.session import local_session
 
@@ -103,16 +89,16 @@ class NotebookSessions:
                         self.checks = await summarise_boot(session, events, self._log.server_log)
                     except (OSError, RuntimeError) as error:  # no descriptor or thread is left; the session is ready
                         log.warning("no summary of the boot: %s", error)
-                self.plan, self._kept = session.plan, _KeptSession(session)
+                self.plan, self._session = session.plan, session
                 async with meter.watching():
-                    yield self._kept
+                    yield session
         except Exception as error:
             self._failure = error
             self._log.event("boot_failed", error=f"{type(error).__name__}: {error}")
             raise
 
     def diagnose(self) -> list[Check]:
-        """See `NotebookRun.diagnose`."""
+        """Examines the machine and the model after a boot that failed."""
         from aimo_solver.solve.doctor import examine
 
         try:
@@ -124,21 +110,21 @@ class NotebookSessions:
             return thread.submit(lambda: asyncio.run(examine(folder, config, self._wheels))).result()
 
     def begin_repeat(self, number: int) -> None:
-        """See `NotebookRun.begin_repeat`. The server's output and events stay in the first directory."""
+        """Writes the problems that follow to the run directory of that number, from 1, beside those of the others.
+
+        The server's output and events stay in the first directory.
+        """
         self._repeat = number
         previous = self._log
-        if not isinstance(previous, _PrintedLog) or self._kept is None:
+        if not isinstance(previous, _PrintedLog) or self._session is None:
             return
         try:
-            self._log = _PrintedLog.create(
-                previous.directory.parent / str(number),
-                config=load_config(previous.config),
-                environment=_environment(),
-            )
+            directory = previous.directory.parent / str(number)
+            self._log = _PrintedLog.create(directory, config=load_config(previous.config), environment=_environment())
         except RunDirectoryError as error:
             log.error("repeat %d has no log of its own: %s", number, error)
             return
-        self._kept.solver = self._kept.solver.with_log(self._log)
+        self._session.solver = self._session.solver.with_log(self._log)
         previous.finish()
 
     def _open_log(self, config: Config) -> RunLog:

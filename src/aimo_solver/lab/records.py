@@ -13,7 +13,7 @@ from enum import Flag, auto
 from pathlib import Path
 from typing import Any
 
-from aimo_solver.errors import RecordsError
+from aimo_solver.errors import UserError
 from aimo_solver.log.files import read_lines
 from aimo_solver.policy.selection import Method
 from aimo_solver.problems import Answer
@@ -24,6 +24,14 @@ CSV_COLUMNS = (
     "tool_errors", "finish_order", "stopped_early",
 )  # fmt: skip
 _CUT = {FinishReason.CANCELLED, FinishReason.DEADLINE, FinishReason.ENGINE_ERROR}
+
+
+class RecordsError(UserError):
+    """Logged attempts that cannot be replayed."""
+
+    def __init__(self, path: Path, problem: str, record: int | None = None) -> None:
+        """`record` counts from 1; None means the whole file."""
+        super().__init__(f"{path}: {problem}" if record is None else f"{path}, record {record}: {problem}")
 
 
 class Use(Flag):

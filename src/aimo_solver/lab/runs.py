@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from aimo_solver.errors import RecordsError, RunDirectoryError, UserError
-from aimo_solver.lab.records import Group, Use, read_groups
+from aimo_solver.errors import RunDirectoryError, UserError
+from aimo_solver.lab.records import Group, RecordsError, Use, read_groups
 from aimo_solver.lab.statistics import Floats
 from aimo_solver.log.reader import ProblemRecord, RunRecord, Step, TrajectoryRecord, read_run
 from aimo_solver.options import VotingConfig

@@ -5,4 +5,4 @@
 May import: nothing but the top-level modules.
 """
 
-__all__ = ["environment", "files", "reader", "resume", "trajectory", "writer"]
+__all__ = ["files", "reader", "resume", "trajectory", "writer"]

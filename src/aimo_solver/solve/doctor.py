@@ -10,7 +10,7 @@ from aimo_solver.config import Config
 from aimo_solver.errors import KernelError, ModelError
 from aimo_solver.kernels.limits import Isolation
 from aimo_solver.kernels.pool import KernelPool
-from aimo_solver.log.environment import describe_environment
+from aimo_solver.log.writer import describe_environment
 from aimo_solver.server.checks import (
     Check,
     Health,

@@ -44,11 +44,12 @@ _CLOSE_S = 20.0  # for each part; a server gets 5 s to end by itself and 10 s to
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Session:
     """A solver that is ready, and its parts.
 
     Attributes:
+        solver: may be replaced by one with another log.
         plan: how the server was started; None at an endpoint.
         warning: a problem that may slow the run down, in one line; None if there is none.
     """

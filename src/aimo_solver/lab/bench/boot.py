@@ -14,7 +14,6 @@ from aimo_solver.kernels.pool import KernelPool
 from aimo_solver.lab.bench.readahead import evict
 from aimo_solver.lab.bench.table import BenchResult
 from aimo_solver.lab.report.timeline import BootStage, boot_stages
-from aimo_solver.log.environment import describe_environment
 from aimo_solver.log.reader import read_run
 from aimo_solver.log.writer import RunLog
 from aimo_solver.server.client import VllmEngine
@@ -76,7 +75,7 @@ async def boot_side_by_side(model: Path, config: Config, run_dir: Path, *, began
         began: reading of `time.monotonic` that counts as second 0; now by default.
     """
     began = time.monotonic() if began is None else began
-    log = RunLog.create(run_dir, config=config, environment=describe_environment(), started=began)
+    log = RunLog.create(run_dir, config=config, started=began)
     async with local_session(model, config, log) as session:
         ready = time.monotonic() - began
         await _first_token(session.engine)

@@ -25,7 +25,6 @@ from aimo_solver.chat.variants import PromptVariant
 from aimo_solver.config import Config
 from aimo_solver.kernels.pool import KernelPool
 from aimo_solver.lab.bench.load import Turns
-from aimo_solver.log.environment import describe_environment
 from aimo_solver.log.writer import RunLog
 from aimo_solver.options import AttemptConfig
 from aimo_solver.problems import Problem
@@ -227,7 +226,7 @@ async def run_loop(target: Target, serial: Iterator[int], plans: Sequence[Turns]
     attempts = AttemptConfig(max_turns=max(map(len, plans)) + 1, answer_tokens=1, answer_s=1.0)
     config = dataclasses.replace(target.config, attempt=attempts)
     with tempfile.TemporaryDirectory() as folder:
-        log = RunLog.create(Path(folder) / "run", config=config, environment=describe_environment())
+        log = RunLog.create(Path(folder) / "run", config=config)
         async with KernelPool.from_config(dataclasses.replace(config.kernels, size=len(plans))) as pool:
 
             async def attempt(index: int, turns: Turns) -> None:

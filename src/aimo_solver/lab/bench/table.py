@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aimo_solver.log.environment import describe_environment
+from aimo_solver.log.writer import describe_environment
 from aimo_solver.server.machine import detect_gpus
 
 Value = str | int | float | None
