@@ -62,9 +62,8 @@ def gpu_check(gpus: Sequence[Gpu], path: Sequence[str] | None = None) -> Check:
     """Checks the GPUs and their driver against the CUDA version of the torch on `path`."""
     if not gpus:
         if any(Path("/dev").glob("nvidia[0-9]*")):
-            return Check(
-                "GPU", Health.BROKEN, "there is one, but nvidia-smi lists none", "reinstall the driver, or restart the machine"
-            )
+            advice = "reinstall the driver, or restart the machine"
+            return Check("GPU", Health.BROKEN, "there is one, but nvidia-smi lists none", advice)
         return Check("GPU", Health.WARNING, "none: the server runs on the CPU", "on Kaggle: Settings, Accelerator, GPU H100")
     first, cuda = gpus[0], cuda_version(path)
     found = f"{len(gpus)} x {first.name}, {first.memory_bytes / 2**30:.1f} GiB, driver {first.driver}"
@@ -95,9 +94,8 @@ def vllm_check(wheels: Installation) -> Check:
         output, errors, failed = [], [str(error)], True
     if failed or len(output) < 3:
         problem = f"cannot be imported by {wheels.python}: {(errors or ['no output'])[-1][:300]}"
-        return Check(
-            "vLLM", Health.BROKEN, problem, "pip install -e '.[gpu]', or make without a GPU; on Kaggle build the wheels again"
-        )
+        advice = "pip install -e '.[gpu]', or make without a GPU; on Kaggle build the wheels again"
+        return Check("vLLM", Health.BROKEN, problem, advice)
     *_, vllm, torch, cuda = output
     return Check("vLLM", Health.OK, f"{vllm} imports, with torch {torch} and CUDA {cuda}, in {wheels.python}")
 
@@ -106,9 +104,8 @@ def flags_check(plan: LaunchPlan) -> Check:
     """Names the flags of a launch that the installed vLLM lacks."""
     names = ", ".join(flag.name for flag in plan.dropped)
     if names:
-        return Check(
-            "flags", Health.WARNING, f"left out, unknown to this vLLM: {names}", "use the vLLM version of requirements.lock"
-        )
+        found = f"left out, unknown to this vLLM: {names}"
+        return Check("flags", Health.WARNING, found, "use the vLLM version of requirements.lock")
     return Check("flags", Health.OK, "this vLLM has every flag" if plan.known_flags else "no vLLM to check them against")
 
 
@@ -120,12 +117,8 @@ def weights_check(plan: LaunchPlan) -> Check:
     if size > room:
         return Check("weights", Health.BROKEN, found, "use a smaller or quantised model, or more GPUs")
     if size > free:
-        return Check(
-            "weights",
-            Health.WARNING,
-            f"{found}; {free / 1e9:.1f} GB of memory are free",
-            "the start reads them without a page cache",
-        )
+        found += f"; {free / 1e9:.1f} GB of memory are free"
+        return Check("weights", Health.WARNING, found, "the start reads them without a page cache")
     return Check("weights", Health.OK, found)
 
 

@@ -52,48 +52,27 @@ class Failure:
 
 
 # In order: a message that names its remedy comes before the errors that follow from it.
-_MESSAGES: tuple[tuple[FailureCause, re.Pattern[str]], ...] = tuple(
-    (cause, re.compile(pattern))
-    for cause, pattern in (
-        (
-            FailureCause.FLAG,
-            r"error: unrecognized arguments: |error: argument |validation errors? for CompilationConfig",
-        ),
-        (FailureCause.FLAG, r"[Aa]sync scheduling is (?:not|only)|does not support async scheduling"),
-        (FailureCause.MEASURED, r"Error in memory profiling"),
-        (FailureCause.PORT, r"Address already in use|EADDRINUSE"),
-        (FailureCause.DRIVER, r"Cannot re-initialize CUDA in forked subprocess"),
-        (
-            FailureCause.LOADING_MEMORY,
-            r"CUDA out of memory|OutOfMemoryError|CUDA error: out of memory|CUDA_ERROR_OUT_OF_MEMORY|"
-            r"Free memory on device .{0,200} less than|CUBLAS_STATUS_ALLOC_FAILED",
-        ),
-        (
-            FailureCause.CONTEXT,
-            r"No available memory for the cache blocks|larger than the (?:available KV cache memory|maximum number of tokens)|"
-            r"greater than the derived max_model_len",
-        ),
-        (
-            FailureCause.DRAFT,
-            r'validation errors? for SpeculativeConfig|File "[^"]{0,300}(?:spec_decode/|speculative\.py|eagle)',
-        ),
-        (
-            FailureCause.EXPERTS,
-            r'(?i)moe[ _]backend.{0,200} support|experts.{0,100} does not support|File "[^"]{0,300}(?:fused_moe/|mxfp4)',
-        ),
-        (
-            FailureCause.DRIVER,
-            r"CUDA (?:driver )?error|CUDA driver version|no CUDA-capable device|No CUDA GPUs are available|"
-            r"NVIDIA driver on your system|CUBLAS_STATUS_|NCCL error|NVMLError|Failed to infer device type",
-        ),
-        (
-            FailureCause.IMPORT,
-            r"(?:^|\) |\] )(?:ImportError|ModuleNotFoundError): |cannot open shared object file|undefined symbol: |"
-            r"python[\d.]*: (?:No module named|Error while finding module)",
-        ),
-        (FailureCause.KILLED, r"died unexpectedly \(exit code: -9|Failed core proc\(s\): \{.*: -9[,}]"),
-    )
-)
+# fmt: off
+_MESSAGES = tuple((cause, re.compile(pattern)) for cause, pattern in (
+    (FailureCause.FLAG, r"error: unrecognized arguments: |error: argument |validation errors? for CompilationConfig"),
+    (FailureCause.FLAG, r"[Aa]sync scheduling is (?:not|only)|does not support async scheduling"),
+    (FailureCause.MEASURED, r"Error in memory profiling"),
+    (FailureCause.PORT, r"Address already in use|EADDRINUSE"),
+    (FailureCause.DRIVER, r"Cannot re-initialize CUDA in forked subprocess"),
+    (FailureCause.LOADING_MEMORY, r"CUDA out of memory|OutOfMemoryError|CUDA error: out of memory|CUDA_ERROR_OUT_OF_MEMORY|"
+     r"Free memory on device .{0,200} less than|CUBLAS_STATUS_ALLOC_FAILED"),
+    (FailureCause.CONTEXT, r"No available memory for the cache blocks|greater than the derived max_model_len|"
+     r"larger than the (?:available KV cache memory|maximum number of tokens)"),
+    (FailureCause.DRAFT, r'validation errors? for SpeculativeConfig|File "[^"]{0,300}(?:spec_decode/|speculative\.py|eagle)'),
+    (FailureCause.EXPERTS, r"(?i)moe[ _]backend.{0,200} support|experts.{0,100} does not support|"
+     r'File "[^"]{0,300}(?:fused_moe/|mxfp4)'),
+    (FailureCause.DRIVER, r"CUDA (?:driver )?error|CUDA driver version|no CUDA-capable device|No CUDA GPUs are available|"
+     r"NVIDIA driver on your system|CUBLAS_STATUS_|NCCL error|NVMLError|Failed to infer device type"),
+    (FailureCause.IMPORT, r"(?:^|\) |\] )(?:ImportError|ModuleNotFoundError): |cannot open shared object file|"
+     r"undefined symbol: |python[\d.]*: (?:No module named|Error while finding module)"),
+    (FailureCause.KILLED, r"died unexpectedly \(exit code: -9|Failed core proc\(s\): \{.*: -9[,}]"),
+))
+# fmt: on
 _CAPTURE = re.compile(r'Capturing CUDA graph|File "[^"]{0,300}(?:cuda_?graph|torch/cuda/graphs)|in capture_model')
 _FREE = re.compile(r"Free memory on device .{0,50}?\((\d+(?:\.\d+)?)/(\d+(?:\.\d+)?) GiB\)")
 _LONGEST = re.compile(r"estimated maximum model length is (\d+)|stored in KV cache \((\d+)\)|derived max_model_len \(\w+=(\d+)")

@@ -140,12 +140,10 @@ def installed_flags(path: Sequence[str] | None = None) -> frozenset[str] | None:
         except (OSError, SyntaxError):
             return None
         flags.update(re.findall(r"""["'](--[a-z0-9][a-z0-9-]*)["']""", text))
-        for node in tree.body:
-            if isinstance(node, ast.ClassDef) and node.name.endswith("FrontendArgs"):
-                fields = (
-                    item.target.id for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
-                )
-                flags.update(f"--{field.replace('_', '-')}" for field in fields)
+        classes = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.endswith("FrontendArgs"))
+        for item in (item for node in classes for item in node.body):
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+                flags.add(f"--{item.target.id.replace('_', '-')}")
     return frozenset(flags) if {"--model", "--port"} <= flags else None
 
 

@@ -183,14 +183,12 @@ def _head_problem(config: Mapping[str, Any], layer: Mapping[str, Any], model: Ma
         return f"drafts from {drafts} tokens, and the model has {vocabulary}; take a head trained for this model"
     hidden = int(config.get("target_hidden_size") or layer.get("hidden_size") or 0)
     if hidden != int(model.get("hidden_size") or 0):
-        return (
-            f"is for hidden states of {hidden} values, and the model's have {model.get('hidden_size')}; take a head of this model"
-        )
+        there = model.get("hidden_size")
+        return f"is for hidden states of {hidden} values, and the model's have {there}; take a head of this model"
     eagle = config.get("eagle_config") or {}
     taken = config.get("eagle_aux_hidden_state_layer_ids") or eagle.get("eagle_aux_hidden_state_layer_ids") or ()
     layers = int(model.get("num_hidden_layers") or 0)
     if any(not 0 <= int(number) <= layers for number in taken):
-        return (
-            f"takes hidden states of layers {', '.join(map(str, taken))}, and the model has {layers}; take a head of this model"
-        )
+        named = ", ".join(map(str, taken))
+        return f"takes hidden states of layers {named}, and the model has {layers}; take a head of this model"
     return None
