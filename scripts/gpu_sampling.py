@@ -23,7 +23,6 @@ from aimo_solver.chat.prompts import Prompt
 from aimo_solver.clock import RunClock
 from aimo_solver.config import load_config
 from aimo_solver.lab.bench.table import BenchResult, Value
-from aimo_solver.log.environment import describe_environment
 from aimo_solver.log.reader import read_run
 from aimo_solver.log.writer import RunLog
 from aimo_solver.problems import Problem
@@ -80,7 +79,7 @@ async def _sample(out: Path, run: Path, pocket: Path, draft: Path | None, *, tin
     with (ROOT / "data" / "warmup.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))[: 2 if tiny else 30]
     problems = [Problem(row["id"], row["problem"], int(row["answer"])) for row in rows]
-    with RunLog.create(run, config=config, environment=describe_environment()) as log:
+    with RunLog.create(run, config=config) as log:
         try:
             async with local_session(pocket, config, log) as session:
                 print(f"{run.name}: ready", flush=True)
