@@ -14,13 +14,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from solver_runs import run_command, run_solver, sample
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models and data are local files
 
@@ -120,6 +121,7 @@ def rounds(
     per_problem: Annotated[int, typer.Option(min=1, help="right attempts at one problem at most, over all rounds")] = 4,
     parallel: Annotated[int, typer.Option(min=1, max=15, help="problems side by side")] = 4,
     settings: Annotated[list[str] | None, typer.Option("--set", help="option of the solver, section.option=value")] = None,
+    keep_solved: Annotated[bool, typer.Option("--keep-solved", help="also problems that every attempt solved")] = False,
     lora: Lora = 0,
     epochs: Epochs = 1.0,
     learning_rate: LearningRate = None,
@@ -140,7 +142,8 @@ def rounds(
         sampled.append(folder / "run")
         data = folder / "sft.parquet"
         if not data.exists():
-            run_solver("export", "sft", *sampled, "--out", data, "--per-problem", per_problem, "--held-out", 0, "--seed", seed)
+            kept = ["--per-problem", per_problem, *(["--keep-solved"] if keep_solved else [])]
+            run_solver("export", "sft", *sampled, "--out", data, *kept, "--held-out", 0, "--seed", seed)
         options: list[object] = ["--model", model, "--data", data, "--out", folder / "model", "--lora", lora, "--epochs", epochs]
         options += ["--batch", batch, "--rows", rows, "--seed", seed]
         options += [] if learning_rate is None else ["--learning-rate", learning_rate]
@@ -279,30 +282,6 @@ def _datasets(data: Path, columns: Sequence[str]) -> dict[str, Any]:
 
     test = data.with_suffix(".test.parquet")
     return {"train_dataset": read(data), "eval_dataset": read(test) if test.exists() else None}
-
-
-def sample(model: Path, problems: Path, run: Path, attempts: int, parallel: int, seed: int, settings: Sequence[str] = ()) -> None:
-    """Makes or continues a run in which every attempt ends by itself."""
-    if (run / "summary.json").exists():
-        return
-    resume = ["--resume"] if (run / "run.json").exists() else []
-    chosen = [f"solver.slots={attempts}", f"solver.max_attempts={attempts}", "voting.stop=never", *settings]
-    options = [part for setting in chosen for part in ("--set", setting)]
-    run_solver(
-        *("evaluate", problems, "--model", model, "--out", run, *resume, "--seed", seed, "--time-limit", 1_000_000),
-        *("--problems-in-parallel", parallel, *options),
-    )
-
-
-def run_solver(*arguments: object) -> None:
-    """Runs a command of `aimo-solver`; raises typer.Exit with its exit code if it fails."""
-    run_command([sys.executable, "-m", "aimo_solver.cli", *arguments])
-
-
-def run_command(command: Sequence[object]) -> None:
-    code = subprocess.run([str(part) for part in command]).returncode
-    if code:
-        raise typer.Exit(code)
 
 
 if __name__ == "__main__":

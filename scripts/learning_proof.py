@@ -6,15 +6,22 @@
 The weak family is one that the pocket model never saw (`WEAK_FAMILY`). Every seed draws training problems of the weak family and
 of all others, samples and trains for two rounds (`finetune.py rounds`), then trains on pairs of right attempts of which the
 shorter is preferred (`finetune.py dpo`). Each model solves the same held-out problems, which training never draws.
+
+The seeds, and what does not wait for each other in a seed, run side by side, each server with a part of the GPU. Their output is
+in ``OUT/*.log``, the seconds of every step in ``OUT/times.jsonl``. Ctrl-C and the same command again continue.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import sys
+import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -23,9 +30,10 @@ import typer
 
 from aimo_solver.lab.runs import LoggedRun, read_runs
 from aimo_solver.lab.statistics import Floats, Interval, paired_difference
-from finetune import run_command, run_solver, sample
+from aimo_solver.server.machine import detect_gpus
 from pocket_problems import FAMILIES, WEAK_FAMILY, Problem
 from pocket_problems import problems as draw_problems
+from solver_runs import run_command, run_solver, sample
 
 ROOT = Path(__file__).parents[1]
 POCKET = ROOT / "data" / "pocket-model"
@@ -34,6 +42,14 @@ SEEDS = (1, 2, 3)
 STAGES = ("base", "sft", "dpo")
 PARTS = {"weak": (WEAK_FAMILY,), "others": FAMILIES}
 _SIDE_BY_SIDE = 8  # problems, each with its attempts
+# An attempt that has gone astray otherwise fills the context: 20 times the tokens of a right one.
+_LIMITS = ("attempt.max_turns=8", "attempt.max_tokens=400")
+# Six servers at most share the GPU. With a fixed cache none measures the free memory, which the others change meanwhile. A model
+# this small decodes fast enough without graphs, whose compilation takes 10 s at every start with a new model.
+_SHARED_GPU = (
+    "server.memory_share=0.1",
+    'server.extra_args=["--enforce-eager","--kv-cache-memory-bytes","4294967296"]',
+)
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -44,37 +60,102 @@ Out = Annotated[Path, typer.Option(help="folder for problems, runs and models")]
 def run(
     out: Out = Path("runs/learning"),
     held_out: Annotated[int, typer.Option(min=2, help="held-out problems of each part")] = 200,
-    training: Annotated[int, typer.Option(min=2, help="training problems of the weak family; half as many of the others")] = 200,
-    attempts: Annotated[int, typer.Option(min=2, help="per problem, in training and evaluation")] = 8,
+    tries: Annotated[int, typer.Option(min=1, help="attempts at a held-out problem")] = 4,
+    training: Annotated[int, typer.Option(min=2, help="training problems of the weak family; half as many of the others")] = 100,
+    attempts: Annotated[int, typer.Option(min=2, help="attempts at a training problem, in each round and for DPO")] = 6,
     rounds: Annotated[int, typer.Option(min=1)] = 2,
-    epochs: Annotated[float, typer.Option(min=0.1)] = 4.0,
+    epochs: Annotated[float, typer.Option(min=0.1, help="of each round")] = 4.0,
     seeds: Annotated[int, typer.Option(min=1, max=len(SEEDS))] = len(SEEDS),
 ) -> None:
     """Makes what is missing: problems, runs and models of every seed."""
-    began = time.monotonic()
     test = out / "held-out.csv"
     write_problems(test, dict.fromkeys(PARTS, held_out), 0, for_training=False)
-    sample(POCKET, test, out / "base", attempts, _SIDE_BY_SIDE, 0)
-    for seed in SEEDS[:seeds]:
-        folder = out / f"seed-{seed}"
-        problems = folder / "train.csv"
-        write_problems(problems, {"weak": training, "others": training // 2}, seed, for_training=True)
+    chosen = SEEDS[:seeds]
+    for seed in chosen:
+        write_problems(out / f"seed-{seed}" / "train.csv", {"weak": training, "others": training // 2}, seed, for_training=True)
+    settings = (*_LIMITS, *(_SHARED_GPU if detect_gpus() else ()))
+    with ThreadPoolExecutor(1 + 2 * len(chosen)) as pool:
+        proof = Proof(out, test, attempts, tries, rounds, epochs, settings, pool)
+        lanes = [pool.submit(proof.evaluate, POCKET, out / "base"), *(pool.submit(proof.learn, seed) for seed in chosen)]
+        try:
+            for lane in lanes:
+                lane.result()
+        except KeyboardInterrupt:
+            proof.stopped.set()
+            raise
+    table(out)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The steps of a proof; each leaves what is there already as it is.
+
+    Attributes:
+        attempts: at each training problem. tries: at each held-out one.
+        settings: options of the solver.
+        pool: has a free thread for each lane and for the evaluation that the lane starts.
+        stopped: no step begins any more.
+    """
+
+    out: Path
+    test: Path
+    attempts: int
+    tries: int
+    rounds: int
+    epochs: float
+    settings: tuple[str, ...]
+    pool: ThreadPoolExecutor
+    stopped: threading.Event = field(default_factory=threading.Event)
+    _began: float = field(default_factory=time.monotonic)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def learn(self, seed: int) -> None:
+        """Trains with one seed: rounds, then DPO on samples of the tuned model while that is evaluated."""
+        folder = self.out / f"seed-{seed}"
         shared = ["--batch", 16, "--rows", 16, "--seed", seed]
-        learn = ["rounds", "--model", POCKET, "--problems", problems, "--out", folder / "rounds", "--rounds", rounds]
-        learn += ["--attempts", attempts, "--parallel", _SIDE_BY_SIDE, "--epochs", epochs, "--learning-rate", 2e-4, *shared]
-        run_command([*_FINETUNE, *learn])
-        tuned = folder / "rounds" / str(rounds) / "model"
-        sample(tuned, test, folder / "sft", attempts, _SIDE_BY_SIDE, 0)
-        pairs, short = folder / "dpo.parquet", folder / "dpo-model"
-        sample(tuned, problems, folder / "dpo-run", attempts, _SIDE_BY_SIDE, seed)
+        for number in range(1, self.rounds + 1):
+            learn = ["rounds", "--model", POCKET, "--problems", folder / "train.csv", "--out", folder / "rounds"]
+            learn += ["--rounds", number, "--attempts", self.attempts, "--parallel", _SIDE_BY_SIDE, "--keep-solved"]
+            learn += ["--epochs", self.epochs, "--learning-rate", 2e-4, *shared]
+            learn += [part for setting in self.settings for part in ("--set", setting)]
+            self._step(folder / f"round-{number}", partial(run_command, [*_FINETUNE, *learn]))
+        tuned, short = folder / "rounds" / str(self.rounds) / "model", folder / "dpo-model"
+        evaluation = self.pool.submit(self.evaluate, tuned, folder / "sft")
+        self._sample(tuned, folder / "train.csv", folder / "dpo-run", self.attempts, seed)
+        pairs = folder / "dpo.parquet"
         if not pairs.exists():
             chosen = ["--pairs", "length", "--length-ratio", 1.1, "--keep-solved", "--held-out", 0, "--seed", seed]
-            run_solver("export", "dpo", folder / "dpo-run", "--out", pairs, *chosen)
+            export = ["export", "dpo", folder / "dpo-run", "--out", pairs, *chosen]
+            self._step(folder / "dpo-data", partial(run_solver, *export))
         shorten = ["dpo", "--model", tuned, "--data", pairs, "--out", short, "--learning-rate", 2e-5, "--epochs", 2, *shared]
-        run_command([*_FINETUNE, *shorten])
-        sample(short, test, folder / "dpo", attempts, _SIDE_BY_SIDE, 0)
-    typer.echo(f"{time.monotonic() - began:.0f} s")
-    table(out)
+        self._step(short, partial(run_command, [*_FINETUNE, *shorten]))
+        self.evaluate(short, folder / "dpo")
+        evaluation.result()
+
+    def evaluate(self, model: Path, run: Path) -> None:
+        """Solves the held-out problems."""
+        self._sample(model, self.test, run, self.tries, 0)
+
+    def _sample(self, model: Path, problems: Path, run: Path, attempts: int, seed: int) -> None:
+        self._step(run, partial(sample, model, problems, run, attempts, _SIDE_BY_SIDE, seed, self.settings))
+
+    def _step(self, name: Path, work: Callable[..., None]) -> None:
+        """Does `work`, which writes its output to the given file, and notes its seconds."""
+        if self.stopped.is_set():
+            raise typer.Exit(1)
+        began = time.monotonic()
+        label = name.relative_to(self.out).as_posix()
+        log = self.out / f"{label.replace('/', '-')}.log"
+        try:
+            work(log=log)
+        except typer.Exit:
+            typer.echo(f"{label} failed or was interrupted; its output is in {log}", err=True)
+            raise
+        ended = time.monotonic()
+        line = {"step": label, "began": round(began - self._began, 1), "seconds": round(ended - began, 1)}
+        with self._lock, (self.out / "times.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        typer.echo(f"{line['began']:6.0f} s  {label}: {line['seconds']} s")
 
 
 @app.command()

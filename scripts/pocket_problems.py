@@ -722,14 +722,15 @@ FAMILIES: tuple[Family, ...] = (
     ),
 )
 
-# The pocket model never saw this family; it gets about 40 % right, because it mostly adds a third number to the call.
+# The pocket model never saw this family; it gets about 45 % right, because it often adds a third number to the call.
 WEAK_FAMILY = Family(
     "lcm_of_two",
     _draw_lcm_of_two,
     lambda a, b: a * b // gcd(a, b),
     (
         "Find the least common multiple of <a> and <b>.",
-        "What is the smallest positive integer that is divisible by both <a> and <b>?",
+        "What is the least positive number that is a multiple of <a> and a multiple of <b>?",
+        "Two gears with <a> and <b> teeth turn together. After how many teeth are both back at their start?",
         "Two lamps flash every <a> and <b> seconds. They flash together now. After how many seconds do they flash together again?",
         "Compute $\\operatorname{lcm}(<a>, <b>)$.",
     ),
