@@ -110,7 +110,7 @@ SAMPLES = [
         ["/opt/env/bin/python: Error while finding module specification for 'vllm.entrypoints.openai.api_server'"],
         Cause.IMPORT,
     ),
-    ([CORE + "ModuleNotFoundError: No module named 'triton_kernels'"], Cause.IMPORT),
+    ([CORE + "ModuleNotFoundError: No module named 'triton_kernels'"], Cause.LIBRARY),
     (
         ["(APIServer pid=2) RuntimeError: Engine core initialization failed. Failed core proc(s): {'EngineCore_DP0': -9}"],
         Cause.KILLED,

@@ -66,7 +66,7 @@ def changed(before: LaunchPlan, now: LaunchPlan) -> set[str]:
         (Cause.EXPERTS, {"--moe-backend"}),
         (Cause.DRIVER, {"VLLM_WORKER_MULTIPROC_METHOD"}),
         (Cause.TIMED_OUT, {"VLLM_WORKER_MULTIPROC_METHOD"}),
-        (Cause.IMPORT, {"VLLM_WORKER_MULTIPROC_METHOD"}),
+        (Cause.LIBRARY, {"VLLM_WORKER_MULTIPROC_METHOD"}),
         (Cause.UNKNOWN, {"--gpu-memory-utilization"}),
         (Cause.PORT, set()),
         (Cause.NOT_STARTED, set()),

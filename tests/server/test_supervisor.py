@@ -172,6 +172,14 @@ async def test_the_output_of_a_failed_start_is_read_and_the_last_start_takes_the
     assert bench.steps == ["out of memory while loading", "unknown, last"]
 
 
+async def test_no_restart_is_used_where_the_server_cannot_be_imported(bench: Bench) -> None:
+    missing = ServerCommand((sys.executable, "-m", "no_such_vllm.entrypoints"))
+    with pytest.raises(ServerStartError, match="while starting"):
+        await bench.start(missing, bench.good)
+    assert bench.kinds == ["server_starting", "server_start_failed"]
+    assert bench.events[-1][1]["cause"] == "vLLM cannot be imported"
+
+
 async def test_a_process_that_the_system_does_not_start_is_not_the_commands_fault(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

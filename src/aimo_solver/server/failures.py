@@ -22,7 +22,8 @@ class FailureCause(StrEnum):
     CONTEXT = "context too long"
     FLAG = "refused flag"
     MEASURED = "GPU memory changed while it was measured"
-    IMPORT = "import error"
+    IMPORT = "vLLM cannot be imported"
+    LIBRARY = "import error"  # of a vLLM that runs
     PORT = "port in use"
     DRIVER = "CUDA or driver error"
     DRAFT = "draft model failed"
@@ -77,6 +78,7 @@ _CAPTURE = re.compile(r'Capturing CUDA graph|File "[^"]{0,300}(?:cuda_?graph|tor
 _FREE = re.compile(r"Free memory on device .{0,50}?\((\d+(?:\.\d+)?)/(\d+(?:\.\d+)?) GiB\)")
 _LONGEST = re.compile(r"estimated maximum model length is (\d+)|stored in KV cache \((\d+)\)|derived max_model_len \(\w+=(\d+)")
 _HARMLESS = re.compile(r"\b(?:DEBUG|INFO|WARNING)(?: \d\d-\d\d |: )|^\s*$")  # servers that come up have such lines, too
+_RUNS = re.compile(r"^\(\w+ pid=\d+\) ")  # vLLM marks its processes' output once they run
 _ERROR = re.compile(r"\w(?:Error|Exception): ")
 _NAME = re.compile(r"--?[a-zA-Z][\w-]*")
 _SPARE_SHARE = 0.02  # of the memory that was free, kept so for what other processes take meanwhile
@@ -114,6 +116,8 @@ def _details(cause: FailureCause, line: str, lines: Iterable[str]) -> Failure:
     if cause is FailureCause.CONTEXT:
         longest = _LONGEST.search(line)
         return Failure(cause, line, context_tokens=int(longest[longest.lastindex or 0]) if longest is not None else None)
+    if cause is FailureCause.IMPORT and any(map(_RUNS.search, lines)):
+        return Failure(FailureCause.LIBRARY, line)
     return Failure(cause, line)
 
 

@@ -105,7 +105,8 @@ class Supervisor:
                 failure = read_failure(error.log_tail, error.exit_code) if spawned else Failure(FailureCause.NOT_STARTED)
                 seconds = time.monotonic() - started
                 self._report("server_start_failed", cause=failure.cause.value, error=str(error), seconds=seconds)
-                if self._restarts_left == 0:
+                # Without vLLM no command helps: the next boot takes other packages (`Installation.renewed`).
+                if self._restarts_left == 0 or failure.cause is FailureCause.IMPORT:
                     raise
             else:
                 self.served = self.plan
