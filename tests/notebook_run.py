@@ -25,8 +25,14 @@ _LIMIT_S = 900
 
 async def run(mode: str, folder: Path, csv: str | None = None) -> None:
     notebook = nbformat.read(folder / "notebook.ipynb", as_version=4)
+    # nbclient waits 4 s for a cell's last output, and leaves out what comes later: on a busy machine a cell looked cut.
     client = nbclient.NotebookClient(
-        notebook, timeout=_LIMIT_S, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+        notebook,
+        timeout=_LIMIT_S,
+        startup_timeout=_LIMIT_S,
+        iopub_timeout=_LIMIT_S,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
     )
     started = time.monotonic()
     times: dict[str, float] = {}

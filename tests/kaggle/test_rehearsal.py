@@ -41,6 +41,7 @@ class ScriptedSessions:
     def __init__(self, *checks: Check, fails: bool = False) -> None:
         self.checks: Sequence[Check] = checks
         self.plan: LaunchPlan | None = None
+        self.fallback: Sequence[str] = ()
         self.lost: str | None = None
         self.solver = self
         self.solved: list[Problem] = []
@@ -61,7 +62,12 @@ class ScriptedSessions:
         answer = len(problem.text) + 8
         result = ProblemResult(problem_id=problem.id, answer=answer, truth=problem.truth, reason="scripted", votes=1)
         self.observer.problem_finished(result)
+        if len(self.solved) == 2:
+            self.happens()
         return result
+
+    def happens(self) -> None:
+        """Called after the second problem."""
 
     def best(self, problem_id: str) -> int:
         return 0
@@ -92,8 +98,8 @@ def runs() -> Iterator[list[NotebookRun]]:
         run.close()
 
 
-def scripted(runs: list[NotebookRun], sessions: ScriptedSessions) -> NotebookRun:
-    budget = BudgetConfig(time_limit_s=100, margin_s=0.0, problems=2)
+def scripted(runs: list[NotebookRun], sessions: ScriptedSessions, **options: Any) -> NotebookRun:
+    budget = BudgetConfig(time_limit_s=100, margin_s=0.0, problems=2, **options)
     clock = RunClock.begin(budget, time.monotonic, time.monotonic())
     run = NotebookRun(sessions, 0.0, budget, clock, Path("progress.txt"))  # type: ignore[arg-type]
     runs.append(run)
@@ -163,6 +169,31 @@ def test_a_fallback_is_an_error_unless_it_is_allowed(folder: Path, runs: list[No
     assert answer_problems(run, allow_fallback=True)["aa0001"] == 11
 
 
+def test_a_fallback_that_serves_since_a_restart_is_an_error_too(folder: Path, runs: list[NotebookRun]) -> None:
+    sessions = ScriptedSessions(Check(LAUNCH, Health.OK, "--max-model-len 65536"))
+    sessions.happens = lambda: setattr(sessions, "fallback", ["no fork (killed)"])  # type: ignore[method-assign]
+    run = scripted(runs, sessions)
+    with pytest.raises(RehearsalError, match=r"launch: a fallback serves since a restart: no fork \(killed\)"):
+        answer_problems(run)
+    assert "NOT FIT TO BE SUBMITTED: launch: a fallback serves since" in (folder / "rehearsal.txt").read_text()
+    assert answer_problems(run, allow_fallback=True)["aa0001"] == 11
+
+
+def test_a_server_that_is_lost_for_good_after_the_boot_is_an_error(
+    folder: Path, runs: list[NotebookRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aimo_solver.kaggle.run.GRACE_S", 0.0)
+    sessions = ScriptedSessions()
+
+    def lose() -> None:
+        sessions.lost, sessions._fails = "no restart is left", True
+
+    sessions.happens = lose  # type: ignore[method-assign]
+    with pytest.raises(RehearsalError, match=r"the boot failed: .* ended \(CUDA out of memory\)"):
+        answer_problems(scripted(runs, sessions, cap_s=0.3, least_s=0.0))
+    assert sum(answer == 0 for answer in pl.read_parquet("submission.parquet")["answer"]) == 1
+
+
 def test_a_report_that_cannot_be_written_is_no_error(
     folder: Path, runs: list[NotebookRun], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -221,6 +252,19 @@ def test_the_progress_file_has_a_line_at_the_start_each_minute_and_at_the_end(
     lines = (folder / "progress.txt").read_text().splitlines()
     assert len(lines) >= 2
     assert "s left; 0 problems asked, 0 solved; " in lines[0]
+    assert "3 problems asked, 3 solved" in lines[-1]
+
+
+def test_a_full_disk_costs_the_progress_file_its_lines_and_nothing_else(
+    folder: Path, runs: list[NotebookRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aimo_solver.kaggle.observer.PROGRESS_S", 0.01)
+    sessions, progress = ScriptedSessions(), folder / "progress.txt"
+    progress.symlink_to("/dev/full")
+    sessions.happens = progress.unlink  # type: ignore[method-assign] # the disk has room again
+    assert answer_problems(scripted(runs, sessions))["aa0001"] == 11
+    lines = progress.read_text().splitlines()
+    assert all("s left; " in line for line in lines)
     assert "3 problems asked, 3 solved" in lines[-1]
 
 

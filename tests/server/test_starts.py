@@ -59,6 +59,7 @@ async def test_what_served_is_the_next_boots_first_start(plan: LaunchPlan, monke
     history = StartHistory()
     await boot(history, plan, Starts(2), monkeypatch)
     assert history.first_plan(plan) == next_plan(plan, LOWER, last=False, port=1)
+    assert history.adjustments.steps == history.first_plan(plan).adjustments.steps != ()
 
 
 async def test_a_boot_that_failed_is_repeated_with_the_first_command_and_the_last_that_fits_with_the_safest(

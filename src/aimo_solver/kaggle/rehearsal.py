@@ -15,7 +15,7 @@ import polars as pl
 from aimo_solver.errors import CacheError, RehearsalError
 from aimo_solver.kaggle.gateway import make_predict, make_server
 from aimo_solver.kaggle.notebook import NotebookRun
-from aimo_solver.kaggle.summary import LAUNCH
+from aimo_solver.kaggle.summary import LAUNCH, add_fallback
 from aimo_solver.paths import find_problems
 from aimo_solver.problems import Answer
 from aimo_solver.server.checks import Check, Health, format_checks
@@ -59,6 +59,9 @@ def rehearse(
         shown = _show(_describe_boot(checks, failure))
         server.run_local_gateway((str(csv),))
         answers = [_read_submission(), *_answer_again(run, table, repeat if failure is None else 1)]
+        if failure is None:  # the server may have been lost meanwhile
+            failure = run.wait_for_boot(1)
+            checks = add_fallback(run.sessions.checks, run.sessions.fallback)
     finally:
         run.close()
     faults = _find_faults(checks, failure, allow_fallback=allow_fallback)

@@ -97,6 +97,11 @@ class NotebookSessions:
             self._log.event("boot_failed", error=f"{type(error).__name__}: {error}")
             raise
 
+    @property
+    def fallback(self) -> Sequence[str]:
+        """What failed starts had changed about the server that served last, restarts included."""
+        return () if self._history is None else self._history.adjustments.steps
+
     def diagnose(self) -> list[Check]:
         """Examines the machine and the model after a boot that failed."""
         from aimo_solver.solve.doctor import examine

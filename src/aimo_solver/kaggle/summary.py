@@ -52,6 +52,14 @@ async def summarise_boot(session: Session, events: Sequence[Event], server_log: 
     ]
 
 
+def add_fallback(checks: Sequence[Check], steps: Sequence[str]) -> Sequence[Check]:
+    """Returns the checks of the last boot, with the `steps` to a fallback that serves since a later restart."""
+    if not steps or any(check.name == LAUNCH and check.health is Health.BROKEN for check in checks):
+        return checks
+    found = f"a fallback serves since a restart: {'; '.join(steps)}"
+    return [*checks, Check(LAUNCH, Health.BROKEN, found, "server.log has the output")]
+
+
 def _last_boot(events: Sequence[Event]) -> Sequence[Event]:
     starts = [place for place, (kind, values) in enumerate(events) if (kind, values.get("stage")) == ("stage_started", "wheels")]
     return events[starts[-1] if starts else 0 :]

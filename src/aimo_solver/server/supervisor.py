@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from aimo_solver.errors import ServerError, ServerSpawnError, ServerStartError
+from aimo_solver.server.adjustments import UNADJUSTED, Adjustments
 from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.failures import Failure, FailureCause, read_failure
 from aimo_solver.server.ladder import next_plan, safest
@@ -203,10 +204,15 @@ class StartHistory:
         self._failed_s = 0.0  # that the last boot needed to fail
         self._supervisor: Supervisor | None = None
 
+    @property
+    def adjustments(self) -> Adjustments:
+        """What failed starts had changed about the server that served last."""
+        served = None if self._supervisor is None else self._supervisor.served
+        return UNADJUSTED if served is None else served.adjustments
+
     def first_plan(self, plan: LaunchPlan) -> LaunchPlan:
         """Returns the plan of a boot's first start."""
-        if self._supervisor is not None and self._supervisor.served is not None:
-            plan = replace(plan, adjustments=self._supervisor.served.adjustments)
+        plan = replace(plan, adjustments=self.adjustments)
         if self.left_s() < 2 * self._failed_s:
             plan = safest(plan, Failure(FailureCause.UNKNOWN))
         return plan
