@@ -76,8 +76,7 @@ def main(problems: str, model: str, settings: str, runs: str, wheels: str = "") 
     clocks = Clocks()  # before any module binds a clock
     sys.addaudithook(report_kernel_folders)
 
-    from aimo_solver.kaggle.gateway import make_predict
-    from aimo_solver.kaggle.local_gateway import LocalInferenceServer
+    from aimo_solver.kaggle.gateway import LocalInferenceServer, make_predict
     from aimo_solver.kaggle.notebook import notebook_run
     from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation
 

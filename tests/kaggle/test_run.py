@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 from aimo_solver.answers import ANSWER_RANGE, FALLBACK_ANSWER
 from aimo_solver.clock import RunClock, process_age_s
 from aimo_solver.errors import ConfigError, ServerStartError
-from aimo_solver.kaggle.gateway import make_predict
-from aimo_solver.kaggle.local_gateway import LocalInferenceServer
+from aimo_solver.kaggle.gateway import LocalInferenceServer, make_predict
 from aimo_solver.kaggle.notebook import notebook_run
 from aimo_solver.kaggle.observer import LoggingObserver
 from aimo_solver.kaggle.run import GRACE_S, Run, SessionFactory

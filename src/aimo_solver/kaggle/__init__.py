@@ -6,4 +6,4 @@ runs the notebook outside the competition and says whether it is fit to be submi
 May import: policy, server, log, solve.
 """
 
-__all__ = ["gateway", "local_gateway", "notebook", "observer", "rehearsal", "run"]
+__all__ = ["gateway", "notebook", "observer", "rehearsal", "run"]

@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Protocol, SupportsIndex, TypeGuard
@@ -27,8 +27,7 @@ from typing import Any, Protocol, SupportsIndex, TypeGuard
 import polars as pl
 
 from aimo_solver.answers import ANSWER_RANGE, FALLBACK_ANSWER
-from aimo_solver.errors import AimoError, BootError, PathNotFoundError
-from aimo_solver.kaggle.local_gateway import LocalInferenceServer
+from aimo_solver.errors import AimoError, BootError, LocalGatewayError, PathNotFoundError
 from aimo_solver.paths import find_gateway_package
 from aimo_solver.problems import Answer
 
@@ -194,3 +193,49 @@ def _text(value: Any) -> str:
     if value is None:
         return ""
     return str(value).encode("utf-8", "replace").decode("utf-8")  # tables and tokenizers refuse lone surrogates
+
+
+class LocalInferenceServer:
+    """Replaces Kaggle's inference server where its package is absent.
+
+    Like Kaggle's gateway for AIMO3 it reads the CSV with polars, shuffles it with a fresh seed, passes each row's columns as
+    positional one-element Series in a single worker thread, checks each result, and writes ``submission.parquet`` into the
+    working directory only at the very end. Nothing goes through gRPC.
+    """
+
+    def __init__(self, predict: Callable[..., pl.DataFrame]) -> None:
+        self._predict = predict
+
+    def serve(self) -> None:
+        """Does nothing: outside a rerun there is no gateway that calls."""
+
+    def run_local_gateway(self, data_paths: tuple[str, ...]) -> None:
+        """Calls `predict` with every row of the CSV `data_paths[0]` and writes ``submission.parquet``.
+
+        Raises:
+            LocalGatewayError: Kaggle's run would have ended without a submission; `kind` is Kaggle's name for the reason.
+        """
+        try:
+            rows = pl.read_csv(data_paths[0]).sample(fraction=1.0, shuffle=True)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise LocalGatewayError("GATEWAY_RAISED_EXCEPTION", f"{data_paths[0]} cannot be read: {error}") from None
+        worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ThreadPoolExecutor-0")
+        try:
+            results = [self._ask(worker, rows.slice(number, 1)) for number in range(len(rows))]
+        finally:
+            worker.shutdown(wait=False)  # Ctrl-C does not wait for the current problem
+        if not results:
+            raise LocalGatewayError("GATEWAY_RAISED_EXCEPTION", f"{data_paths[0]} has no rows")
+        pl.concat(results).select(rows.get_column(rows.columns[0]).alias("id"), "answer").write_parquet("submission.parquet")
+
+    def _ask(self, worker: ThreadPoolExecutor, row: pl.DataFrame) -> pl.DataFrame:
+        future = worker.submit(self._predict, *row.get_columns())
+        failure, place = future.exception(), f"at {row.item(0, 0)!r}"
+        if isinstance(failure, Exception):
+            raise LocalGatewayError("SERVER_RAISED_EXCEPTION", f"{place}: {failure}") from failure
+        if failure is not None:  # SystemExit and the like
+            raise LocalGatewayError("GRPC_DEADLINE_EXCEEDED", f"{place}: Kaggle waits for ever after {failure!r}") from failure
+        result = future.result()
+        if not isinstance(result, pl.DataFrame) or len(result) != 1 or result.columns != ["id", "answer"]:
+            raise LocalGatewayError("INVALID_SUBMISSION", f"{place}: predict returned no row of id and answer: {result!r:.300}")
+        return result
