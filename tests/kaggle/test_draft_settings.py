@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from aimo_solver.errors import ConfigError
-from aimo_solver.kaggle.notebook import notebook_run
-from aimo_solver.kaggle.sessions import NotebookSessions
+from aimo_solver.kaggle.notebook import NotebookSessions, notebook_run
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL
 from tests.conftest import H100, ROOT
 
@@ -62,7 +61,7 @@ def test_a_cpu_draws_without_a_draft(tmp_path: Path, monkeypatch: pytest.MonkeyP
     made = sessions(target, str(draft), temperature=1.0)
     assert made._config(target).server.speculative == "none"
     assert "temperature=0" in (made._draft_problem or "")
-    monkeypatch.setattr("aimo_solver.kaggle.sessions.detect_gpus", lambda: (H100,))
+    monkeypatch.setattr("aimo_solver.kaggle.notebook.detect_gpus", lambda: (H100,))
     assert made._config(target).server.speculative == "auto"
 
 

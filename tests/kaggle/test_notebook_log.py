@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from aimo_solver.config import Config
-from aimo_solver.kaggle.sessions import open_log
+from aimo_solver.kaggle.notebook import open_log
 from aimo_solver.log.reader import read_run
 from aimo_solver.log.writer import NullLog, RunLog
 from aimo_solver.server.machine import Versions
@@ -94,7 +94,7 @@ def test_the_log_goes_to_a_temporary_folder_if_the_run_folder_cannot_be_written(
 
 
 def test_the_log_names_what_the_wheels_were_tried_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aimo_solver.kaggle.sessions.recorded_versions", lambda: Versions(vllm="0.26.0", driver="580.1"))
+    monkeypatch.setattr("aimo_solver.kaggle.notebook.recorded_versions", lambda: Versions(vllm="0.26.0", driver="580.1"))
     wheels = read_run(opened(tmp_path / "runs").directory).environment["wheels"]
     assert (wheels["vllm"], wheels["driver"]) == ("0.26.0", "580.1")
 

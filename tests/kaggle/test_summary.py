@@ -12,7 +12,7 @@ import pytest
 
 from aimo_solver.config import Config
 from aimo_solver.kaggle import summary
-from aimo_solver.kaggle.sessions import NotebookSessions, open_log
+from aimo_solver.kaggle.notebook import NotebookSessions, open_log
 from aimo_solver.kaggle.summary import CacheUse, ServerMeter, _launch_check, _read_backends, read_cache_use
 from aimo_solver.log.reader import read_run
 from aimo_solver.problems import Problem, ProblemResult

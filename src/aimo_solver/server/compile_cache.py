@@ -14,12 +14,15 @@ import tarfile
 import tempfile
 import time
 import zlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
 from aimo_solver.errors import CacheError
+from aimo_solver.options import STRICT
 from aimo_solver.server.flags import Variable
 from aimo_solver.server.launch import LaunchPlan
 from aimo_solver.server.machine import cuda_version, installed_version, installed_vllm, package_folder
@@ -33,7 +36,7 @@ _MUST_MATCH = ("gpu", "cuda", "python", "torch", "triton", "vllm", "flashinfer")
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Stamp:
     """What a cache was made with.
 
@@ -113,11 +116,10 @@ def read_stamp(archive: Path) -> Stamp:
             file = tar.extractfile(first) if first is not None and first.name == _STAMP_NAME else None
             if file is None:
                 raise ValueError("it does not begin with a stamp")
-            values: Mapping[str, object] = json.load(file)
-            if set(values) != {entry.name for entry in fields(Stamp)}:
-                raise ValueError("its stamp has other fields")
-            return Stamp(**{**values, "args": tuple(values["args"])})  # type: ignore[arg-type]
-    except (OSError, tarfile.TarError, EOFError, zlib.error, ValueError, TypeError) as error:
+            return TypeAdapter(Stamp).validate_json(file.read())
+    except ValidationError:
+        raise CacheError(f"{archive} is not a packed compile cache: its stamp has other fields") from None
+    except (OSError, tarfile.TarError, EOFError, zlib.error, ValueError) as error:
         raise CacheError(f"{archive} is not a packed compile cache: {error}") from None
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib.machinery
-import json
 import logging
 import os
 import platform
@@ -17,9 +16,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+
+from pydantic import TypeAdapter
 
 from aimo_solver.paths import KAGGLE_INPUT, find_wheels
 
@@ -218,9 +219,8 @@ def recorded_versions(root: Path = KAGGLE_INPUT) -> Versions | None:
     if file is None:
         return None
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        return Versions(**{field.name: str(values.get(field.name, "")) for field in fields(Versions)})
-    except (OSError, ValueError, AttributeError) as error:
+        return TypeAdapter(Versions).validate_json(file.read_bytes())
+    except (OSError, ValueError) as error:
         log.warning("%s cannot be read: %s", file, error)
         return None
 

@@ -38,13 +38,7 @@ class Supervisor:
     """
 
     def __init__(
-        self,
-        plan: LaunchPlan,
-        engine: VllmEngine,
-        log_path: Path | None,
-        on_event: Callable[..., None],
-        *,
-        pause_s: float = 1.0,
+        self, plan: LaunchPlan, engine: VllmEngine, log_path: Path | None, on_event: Callable[..., None], *, pause_s: float = 1.0
     ) -> None:
         """Prepares a server; `start` starts it.
 

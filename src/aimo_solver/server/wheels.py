@@ -34,22 +34,19 @@ import venv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 
 from aimo_solver.errors import ServerStartError, WheelError
 from aimo_solver.paths import KAGGLE_INPUT, find_wheels
 
 # module: distribution; the server's is the first
-NEEDED: Mapping[str, str] = MappingProxyType({"vllm": "vllm", "openai_harmony": "oss-harmony"})
+NEEDED: Mapping[str, str] = {"vllm": "vllm", "openai_harmony": "oss-harmony"}
 SERVER_MODULE = "vllm.entrypoints.openai.api_server"
 
 _NAME = "aimo-wheels"
 _IMPORT_S = 180.0  # it takes 10 to 20 s
 # Nothing from the image reaches an environment of its own: an empty variable is like none. No file of the working directory is
 # imported, either.
-_OWN_PACKAGES: Mapping[str, str] = MappingProxyType(
-    {"PYTHONPATH": "", "PYTHONHOME": "", "PYTHONNOUSERSITE": "1", "PYTHONSAFEPATH": "1"}
-)
+_OWN_PACKAGES: Mapping[str, str] = {"PYTHONPATH": "", "PYTHONHOME": "", "PYTHONNOUSERSITE": "1", "PYTHONSAFEPATH": "1"}
 _COMPLETE = "complete"  # a file in a finished environment that holds its fingerprint
 
 log = logging.getLogger(__name__)

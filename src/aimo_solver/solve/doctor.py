@@ -11,18 +11,8 @@ from aimo_solver.errors import KernelError, ModelError
 from aimo_solver.kernels.limits import Isolation
 from aimo_solver.kernels.pool import KernelPool
 from aimo_solver.log.writer import describe_environment
-from aimo_solver.server.checks import (
-    Check,
-    Health,
-    clock_check,
-    disk_check,
-    estimate_kv_tokens,
-    flags_check,
-    gpu_check,
-    kv_check,
-    vllm_check,
-    weights_check,
-)
+from aimo_solver.server import checks
+from aimo_solver.server.checks import Check, Health
 from aimo_solver.server.launch import check_model, plan_launch
 from aimo_solver.server.machine import detect_gpus
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation
@@ -35,11 +25,11 @@ async def examine(model: Path, config: Config, wheels: Installation = NOTHING_TO
     machine = describe_environment()
     found = f"{machine['platform']}, {machine['cpus']} CPUs, {machine['memory_gib']} GiB, Python {machine['python']}"
     gpus, imported, kernels = await asyncio.gather(
-        asyncio.to_thread(detect_gpus, wheels.path), asyncio.to_thread(vllm_check, wheels), _try_kernel(config)
+        asyncio.to_thread(detect_gpus, wheels.path), asyncio.to_thread(checks.vllm_check, wheels), _try_kernel(config)
     )
-    checks = [Check("machine", Health.OK, found), gpu_check(gpus, wheels.path), imported]
-    checks += await asyncio.to_thread(_model_checks, model, config, wheels)
-    return [*checks, kernels, disk_check(), clock_check(config.budget)]
+    made = [Check("machine", Health.OK, found), checks.gpu_check(gpus, wheels.path), imported]
+    made += await asyncio.to_thread(_model_checks, model, config, wheels)
+    return [*made, kernels, checks.disk_check(), checks.clock_check(config.budget)]
 
 
 def _model_checks(model: Path, config: Config, wheels: Installation) -> list[Check]:
@@ -51,12 +41,12 @@ def _model_checks(model: Path, config: Config, wheels: Installation) -> list[Che
         return [Check("model", Health.BROKEN, str(error), "--model takes the folder with config.json and tokenizer.json")]
     family = type(chat).__module__.rpartition(".")[2]
     found = f"{model}: family {family}, preset {plan.preset}, context {plan.context_tokens:,}"
-    tokens = estimate_kv_tokens(plan, config.solver.streams)
+    tokens = checks.estimate_kv_tokens(plan, config.solver.streams)
     return [
         Check("model", Health.OK, found),
-        flags_check(plan),
-        weights_check(plan),
-        kv_check(tokens, config.solver.streams, plan.context_tokens, estimated=True),
+        checks.flags_check(plan),
+        checks.weights_check(plan),
+        checks.kv_check(tokens, config.solver.streams, plan.context_tokens, estimated=True),
     ]
 
 
