@@ -18,7 +18,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -191,10 +191,11 @@ def report(out: Path) -> list[str]:
             found = [measure(read_runs([run])[0], part) for run in runs if (run / "summary.json").exists()]
             if not found:
                 continue
-            now = Part(np.mean([one.right for one in found], axis=0), np.mean([one.tokens for one in found], axis=0))
+            right, tokens = [one.right for one in found], [one.tokens for one in found]
+            now = Part(np.mean(right, axis=0), np.mean(tokens, axis=0))
             row = [f"{part} ({len(now.right)})", f"{stage} ({len(found)} seeds)" if stage != "base" else stage]
-            row += [f"{100 * now.right.mean():.1f} %", _difference(now.right, before.right if before else None, 100)]
-            row += [f"{np.nanmean(now.tokens):.0f}", _difference(now.tokens, before.tokens if before else None, 1)]
+            row += [_mean(right, 100, 1, " %"), _difference(now.right, before.right if before else None, 100)]
+            row += [_mean(tokens, 1, 0), _difference(now.tokens, before.tokens if before else None, 1)]
             lines.append("| " + " | ".join(row) + " |")
             before = now
     return lines
@@ -209,6 +210,12 @@ def measure(run: LoggedRun, part: str) -> Part:
         right.append(len(hits) / len(problem.attempts))
         tokens.append(np.mean(hits) if hits else np.nan)
     return Part(np.array(right), np.array(tokens))
+
+
+def _mean(seeds: Sequence[Floats], scale: float, digits: int, unit: str = "") -> str:
+    """Returns the mean over problems, with that of each seed in brackets if there are several."""
+    each = [f"{scale * np.nanmean(values):.{digits}f}" for values in seeds]
+    return f"{scale * np.nanmean(seeds):.{digits}f}{unit}" + (f" ({', '.join(each)})" if len(each) > 1 else "")
 
 
 def _difference(now: Floats, before: Floats | None, scale: float) -> str:
