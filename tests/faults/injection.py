@@ -1,9 +1,9 @@
 """Makes calls to the operating system fail, inside the process that makes them.
 
 Python raises an audit event before such a call (https://docs.python.org/3/library/audit_events.html), and an exception
-raised by a hook comes out of the call. So no code under test is replaced, and calls added later fail as well. Three calls
-have no event: writing to an open file, for which files are opened as a subclass whose `write` fails, and the start of a
-thread and `zmq.Socket.bind`, which are wrapped.
+raised by a hook comes out of the call. So no code under test is replaced, and calls added later fail as well. Two calls have no
+event: writing to an open file, for which files are opened as a subclass whose `write` fails, and the start of a thread,
+which is wrapped.
 
 The forkserver of the kernels, and with it the kernels, get a fault by a line in front of the code they are started with.
 This module imports only the standard library, so that it can be imported there.
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 SOLVER, FORKSERVER, KERNEL = "solver", "forkserver", "kernel"
-WRITE, THREAD, ZMQ_BIND = "write", "thread", "zmq.bind"
+WRITE, THREAD = "write", "thread"
 FORKSERVER_MARK = "kernels.inside.forkserver"  # in the code with which the forkserver is started
 
 
@@ -38,7 +38,7 @@ class Failing:
     """A call that fails.
 
     Attributes:
-        call: the audit event's name, `WRITE`, `THREAD` or `ZMQ_BIND`.
+        call: the audit event's name, `WRITE` or `THREAD`.
         error: the name of an errno; "RuntimeError" is what a thread that cannot be started raises.
         holding: text that the call's arguments must contain.
         process: `SOLVER`, `FORKSERVER`, or `KERNEL` for all processes forked by the forkserver. In the solver, calls of the
@@ -94,8 +94,6 @@ class _Injector:
             self._open_files_that_fail()
         elif self._failing.call == THREAD:
             self._start_threads_that_fail()
-        elif self._failing.call == ZMQ_BIND:
-            self._bind_sockets_that_fail()
         else:
             sys.addaudithook(self._on_event)
 
@@ -149,24 +147,10 @@ class _Injector:
 
         threading.Thread.start = start  # type: ignore[method-assign]
 
-    def _bind_sockets_that_fail(self) -> None:
-        import zmq
-
-        original, injector = zmq.Socket.bind, self
-
-        def bind(socket: zmq.Socket[Any], address: str) -> Any:
-            try:
-                injector.fail()
-            except OSError as error:
-                raise zmq.ZMQError(error.errno) from None
-            return original(socket, address)
-
-        zmq.Socket.bind = bind  # type: ignore[method-assign,assignment]
-
 
 def _as_text(event: str, arguments: tuple[Any, ...]) -> str:
     if event == "socket.__new__":
-        return str(socket.AddressFamily(arguments[1]).name)
+        return "" if arguments[1] < 0 else str(socket.AddressFamily(arguments[1]).name)  # less for a known descriptor
     return " ".join(map(str, arguments))
 
 

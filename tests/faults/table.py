@@ -27,7 +27,7 @@ from typing import Any
 from aimo_solver.answers import ANSWER_RANGE
 from tests.faults import fake_vllm, injection
 from tests.faults.fake_vllm import COMPLETIONS, HEALTH, MODELS, START, Breaking
-from tests.faults.injection import FORKSERVER, KERNEL, THREAD, WRITE, ZMQ_BIND, Failing
+from tests.faults.injection import FORKSERVER, KERNEL, THREAD, WRITE, Failing
 
 MODEL = Path(__file__).parents[2] / "data" / "pocket-model"
 PROBLEMS = 3
@@ -108,7 +108,7 @@ _KERNELS = (
     Row("kernel: mkdir", Failing("os.mkdir", "ENOSPC", process=KERNEL), Loss.PYTHON),
     Row("kernel: chown", Failing("os.chown", "EPERM", process=KERNEL), Loss.PYTHON),
     Row("kernel: open", Failing("open", "EMFILE", process=KERNEL), Loss.PYTHON),
-    Row("kernel: bind", Failing(ZMQ_BIND, "EADDRINUSE", process=KERNEL), Loss.PYTHON),
+    Row("kernel: socket", Failing("socket.__new__", "EMFILE", "AF_UNIX", KERNEL), Loss.PYTHON),
 )
 _SERVER = tuple(
     Row(f"server's {place}: {how}", Breaking(place, how), Loss.NOTHING if place == MODELS else Loss.ANSWERS)

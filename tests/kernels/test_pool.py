@@ -410,25 +410,15 @@ async def test_a_pool_that_cannot_start_raises_the_reason(monkeypatch: pytest.Mo
 
 @pytest.mark.usefixtures("impatient")
 async def test_the_error_of_a_failed_forkserver_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "ipykernel.py").write_text("raise ImportError('this is no ipykernel')")
+    (tmp_path / "IPython.py").write_text("raise ImportError('this is no IPython')")
     monkeypatch.setattr("aimo_solver.kernels.spawner._SETTINGS", {"PYTHONPATH": str(tmp_path)})
-    with pytest.raises(KernelStartError, match="this is no ipykernel"):
+    with pytest.raises(KernelStartError, match="this is no IPython"):
         await KernelPool(size=1).__aenter__()
 
 
 async def test_modules_are_preloaded_and_missing_ones_ignored() -> None:
     async with KernelPool(size=1, spares=0, preload=("wsgiref.util", "no_such_module")) as pool, pool.lease() as kernel:
         assert (await kernel.execute("import sys\n'wsgiref.util' in sys.modules", PATIENCE_S)).value == "True"
-
-
-@pytest.mark.usefixtures("impatient")
-async def test_a_temporary_directory_with_too_long_a_path_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    place = tmp_path / ("x" * 100)
-    place.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(place))
-    with pytest.raises(KernelStartError, match="TMPDIR"):
-        await KernelPool(size=1).__aenter__()
-    assert list(place.iterdir()) == []
 
 
 @pytest.mark.parametrize(("size", "spares"), [(0, 1), (1, -1), (100, 100)])

@@ -1,4 +1,4 @@
-"""Runs the model's Python in pooled, isolated Jupyter kernels.
+"""Runs the model's Python in pooled, isolated IPython kernels.
 
 `pool` leases sessions; `session`, `process` and `spawner` are the solver's side, `inside` is what runs in the kernels'
 processes. `limits` and `text` are shared by both sides.

@@ -1,4 +1,4 @@
-"""A pool of Jupyter kernels for untrusted code: warm, clean and isolated.
+"""A pool of IPython kernels for untrusted code: warm, clean and isolated.
 
     async with KernelPool(size=16) as pool, pool.lease() as kernel:
         result = await kernel.execute("2**10", timeout_s=6.0)

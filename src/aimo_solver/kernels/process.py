@@ -1,4 +1,4 @@
-"""One kernel's process: the socket of its monitor, the pipe for its output, and its Jupyter shell channel.
+"""One kernel's process: the socket of its monitor, the pipe for its output, and the socket for calls.
 
 Code in the kernel can send anything on all three. Reads are bounded and never raise: a kernel whose messages cannot be read is
 killed.
@@ -21,7 +21,7 @@ from subprocess import DEVNULL, Popen
 from typing import Any
 
 from aimo_solver.errors import KernelStartError
-from aimo_solver.kernels.channel import Reply, ShellChannel
+from aimo_solver.kernels.channel import CallChannel, Reply
 from aimo_solver.kernels.limits import Ending, Isolation, KernelLimits, KillReason
 
 _END_TIMEOUT_S = 10.0  # only a process stuck in the operating system takes longer to die
@@ -96,9 +96,7 @@ class KernelProcess:
         forked, ready, ended: futures. `ready` raises KernelStartError.
     """
 
-    def __init__(
-        self, directory: Path, control: socket.socket, pipe: int, connection: Mapping[str, Any], limits: KernelLimits
-    ) -> None:
+    def __init__(self, directory: Path, control: socket.socket, pipe: int, calls: socket.socket, limits: KernelLimits) -> None:
         loop = asyncio.get_running_loop()
         loop.add_reader(control.fileno(), self._receive)
         self.directory = directory
@@ -108,18 +106,18 @@ class KernelProcess:
         self.forked: asyncio.Future[None] = loop.create_future()
         self.ready: asyncio.Future[None] = loop.create_future()
         self.ended: asyncio.Future[Ending] = loop.create_future()
-        self._connection = connection
+        self._calls = calls
         self._limits = limits
         self._control = control
         self._pipe = io.FileIO(pipe)
         self._killed = Ending(None, "")  # reason and detail given to `kill`
-        self._channel: ShellChannel | None = None
+        self._channel: CallChannel | None = None
         with suppress(OSError):  # the system limits the memory of a user's pipes
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
     async def connect(self) -> None:
-        """Opens the shell channel; the other Jupyter channels are not used. Raises what `ShellChannel.open` raises."""
-        self._channel = await ShellChannel.open(self._connection)
+        """Makes it ready for calls."""
+        self._channel = await CallChannel.open(self._calls)
 
     @property
     def alive(self) -> bool:
@@ -251,7 +249,9 @@ class KernelProcess:
             self._end(self._killed.reason, "it was given up")
             self._control.close()
             self._pipe.close()
-            if self._channel is not None:
+            if self._channel is None:
+                self._calls.close()
+            else:
                 self._channel.close()
 
 

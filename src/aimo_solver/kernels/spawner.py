@@ -13,13 +13,10 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
-from jupyter_client.connect import write_connection_file
 
 from aimo_solver.errors import KernelStartError
 from aimo_solver.kernels.limits import UIDS_PER_POOL, ForkserverSpec, KernelLimits
@@ -29,11 +26,10 @@ _IMPORT_TIMEOUT_S = 60.0  # for the first fork, which the forkserver's imports p
 _FORK_TIMEOUT_S = 10.0  # for every other fork, which takes milliseconds; the forkserver is then stopped or stuck
 _START_TIMEOUT_S = 60.0
 _END_TIMEOUT_S = 15.0
-_MAX_SOCKET_PATH = 107
 _LOG_BYTES = 2_000
 _FALLBACK_PLACES = ("/tmp", "/var/tmp", "/dev/shm")  # for the pool's directory, after the temporary directory
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-_PROBE_BYTES = 16_384  # more than a kernel's connection file takes
+_PROBE_BYTES = 16_384
 
 # all that a kernel inherits of the solver's environment
 _INHERITED = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_PREFIX")
@@ -67,7 +63,6 @@ class Spawner:
         forkserver: the process.
 
     Raises:
-        KernelStartError: the path of the temporary directory is too long for sockets.
         OSError: no room for a directory, a descriptor or a process.
     """
 
@@ -82,8 +77,6 @@ class Spawner:
         with ExitStack() as undo:
             self.directory = _make_directory()
             undo.callback(self.directory.rmdir)
-            if len(str(self.directory / "k1234567" / "s-5")) > _MAX_SOCKET_PATH:
-                raise KernelStartError(f"{self.directory} is too long a path for Unix sockets; set TMPDIR to a shorter one")
             self.directory.chmod(0o711)  # a kernel may enter its own directory, and list none
             self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(self._requests.close)
@@ -155,38 +148,38 @@ class Spawner:
         with ExitStack() as undo:
             directory = self.directory / f"k{next(self._numbers)}"
             undo.callback(shutil.rmtree, directory, ignore_errors=True)
-            connection = self._make_kernel_directory(directory)
-            control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            undo.callback(control.close)
-            with theirs:
-                control.setblocking(False)
+            self._make_kernel_directory(directory)
+            with ExitStack() as theirs:
+                control, their_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                undo.callback(control.close)
+                theirs.callback(their_control.close)
+                calls, their_calls = socket.socketpair()
+                undo.callback(calls.close)
+                theirs.callback(their_calls.close)
                 read, write = os.pipe2(os.O_CLOEXEC)
                 undo.callback(os.close, read)
+                theirs.callback(os.close, write)
+                control.setblocking(False)
+                os.set_blocking(read, False)
+                request = json.dumps({"directory": str(directory), "slot": self._slots[0]}).encode()
                 try:
-                    os.set_blocking(read, False)
-                    request = json.dumps({"directory": str(directory), "slot": self._slots[0]}).encode()
-                    socket.send_fds(self._requests, [request], [theirs.fileno(), write])
+                    socket.send_fds(self._requests, [request], [their_control.fileno(), write, their_calls.fileno()])
                 except OSError as error:
                     self._broken = True
                     raise KernelStartError(f"the forkserver accepts no requests: {error}") from None
-                finally:
-                    os.close(write)
-            process = KernelProcess(directory, control, read, connection, self._limits)
+            process = KernelProcess(directory, control, read, calls, self._limits)
             undo.pop_all()
         self._track(process, self._slots.popleft())
         return process
 
-    def _make_kernel_directory(self, directory: Path) -> Mapping[str, Any]:
-        """Creates a kernel's directory with its connection file; returns the content of the file."""
+    def _make_kernel_directory(self, directory: Path) -> None:
         try:
             directory.mkdir(mode=0o700)
-            file, key = str(directory / "connection.json"), os.urandom(16).hex().encode()
-            connection: Mapping[str, Any] = write_connection_file(file, ip=str(directory / "s"), key=key, transport="ipc")[1]
+            _check_room(directory)
         except OSError as error:
             self._broken |= isinstance(error, FileNotFoundError)  # the pool's directory was removed
             self._without_room = error.errno in _NO_ROOM
             raise
-        return connection
 
     def _track(self, process: KernelProcess, slot: int) -> None:
         def release_slot(_: object) -> None:
@@ -235,15 +228,21 @@ def _make_directory() -> Path:
             Path(place).mkdir(parents=True, exist_ok=True)  # it may have been removed
             directory = Path(tempfile.mkdtemp(prefix="aimo-kernels-", dir=place)).resolve()
             try:
-                (directory / "probe").write_bytes(bytes(_PROBE_BYTES))
+                _check_room(directory)
             except OSError:
-                # not shutil.rmtree, which needs descriptors: they may be what is short
                 with suppress(OSError):
-                    (directory / "probe").unlink(missing_ok=True)
                     directory.rmdir()
                 raise
-            (directory / "probe").unlink()
             return directory
         except OSError as error:
             errors.append(error)
     raise errors[0]
+
+
+def _check_room(directory: Path) -> None:
+    """Raises OSError if a small file does not fit."""
+    probe = directory / "probe"
+    try:
+        probe.write_bytes(bytes(_PROBE_BYTES))
+    finally:
+        probe.unlink(missing_ok=True)

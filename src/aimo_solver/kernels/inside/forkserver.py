@@ -4,8 +4,8 @@
                         `-- monitor -- kernel
 
 The solver sends one datagram per kernel over a Unix socket, for example ``{"directory": "/tmp/aimo-kernels-x/k0", "slot": 0}``,
-with two file descriptors: the monitor's socket and the pipe for the kernel's output. The forkserver has one thread and no ZMQ
-context, which makes its forks safe. It ends when the solver closes the socket or dies in any way; so do the monitors, each
+with three file descriptors: the monitor's socket, the pipe for the kernel's output and its socket for calls. The forkserver has
+one thread, which makes its forks safe. It ends when the solver closes the socket or dies in any way; so do the monitors, each
 with all processes below it. Last the forkserver removes the pool's directory.
 """
 
@@ -23,6 +23,7 @@ import socket
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -120,7 +121,7 @@ def _try(spec: ForkserverSpec, isolation: Isolation, directory: Path) -> None:
             linux.filter_syscalls(allow_connect=False)
         case Isolation.LANDLOCK:
             linux.forbid_privileges()
-            linux.restrict_writes([directory], sockets=directory)
+            linux.restrict_writes([directory])
 
 
 def _uid(slot: int) -> int:
@@ -154,13 +155,13 @@ def _serve(requests: socket.socket, solver: int | None, spec: ForkserverSpec, mo
         if requests.fileno() not in ready:
             continue
         try:
-            message, descriptors, _, _ = socket.recv_fds(requests, _REQUEST_BYTES, 2)
+            message, descriptors, _, _ = socket.recv_fds(requests, _REQUEST_BYTES, 3)
         except ConnectionResetError:
             return
         if not message:
             return
-        if len(descriptors) == 2:  # fewer if this process has too many open; the solver then finds its ends closed
-            monitors.add(_fork_monitor(message, descriptors[0], descriptors[1], requests, solver, spec))
+        if len(descriptors) == 3:  # fewer if this process has too many open; the solver then finds its ends closed
+            monitors.add(_fork_monitor(message, descriptors, requests, solver, spec))
         for descriptor in descriptors:
             os.close(descriptor)
 
@@ -178,10 +179,11 @@ def _kill_orphans(spec: ForkserverSpec, monitors: set[int]) -> None:
 
 
 def _fork_monitor(
-    message: bytes, control: int, output: int, requests: socket.socket, solver: int | None, spec: ForkserverSpec
+    message: bytes, descriptors: Sequence[int], requests: socket.socket, solver: int | None, spec: ForkserverSpec
 ) -> int:
     """Forks a monitor for a request; returns its process id, or 0 after a failure that was reported to the solver."""
     request = json.loads(message)
+    control, output, calls = descriptors
     uid = _uid(request["slot"]) if Isolation.USER in spec.limits.isolation else os.geteuid()
     sandbox = Sandbox(directory=Path(request["directory"]), uid=uid, package=Path(spec.package), limits=spec.limits)
     with socket.socket(fileno=os.dup(control)) as own_control:
@@ -194,5 +196,5 @@ def _fork_monitor(
         if child == 0:
             requests.close()
             os.close(control)
-            run_monitor(sandbox, own_control, output, solver)
+            run_monitor(sandbox, own_control, output, calls, solver)
     return child

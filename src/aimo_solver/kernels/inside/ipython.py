@@ -1,8 +1,9 @@
-"""The Jupyter kernel: IPython's, except that output goes directly into a pipe, and the reply holds values and errors.
+"""The kernel: IPython in an event loop, with output into a pipe and one reply per call, which holds the value or the error.
 
-Output uses the process's file descriptors 1 and 2 instead of ZMQ. It therefore reaches the solver in the order in which it
-was written, including that of child processes and C code, even if the next line never returns to the interpreter; and a full
-pipe blocks a process that floods it.
+Output uses the process's file descriptors 1 and 2. It therefore reaches the solver in the order in which it was written,
+including that of child processes and C code, even if the next line never returns to the interpreter; and a full pipe blocks a
+process that floods it. As in a Jupyter kernel, the event loop runs while cells do: a cell can await, and its tasks go on between
+calls.
 """
 
 # mypy: disable-error-code="no-untyped-call, override"
@@ -14,6 +15,7 @@ import builtins
 import faulthandler
 import importlib
 import io
+import json
 import os
 import signal
 import socket
@@ -23,21 +25,17 @@ import types
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from pathlib import Path
 from typing import Any, NoReturn
 
-sys.modules["debugpy"] = None  # type: ignore[assignment]  # slow to import, and kernels are not debugged
-from ipykernel import kernelapp  # noqa: E402
-from ipykernel.displayhook import ZMQDisplayHook, ZMQShellDisplayHook  # noqa: E402
-from ipykernel.iostream import IOPubThread  # noqa: E402
-from ipykernel.ipkernel import IPythonKernel  # noqa: E402
-from ipykernel.zmqshell import ZMQDisplayPublisher, ZMQInteractiveShell  # noqa: E402
-from IPython.core import inputtransformer2  # noqa: E402
-from IPython.core.compilerop import CachingCompiler  # noqa: E402
-from traitlets import Type  # noqa: E402
-from traitlets.config import Config  # noqa: E402
+from IPython.core import inputtransformer2
+from IPython.core.compilerop import CachingCompiler
+from IPython.core.displayhook import DisplayHook
+from IPython.core.displaypub import DisplayPublisher
+from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
+from traitlets import Type
+from traitlets.config import Config
 
-from aimo_solver.kernels.inside import formatting  # noqa: E402
+from aimo_solver.kernels.inside import formatting
 
 # modules that a session finds imported, by the name it uses for them
 _NAMES = {
@@ -45,12 +43,12 @@ _NAMES = {
     "np": "numpy",
     "sp": "sympy",
 }
+_LONGEST_CALL = 1 << 30  # bytes; what the solver sends fits into the model's context
 DIGITS = 64  # of mpmath's numbers; its own 15 are no more than a float has
 # otherwise imported when a kernel starts or by its first calls; not every version of the packages has all of them
 _LATE = (
     *("IPython.core.magics.ast_mod", "IPython.core.magics.execution", "IPython.core.completerlib", "IPython.core.oinspect"),
-    *("IPython.extensions.storemagic", "IPython.utils.module_paths", "ipykernel.debugger", "tornado.platform.asyncio"),
-    *("multiprocessing.pool", "numpy.random", "pdb", "statistics"),
+    *("IPython.extensions.storemagic", "IPython.utils.module_paths", "multiprocessing.pool", "numpy.random", "pdb", "statistics"),
 )
 
 
@@ -64,21 +62,26 @@ def preload() -> None:
             importlib.import_module(name)
 
 
-def run_kernel(directory: Path, on_ready: Callable[[], object]) -> None:
-    """Runs a kernel with the connection file in `directory`; calls `on_ready` when its sockets are bound."""
+def run_kernel(calls: socket.socket, on_ready: Callable[[], object]) -> None:
+    """Runs the calls that arrive on a socket until its other end is closed; calls `on_ready` before the first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # between calls
     _seed()
     sys.set_int_max_str_digits(0)
     for message in ("To exit: use", "This process .* is multi-threaded"):  # from exit() and fork(), which are allowed here
         warnings.filterwarnings("ignore", message)
-    kernelapp.IOPubThread = _IOPub  # type: ignore[misc, assignment, attr-defined, unused-ignore]
-    config = Config(HistoryManager={"enabled": False}, IPKernelApp={"log_level": 50})
-    app = _App.instance(config=config, connection_file=str(directory / "connection.json"))
-    streams = _Streams()
-    streams.restore()
-    app.initialize([])
-    app.kernel.set_up_session(streams)
+    sys.path.insert(0, "")
+    session = _Session()
     on_ready()
-    app.start()
+    asyncio.new_event_loop().run_until_complete(_serve(session, calls))
+
+
+async def _serve(session: _Session, calls: socket.socket) -> None:
+    reader, writer = await asyncio.open_unix_connection(sock=calls, limit=_LONGEST_CALL)
+    while call := await reader.readline():
+        request = json.loads(call)
+        reply = await session.run(request["code"])
+        writer.write(json.dumps({"call": request["call"], **reply}).encode() + b"\n")
+        await writer.drain()
 
 
 def _seed() -> None:
@@ -112,7 +115,7 @@ class _Streams:
         sys.stderr = sys.__stderr__ = self._stderr  # type: ignore[misc]
 
 
-class _Value(ZMQShellDisplayHook):
+class _Value(DisplayHook):
     """Holds the text of the last expression's value for the reply."""
 
     text: str | None = None
@@ -126,7 +129,7 @@ class _Value(ZMQShellDisplayHook):
             self.text = text
 
 
-class _Display(ZMQDisplayPublisher):
+class _Display(DisplayPublisher):
     """Makes `display(...)` print the plain text of an object; images are not shown."""
 
     def publish(self, data: dict[str, Any], *args: object, **options: object) -> None:
@@ -157,20 +160,21 @@ class _SystemAssign(inputtransformer2.SystemAssign):
         return None
 
 
-class _Shell(ZMQInteractiveShell):
+class _Shell(InteractiveShell):
+    compiler_class = Type(_Compiler)
     displayhook_class = Type(_Value)
     display_pub_class = Type(_Display)
     compile: _Compiler
+    displayhook: _Value
     source = ""  # of the running cell, after transformation
-    _last_traceback: list[str] | None
+    error: str | None = None  # of the running cell, with its traceback
 
     def init_instance_attrs(self) -> None:
         super().init_instance_attrs()
-        self.compile = _Compiler()
         self.input_transformer_manager.token_transformers.append(_SystemAssign)
 
-    def init_environment(self) -> None:
-        """Leaves the environment unchanged; the inherited method requests colours."""
+    def enable_gui(self, gui: object = None) -> None:
+        """Does nothing: there is no screen."""
 
     def transform_cell(self, raw_cell: str) -> str:
         self.source = super().transform_cell(raw_cell)
@@ -178,7 +182,7 @@ class _Shell(ZMQInteractiveShell):
 
     def showtraceback(self, exc_tuple: Any = None, *args: object, **options: object) -> None:
         error = self._get_exc_info(exc_tuple)[1]
-        self._last_traceback = [formatting.format_error(error, self.source, self.compile.cell)]
+        self.error = formatting.format_error(error, self.source, self.compile.cell)
 
     def showsyntaxerror(self, *args: object, **options: object) -> None:
         self.showtraceback()
@@ -197,98 +201,78 @@ class _Shell(ZMQInteractiveShell):
     system = system_piped
 
 
-class _Kernel(IPythonKernel):
-    """Adds ``value``, text or None, to the execute_reply; its ``traceback`` is one plain text."""
+class _Session:
+    """IPython's shell and what it must find at each call, whatever the calls before have changed."""
 
-    shell: Any
-    shell_class = Type(_Shell)
-    _execute_sleep = 0.0  # ipykernel's wait for output on ZMQ
-
-    def set_up_session(self, streams: _Streams) -> None:
-        self._streams = streams
+    def __init__(self) -> None:
+        self._streams = _Streams()
+        self._streams.restore()
+        self._shell = _Shell.instance(config=Config(HistoryManager={"enabled": False}))
         self._pid = os.getpid()
         display = importlib.import_module("IPython.display").display
         self._pristine = vars(builtins) | {
-            "input": _no_input, "exit": _exit, "quit": _exit, "display": display, "get_ipython": self.shell.get_ipython
+            "input": _no_input, "exit": _exit, "quit": _exit, "display": display, "get_ipython": self._shell.get_ipython
         }  # fmt: skip
         # the session modifies a copy of builtins
         self._builtins = sys.modules["builtins"] = types.ModuleType("builtins")
         names: dict[str, object] = {name: importlib.import_module(module) for name, module in _NAMES.items()}
         names |= {"exit": _exit, "quit": _exit}  # IPython's own would end the kernel
         self._prepare()
-        self.shell.user_ns.update(names)
-        self.shell.user_ns_hidden.update(names)
-
-    def start(self) -> None:
-        super().start()
-        # without it the event loop notices an interrupt only at its next event
-        wake, woken = socket.socketpair()
-        for end in (wake, woken):
-            end.setblocking(False)
-        asyncio.get_event_loop().add_reader(wake, wake.recv, 4_096)
-        signal.set_wakeup_fd(woken.detach(), warn_on_full_buffer=False)
+        self._shell.user_ns.update(names)
+        self._shell.user_ns_hidden.update(names)
 
     def _prepare(self) -> None:
         self._streams.restore()
         for name in self._pristine.keys() - vars(self._builtins).keys():
             setattr(self._builtins, name, self._pristine[name])
-        if "_oh" not in self.shell.user_ns:  # the session's globals were cleared
-            self.shell.init_user_ns()
-        self.shell.user_ns["__builtins__"] = self._builtins
-        self.shell.displayhook.text = None
+        if "_oh" not in self._shell.user_ns:  # the session's globals were cleared
+            self._shell.init_user_ns()
+        self._shell.user_ns["__builtins__"] = self._builtins
+        self._shell.displayhook.text = self._shell.error = None
 
-    async def do_execute(self, code: str, silent: bool, *args: Any, **options: Any) -> dict[str, Any]:
+    async def run(self, code: str) -> dict[str, str | None]:
+        """Runs a cell; returns the texts of its value, and of the name and traceback of its error; None where there is none."""
+        error: BaseException | None
         self._prepare()
         try:
-            reply: dict[str, Any] = await super().do_execute(code, silent, *args, **options)
-        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the call failed in IPython itself
-            text = (self.shell._last_traceback or [formatting.format_error(error, "", "")])[0]
-            reply = {"status": "error", "ename": type(error).__name__, "evalue": "", "traceback": [text]}
-            reply |= {"execution_count": self.shell.execution_count - 1, "user_expressions": {}}
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            result = await self._run_cell(code)
+            error = result.error_before_exec or result.error_in_exec
+        except (Exception, KeyboardInterrupt) as failure:  # noqa: BLE001 - the call failed in IPython itself
+            error = failure
         finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             if os.getpid() != self._pid:
                 os._exit(0)  # a fork of the session ends with the cell
             for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
                 signal.setitimer(timer, 0)  # a signal between calls would end the kernel
             self._streams.restore()
             # filters of the session must not turn warnings of the kernel into errors
-            warnings.filterwarnings("ignore", module=r"(ipykernel|IPython|jupyter_client|tornado|traitlets|zmq)\b")
-        for page in reply.get("payload", ()):
-            if page.get("source") == "page":  # the output of `name?`
-                print(formatting.clean(page["data"].get("text/plain", "")), file=self._streams.stdout)
-        reply["payload"] = []
-        reply["value"] = self.shell.displayhook.text
-        reply["evalue"] = formatting.clean(reply.get("evalue", ""), 1_000)
-        return reply
+            warnings.filterwarnings("ignore", module=r"(asyncio|IPython|traitlets)\b")
+        if error is None:
+            return {"value": self._shell.displayhook.text, "error": None, "traceback": None}
+        traceback = self._shell.error or formatting.format_error(error, "", "")
+        return {"value": self._shell.displayhook.text, "error": type(error).__name__, "traceback": traceback}
 
-
-class _IOPub(IOPubThread):
-    """Omits the TCP socket on which forked children publish output."""
-
-    def __init__(self, channel: Any, pipe: bool = False, **options: Any) -> None:
-        super().__init__(channel, pipe=False, **options)
-
-
-class _App(kernelapp.IPKernelApp):
-    kernel_class = Type(_Kernel, klass="ipykernel.kernelbase.Kernel")  # type: ignore[assignment]
-
-    def load_config_file(self, *args: object, **options: object) -> None:
-        """Ignores IPython profiles."""
-
-    def write_connection_file(self, **options: object) -> None:
-        """Does nothing: the solver writes the file, and the monitor removes it as soon as the sockets are bound."""
-
-    cleanup_connection_file = write_connection_file
-
-    def init_path(self) -> None:
-        sys.path.insert(0, "")
-
-    def init_io(self) -> None:
-        """Leaves the streams unchanged; the inherited method redirects them to ZMQ."""
-        self.displayhook = ZMQDisplayHook(self.session, self.iopub_socket)
-
-    def init_pdb(self) -> None:
-        """Does nothing: there is no debugger."""
+    async def _run_cell(self, code: str) -> ExecutionResult:
+        """Runs a cell; one that awaits runs as a task, which an interrupt cancels."""
+        shell = self._shell
+        try:
+            transformed = shell.transform_cell(code)
+            awaits = shell.should_run_async(code, transformed_cell=transformed)
+        except Exception:  # noqa: BLE001 - the cell is no Python; `run_cell` reports it
+            awaits = False
+        if not awaits:
+            done: ExecutionResult = shell.run_cell(code, store_history=True)
+            return done
+        task = asyncio.ensure_future(shell.run_cell_async(code, store_history=True, transformed_cell=transformed))
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, task.cancel)
+        try:
+            return await task
+        finally:
+            loop.remove_signal_handler(signal.SIGINT)
+            shell.events.trigger("post_execute")
 
 
 def _no_input(prompt: object = "") -> NoReturn:

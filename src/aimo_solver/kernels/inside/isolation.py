@@ -30,7 +30,7 @@ class Sandbox:
     """The surroundings of one kernel.
 
     Attributes:
-        directory: holds its connection file, its sockets and, without namespaces, its scratch directory.
+        directory: its scratch directory; not used with namespaces, which have a file system of their own.
         uid: the user id it runs as.
         package: a directory to hide from it.
         limits: with the isolation that the system allows, and no other.
@@ -63,8 +63,6 @@ def enter_namespaces(sandbox: Sandbox, *, share_network: bool = False) -> Path:
         linux.enter_user_namespace()
     if sandbox.has(Isolation.NETWORK) and not share_network:
         linux.unshare(linux.CLONE_NEWNET)
-    for path in (sandbox.directory, *sandbox.directory.iterdir()):
-        os.chown(path, sandbox.uid, -1)
     if sandbox.has(Isolation.NAMESPACES):
         linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWIPC)
         child = os.fork()
@@ -72,39 +70,20 @@ def enter_namespaces(sandbox: Sandbox, *, share_network: bool = False) -> Path:
             awaited = signal.getsignal(signal.SIGCHLD) is not signal.SIG_IGN
             os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if awaited else 0)
         hidden, limits = (sandbox.directory.parent, sandbox.package), sandbox.limits
-        return linux.isolate_mounts(sandbox.directory, hidden, limits.scratch_mb, limits.scratch_files, sandbox.uid)
+        return linux.isolate_mounts(hidden, limits.scratch_mb, limits.scratch_files, sandbox.uid)
     with suppress(OSError):
         linux.become_subreaper()
-    work = sandbox.directory / "work"
-    work.mkdir(mode=0o700)
-    os.chown(work, sandbox.uid, -1)
-    return work
+    os.chown(sandbox.directory, sandbox.uid, -1)
+    return sandbox.directory
 
 
-def close_directory(sandbox: Sandbox) -> None:
-    """Removes the key to the kernel's sockets, which are bound, and makes their directory unwritable for it."""
-    directory = sandbox.directory
-    (directory / "connection.json").unlink(missing_ok=True)
-    if sandbox.has(Isolation.NAMESPACES):
-        linux.set_read_only(directory, True)
-    elif sandbox.uid != os.geteuid():
-        os.chown(directory, os.geteuid(), sandbox.uid)
-        directory.chmod(0o710)
-    else:  # with Landlock, the kernel can create only sockets there
-        directory.chmod(0o500)
-
-
-def open_directory(sandbox: Sandbox) -> None:
-    """Undoes `close_directory`, so that the directory can be emptied."""
-    if sandbox.has(Isolation.NAMESPACES):
-        linux.set_read_only(sandbox.directory, False)
-    sandbox.directory.chmod(0o700)
-
-
-def become_kernel(sandbox: Sandbox, work: Path, control: socket.socket, output: int, started: int) -> NoReturn:
+def become_kernel(sandbox: Sandbox, work: Path, control: socket.socket, output: int, calls: int) -> NoReturn:
     """Runs a kernel in the scratch directory `work` until it is told to end.
 
-    When its sockets are bound, it writes to the pipe `started` the message that the monitor passes on to the solver.
+    Args:
+        control: gets a message when the kernel is ready for calls, and is then closed.
+        output: the pipe for its output.
+        calls: its socket for calls.
     """
     try:
         os.setsid()
@@ -120,11 +99,10 @@ def become_kernel(sandbox: Sandbox, work: Path, control: socket.socket, output: 
         active = _restrict(sandbox, work)
 
         def report_ready() -> None:
-            os.write(started, json.dumps({"isolation": sorted(active)}).encode())
-            os.close(started)
+            send_message(control, isolation=sorted(active))
             control.close()
 
-        ipython.run_kernel(sandbox.directory, report_ready)
+        ipython.run_kernel(socket.socket(fileno=calls), report_ready)
     except BaseException:  # noqa: BLE001 - the same as in `run_monitor`
         send_message(control, failed=traceback.format_exc()[-4_000:])
         os._exit(1)
@@ -152,7 +130,7 @@ def _restrict(sandbox: Sandbox, work: Path) -> set[Isolation]:
         linux.filter_syscalls(allow_connect=Isolation.USER in active)
         active.add(Isolation.SECCOMP)
     if sandbox.has(Isolation.LANDLOCK) and not sandbox.has(Isolation.NAMESPACES):
-        linux.restrict_writes([work, *(Path("/dev", name) for name in _WRITABLE_DEVICES)], sockets=sandbox.directory)
+        linux.restrict_writes([work, *(Path("/dev", name) for name in _WRITABLE_DEVICES)])
         active.add(Isolation.LANDLOCK)
     with suppress(OSError):
         linux.die_with_parent()

@@ -80,28 +80,19 @@ def _mount(source: str, target: str, kind: str, flags: int, data: str = "") -> N
     _check(_libc.mount(*args), f"mount {target}")
 
 
-def set_read_only(target: Path, read_only: bool) -> None:
-    """Changes the mount at `target`; with `read_only` all mounts below it, too."""
-    bits = (_MOUNT_ATTR_RDONLY, 0) if read_only else (0, _MOUNT_ATTR_RDONLY)
-    attributes = struct.pack("=QQQQ", *bits, 0, 0)
-    flags = _AT_RECURSIVE if read_only else 0
-    _syscall("mount_setattr", _AT_FDCWD, bytes(target), flags, attributes, ctypes.c_size_t(len(attributes)))
+def isolate_mounts(hide: Iterable[Path], size_mb: int, files: int, uid: int) -> Path:
+    """Makes all files read-only except in a new tmpfs on /tmp and /dev/shm. Needs a mount namespace of its own.
 
-
-def isolate_mounts(keep: Path, hide: Iterable[Path], size_mb: int, files: int, uid: int) -> Path:
-    """Makes all files read-only except in `keep` and in a new tmpfs on /tmp and /dev/shm. Needs a mount namespace of its own.
-
-    The tmpfs holds `size_mb` and about `files` files. The directories `hide` appear empty except for `keep`; /proc shows
-    this process's pid namespace, which must be new. Python's own directories stay readable, even below /tmp.
+    The tmpfs holds `size_mb` and about `files` files. The directories `hide` appear empty; /proc shows this process's pid
+    namespace, which must be new. Python's own directories stay readable, even below /tmp.
 
     Returns:
         A directory of `uid` in the tmpfs.
     """
     _mount("none", "/", "none", _MS_REC | _MS_PRIVATE)
-    _mount(str(keep), str(keep), "none", _MS_BIND)
-    set_read_only(Path("/"), True)
-    set_read_only(keep, False)
-    covered = {path: os.open(path, os.O_PATH) for path in (keep, *_python_below(Path("/tmp")))}
+    attributes = struct.pack("=QQQQ", _MOUNT_ATTR_RDONLY, 0, 0, 0)
+    _syscall("mount_setattr", _AT_FDCWD, b"/", _AT_RECURSIVE, attributes, ctypes.c_size_t(len(attributes)))
+    covered = {path: os.open(path, os.O_PATH) for path in _python_below(Path("/tmp"))}
     try:
         _mount("none", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={size_mb}m,nr_inodes={files + 64},mode=1777")
         for name in ("work", "shm"):
@@ -197,8 +188,8 @@ def filter_syscalls(allow_connect: bool) -> None:
     _prctl("seccomp", _PR_SET_SECCOMP, 2, struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer)))
 
 
-def restrict_writes(writable: Iterable[Path], sockets: Path) -> None:
-    """Uses Landlock to allow reading and executing everywhere, writing below `writable`, making Unix sockets in `sockets`.
+def restrict_writes(writable: Iterable[Path]) -> None:
+    """Uses Landlock to allow reading and executing everywhere, and writing below `writable`.
 
     Also forbids TCP from version 4 on, and signals and abstract Unix sockets to other processes from version 6 on. Needs
     `forbid_privileges`.
@@ -206,14 +197,14 @@ def restrict_writes(writable: Iterable[Path], sockets: Path) -> None:
     version = _syscall("landlock_create_ruleset", None, ctypes.c_size_t(0), 1)
     rights = (1 << (13, 14, 15, 15, 16)[min(version, 5) - 1]) - 1
     file_rights = 0b1100_0000_0000_0111 & rights  # execute, write, read, truncate, ioctl
-    reading, make_socket = 0b1101, 1 << 9
+    reading = 0b1101
     rules = struct.pack("=Q", rights)
     if version >= 4:
         rules += struct.pack("=Q", 0b11)
     if version >= 6:
         rules += struct.pack("=Q", 0b11)
     ruleset = _syscall("landlock_create_ruleset", rules, ctypes.c_size_t(len(rules)), 0)
-    allowed: Mapping[Path, int] = {Path("/"): reading, sockets: make_socket, **dict.fromkeys(writable, rights)}
+    allowed: Mapping[Path, int] = {Path("/"): reading, **dict.fromkeys(writable, rights)}
     try:
         for path, right in allowed.items():
             if path.exists():

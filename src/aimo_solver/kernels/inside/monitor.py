@@ -4,13 +4,12 @@ With `Isolation.NAMESPACES` the monitor is process 1 of a pid namespace, whose p
 subreaper of its descendants and kills them until none is left.
 
 Datagrams to the monitor: ``i`` interrupts the kernel, ``l`` marks it as leased, ``k`` or the end of the stream kills it.
-Datagrams from it are JSON: ``{"isolation"}`` when the kernel is ready, ``{"memory_mb"}`` when that has changed much,
-``{"failed"}`` with a traceback if the start failed, and finally ``{"reason", "detail"}``.
+Datagrams to the solver are JSON: ``{"isolation"}`` by the kernel when it is ready, ``{"memory_mb"}`` when that has changed
+much, ``{"failed"}`` with a traceback if the start failed, and finally ``{"reason", "detail"}``.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
@@ -22,14 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from aimo_solver.kernels.inside import usage
-from aimo_solver.kernels.inside.isolation import (
-    Sandbox,
-    become_kernel,
-    close_directory,
-    enter_namespaces,
-    open_directory,
-    send_message,
-)
+from aimo_solver.kernels.inside.isolation import Sandbox, become_kernel, enter_namespaces, send_message
 from aimo_solver.kernels.inside.linux import file_access_as
 from aimo_solver.kernels.limits import Ending, Isolation, KillReason
 
@@ -43,38 +35,37 @@ _SHARED_MEMORY = Path("/dev/shm")  # the only place outside its directory that m
 _NAMES_PER_COMMAND = 500
 
 
-def run_monitor(sandbox: Sandbox, control: socket.socket, output: int, solver: int | None) -> NoReturn:
+def run_monitor(sandbox: Sandbox, control: socket.socket, output: int, calls: int, solver: int | None) -> NoReturn:
     """Turns this process into a monitor with a kernel below it.
 
     Args:
         output: the pipe for the kernel's output.
+        calls: the kernel's socket for calls.
         solver: a descriptor that becomes readable when the solver ends.
     """
     try:
         work = enter_namespaces(sandbox, share_network=os.geteuid() == 0)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         _wipe_shared_memory(sandbox)  # of an earlier kernel with this user id whose monitor was killed
-        started, starting = os.pipe()
         kernel = os.fork()
         if kernel == 0:
-            for fd in filter(None, (solver, started)):
-                os.close(fd)
-            become_kernel(sandbox, work, control, output, starting)
-        for fd in (output, starting):
+            if solver is not None:
+                os.close(solver)
+            become_kernel(sandbox, work, control, output, calls)
+        for fd in (output, calls):
             os.close(fd)
-        _Monitor(sandbox, control, kernel, started, solver).run()
+        _Monitor(sandbox, control, kernel, solver).run()
     except BaseException:  # noqa: BLE001 - whatever it is, a forked process must not continue in its parent's code
         send_message(control, failed=traceback.format_exc()[-4_000:])
     os._exit(0)
 
 
 class _Monitor:
-    def __init__(self, sandbox: Sandbox, control: socket.socket, kernel: int, started: int, solver: int | None) -> None:
+    def __init__(self, sandbox: Sandbox, control: socket.socket, kernel: int, solver: int | None) -> None:
         self._sandbox = sandbox
         self._limits = sandbox.limits
         self._control = control
         self._kernel = kernel
-        self._started: int | None = started
         self._solver = solver
         self._namespaces = sandbox.has(Isolation.NAMESPACES)
         self._fresh_mb = usage.resident_mb(os.getpid())  # mostly shared by all kernels
@@ -90,7 +81,7 @@ class _Monitor:
         _wipe_shared_memory(self._sandbox)  # visible to other kernels
         send_message(self._control, reason=end.reason, detail=end.detail)  # a call waits for it, so private files go afterwards
         with suppress(OSError):
-            open_directory(self._sandbox)
+            self._sandbox.directory.chmod(0o700)  # the kernel may have changed it
             _remove(list(self._sandbox.directory.iterdir()))
 
     def _wait_for_end(self) -> Ending:
@@ -98,7 +89,7 @@ class _Monitor:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
         poll = select.poll()
-        for fd in (self._control.fileno(), wake, self._started, self._solver):
+        for fd in (self._control.fileno(), wake, self._solver):
             if fd is not None:
                 poll.register(fd, select.POLLIN)
         end = self._reap()
@@ -107,9 +98,6 @@ class _Monitor:
             ready = {fd for fd, _ in poll.poll(_TICK_S * 1_000 if self._leased else None)}
             if wake in ready:
                 os.read(wake, 4_096)
-            if self._started in ready:
-                poll.unregister(self._started)
-                self._report_start(self._started)
             if self._solver in ready:
                 end = Ending(None, "the solver is gone")
             elif self._control.fileno() in ready:
@@ -119,14 +107,6 @@ class _Monitor:
                 end = self._check_usage()
                 checked = time.monotonic()
         return end
-
-    def _report_start(self, started: int) -> None:
-        message = os.read(started, 4_096)
-        os.close(started)
-        self._started = None
-        if message:  # else the kernel died
-            close_directory(self._sandbox)
-            send_message(self._control, **json.loads(message))
 
     def _handle_command(self) -> Ending | None:
         command = self._control.recv(16)
