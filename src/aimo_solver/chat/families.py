@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import Literal, get_args
 
 from aimo_solver.chat.model_folder import ModelFolder
-from aimo_solver.chat.turns import ChatFormat, Markup
+from aimo_solver.chat.turns import ChatFormat
 from aimo_solver.errors import ModelError
 from aimo_solver.options import FamilyName
 
@@ -42,12 +41,6 @@ def load_chat_format(model_dir: Path, family: Literal["auto", FamilyName] = "aut
     from aimo_solver.chat.fenced import FencedFormat
 
     return FencedFormat(folder)
-
-
-def load_markup(family: FamilyName) -> Markup:
-    """Returns the `MARKUP` of a family's module, which has the family's name."""
-    markup: Markup = import_module(f"aimo_solver.chat.{family}").MARKUP
-    return markup
 
 
 def _detect_family(folder: ModelFolder) -> FamilyName:

@@ -17,19 +17,12 @@ from aimo_solver.chat.model_folder import ModelFolder
 from aimo_solver.chat.prompts import ANSWER_NOW, FENCED_TOOL, TIME_UP, Prompt, join_texts, no_result
 from aimo_solver.chat.reading import after_thoughts, ends_with_answer, has_answer
 from aimo_solver.chat.template import TemplateFormat
-from aimo_solver.chat.turns import FinalText, Malformed, Markup, ToolCalls, Turn
+from aimo_solver.chat.turns import FinalText, Malformed, ToolCalls, Turn
 
 _FENCE = re.compile(
     r"^(?P<indent>[ \t]*+(?:(?:[-*+]|\d++[.)])[ \t]++)?+)(?P<fence>`{3,}+|~{3,}+)[ \t]*+(?P<info>[^\n`]*+)(?:\n|\Z)", re.MULTILINE
 )
 _TAG = re.compile(r"<(?P<end>/?)(?P<name>code|tool_call)>")
-MARKUP = Markup(
-    tokens=(),
-    turns=(
-        "```python\n1\n```\n", "```python\n1\n```output\n1\n```\n", "~~~python\n1\n~~~\n", "- ```python\n  1\n  ```\n",
-        "2. ````\n1\n````\n", "<think>1</think> 1", "<code>1</code>", "<tool_call>1</tool_call>",
-    ),
-)  # fmt: skip
 _LONGEST_INDENT = 100  # characters of a fence's indentation that count
 _PYTHON = frozenset({"python", "python3", "py", "ipython", "sage"})
 

@@ -20,20 +20,14 @@ from aimo_solver.chat.model_folder import ModelFolder
 from aimo_solver.chat.prompts import PYTHON_TOOL, Prompt, close_box, no_result
 from aimo_solver.chat.reading import has_answer, read_calls, read_text
 from aimo_solver.chat.salvage import calls_in_json
-from aimo_solver.chat.turns import MAX_CALLS, Malformed, Markup, Turn
+from aimo_solver.chat.turns import MAX_CALLS, Malformed, Turn
 from aimo_solver.errors import ModelError
 
 _SPELLED_CALL = re.compile(rf"(?:<call>|(?:^|\s)call:)({PYTHON_TOOL.name}\s*+[{{(].*+)", re.DOTALL)
-MARKUP = Markup(
-    tokens=(
-        "<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>",
-        '<|"|>', "<bos>",
-    ),
-    turns=(
-        '<|tool_call>call:python{code:<|"|>1<|"|>}<tool_call|><|tool_response>', "<|channel>thought\n1<channel|>1<turn|>",
-        "<|tool_call>call:python{1}<tool_call|>", "call:python{code:1}", "<call>python{1}",
-    ),
-)  # fmt: skip
+CONTROLS = (
+    *("<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>"),
+    *('<|"|>', "<bos>"),
+)
 _MOST_QUOTES = 1_000  # in one call; real ones have two
 
 
@@ -64,7 +58,7 @@ class GemmaFormat:
         """Raises ModelError if the tokenizer lacks one of the format's control tokens."""
         self._tokenizer = folder.tokenizer
         controls = self._tokenizer.controls
-        for name in MARKUP.tokens:
+        for name in CONTROLS:
             if name not in controls:
                 raise ModelError(folder.path, f"its tokenizer has no {name}, which the gemma format needs")
         self._turn, self._end_turn = controls["<|turn>"], controls["<turn|>"]

@@ -34,7 +34,7 @@ from aimo_solver.chat.prompts import PYTHON_TOOL, Prompt, close_box, join_texts,
 from aimo_solver.chat.reading import PYTHON_NAMES, ends_with_answer, has_answer, read_calls, unknown_tool
 from aimo_solver.chat.salvage import Code, bare_code, calls_in_json, code_in_json, is_json, is_program, python_blocks
 from aimo_solver.chat.tokenizer import replace_surrogates
-from aimo_solver.chat.turns import MAX_CALLS, FinalText, Malformed, Markup, ToolCalls, Turn
+from aimo_solver.chat.turns import MAX_CALLS, FinalText, Malformed, ToolCalls, Turn
 
 _CHANNEL = re.compile(r"<\|channel\|>[^a-z]*+(analysis|commentary|final)")
 _RECIPIENT = re.compile(r"to=\s*+([^\s<]++)")
@@ -44,14 +44,7 @@ _LAST_ENDS = frozenset({"<|return|>", "<|endoftext|>"})
 # oss-harmony's encoder is quadratic in the length of a piece of text without a boundary (8,000 emoji: 340 ms), so longer ones
 # are cut. There is always a boundary after a digit and before a blank that follows another character.
 _LONG_PIECE = re.compile(r"[^\d\x00-\x7f]{32}|[^\s\d]{256}|\s{256}")
-MARKUP = Markup(
-    tokens=("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>", "<|return|>", "<|endoftext|>"),
-    turns=(
-        "<|channel|>analysis to=python code<|message|>1<|call|>",
-        '<|channel|>commentary to=functions.python <|constrain|>json<|message|>{"code": "1"}<|call|>',
-        "<|channel|>analysis<|message|>1<|end|><|start|>assistant<|channel|>final<|message|>1<|return|>",
-    ),
-)
+CONTROLS = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>", "<|return|>", "<|endoftext|>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +99,7 @@ class HarmonyFormat:
 
     def __init__(self) -> None:
         self._encoding = load_encoding()
-        self._ids = {name: self._template(name)[0] for name in MARKUP.tokens}
+        self._ids = {name: self._template(name)[0] for name in CONTROLS}
         self._controls = {number: name for name, number in self._ids.items()}
         self.stop_token_ids = tuple(self._ids[name] for name in ("<|return|>", "<|call|>", "<|endoftext|>"))
 
@@ -255,7 +248,7 @@ def _unheaded(parts: Sequence[_Part]) -> list[str]:
         return []
     text = parts[-1].header
     in_final = len(parts) > 1 and parts[-2].end is None and parts[-2].channel == "final"
-    bare = not any(control in text for control in MARKUP.tokens)
+    bare = not any(control in text for control in CONTROLS)
     return [text] if (in_final and has_answer(text)) or (bare and ends_with_answer(text)) else []
 
 

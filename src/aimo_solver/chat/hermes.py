@@ -20,20 +20,12 @@ from aimo_solver.chat.prompts import ANSWER_NOW, COMPLAINT, PYTHON_TOOL, TIME_UP
 from aimo_solver.chat.reading import PYTHON_NAMES, after_thoughts, has_answer, read_calls, read_text, unknown_tool
 from aimo_solver.chat.salvage import CODE_KEYS, Code, bare_code, calls_in_json, code_in_json, compiles, is_program, name_in_json
 from aimo_solver.chat.template import TemplateFormat
-from aimo_solver.chat.turns import MAX_CALLS, Malformed, Markup, Turn
+from aimo_solver.chat.turns import MAX_CALLS, Malformed, Turn
 
 # Each tag is replaced by one character that no decoded text contains. Where a tag is a token of its own, the same tag spelled
 # out in code stays text.
-_TAGS = {"<think>": "\udc01", "</think>": "\udc02", "<tool_call>": "\udc03", "</tool_call>": "\udc04"}
-_THINK, _END_THINK, _CALL, _END_CALL = _TAGS.values()
-MARKUP = Markup(
-    tokens=(*_TAGS, "<|im_start|>", "<|im_end|>"),
-    turns=(
-        '<tool_call>\n{"name": "python", "arguments": {"code": "1"}}\n</tool_call><|im_end|>', "<think>\n1\n</think>\n\n1",
-        "<tool_call>\n<function=python>\n<parameter=code>\n1\n</parameter>\n</function>\n</tool_call>",
-        '{"name": "python", "arguments": {"code": "1"}}', "<function=python>1</function>",
-    ),
-)  # fmt: skip
+TAGS = {"<think>": "\udc01", "</think>": "\udc02", "<tool_call>": "\udc03", "</tool_call>": "\udc04"}
+_THINK, _END_THINK, _CALL, _END_CALL = TAGS.values()
 _CALLS = re.compile(rf"{_CALL}([^{_CALL}{_END_CALL}{_THINK}{_END_THINK}]*)({_END_CALL}?)")
 _FUNCTION = re.compile(r"<function\s*=\s*([^>\s]*)\s*>?(.*)", re.DOTALL)
 _NEXT_FUNCTION = re.compile(r"(?<=</function>)\s*+(?=<function\s*+=)")
@@ -72,8 +64,8 @@ class HermesFormat(TemplateFormat):
         """Raises ModelError if the folder's chat template or tokenizer cannot be used."""
         super().__init__(folder, "<|im_end|>", "<|endoftext|>")
         controls = self._tokenizer.controls
-        self._tags = {controls[tag]: mark for tag, mark in _TAGS.items() if tag in controls}
-        self._spelled = {tag: mark for tag, mark in _TAGS.items() if tag not in controls}
+        self._tags = {controls[tag]: mark for tag, mark in TAGS.items() if tag in controls}
+        self._spelled = {tag: mark for tag, mark in TAGS.items() if tag not in controls}
 
     def parse(self, sampled: Sequence[int]) -> Turn:
         split = self._split(sampled)
@@ -138,7 +130,7 @@ class HermesFormat(TemplateFormat):
 
 
 def _without_tags(text: str) -> str:
-    return re.sub(f"[{''.join(_TAGS.values())}]", "", text)
+    return re.sub(f"[{''.join(TAGS.values())}]", "", text)
 
 
 def _split_call(text: str) -> list[str]:

@@ -62,19 +62,6 @@ class Malformed:
 Turn = ToolCalls | FinalText | Malformed
 
 
-@dataclass(frozen=True, slots=True)
-class Markup:
-    """What the turns of a family consist of; fuzz tests and benchmarks make degenerate turns of it.
-
-    Attributes:
-        tokens: control tokens that every vocabulary of the family has.
-        turns: turns of every form that is read, with 1 for the code and for each text.
-    """
-
-    tokens: tuple[str, ...]
-    turns: tuple[str, ...]
-
-
 class ChatFormat(Protocol):
     """One family of models. Stateless: all attempts share one object.
 

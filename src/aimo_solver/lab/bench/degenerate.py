@@ -1,7 +1,7 @@
 """Degenerate model output: endless repetition or nesting, as failing language models produce it.
 
 Model output is parsed on the event loop, so each of these must be parsed in linear time. Used by the fuzz tests and by
-``aimo-solver bench parse``. What depends on a chat family is derived from the `MARKUP` of its module.
+``aimo-solver bench parse``. What depends on a chat family is derived from its entry in `chat.markup.MARKUP`.
 """
 
 # ruff: noqa: E501 (lists of words)
@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from aimo_solver.chat.families import FAMILIES, load_markup
+from aimo_solver.chat.markup import MARKUP
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,6 @@ class _Example:
         yield "1".join(self.parts[:-1]), self.parts[-1]
 
 
-MARKUP = {family: load_markup(family) for family in FAMILIES}
 _EXAMPLES = {family: [_Example(tuple(turn.split("1"))) for turn in markup.turns] for family, markup in MARKUP.items()}
 FAMILY_WORDS = {
     family: tuple(dict.fromkeys(filter(None, [*markup.tokens, *(word for one in _EXAMPLES[family] for word in one.words)])))

@@ -20,9 +20,10 @@ from tokenizers import AddedToken
 from aimo_solver.answers import extract_answer
 from aimo_solver.chat import salvage
 from aimo_solver.chat.families import FAMILIES, load_chat_format
+from aimo_solver.chat.markup import MARKUP
 from aimo_solver.chat.tokenizer import Tokenizer, replace_surrogates
 from aimo_solver.chat.turns import ChatFormat
-from aimo_solver.lab.bench.degenerate import AFTER, MARKUP, REPEATED, Degenerate
+from aimo_solver.lab.bench.degenerate import AFTER, REPEATED, Degenerate
 from aimo_solver.lab.bench.table import BenchResult
 from aimo_solver.options import FamilyName
 
