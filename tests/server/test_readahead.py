@@ -17,9 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aimo_solver.lab.bench.readahead import resident_bytes
-from aimo_solver.server import pagecache, readahead
-from aimo_solver.server.pagecache import missing_ranges
-from aimo_solver.server.readahead import StopReason, read_ahead
+from aimo_solver.server import machine, readahead
+from aimo_solver.server.readahead import StopReason, missing_ranges, read_ahead
 
 MB = 1 << 20
 PAGE = mmap.PAGESIZE
@@ -173,10 +172,10 @@ def test_a_kernel_that_reports_every_page_as_resident_is_not_trusted(folder: Pat
 
     class Liar:
         def mincore(self, address: object, length: object, vector: object) -> int:
-            pagecache.ctypes.memset(vector, 1, -(-length.value // PAGE))  # type: ignore[attr-defined]
+            readahead.ctypes.memset(vector, 1, -(-length.value // PAGE))  # type: ignore[attr-defined]
             return 0
 
-    monkeypatch.setattr(pagecache, "_libc", Liar())
+    monkeypatch.setattr(readahead, "_libc", Liar())
     assert read_ahead([file]).bytes_read == 2 * MB
 
 
@@ -196,7 +195,7 @@ def test_every_limited_control_group_counts(tmp_path: Path) -> None:
         (folder / "memory.current").write_text(str(7 * GIB))
         (folder / "memory.stat").write_text(f"anon {GIB}\ninactive_file {4 * GIB}\nactive_file {GIB}\n")
     membership.write_text("0::/box/job\n")
-    limits = list(pagecache._cgroup_limits(root, membership))
+    limits = list(machine._cgroup_limits(root, membership))
     assert sorted(limits) == [(10 * GIB, 7 * GIB, 5 * GIB), (20 * GIB, 7 * GIB, 5 * GIB)]
 
 
@@ -207,7 +206,7 @@ def test_version_1_groups_are_read(tmp_path: Path) -> None:
     (group / "memory.usage_in_bytes").write_text(str(3 * GIB))
     (group / "memory.stat").write_text(f"cache 1\ntotal_inactive_file {GIB}\ntotal_active_file {GIB}\n")
     (tmp_path / "membership").write_text("5:cpu,cpuacct:/a\n4:memory:/docker/abc\n")  # a path of the host
-    assert list(pagecache._cgroup_limits(tmp_path / "cgroup", tmp_path / "membership")) == [(8 * GIB, 3 * GIB, 2 * GIB)]
+    assert list(machine._cgroup_limits(tmp_path / "cgroup", tmp_path / "membership")) == [(8 * GIB, 3 * GIB, 2 * GIB)]
 
 
 @pytest.mark.slow

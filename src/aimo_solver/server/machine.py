@@ -1,4 +1,4 @@
-"""The GPUs and the installed packages of this machine, found without importing torch or vLLM (10 s and more).
+"""The GPUs, the memory and the installed packages of this machine, found without importing torch or vLLM (10 s and more).
 
 `notebook/wheels/build_wheels.py` records beside the wheels the versions that they were tried on; `difference` compares.
 """
@@ -15,11 +15,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
+import psutil
 from pydantic import TypeAdapter
 
 from aimo_solver.paths import KAGGLE_INPUT, find_wheels
@@ -35,6 +36,9 @@ for index in range(pynvml.nvmlDeviceGetCount()):
 """
 _NVML_S = 10.0
 _SMI_S = 15.0
+_RESERVE_BYTES = 8 << 30  # a vLLM server's own processes take about 6 GB, 16 Python kernels 1.5 GB
+_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", "total_active_file")
+_V2 = ("memory.max", "memory.current", "inactive_file", "active_file")
 
 log = logging.getLogger(__name__)
 
@@ -231,3 +235,48 @@ def difference(recorded: Versions | None, running: Versions) -> str | None:
     different = [name for name in here if here[name] and there[name] and here[name] != there[name]]
     parts = (f"{name} {here[name]} here, {there[name]} where the wheels were tried" for name in different)
     return "; ".join(parts) or None
+
+
+def memory_room() -> int:
+    """Returns how many bytes of page cache files may fill, without what the server needs.
+
+    Free and reclaimable memory of the machine, or of the control group if that has less: a container's limit counts page
+    cache too, although the kernel reclaims it when the group needs more.
+    """
+    room = psutil.virtual_memory().available
+    for limit, used, cache in _cgroup_limits():
+        room = min(room, limit - (used - cache))
+    return max(0, room - min(_RESERVE_BYTES, room // 2))
+
+
+def _cgroup_limits(
+    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
+) -> Iterator[tuple[int, int, int]]:
+    """Yields limit, use and page cache in bytes of every limited control group of this process, versions 1 and 2."""
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, own = line.split(":", 2)
+        if controllers == "":
+            base, names = root, _V2
+        elif "memory" in controllers.split(","):
+            base, names = root / "memory", _V1
+        else:
+            continue
+        group = base / own.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(base):
+                yield from _group_limit(folder, *names)
+
+
+def _group_limit(folder: Path, limit_name: str, used_name: str, *cache_names: str) -> Iterator[tuple[int, int, int]]:
+    try:
+        limit = (folder / limit_name).read_text().strip()
+        used = int((folder / used_name).read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return  # the root group has no limit, and a container may not see its ancestors
+    if limit != "max":
+        yield int(limit), used, sum(int(stat.get(name, 0)) for name in cache_names)

@@ -6,6 +6,10 @@ pinned: the kernel may reclaim the pages if memory runs short.
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import functools
+import mmap
 import os
 import threading
 import time
@@ -13,13 +17,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from mmap import PAGESIZE
 from pathlib import Path
 
-from aimo_solver.server.pagecache import memory_room, missing_ranges, read_ahead_bytes
+import numpy as np
+
+from aimo_solver.server.machine import memory_room
 
 _READ_BYTES = 16 << 20  # each read announces the next one to the kernel, so that the disk never waits for a reader
 _OVERTAKEN_PIECES = 4
+_SAMPLES = 16  # resident pages that are tried
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class StopReason(StrEnum):
@@ -171,7 +179,7 @@ def _run_reader(state: _State, limit_bytes: int | None, stop: threading.Event | 
             if piece.path in state.problems:
                 continue
             # Resident pages of these files are among those that `memory_room` counts as reclaimable, so they are claimed too.
-            fits = min(piece.end - piece.start, (allowed - state.claimed) // PAGESIZE * PAGESIZE)
+            fits = min(piece.end - piece.start, (allowed - state.claimed) // mmap.PAGESIZE * mmap.PAGESIZE)
             if fits <= 0:
                 state.stop = StopReason.MEMORY
                 return
@@ -213,3 +221,45 @@ def _read_piece(state: _State, piece: _Piece, buffer: memoryview, stop: threadin
 
 def _length(ranges: Sequence[tuple[int, int]]) -> int:
     return sum(end - start for start, end in ranges)
+
+
+def missing_ranges(descriptor: int, start: int, end: int) -> list[tuple[int, int]]:
+    """Returns the byte ranges within start..end (start page-aligned) that are not in the page cache; all of it if unknown."""
+    try:
+        with mmap.mmap(descriptor, end - start, access=mmap.ACCESS_READ, offset=start) as mapped:
+            pages = np.zeros(-(-(end - start) // mmap.PAGESIZE), np.uint8)
+            address = np.frombuffer(mapped, np.uint8).ctypes.data
+            failed = _libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(end - start), ctypes.c_void_p(pages.ctypes.data))
+    except OSError:  # a file system without mmap
+        return [(start, end)]
+    resident = np.flatnonzero(pages & 1)
+    if failed or (resident.size and not _readable_at_once(descriptor, start, resident)):
+        return [(start, end)]
+    absent = np.concatenate(([0], 1 - (pages & 1), [0])).astype(np.int8)
+    edges = np.flatnonzero(np.diff(absent)).reshape(-1, 2)
+    return [(start + int(first) * mmap.PAGESIZE, min(end, start + int(last) * mmap.PAGESIZE)) for first, last in edges]
+
+
+def _readable_at_once(descriptor: int, start: int, resident: np.ndarray[tuple[int], np.dtype[np.intp]]) -> bool:
+    """Returns whether a sample of the pages that `mincore` reports can be read without waiting.
+
+    Linux reports every page of a file as resident to users without write permission, and some sandboxes do so to all.
+    """
+    byte = bytearray(1)
+    for page in resident[:: max(1, resident.size // _SAMPLES)]:
+        try:
+            os.preadv(descriptor, [byte], start + int(page) * mmap.PAGESIZE, os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                return False
+            raise
+    return True
+
+
+@functools.cache
+def read_ahead_bytes(device: int) -> int:
+    """Returns how far the kernel reads ahead on a device; 0 if unknown (some network and layered file systems)."""
+    try:
+        return int(Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb").read_text()) << 10
+    except (OSError, ValueError):
+        return 0

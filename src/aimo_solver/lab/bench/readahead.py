@@ -18,8 +18,7 @@ import numpy as np
 
 from aimo_solver.errors import UserError
 from aimo_solver.lab.bench.table import BenchResult, Value
-from aimo_solver.server.pagecache import missing_ranges
-from aimo_solver.server.readahead import read_ahead
+from aimo_solver.server.readahead import missing_ranges, read_ahead
 
 _BLOCK = 16 << 20
 _DIRECT_THREADS = (4, 8, 16, 32)
