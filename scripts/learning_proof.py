@@ -127,7 +127,7 @@ class Proof:
             chosen = ["--pairs", "length", "--length-ratio", 1.1, "--keep-solved", "--held-out", 0, "--seed", seed]
             export = ["export", "dpo", folder / "dpo-run", "--out", pairs, *chosen]
             self._step(folder / "dpo-data", partial(run_solver, *export))
-        shorten = ["dpo", "--model", tuned, "--data", pairs, "--out", short, "--learning-rate", 2e-5, "--epochs", 2, *shared]
+        shorten = ["dpo", "--model", tuned, "--data", pairs, "--out", short, "--learning-rate", 5e-5, "--epochs", 3, *shared]
         self._step(short, partial(run_command, [*_FINETUNE, *shorten]))
         self.evaluate(short, folder / "dpo")
         evaluation.result()
