@@ -53,7 +53,7 @@ def _run(out: Path, name: str, model: Path, values: Sequence[str] = (), *, probl
         settings.source
     )
     client = nbclient.NotebookClient(
-        book, timeout=LIMIT_S[name], kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+        book, timeout=LIMIT_S[name], iopub_timeout=60, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     )
     began = time.monotonic()
     try:
