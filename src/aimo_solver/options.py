@@ -318,7 +318,7 @@ class ServerConfig:
             "eagle" (an EAGLE-3 head) and "draft" (a smaller model) need one too. `sampling.min_p`, which vLLM refuses under
             speculation, becomes the top_p of 1 / (1 + min_p) (server/speculation.py), also in prompt variants.
         draft_model: folder of the draft.
-        speculative_tokens: tokens drafted per step; None chooses 1 to 3 by slots and experts.
+        speculative_tokens: tokens drafted per step; None chooses 2 or 3 by slots and experts.
         speculative_options: further fields of vLLM's --speculative-config, such as {draft_sample_method = "probabilistic"}.
         compile_cache: a packed compile cache (`aimo-solver cache pack`) that is put in place before the start.
         start_timeout_s: longest wait for the server to become ready.

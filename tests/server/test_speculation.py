@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+import math
 from contextlib import aclosing
 from pathlib import Path
 
@@ -134,15 +134,26 @@ def test_steps_are_scheduled_ahead_where_vllm_can(
     assert plan(tmp_path).flag("--async-scheduling") is not None
 
 
-def test_the_draft_length_is_between_one_and_three() -> None:
-    lengths = {
-        (streams, experts): draft_length(streams, experts, 4) for streams in (1, 2, 4, 8, 16, 32) for experts in (4, 32, 128)
-    }
-    assert set(lengths.values()) <= {1, 2, 3}
-    assert lengths[1, 128] == 3
-    assert lengths[8, 128] == 2  # each drafted token reads experts of its own
-    assert lengths[32, 128] == 3  # most experts are read anyway
-    assert all(draft_length(streams, 1, 1) == 3 for streams in (1, 8, 64))  # a dense model
+def relative_speed(drafted: int, streams: int, experts: int, per_token: int) -> float:
+    """Tokens per unit of time in a model of a decode step.
+
+    A stream gets 1 + a + ... + a^n tokens from a step with n drafted ones, each accepted with probability a if those before it
+    were: a = 0.65 is the middle of the 2.2 to 2.6 tokens per step that EAGLE-3 heads of gpt-oss-120b reach with 3. The step
+    reads, besides what is always read, every expert that any of its tokens takes. On one H200 a step of that model took 3.7 ms
+    plus 0.186 ms per expert and layer, within 2 % for 1 to 32 streams (docs/benchmarks.md): of a step that reads all experts,
+    0.135 is everything but the experts. A head adds about 0.25 ms, 0.009 of it, per drafted token. Neighbouring tokens share
+    experts: with 0.6 new ones each, 2.41 tokens per step make 8 streams 1.31 times as fast, as published for a trained head.
+    """
+    sampled: float = sum(math.pow(0.65, accepted) for accepted in range(drafted + 1))
+    taken = 1.0 - math.pow(1.0 - per_token / experts, streams * (1 + 0.6 * drafted))
+    return sampled / (0.135 + (1.0 - 0.135) * taken + 0.009 * drafted)
+
+
+@pytest.mark.parametrize(("experts", "per_token"), [(128, 4), (128, 8), (32, 4), (8, 2), (1, 1)])
+@pytest.mark.parametrize("streams", [1, 2, 4, 8, 12, 16, 32, 64])
+def test_the_draft_length_is_nearly_the_best_of_one_to_three(streams: int, experts: int, per_token: int) -> None:
+    speeds = {drafted: relative_speed(drafted, streams, experts, per_token) for drafted in (1, 2, 3)}
+    assert speeds[draft_length(streams, experts, per_token)] > 0.99 * max(speeds.values())
 
 
 @pytest.mark.parametrize(("slots", "chosen"), [(1, 3), (8, 2)])
@@ -173,11 +184,6 @@ def test_a_stricter_top_p_of_the_user_wins() -> None:
 def test_ngrams_need_no_folder() -> None:
     config = json.loads(Speculation(method="ngram", tokens=3, draft=None, options={}).as_json())
     assert config == {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
-
-
-def test_a_longer_draft_pays_the_more_the_more_experts_are_read_anyway() -> None:
-    lengths = [draft_length(streams, 128, 4) for streams in (8, 16, 24, 32, 64)]
-    assert all(before <= after for before, after in itertools.pairwise(lengths))
 
 
 def test_drafted_tokens_are_counted_over_all_copies_of_the_model() -> None:

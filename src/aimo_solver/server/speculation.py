@@ -7,7 +7,6 @@ chooses the method from the draft's files and checks that they fit the model.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,11 +18,6 @@ from aimo_solver.options import SamplingConfig
 
 Method = Literal["ngram", "eagle", "eagle3", "draft_model"]
 
-_LONGEST_DRAFT = 3  # tokens; EAGLE-3 heads are trained for a few steps, and public measurements use 3
-_ACCEPTANCE = 0.65  # of a drafted token whose predecessors were accepted: 1 + a + a^2 + a^3 = 2.35 tokens per step
-_NEW_EXPERTS = 0.6  # experts that a drafted token adds, relative to those of an unrelated token
-_FIXED_COST = 0.135  # of a step that reads all experts: everything but the experts
-_DRAFT_COST = 0.009  # of the same step: drafting one token with a head of one layer
 _ASYNC_SINCE: Mapping[Method, tuple[int, int]] = {"eagle": (0, 14), "eagle3": (0, 14), "draft_model": (0, 26)}
 
 
@@ -115,25 +109,12 @@ def read_model_config(folder: Path) -> Mapping[str, Any]:
 
 
 def draft_length(streams: int, experts: int, experts_per_token: int) -> int:
-    """Returns how many tokens to draft per step where the user sets none: 1 to 3.
+    """Returns how many tokens to draft per step where the user sets none: 3, or 2 where each reads many experts of its own.
 
-    A stream gets 1 + a + ... + a^n tokens from a step with n drafted ones, each accepted with probability a if those before it
-    were. The step reads, besides what is always read, every expert that any of its tokens takes, so drafts cost most where few
-    experts are read: a mixture of experts with few streams. The number that gives most tokens per unit of time is taken. A
-    dense model reads the same for every step, and gets the longest draft.
-
-    The constants: a = 0.65 is the middle of the 2.2 to 2.6 tokens per step that EAGLE-3 heads of gpt-oss-120b reach with 3
-    drafted tokens. A step of that model took 3.7 ms plus 0.186 ms per expert and layer on one H200, within 2 % for 1 to 32
-    streams (docs/benchmarks.md), and a head adds about 0.25 ms per drafted token. Neighbouring tokens share experts: with 0.6
-    new ones each, 2.41 tokens per step make 8 streams 1.31 times as fast, as published for a trained head.
+    EAGLE-3 heads are trained for a few steps, and public measurements use 3. The bounds follow from a model of the step, which
+    is in tests/server/test_speculation.py; a dense model reads the same for every step.
     """
-
-    def speed(drafted: int) -> float:
-        sampled = sum(math.pow(_ACCEPTANCE, accepted) for accepted in range(drafted + 1))
-        taken = 1.0 - math.pow(1.0 - experts_per_token / experts, streams * (1 + _NEW_EXPERTS * drafted))
-        return sampled / (_FIXED_COST + (1.0 - _FIXED_COST) * taken + _DRAFT_COST * drafted)
-
-    return max(range(1, _LONGEST_DRAFT + 1), key=speed)
+    return 2 if 1 / 16 <= streams * experts_per_token / experts <= 3 / 8 else 3
 
 
 def without_min_p(sampling: SamplingConfig) -> SamplingConfig:
@@ -143,10 +124,8 @@ def without_min_p(sampling: SamplingConfig) -> SamplingConfig:
 
     min_p = m drops tokens less likely than m times the likeliest one. Once that one has more than 1 / (1 + m), all others
     together have less than m times as much, and only it is left. top_p = 1 / (1 + m) does the same from the same probability
-    on, and drops at most m / (1 + m) of the distribution elsewhere: 2 % for m = 0.02. Of a long tail of unlikely tokens min_p
-    drops more, which matters at temperatures above 1. docs/benchmarks.md has what both drop of the embedded model's
-    distributions, and what the search for the nucleus costs: 2 of 19 ms per step of 8 streams of gpt-oss-120b. Without min_p
-    (0) it costs nothing.
+    on, and drops at most m / (1 + m) of the distribution elsewhere: 2 % for m = 0.02. docs/benchmarks.md compares what both
+    drop, and has the cost of the search for the nucleus: 2 of 19 ms per step of 8 streams of gpt-oss-120b.
     """
     return replace(sampling, min_p=0.0, top_p=min(sampling.top_p, 1.0 / (1.0 + sampling.min_p)))
 
