@@ -140,9 +140,9 @@ class RunLog(AbstractContextManager["RunLog"]):
             self._open[attempt.problem_id, attempt.index].close()
         self._append("attempts", {"t": self.t} | asdict(attempt) | {"truth": self._truths.get(attempt.problem_id)})
 
-    def write_votes(self, problem_id: str, candidates: Sequence[Candidate], t: float | None = None) -> None:
-        """Writes a ranking, best first. `t` is a second of the run, now by default."""
-        self._append("votes", {"t": self.t if t is None else t, "problem_id": problem_id, "candidates": candidates})
+    def write_votes(self, problem_id: str, candidates: Sequence[Candidate]) -> None:
+        """Writes a ranking, best first."""
+        self._append("votes", {"t": self.t, "problem_id": problem_id, "candidates": candidates})
 
     def problem_finished(self, result: ProblemResult) -> None:
         self.finished[result.problem_id] = result

@@ -122,10 +122,9 @@ def weights_check(plan: LaunchPlan) -> Check:
     return Check("weights", Health.OK, found)
 
 
-def disk_check(folders: Iterable[Path] | None = None) -> Check:
+def disk_check() -> Check:
     """Checks that a GiB is free for the run's log and for temporary files."""
-    places = [Path.cwd(), Path(tempfile.gettempdir())] if folders is None else list(folders)
-    free = {place: shutil.disk_usage(place).free for place in places}
+    free = {place: shutil.disk_usage(place).free for place in (Path.cwd(), Path(tempfile.gettempdir()))}
     found = ", ".join(f"{size / 1e9:.1f} GB free in {place}" for place, size in free.items())
     if min(free.values()) < _NEEDED_DISK:
         return Check("disk", Health.WARNING, found, "free a GB: a run goes on without its log when the disk is full")
@@ -179,11 +178,11 @@ def estimate_kv_tokens(plan: LaunchPlan, streams: int) -> int | None:
     return max(0, int(memory / (max(1, layers.count("full_attention")) * layer)))
 
 
-def clock_check(budget: BudgetConfig, now: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time) -> Check:
+def clock_check(budget: BudgetConfig, wall: Callable[[], float] = time.time) -> Check:
     """Checks that the monotonic clock, by which a run is timed, advances as the date does; names the time limit."""
-    before = now(), wall()
+    before = time.monotonic(), wall()
     time.sleep(_CLOCK_S)
-    elapsed, passed = now() - before[0], wall() - before[1]
+    elapsed, passed = time.monotonic() - before[0], wall() - before[1]
     limit = f"{budget.time_limit_s:,.0f} s for {budget.problems} problems, at most {budget.cap_s:.0f} s each"
     if abs(elapsed - passed) > _CLOCK_S / 2:
         found = f"{limit}; the date moved by {passed:.2f} s in {elapsed:.2f} s"
