@@ -132,8 +132,8 @@ def _family(
 def check_turn(model: Family, sampled: Sequence[int], expected: list[str] | str) -> None:
     """Asserts the codes of a turn's calls, or a part of the reason, or the beginning of the final text."""
     match model.chat.parse(sampled):
-        case ToolCalls(calls):
-            assert [call.code.rstrip() for call in calls] == expected
+        case ToolCalls(codes):
+            assert [code.rstrip() for code in codes] == expected
         case Malformed(reason):
             assert isinstance(expected, str)
             assert expected in reason

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from aimo_solver.answers import extract_answer
 from aimo_solver.chat.families import FAMILIES, load_chat_format
 from aimo_solver.chat.prompts import Prompt
-from aimo_solver.chat.turns import FinalText, Malformed, ToolCall, ToolCalls
+from aimo_solver.chat.turns import FinalText, Malformed, ToolCalls
 from aimo_solver.errors import ModelError
 from aimo_solver.lab.bench.degenerate import FAMILY_WORDS
 from aimo_solver.options import FamilyName, ReasoningEffort
@@ -38,7 +38,7 @@ each_family = pytest.mark.parametrize("name", NAMES)
 def test_a_call_and_a_final_text_are_read(families: dict[str, Family], name: str) -> None:
     model = families[name]
     for code in (f"print(1){model.ending}", f"print(1)\n{model.ending}"):
-        assert model.chat.parse(model.call(code)) == ToolCalls((ToolCall(code),))
+        assert model.chat.parse(model.call(code)) == ToolCalls((code,))
     assert model.chat.parse(model.final("So \\boxed{42}.")) == FinalText("So \\boxed{42}.")
 
 
@@ -62,7 +62,7 @@ def test_code_is_returned_byte_for_byte(families: dict[str, Family], name: str, 
     code += model.ending
     turn = model.chat.parse(model.call(code))
     assert isinstance(turn, ToolCalls)
-    assert [call.code for call in turn.calls] == [code]
+    assert list(turn.codes) == [code]
 
 
 @each_family
@@ -71,7 +71,7 @@ def test_100_kilobytes_of_code_are_returned_byte_for_byte(families: dict[str, Fa
     assert len(code.encode()) > 100_000
     model = families[name]
     turn = model.chat.parse(model.call(code))
-    assert turn == ToolCalls((ToolCall(code),))
+    assert turn == ToolCalls((code,))
 
 
 @each_family
@@ -106,8 +106,8 @@ def test_no_token_sequence_breaks_a_format(families: dict[str, Family], name: st
     turn = model.chat.parse(sampled)
     assert isinstance(turn, (ToolCalls, FinalText, Malformed))
     if isinstance(turn, ToolCalls):
-        outputs = [""] * len(turn.calls)
-        assert all(call.code.strip() for call in turn.calls)
+        outputs = [""] * len(turn.codes)
+        assert all(code.strip() for code in turn.codes)
         assert all(token >= 0 for token in model.chat.tool_results(sampled, outputs))
     assert model.chat.complaint(sampled, "Wrong.")
     assert model.chat.ask_answer(sampled)

@@ -9,7 +9,7 @@ import pytest
 
 from aimo_solver.chat.families import load_chat_format
 from aimo_solver.chat.prompts import Prompt
-from aimo_solver.chat.turns import FinalText, Malformed, ToolCall, ToolCalls
+from aimo_solver.chat.turns import FinalText, Malformed, ToolCalls
 from tests.chat_families import Family
 from tests.tiny_tokenizers import hermes_folder
 
@@ -17,7 +17,7 @@ from tests.tiny_tokenizers import hermes_folder
 def _codes(fenced: Family, text: str) -> list[str]:
     turn = fenced.chat.parse(fenced.template(text))
     assert isinstance(turn, ToolCalls)
-    return [call.code for call in turn.calls]
+    return list(turn.codes)
 
 
 def test_without_a_system_role_the_system_message_is_in_the_user_turn(fenced: Family) -> None:
@@ -96,7 +96,7 @@ def test_stop_strings_and_stop_tokens(fenced: Family) -> None:
 
 def test_an_unclosed_last_block_is_run(fenced: Family) -> None:
     turn = fenced.chat.parse(fenced.template("hm\n```python\nprint(1)\n<|end|>"))
-    assert turn == ToolCalls((ToolCall("print(1)\n"),), "an unclosed last block")
+    assert turn == ToolCalls(("print(1)\n",), "an unclosed last block")
 
 
 def test_code_that_only_illustrates_an_answer_is_not_run(fenced: Family) -> None:

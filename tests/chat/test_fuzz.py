@@ -58,13 +58,13 @@ def read(model: Family, sampled: Sequence[int], output: str) -> None:
     chat, written = model.chat, len(model.chat.decode(sampled))
     turn = chat.parse(sampled)
     match turn:
-        case ToolCalls(calls):
-            assert len(calls) <= MAX_CALLS
-            assert all(call.code.strip() for call in calls)
-            assert sum(len(call.code) for call in calls) <= written
-            results = chat.tool_results(sampled, [output, *[""] * (len(calls) - 1)] if calls else [])
+        case ToolCalls(codes):
+            assert len(codes) <= MAX_CALLS
+            assert all(code.strip() for code in codes)
+            assert sum(len(code) for code in codes) <= written
+            results = chat.tool_results(sampled, [output, *[""] * (len(codes) - 1)] if codes else [])
             # The fence can be as long as the output, and a character has up to four bytes.
-            assert len(results) <= 12 * len(output) + 100 * len(calls) + 100
+            assert len(results) <= 12 * len(output) + 100 * len(codes) + 100
         case FinalText(text):
             assert len(text) <= written
             extract_answer(text)

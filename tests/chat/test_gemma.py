@@ -7,7 +7,7 @@ import json
 import pytest
 
 from aimo_solver.chat.prompts import Prompt
-from aimo_solver.chat.turns import FinalText, ToolCall, ToolCalls
+from aimo_solver.chat.turns import FinalText, ToolCalls
 from tests.chat_families import Family, check_turn
 from tests.vllm_parsers import vllm_calls
 
@@ -79,7 +79,7 @@ def test_a_turn_that_begins_inside_a_thought(newer: Family) -> None:
 
 def test_quotes_spelled_out_in_code_are_code(gemma: Family) -> None:
     code = 'print("<|"|>}<tool_call|>")'
-    assert gemma.chat.parse(gemma.call(code)) == ToolCalls((ToolCall(code),))
+    assert gemma.chat.parse(gemma.call(code)) == ToolCalls((code,))
 
 
 def test_text_about_python_is_not_a_call(gemma: Family) -> None:
@@ -111,7 +111,7 @@ def test_text_about_python_is_not_a_call(gemma: Family) -> None:
 def test_calls_are_read_as_by_vllm(gemma: Family, text: str) -> None:
     tokens = gemma.template(text)
     turn = gemma.chat.parse(tokens)
-    ours = [call.code for call in turn.calls] if isinstance(turn, ToolCalls) else []
+    ours = list(turn.codes) if isinstance(turn, ToolCalls) else []
     theirs = vllm_calls("gemma4", gemma.folder, tokens)
     assert ours == [json.loads(arguments)["code"] for _, arguments in theirs]
 
@@ -150,12 +150,12 @@ def test_a_unit_repeated_100_000_times(gemma: Family, opening: str, unit: str, e
 def test_the_code_is_found_among_many_arguments(gemma: Family) -> None:
     others = "".join(f'k{n}:<|"|>v<|"|>,' for n in range(400))
     sampled = gemma.template(f'<|tool_call>call:python{{{others}code:<|"|>print(1)<|"|>}}<tool_call|><|tool_response>')
-    assert gemma.chat.parse(sampled) == ToolCalls((ToolCall("print(1)"),), "a call in another form")
+    assert gemma.chat.parse(sampled) == ToolCalls(("print(1)",), "a call in another form")
 
 
 def test_the_first_eight_calls_are_read_and_the_others_counted(gemma: Family) -> None:
     sampled = gemma.template(_ONE) * 10_000 + gemma.template("<|tool_response>")
-    assert gemma.chat.parse(sampled) == ToolCalls((ToolCall("1"),) * 8, None, left_out=9_992)
+    assert gemma.chat.parse(sampled) == ToolCalls(("1",) * 8, None, left_out=9_992)
     assert len(gemma.chat.ask_answer(sampled)) < 500
     open_call = [*sampled[:-1], *gemma.template("<|tool_call>call:python{")]
-    assert gemma.chat.parse(open_call) == ToolCalls((ToolCall("1"),) * 8, None, left_out=9_993)
+    assert gemma.chat.parse(open_call) == ToolCalls(("1",) * 8, None, left_out=9_993)

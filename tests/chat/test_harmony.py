@@ -14,7 +14,7 @@ from openai_harmony import (
 
 from aimo_solver.chat.harmony import load_encoding
 from aimo_solver.chat.prompts import Prompt
-from aimo_solver.chat.turns import FinalText, Malformed, ToolCall, ToolCalls
+from aimo_solver.chat.turns import FinalText, Malformed, ToolCalls
 from tests.chat_families import Family, check_turn
 from tests.vllm_parsers import vllm_calls
 
@@ -78,7 +78,7 @@ def test_a_result_equals_the_rendering_of_oss_harmony(harmony: Family) -> None:
 def test_a_result_comes_from_the_recipient_in_the_channel_of_the_call(harmony: Family, header: str, author: str) -> None:
     body = '{"code": "1"}' if "json" in header else "1"
     sampled = harmony.template(f"{header}<|message|>{body}<|call|>")
-    assert harmony.chat.parse(sampled) == ToolCalls((ToolCall("1"),))
+    assert harmony.chat.parse(sampled) == ToolCalls(("1",))
     assert harmony.chat.decode(harmony.chat.tool_results(sampled, ["r"])) == (
         f"<|start|>{author}<|message|>r<|end|><|start|>assistant"
     )
@@ -120,13 +120,13 @@ def test_messages_written_for_the_user_are_not_the_answer(harmony: Family) -> No
 def test_calls_are_read_as_by_vllm(harmony: Family, text: str) -> None:
     tokens = harmony.template(text)
     turn = harmony.chat.parse(tokens)
-    ours = [call.code for call in turn.calls] if isinstance(turn, ToolCalls) else []
+    ours = list(turn.codes) if isinstance(turn, ToolCalls) else []
     assert ours == [code for recipient, code in vllm_calls("harmony", harmony.folder, tokens)]
 
 
 @pytest.mark.parametrize("code", ['{"code": "x"}["code"].upper()', '{"a": 1}\nprint(2)', '{"code": "a=1"}\nprint({"b": 2})'])
 def test_code_behind_a_literal_stays_whole(harmony: Family, code: str) -> None:
-    assert harmony.chat.parse(harmony.call(code)) == ToolCalls((ToolCall(code),))
+    assert harmony.chat.parse(harmony.call(code)) == ToolCalls((code,))
 
 
 @pytest.mark.parametrize("end", ["<|return|>", "<|endoftext|>"])
@@ -197,7 +197,7 @@ def test_a_unit_repeated_100_000_times(harmony: Family, opening: str, unit: str,
 def test_a_long_recipient_is_cut(harmony: Family) -> None:
     header = [*harmony.template("<|channel|>analysis to="), *harmony.template("a") * 100_000]
     known = harmony.chat.parse([*header, *harmony.template("<|message|>print(1)<|call|>")])
-    assert known == ToolCalls((ToolCall("print(1)"),), f"unknown recipient {'a' * 40!r}")
+    assert known == ToolCalls(("print(1)",), f"unknown recipient {'a' * 40!r}")
     unknown = harmony.chat.parse([*header, *harmony.template("<|message|>to do<|call|>")])
     assert unknown == Malformed(f"There is no tool {'a' * 40}; the only one is python, which runs Python code.")
 
@@ -205,5 +205,5 @@ def test_a_long_recipient_is_cut(harmony: Family) -> None:
 def test_the_first_eight_calls_are_read_and_the_others_counted(harmony: Family) -> None:
     one = "<|channel|>analysis to=python code<|message|>1<|end|><|start|>assistant"
     sampled = harmony.template(one) * 10_000
-    assert harmony.chat.parse(sampled) == ToolCalls((ToolCall("1"),) * 8, "the call's end was missing", left_out=9_992)
+    assert harmony.chat.parse(sampled) == ToolCalls(("1",) * 8, "the call's end was missing", left_out=9_992)
     assert len(harmony.chat.ask_answer(sampled)) < 500

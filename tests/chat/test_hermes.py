@@ -9,7 +9,7 @@ import pytest
 from aimo_solver.chat.families import load_chat_format
 from aimo_solver.chat.model_folder import ModelFolder
 from aimo_solver.chat.prompts import Prompt
-from aimo_solver.chat.turns import FinalText, Malformed, ToolCall, ToolCalls
+from aimo_solver.chat.turns import FinalText, Malformed, ToolCalls
 from tests.chat_families import Family
 from tests.tiny_tokenizers import CHATML_TEMPLATE, hermes_folder
 from tests.vllm_parsers import vllm_calls
@@ -76,7 +76,7 @@ def test_the_final_text_follows_the_thoughts(hermes: Family) -> None:
 
 def test_tags_spelled_out_in_code_are_code(hermes: Family) -> None:
     code = "print('</tool_call><tool_call></think>')"
-    assert hermes.chat.parse(hermes.call(code)) == ToolCalls((ToolCall(code),))
+    assert hermes.chat.parse(hermes.call(code)) == ToolCalls((code,))
 
 
 def test_without_a_tool_role_results_are_in_a_user_turn(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -112,7 +112,7 @@ def test_json_calls_are_read_as_by_vllm(hermes: Family, inside: str, frame: str)
     assert isinstance(turn, ToolCalls)
     theirs = [json.loads(arguments)["code"] for _, arguments in vllm_calls("hermes", hermes.folder, tokens)]
     assert theirs
-    assert [call.code for call in turn.calls] == theirs
+    assert list(turn.codes) == theirs
 
 
 XML = "<function=python>\n<parameter=code>\n{}\n</parameter>\n</function>"
@@ -138,7 +138,7 @@ XML = "<function=python>\n<parameter=code>\n{}\n</parameter>\n</function>"
 def test_xml_calls_are_read_as_by_vllm(hermes: Family, text: str, code: str) -> None:
     tokens = hermes.template(text.replace("{}", code))
     turn = hermes.chat.parse(tokens)
-    ours = [call.code for call in turn.calls] if isinstance(turn, ToolCalls) else []
+    ours = list(turn.codes) if isinstance(turn, ToolCalls) else []
     assert ours == [json.loads(arguments)["code"] for _, arguments in vllm_calls("qwen3", hermes.folder, tokens)]
 
 
@@ -154,7 +154,7 @@ def test_xml_calls_are_read_as_by_vllm(hermes: Family, text: str, code: str) -> 
 )
 def test_misspelled_xml_calls_are_repaired(hermes: Family, call: str, code: str) -> None:
     for text in (f"<tool_call>\n{call}\n</tool_call><|im_end|>", f"So I run\n{call}<|im_end|>"):
-        assert hermes.chat.parse(hermes.template(text)) == ToolCalls((ToolCall(code),), _NOTES[text.startswith("<")])
+        assert hermes.chat.parse(hermes.template(text)) == ToolCalls((code,), _NOTES[text.startswith("<")])
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_misspelled_xml_calls_are_repaired(hermes: Family, call: str, code: str)
 )
 def test_a_tag_in_code_is_code(families: dict[str, Family], code: str) -> None:
     model = families["hermes-xml"]
-    assert model.chat.parse(model.call(code)) == ToolCalls((ToolCall(code),))
+    assert model.chat.parse(model.call(code)) == ToolCalls((code,))
 
 
 _NOTES = {True: "a call in another form", False: "code in the text instead of a tool call"}

@@ -29,7 +29,7 @@ def test_the_turn_is_repaired_or_the_model_gets_the_reason(families: dict[str, F
             assert turn.reason in model.chat.decode(model.chat.complaint(sampled, turn.reason))
         case codes:
             assert isinstance(turn, ToolCalls)
-            assert tuple(call.code for call in turn.calls) == codes
+            assert turn.codes == codes
             assert turn.salvaged
             results = model.chat.decode(model.chat.tool_results(sampled, [f"result {code}" for code in codes]))
             assert all(f"result {code}".rstrip() in results for code in codes)

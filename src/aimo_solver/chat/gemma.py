@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from aimo_solver.chat import prompts
 from aimo_solver.chat.gemma_call import QUOTE, code_of
 from aimo_solver.chat.model_folder import ModelFolder
-from aimo_solver.chat.prompts import PYTHON_TOOL, Prompt, close_box, no_result
+from aimo_solver.chat.prompts import PARAMETER_DESCRIPTION, TOOL, TOOL_PARAMETER, Prompt, close_box, no_result
 from aimo_solver.chat.reading import has_answer, read_calls, read_text
 from aimo_solver.chat.salvage import calls_in_json
 from aimo_solver.chat.turns import MAX_CALLS, Malformed, Turn
 from aimo_solver.errors import ModelError
 
-_SPELLED_CALL = re.compile(rf"(?:<call>|(?:^|\s)call:)({PYTHON_TOOL.name}\s*+[{{(].*+)", re.DOTALL)
+_SPELLED_CALL = re.compile(rf"(?:<call>|(?:^|\s)call:)({TOOL}\s*+[{{(].*+)", re.DOTALL)
 CONTROLS = (
     *("<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>"),
     *('<|"|>', "<bos>"),
@@ -179,7 +179,7 @@ class GemmaFormat:
         template, plain = self._tokenizer.encode_template, self._tokenizer.encode
         tokens = self._open_response(sampled)
         for index, output in enumerate(outputs):
-            tokens += [*[self._response] * (index > 0), *template(f'response:{PYTHON_TOOL.name}{{value:<|"|>')]
+            tokens += [*[self._response] * (index > 0), *template(f'response:{TOOL}{{value:<|"|>')]
             tokens += [*plain(output), *template('<|"|>}<tool_response|>')]
         return tokens
 
@@ -207,11 +207,9 @@ def _spelled_call(text: str) -> list[str]:
 
 
 def _declare_tool(description: str) -> str:
-    tool = PYTHON_TOOL
-
     def quoted(text: str) -> str:
         return f'<|"|>{text}<|"|>'
 
-    parameter = f"{tool.parameter}:{{description:{quoted(tool.parameter_description)},type:{quoted('STRING')}}}"
-    parameters = f"properties:{{{parameter}}},required:[{quoted(tool.parameter)}],type:{quoted('OBJECT')}"
-    return f"<|tool>declaration:{tool.name}{{description:{quoted(description)},parameters:{{{parameters}}}}}<tool|>"
+    parameter = f"{TOOL_PARAMETER}:{{description:{quoted(PARAMETER_DESCRIPTION)},type:{quoted('STRING')}}}"
+    parameters = f"properties:{{{parameter}}},required:[{quoted(TOOL_PARAMETER)}],type:{quoted('OBJECT')}"
+    return f"<|tool>declaration:{TOOL}{{description:{quoted(description)},parameters:{{{parameters}}}}}<tool|>"

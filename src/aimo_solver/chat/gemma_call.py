@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from aimo_solver.chat.prompts import PYTHON_TOOL
+from aimo_solver.chat.prompts import TOOL, TOOL_PARAMETER
 from aimo_solver.chat.reading import PYTHON_NAMES, unknown_tool
 from aimo_solver.chat.salvage import CODE_KEYS, LONGEST_NAME, Code, bare_code, code_in_json, compiles, is_program, name_in_json
 from aimo_solver.chat.turns import Malformed
@@ -17,7 +17,7 @@ QUOTE = "\udc00"
 """Replaces the token ``<|"|>`` in the text of a call; no decoded text contains a lone surrogate."""
 
 _NO_CODE = Malformed('Your call holds no code. Write it as call:python{code:<|"|>...<|"|>}.')
-_EXACT = re.compile(rf"call:{PYTHON_TOOL.name}\{{{PYTHON_TOOL.parameter}:{QUOTE}([^{QUOTE}]*+){QUOTE}\}}")
+_EXACT = re.compile(rf"call:{TOOL}\{{{TOOL_PARAMETER}:{QUOTE}([^{QUOTE}]*+){QUOTE}\}}")
 _CALL = re.compile(r"\s*+(?:call)?+\s*+:?+\s*+([\w.:\-]*+)\s*+[{(\[]++(.*+)", re.DOTALL)
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*+\Z")
 _NEXT_KEY = re.compile(rf"\s*+,\s*+[{QUOTE}\"']?+[A-Za-z_]\w*+[{QUOTE}\"']?+\s*+[:=]")
@@ -39,7 +39,7 @@ def code_of(call: str) -> Code | Malformed:
     code = _code_in(arguments, known=known)
     if code is None or not (known or is_program(code.text)):
         return _NO_CODE if known else unknown_tool(name)
-    return code.noted("a call in another form" if name == PYTHON_TOOL.name else f"unknown tool {name[:LONGEST_NAME]!r}")
+    return code.noted("a call in another form" if name == TOOL else f"unknown tool {name[:LONGEST_NAME]!r}")
 
 
 def _code_in(arguments: str, *, known: bool) -> Code | None:

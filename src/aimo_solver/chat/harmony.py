@@ -30,7 +30,7 @@ from openai_harmony import (
 )
 
 from aimo_solver.chat import prompts, salvage
-from aimo_solver.chat.prompts import PYTHON_TOOL, Prompt, close_box, join_texts, no_result
+from aimo_solver.chat.prompts import TOOL, Prompt, close_box, join_texts, no_result
 from aimo_solver.chat.reading import PYTHON_NAMES, ends_with_answer, has_answer, read_calls, unknown_tool
 from aimo_solver.chat.salvage import Code, bare_code, calls_in_json, code_in_json, is_json, is_program, python_blocks
 from aimo_solver.chat.tokenizer import replace_surrogates
@@ -110,7 +110,7 @@ class HarmonyFormat:
         opening = opening.with_model_identity(replace_surrogates(identity))
         if prompt.tool is not None:
             description = replace_surrogates(prompt.tool)
-            opening = opening.with_tools(ToolNamespaceConfig(name=PYTHON_TOOL.name, description=description, tools=[]))
+            opening = opening.with_tools(ToolNamespaceConfig(name=TOOL, description=description, tools=[]))
         messages = [Message.from_role_and_content(Role.SYSTEM, opening)]
         if prompt.developer:
             instructions = DeveloperContent.new().with_instructions(replace_surrogates(prompt.developer))

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aimo_solver.chat.model_folder import ModelFolder
-from aimo_solver.chat.prompts import ANSWER_NOW, COMPLAINT, PYTHON_TOOL, TIME_UP, no_result
+from aimo_solver.chat.prompts import ANSWER_NOW, COMPLAINT, TIME_UP, TOOL, TOOL_PARAMETER, no_result
 from aimo_solver.chat.reading import PYTHON_NAMES, after_thoughts, has_answer, read_calls, read_text, unknown_tool
 from aimo_solver.chat.salvage import CODE_KEYS, Code, bare_code, calls_in_json, code_in_json, compiles, is_program, name_in_json
 from aimo_solver.chat.template import TemplateFormat
@@ -34,8 +34,8 @@ _BARE_CALL = re.compile(r'\s*+\[?+\s*+\{\s*+"name"\s*+:\s*+"[\w.]++"\s*+,\s*+"(?
 _OTHER_FORM = "a call in another form"
 _LONGEST_GAP = 100  # characters of white space between two parameters
 _UNREADABLE = Malformed(
-    f'Your call could not be read. Write it as {{"name": "{PYTHON_TOOL.name}", '
-    f'"arguments": {{"{PYTHON_TOOL.parameter}": "..."}}}} inside the tool-call tags.'
+    f'Your call could not be read. Write it as {{"name": "{TOOL}", '
+    f'"arguments": {{"{TOOL_PARAMETER}": "..."}}}} inside the tool-call tags.'
 )
 
 
@@ -173,18 +173,18 @@ def _code_of(inside: str) -> Code | Malformed:
 def _json_code(text: str) -> Code | None:
     try:
         value = json.loads(text)
-        exact = value["name"] == PYTHON_TOOL.name and isinstance(value["arguments"][PYTHON_TOOL.parameter], str)
+        exact = value["name"] == TOOL and isinstance(value["arguments"][TOOL_PARAMETER], str)
     except (ValueError, RecursionError, KeyError, TypeError):
         exact = False
     if exact:
-        return bare_code(value["arguments"][PYTHON_TOOL.parameter])
+        return bare_code(value["arguments"][TOOL_PARAMETER])
     found = code_in_json(text)
     return found and found.noted(_OTHER_FORM)
 
 
 def _xml_code(name: str, body: str) -> Code | None:
     values: dict[str, str] = {}
-    exact = name == PYTHON_TOOL.name
+    exact = name == TOOL
     places = _parameters(body)
     ends = [*(place.start() for place in places[1:]), len(body)]
     for place, end_of_value in zip(places, ends, strict=False):
@@ -200,7 +200,7 @@ def _xml_code(name: str, body: str) -> Code | None:
         exact = exact and place.group() == f"<parameter={key}>"
     for key in (*CODE_KEYS, *(values if not name or name in PYTHON_NAMES else ())):
         if key in values:
-            return bare_code(values[key], None if exact and key == PYTHON_TOOL.parameter else _OTHER_FORM)
+            return bare_code(values[key], None if exact and key == TOOL_PARAMETER else _OTHER_FORM)
     return None
 
 

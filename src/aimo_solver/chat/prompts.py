@@ -35,33 +35,23 @@ def join_texts(*texts: str) -> str:
     return "\n\n".join(text.strip() for text in texts if text.strip())
 
 
-@dataclass(frozen=True, slots=True)
-class PythonTool:
-    """The Python tool. `parameter` holds the code; `description` contains the placeholders of `fill_in`."""
-
-    name: str
-    description: str
-    parameter: str
-    parameter_description: str
-
-    def as_function(self, description: str) -> dict[str, Any]:
-        """Returns the declaration in OpenAI's format, which chat templates expect."""
-        parameter = {"type": "string", "description": self.parameter_description}
-        parameters = {"type": "object", "properties": {self.parameter: parameter}, "required": [self.parameter]}
-        return {"type": "function", "function": {"name": self.name, "description": description, "parameters": parameters}}
-
-
-PYTHON_TOOL = PythonTool(
-    name="python",
-    description=(
-        "Python runs in a stateful Jupyter session: imports, variables and functions persist between calls. The result is what "
-        "the code prints and the value of its last expression; more than {output_chars} characters are cut in the middle. A "
-        "call times out after {timeout_s} seconds. {libraries} are installed; mpmath computes with 64 digits. There is no "
-        "internet access."
-    ),
-    parameter="code",
-    parameter_description="Python code.",
+TOOL = "python"
+TOOL_PARAMETER = "code"
+PARAMETER_DESCRIPTION = "Python code."
+TOOL_DESCRIPTION = (
+    "Python runs in a stateful Jupyter session: imports, variables and functions persist between calls. The result is what the "
+    "code prints and the value of its last expression; more than {output_chars} characters are cut in the middle. A call times "
+    "out after {timeout_s} seconds. {libraries} are installed; mpmath computes with 64 digits. There is no internet access."
 )
+"""With the placeholders of `fill_in`."""
+
+
+def declare_tool(description: str) -> dict[str, Any]:
+    """Returns the declaration in OpenAI's format, which chat templates expect."""
+    parameter = {"type": "string", "description": PARAMETER_DESCRIPTION}
+    parameters = {"type": "object", "properties": {TOOL_PARAMETER: parameter}, "required": [TOOL_PARAMETER]}
+    return {"type": "function", "function": {"name": TOOL, "description": description, "parameters": parameters}}
+
 
 FENCED_TOOL = (
     "To run Python, write it in a block that opens with ```python and closes with ```. It is run as soon as the block closes, "

@@ -11,11 +11,11 @@ from dataclasses import replace
 from typing import TypeVar
 
 from aimo_solver.answers import Reading, last_box, read_answer
-from aimo_solver.chat.prompts import PYTHON_TOOL
+from aimo_solver.chat.prompts import TOOL
 from aimo_solver.chat.salvage import LONGEST_NAME, Code, python_blocks
-from aimo_solver.chat.turns import MAX_CALLS, FinalText, Malformed, ToolCall, ToolCalls, Turn
+from aimo_solver.chat.turns import MAX_CALLS, FinalText, Malformed, ToolCalls, Turn
 
-PYTHON_NAMES = frozenset({PYTHON_TOOL.name, f"functions.{PYTHON_TOOL.name}"})
+PYTHON_NAMES = frozenset({TOOL, f"functions.{TOOL}"})
 """Names of the tool."""
 
 _MOST_ENDS = 8  # of the thoughts in one turn that are tried
@@ -44,13 +44,13 @@ def read_calls(
     first = calls[:MAX_CALLS]
     single = [(part, ended) for call, ended in first for part in split(call)]
     notes = [note, "several calls in one" if len(single) > len(first) else None]
-    codes: list[ToolCall] = []
+    codes: list[str] = []
     for call, ended in single[:MAX_CALLS]:
         code = read(call)
         if isinstance(code, Malformed):
             final = text()
             return FinalText(final.strip(), "an unreadable call beside the final text") if has_answer(final) else code
-        codes.append(ToolCall(code.text))
+        codes.append(code.text)
         notes += [code.salvaged, None if ended else "the call's end was missing"]
     left_out = len(single) + len(calls) - len(first) - len(codes)
     return ToolCalls(tuple(codes), "; ".join(dict.fromkeys(filter(None, notes))) or None, left_out)
@@ -61,16 +61,16 @@ def read_text(text: str, find_calls: Callable[[str], Sequence[str]], read: Calla
     text = text.strip()
     if not has_answer(text):
         turn = read_calls([(call, True) for call in find_calls(text)], lambda call: [call], read, lambda: text)
-        if not isinstance(turn, ToolCalls) or not turn.calls:
+        if not isinstance(turn, ToolCalls) or not turn.codes:
             turn = ToolCalls.first_of(python_blocks(text), None)
-        if turn.calls:
+        if turn.codes:
             return replace(turn, salvaged="code in the text instead of a tool call")
     return FinalText(text) if text else Malformed("Your turn was empty.")
 
 
 def unknown_tool(name: str) -> Malformed:
     """Returns the reason for a call to a tool that does not exist."""
-    return Malformed(f"There is no tool {name[:LONGEST_NAME]}; the only one is {PYTHON_TOOL.name}, which runs Python code.")
+    return Malformed(f"There is no tool {name[:LONGEST_NAME]}; the only one is {TOOL}, which runs Python code.")
 
 
 def after_thoughts(text: str, end: str) -> str:

@@ -18,7 +18,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from aimo_solver.chat.model_folder import ModelFolder
-from aimo_solver.chat.prompts import COMPLAINT, END_THOUGHTS, FINAL_ANSWER, PYTHON_TOOL, Prompt, close_box, join_texts
+from aimo_solver.chat.prompts import COMPLAINT, END_THOUGHTS, FINAL_ANSWER, Prompt, close_box, declare_tool, join_texts
 from aimo_solver.errors import ModelError
 
 _GENERATION = re.compile(r"{%-?\s*(?:end)?generation\s*-?%}")  # marks for training, unknown to plain Jinja
@@ -140,7 +140,7 @@ class TemplateFormat:
     def _render(self, messages: Sequence[_Message], *, tool: str | None = None) -> str:
         values: dict[str, Any] = {
             "messages": [{"role": role, "content": text} for role, text in messages],
-            "tools": self._no_tools if tool is None else [PYTHON_TOOL.as_function(tool)],
+            "tools": self._no_tools if tool is None else [declare_tool(tool)],
             "add_generation_prompt": True,
             "enable_thinking": True,  # Qwen3, GLM, SmolLM3
             "thinking": True,  # DeepSeek-V3.1

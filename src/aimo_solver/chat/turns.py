@@ -17,31 +17,24 @@ MAX_CALLS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class ToolCall:
-    """Python code to run, exactly as the model wrote it."""
-
-    code: str
-
-
-@dataclass(frozen=True, slots=True)
 class ToolCalls:
     """A turn with tool calls.
 
     Attributes:
-        calls: empty if the turn stopped without a call and continues after ``tool_results(sampled, ())``, for instance at a
-            fence that closes something other than Python.
+        codes: Python to run, exactly as the model wrote it; empty if the turn stopped without a call and continues after
+            ``tool_results(sampled, ())``, for instance at a fence that closes something other than Python.
         salvaged: what was repaired, None if nothing.
         left_out: calls beyond the first `MAX_CALLS`; they are neither read nor run, and their number is reported to the model.
     """
 
-    calls: tuple[ToolCall, ...]
+    codes: tuple[str, ...]
     salvaged: str | None = None
     left_out: int = 0
 
     @classmethod
     def first_of(cls, codes: Sequence[str], salvaged: str | None) -> ToolCalls:
         """Calls the first `MAX_CALLS` of `codes`."""
-        return cls(tuple(map(ToolCall, codes[:MAX_CALLS])), salvaged, max(0, len(codes) - MAX_CALLS))
+        return cls(tuple(codes[:MAX_CALLS]), salvaged, max(0, len(codes) - MAX_CALLS))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 
-from aimo_solver.chat.prompts import PYTHON_TOOL, Prompt
+from aimo_solver.chat.prompts import TOOL_DESCRIPTION, Prompt
 from aimo_solver.config import Config
 from aimo_solver.options import PromptConfig, ReasoningEffort, SamplingConfig
 
@@ -29,7 +29,7 @@ class PromptVariant:
     developer: str = ""
     suffix: str = ""
     tool: bool = True
-    tool_description: str = PYTHON_TOOL.description
+    tool_description: str = TOOL_DESCRIPTION
     reasoning_effort: ReasoningEffort | None = None
     temperature: float | None = None
     top_p: float | None = None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
+from pathlib import Path
 
 UIDS_PER_POOL = 256  # kernels of one pool that can be alive at a time
 
@@ -80,7 +79,7 @@ class KernelLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForkserverSpec:
-    """Arguments of the forkserver.
+    """What the forkserver gets first.
 
     Attributes:
         directory: the pool's directory, which the forkserver removes when it ends.
@@ -89,18 +88,8 @@ class ForkserverSpec:
         preload: modules to import before the first fork; missing ones are ignored.
     """
 
-    directory: str
+    directory: Path
     solver_pid: int
-    package: str
+    package: Path
     preload: Sequence[str]
     limits: KernelLimits
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), default=sorted)  # sets become lists
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        values = json.loads(text)
-        limits = values.pop("limits")
-        isolation = frozenset(map(Isolation, limits.pop("isolation")))
-        return cls(**values, limits=KernelLimits(**limits, isolation=isolation))

@@ -7,6 +7,7 @@ import errno
 import itertools
 import json
 import os
+import pickle
 import shutil
 import socket
 import subprocess
@@ -82,19 +83,20 @@ class Spawner:
             undo.callback(self._requests.close)
             self._requests.setblocking(False)
             with theirs:
+                package = Path(__file__).resolve().parents[1]
+                spec = ForkserverSpec(
+                    directory=self.directory, solver_pid=os.getpid(), package=package, preload=preload, limits=limits
+                )
+                self._requests.send(pickle.dumps(spec))
                 self._log = undo.enter_context(tempfile.TemporaryFile())
-                self.forkserver = self._start_forkserver(preload, theirs.fileno())
+                self.forkserver = self._start_forkserver(package, theirs.fileno())
             undo.pop_all()
 
-    def _start_forkserver(self, preload: tuple[str, ...], requests: int) -> subprocess.Popen[bytes]:
-        package = Path(__file__).resolve().parents[1]
-        spec = ForkserverSpec(
-            directory=str(self.directory), solver_pid=os.getpid(), package=str(package), preload=preload, limits=self._limits
-        )
+    def _start_forkserver(self, package: Path, requests: int) -> subprocess.Popen[bytes]:
         paths = "\n".join(p for p in sys.path if p and Path(p).resolve() not in (package, package.parent))
         inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         return subprocess.Popen(
-            [sys.executable, "-c", _BOOTSTRAP, str(package), paths, str(requests), spec.to_json()],
+            [sys.executable, "-c", _BOOTSTRAP, str(package), paths, str(requests)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._log,

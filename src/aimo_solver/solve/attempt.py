@@ -237,9 +237,9 @@ class RunningAttempt:
     async def _run_calls(self, sampled: Sequence[int], turn: ToolCalls) -> bool:
         self._change("tool")
         outputs = []
-        for call in turn.calls:
+        for code in turn.codes:
             # A call that ends slowly after its interrupt may use a part of the answer's time.
-            outputs.append(await self._python.run(call.code, until=self._soft_deadline, grace_s=self._answer_s / 3))
+            outputs.append(await self._python.run(code, until=self._soft_deadline, grace_s=self._answer_s / 3))
             self._error = self._python.fault or self._error
         if turn.left_out:
             outputs[-1] = f"{outputs[-1].rstrip()}\n{prompts.LEFT_OUT.format(count=turn.left_out)}"

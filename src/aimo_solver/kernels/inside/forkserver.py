@@ -3,10 +3,11 @@
     solver -- forkserver -- monitor -- kernel -- processes of the model's code
                         `-- monitor -- kernel
 
-The solver sends one datagram per kernel over a Unix socket, for example ``{"directory": "/tmp/aimo-kernels-x/k0", "slot": 0}``,
-with three file descriptors: the monitor's socket, the pipe for the kernel's output and its socket for calls. The forkserver has
-one thread, which makes its forks safe. It ends when the solver closes the socket or dies in any way; so do the monitors, each
-with all processes below it. Last the forkserver removes the pool's directory.
+Over a Unix socket, the solver sends a `ForkserverSpec`, then one datagram per kernel, for example
+``{"directory": "/tmp/aimo-kernels-x/k0", "slot": 0}``, with three file descriptors: the monitor's socket, the pipe for the
+kernel's output and its socket for calls. The forkserver has one thread, which makes its forks safe. It ends when the solver
+closes the socket or dies in any way; so do the monitors, each with all processes below it. Last the forkserver removes the
+pool's directory.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import gc
 import importlib
 import json
 import os
+import pickle
 import select
 import shutil
 import signal
@@ -34,6 +36,7 @@ from aimo_solver.kernels.inside.isolation import Sandbox, enter_namespaces, need
 from aimo_solver.kernels.inside.monitor import run_monitor
 from aimo_solver.kernels.limits import UIDS_PER_POOL, ForkserverSpec, Isolation
 
+_SPEC_BYTES = 65_536
 _REQUEST_BYTES = 4_096
 _FIRST_UID = 100_000
 _SHORTAGES = {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -42,9 +45,9 @@ _TRIAL_PAUSES_S = (0.05, 0.2, 0.5, 0.0)
 
 
 def main() -> None:
-    """Serves requests until the solver ends. ``sys.argv[1:]`` is the socket's file descriptor and a `ForkserverSpec` as JSON."""
+    """Serves requests until the solver ends. ``sys.argv[1]`` is the socket's file descriptor."""
     requests = socket.socket(fileno=int(sys.argv[1]))
-    spec = ForkserverSpec.from_json(sys.argv[2])
+    spec: ForkserverSpec = pickle.loads(requests.recv(_SPEC_BYTES))
     sys.argv[:] = [""]
     requests.set_inheritable(False)
     solver = _open_pidfd(spec.solver_pid)
@@ -73,7 +76,7 @@ def _end(spec: ForkserverSpec, monitors: set[int]) -> NoReturn:
             _kill_orphans(spec, monitors)
             if os.waitpid(-1, os.WNOHANG)[0] == 0:
                 time.sleep(0.01)
-    os.execvp("rm", ["rm", "-rf", "--", spec.directory])  # removes trees of any depth
+    os.execvp("rm", ["rm", "-rf", "--", str(spec.directory)])  # removes trees of any depth
 
 
 def _open_pidfd(pid: int) -> int | None:
@@ -95,7 +98,7 @@ def _works(spec: ForkserverSpec, isolation: Isolation) -> bool:
 
 
 def _try_in_child(spec: ForkserverSpec, isolation: Isolation) -> int:
-    directory = Path(spec.directory, "trial")
+    directory = spec.directory / "trial"
     directory.mkdir()
     child = os.fork()
     if child == 0:
@@ -115,7 +118,7 @@ def _try(spec: ForkserverSpec, isolation: Isolation, directory: Path) -> None:
             linux.switch_user(_uid(0), read_all=needs_to_read_all())
         case Isolation.NETWORK | Isolation.NAMESPACES:
             limits = replace(spec.limits, isolation=frozenset({isolation}))
-            enter_namespaces(Sandbox(directory=directory, uid=os.geteuid(), package=Path(spec.package), limits=limits))
+            enter_namespaces(Sandbox(directory=directory, uid=os.geteuid(), package=spec.package, limits=limits))
         case Isolation.SECCOMP:
             linux.forbid_privileges()
             linux.filter_syscalls(allow_connect=False)
@@ -185,7 +188,7 @@ def _fork_monitor(
     request = json.loads(message)
     control, output, calls = descriptors
     uid = _uid(request["slot"]) if Isolation.USER in spec.limits.isolation else os.geteuid()
-    sandbox = Sandbox(directory=Path(request["directory"]), uid=uid, package=Path(spec.package), limits=spec.limits)
+    sandbox = Sandbox(directory=Path(request["directory"]), uid=uid, package=spec.package, limits=spec.limits)
     with socket.socket(fileno=os.dup(control)) as own_control:
         send_message(own_control, forked=True)
         try:

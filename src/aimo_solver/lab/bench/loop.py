@@ -20,7 +20,7 @@ from typing import Any, Self
 import aiohttp
 
 from aimo_solver.chat.prompts import Prompt
-from aimo_solver.chat.turns import ChatFormat, FinalText, ToolCall, ToolCalls, Turn
+from aimo_solver.chat.turns import ChatFormat, FinalText, ToolCalls, Turn
 from aimo_solver.chat.variants import PromptVariant
 from aimo_solver.config import Config
 from aimo_solver.kernels.pool import KernelPool
@@ -201,7 +201,7 @@ class _SyntheticTurns:
         return list(self._prompt)
 
     def parse(self, sampled: Sequence[int]) -> Turn:
-        return ToolCalls((ToolCall(_CODE),)) if self._results else FinalText("\\boxed{1}")
+        return ToolCalls((_CODE,)) if self._results else FinalText("\\boxed{1}")
 
     def tool_results(self, sampled: Sequence[int], outputs: Sequence[str]) -> list[int]:
         self.result_at = time.perf_counter()
