@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Core
 
-from aimo_solver.chat.tokenizer import Tokenizer
+from aimo_solver.chat.model_folder import Tokenizer
 from aimo_solver.errors import ModelError
 from tests.tiny_tokenizers import GEMMA_CONTROLS, QWEN_CONTROLS, byte_level, gemma_folder
 

@@ -17,7 +17,7 @@ from aimo_solver.lab.competition import PROMPT_TOKENS, RUNS, Competitions, Order
 from aimo_solver.lab.records import Group, Use, read_groups
 from aimo_solver.lab.simulate import parse_configuration, select_playable, simulate, sweep
 from aimo_solver.lab.throughput import TokenTime, flat_curve, usual_curve
-from aimo_solver.policy.budget import BUDGET_RULES, Clock, allot
+from aimo_solver.policy.budget import BUDGET_RULES, allot
 from aimo_solver.policy.stopping import STOP_RULES, decide
 from aimo_solver.policy.voting import VOTERS, rank
 from aimo_solver.results import Attempt, FinishReason
@@ -81,7 +81,7 @@ def play_one(
         group = groups[drawn[competition, number]]
         uniform = draw.random((config.solver.max_attempts, plays))[:, RUNS * competition + run]
         queue = [group.attempts[int(one * len(group.attempts))] for one in uniform]
-        given_ = allot(Clock(limit - used, PROBLEMS - number - 1), config.budget)
+        given_ = allot(limit - used, PROBLEMS - number - 1, config.budget)
         allowed = min(config.solver.max_attempts, given_.max_attempts or math.inf)
         slots = min(config.solver.slots, allowed)
         waiting = list(enumerate(queue[: int(allowed)]))

@@ -6,4 +6,4 @@ Reading model output takes linear time and never raises.
 May import: nothing but the top-level modules.
 """
 
-__all__ = ["families", "markup", "prompts", "salvage", "tokenizer", "turns", "variants"]
+__all__ = ["families", "markup", "model_folder", "prompts", "salvage", "turns", "variants"]

@@ -16,24 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-from openai_harmony import (
-    Conversation,
-    DeveloperContent,
-    HarmonyEncoding,
-    HarmonyEncodingName,
-    Message,
-    ReasoningEffort,
-    Role,
-    SystemContent,
-    ToolNamespaceConfig,
-    load_harmony_encoding,
-)
+import openai_harmony as library
 
 from aimo_solver.chat import prompts, salvage
+from aimo_solver.chat.model_folder import replace_surrogates
 from aimo_solver.chat.prompts import TOOL, Prompt, close_box, join_texts, no_result
 from aimo_solver.chat.reading import PYTHON_NAMES, ends_with_answer, has_answer, read_calls, unknown_tool
 from aimo_solver.chat.salvage import Code, bare_code, calls_in_json, code_in_json, is_json, is_program, python_blocks
-from aimo_solver.chat.tokenizer import replace_surrogates
 from aimo_solver.chat.turns import MAX_CALLS, FinalText, Malformed, ToolCalls, Turn
 
 _CHANNEL = re.compile(r"<\|channel\|>[^a-z]*+(analysis|commentary|final)")
@@ -86,9 +75,9 @@ class _Part:
 
 
 @cache
-def load_encoding() -> HarmonyEncoding:
+def load_encoding() -> library.HarmonyEncoding:
     """Returns the library's encoding of gpt-oss; reading its vocabulary takes half a second."""
-    return load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS)
+    return library.load_harmony_encoding(library.HarmonyEncodingName.HARMONY_GPT_OSS)
 
 
 class HarmonyFormat:
@@ -104,20 +93,20 @@ class HarmonyFormat:
         self.stop_token_ids = tuple(self._ids[name] for name in ("<|return|>", "<|call|>", "<|endoftext|>"))
 
     def prompt(self, prompt: Prompt) -> list[int]:
-        opening = SystemContent.new().with_reasoning_effort(ReasoningEffort[prompt.reasoning_effort.upper()])
+        opening = library.SystemContent.new().with_reasoning_effort(library.ReasoningEffort[prompt.reasoning_effort.upper()])
         # The format has no place for other texts of a system message than the identity.
         identity = join_texts(prompt.identity or opening.model_identity or "", prompt.system)
         opening = opening.with_model_identity(replace_surrogates(identity))
         if prompt.tool is not None:
             description = replace_surrogates(prompt.tool)
-            opening = opening.with_tools(ToolNamespaceConfig(name=TOOL, description=description, tools=[]))
-        messages = [Message.from_role_and_content(Role.SYSTEM, opening)]
+            opening = opening.with_tools(library.ToolNamespaceConfig(name=TOOL, description=description, tools=[]))
+        messages = [library.Message.from_role_and_content(library.Role.SYSTEM, opening)]
         if prompt.developer:
-            instructions = DeveloperContent.new().with_instructions(replace_surrogates(prompt.developer))
-            messages.append(Message.from_role_and_content(Role.DEVELOPER, instructions))
-        messages.append(Message.from_role_and_content(Role.USER, replace_surrogates(prompt.user.strip())))
-        conversation = Conversation.from_messages(messages)
-        return list(self._encoding.render_conversation_for_completion(conversation, Role.ASSISTANT))
+            instructions = library.DeveloperContent.new().with_instructions(replace_surrogates(prompt.developer))
+            messages.append(library.Message.from_role_and_content(library.Role.DEVELOPER, instructions))
+        messages.append(library.Message.from_role_and_content(library.Role.USER, replace_surrogates(prompt.user.strip())))
+        conversation = library.Conversation.from_messages(messages)
+        return list(self._encoding.render_conversation_for_completion(conversation, library.Role.ASSISTANT))
 
     def parse(self, sampled: Sequence[int]) -> Turn:
         parts = self._parts(sampled)

@@ -25,7 +25,7 @@ from aimo_solver.errors import AimoError, BootError
 from aimo_solver.kaggle.gateway import PendingAnswer, make_predict
 from aimo_solver.kaggle.observer import LoggingObserver, ProgressFile
 from aimo_solver.options import BudgetConfig
-from aimo_solver.policy.budget import Allotment, Clock, allot
+from aimo_solver.policy.budget import Allotment, allot
 from aimo_solver.problems import Answer, Problem, ProblemResult
 
 GRACE_S = 5.0  # predict waits this long past a problem's budget
@@ -179,7 +179,7 @@ class Run:
                 return result.answer
 
     def _allot(self, number: int, pending: PendingAnswer) -> Allotment:
-        allotment = allot(Clock(self._clock.left_s, max(0, self._budget.problems - number)), self._budget)
+        allotment = allot(self._clock.left_s, max(0, self._budget.problems - number), self._budget)
         pending.deadline = min(self._clock.now() + allotment.seconds + GRACE_S, self._clock.limit)
         if allotment.seconds <= 0:
             raise BootError("no time is left for it")

@@ -17,7 +17,7 @@ from aimo_solver.errors import ConfigError
 from aimo_solver.lab.records import Group
 from aimo_solver.lab.statistics import Floats
 from aimo_solver.lab.throughput import Throughput, TokenTime
-from aimo_solver.policy.budget import Clock, allot
+from aimo_solver.policy.budget import allot
 from aimo_solver.policy.pace import PlanTotals, choose_plan
 from aimo_solver.policy.stopping import STOP_RULES, Tally, lead_probability
 from aimo_solver.policy.voting import VOTERS, Ballot, ballot_of
@@ -132,7 +132,7 @@ class Competitions:
         uniform = draw.random((self._most, plays)).T
         attempt = (uniform * pool.size[group, None]).astype(np.int64)
         left = self.limit - self.used
-        given = [allot(Clock(seconds, problems - number - 1), self._config.budget) for seconds in left.tolist()]
+        given = [allot(seconds, problems - number - 1, self._config.budget) for seconds in left.tolist()]
         plan = self._choose_plans(left.tolist(), problems - number - 1)
         slots, most = np.array([(one.slots, one.max_attempts) for one in self._plans])[plan].T
         limits = _Limits(

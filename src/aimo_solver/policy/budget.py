@@ -1,4 +1,4 @@
-"""Decides how many seconds a problem gets. Pure: the clock's state in, an allotment out.
+"""Decides how many seconds a problem gets. Pure: time left and problems left in, an allotment out.
 
 `left` is the time left for all problems, `later` the number of problems after this one (of waves, if problems run side by
 side), and `even` is left / (later + 1). No problem gets more than `left`.
@@ -23,21 +23,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from aimo_solver.options import BudgetConfig
-
-
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """The state of the run's clock.
-
-    Attributes:
-        left_s: seconds until the end of the run, less the margin.
-        later: problems that have not started yet, without this one.
-        parallel: problems that are solved at the same time.
-    """
-
-    left_s: float
-    later: int
-    parallel: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +62,19 @@ TIERS = (
 """Five tiers like those of AIMO2's second place, with figures of our own."""
 
 
-def allot(clock: Clock, budget: BudgetConfig) -> Allotment:
-    """Returns the limits of the next problem. 0 seconds means that it should not be started."""
-    left = max(0.0, clock.left_s)
+def allot(left_s: float, later: int, budget: BudgetConfig, *, parallel: int = 1) -> Allotment:
+    """Returns the limits of the next problem. 0 seconds means that it should not be started.
+
+    Args:
+        left_s: seconds until the end of the run, less the margin.
+        later: problems that have not started yet, without this one.
+        parallel: problems that are solved at the same time.
+    """
+    left = max(0.0, left_s)
     least = min(budget.least_s, budget.cap_s)
     if left < least / 10:
         return Allotment(0.0)
-    waves = math.ceil(max(0, clock.later) / max(1, clock.parallel))
+    waves = math.ceil(max(0, later) / max(1, parallel))
     wish = BUDGET_RULES[budget.rule](left, waves, budget)
     return replace(wish, seconds=min(max(wish.seconds, least), left), left_s=left, later=waves)
 

@@ -20,7 +20,7 @@ from aimo_solver.log.trajectory import TrajectoryWriter
 from aimo_solver.problems import Answer, Problem
 from aimo_solver.results import Attempt, FinishReason
 from aimo_solver.server.engine import Engine
-from aimo_solver.solve.conversation import Conversation, Guard, SampledTurn, no_guard
+from aimo_solver.solve.conversation import Conversation, Guard, SampledTurn
 from aimo_solver.solve.guards import TurnGuard, last_closed_box
 from aimo_solver.solve.python import LeasedPython, PythonPool
 
@@ -275,7 +275,7 @@ class RunningAttempt:
             return FinishReason.FORCED
         return FinishReason.ENGINE_ERROR if sampled.cut_by is FinishReason.ENGINE_ERROR else finish
 
-    async def _draw(self, room: int, deadline: float, guard: Guard = no_guard) -> SampledTurn:
+    async def _draw(self, room: int, deadline: float, guard: Guard | None = None) -> SampledTurn:
         label = f"{self.problem.id}-{self.index}-{self.turns}"
         sampled = await self._conversation.sample(room, deadline, label, guard)
         self._error = sampled.error or self._error

@@ -32,10 +32,6 @@ Guard = Callable[[Sequence[int]], FinishReason | None]
 """Gets sampled tokens as they arrive; returns a reason to cut the turn there, or None."""
 
 
-def no_guard(tokens: Sequence[int]) -> None:
-    """A guard that cuts no turn."""
-
-
 @dataclass(slots=True)
 class SampledTurn:
     """One model turn, filled while it is sampled.
@@ -157,7 +153,7 @@ class Conversation:
                 return True
         return False
 
-    async def sample(self, room: int, deadline: float, label: str, guard: Guard = no_guard) -> SampledTurn:
+    async def sample(self, room: int, deadline: float, label: str, guard: Guard | None = None) -> SampledTurn:
         """Samples and appends at most `room` tokens until `deadline`, across failures and restarts of the server.
 
         A server that is lost for good, or refuses the request, cuts the turn like any other limit.
@@ -207,7 +203,7 @@ class Conversation:
             self._computed = min(self._computed, end)
             self._turn_starts = [start for start in self._turn_starts if start <= end]
 
-    async def _sample_to_end(self, turn: SampledTurn, room: int, label: str, started: float, guard: Guard) -> None:
+    async def _sample_to_end(self, turn: SampledTurn, room: int, label: str, started: float, guard: Guard | None) -> None:
         """Samples until the model stops, `guard` cuts the turn, or `room` or the context is full.
 
         A failed request is sent again with the tokens sampled so far, after growing pauses and without limit: the caller's
@@ -246,7 +242,7 @@ class Conversation:
                 break
         turn.cut_by = FinishReason.TOKEN_LIMIT
 
-    async def _stream(self, request: CompletionRequest, turn: SampledTurn, started: float, guard: Guard) -> str | None:
+    async def _stream(self, request: CompletionRequest, turn: SampledTurn, started: float, guard: Guard | None) -> str | None:
         """Appends the tokens of one request to the turn; returns why it ended, None if the server failed before that."""
         finish = turn.error = None
         before, asked, waited_s = len(turn.tokens), self._clock(), 0.0
@@ -264,7 +260,7 @@ class Conversation:
                         self._count_cached(turn, len(request.tokens), chunk.cached_tokens, waited_s)
                     self._trajectory.add_sampled(chunk.token_ids, chunk.entropies)
                     finish = chunk.finish or finish
-                    reason = guard(chunk.token_ids)
+                    reason = guard(chunk.token_ids) if guard else None
                     if reason is not None and finish != "stop":
                         turn.cut_by = reason
                         break

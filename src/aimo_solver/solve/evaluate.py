@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from aimo_solver.clock import RunClock
 from aimo_solver.errors import EngineLost
 from aimo_solver.options import BudgetConfig
-from aimo_solver.policy.budget import Allotment, Clock, allot
+from aimo_solver.policy.budget import Allotment, allot
 from aimo_solver.problems import Problem, ProblemResult
 
 
@@ -40,7 +40,7 @@ async def evaluate(
     async def worker() -> None:
         while waiting and lost() is None:
             problem = waiting.pop()
-            allotment = allot(Clock(clock.left_s, len(waiting), parallel), budget)
+            allotment = allot(clock.left_s, len(waiting), budget, parallel=parallel)
             try:
                 results[problem.id] = await solve(problem, allotment)
             except Exception as defect:  # noqa: BLE001 (raised when the other problems are done)

@@ -25,14 +25,9 @@ _EDGE_FRAMES = 5  # shown at either end of a long traceback
 _SHOWN_BITS = 400_000  # of longer integers only the ends are shown: converting all digits takes quadratic time
 _EDGE_DIGITS = 50
 
-_CELL = re.compile(r"<cell \d+>")
+_CELL = re.compile(r"<cell \d+>")  # the file name of a cell
 _LIBRARY = re.compile(r".*/(?:site-packages|dist-packages|python3\.\d+)/")
 _OWN = str(Path(__file__).parent)
-
-
-def cell_name(number: int) -> str:
-    """Returns the file name that a cell is compiled under."""
-    return f"<cell {number}>"
 
 
 def clean(text: str, limit: int = _TEXT_CHARS) -> str:

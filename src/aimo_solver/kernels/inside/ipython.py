@@ -144,7 +144,7 @@ class _Compiler(CachingCompiler):
     cell = ""  # file name of the last cell
 
     def get_code_name(self, raw_code: str, transformed_code: str, number: int) -> str:
-        self.cell = formatting.cell_name(number)
+        self.cell = f"<cell {number}>"
         return self.cell
 
 

@@ -21,7 +21,7 @@ from aimo_solver.answers import extract_answer
 from aimo_solver.chat import salvage
 from aimo_solver.chat.families import FAMILIES, load_chat_format
 from aimo_solver.chat.markup import MARKUP
-from aimo_solver.chat.tokenizer import Tokenizer, replace_surrogates
+from aimo_solver.chat.model_folder import Tokenizer, replace_surrogates
 from aimo_solver.chat.turns import ChatFormat
 from aimo_solver.lab.bench.degenerate import AFTER, REPEATED, Degenerate
 from aimo_solver.lab.bench.table import BenchResult
