@@ -18,6 +18,7 @@ from aimo_solver.lab.replay import GroupOutcome, parse_policy, play
 from aimo_solver.lab.statistics import Bootstrap, Interval, sign_test
 from aimo_solver.log.reader import RunRecord, read_run
 from aimo_solver.policy.selection import Method
+from aimo_solver.policy.voting import VOTER_NAMES
 from aimo_solver.results import FinishReason
 
 COMMON = (
@@ -72,7 +73,8 @@ REPEATS = tuple(
 """Two rules ten times each, for the spread from run to run."""
 
 
-VOTERS = ("majority", "default", "entropy", "tail-entropy", "vote-share", "lexicographic", "proximity")
+# `default` is error-weighted.
+VOTERS = ("majority", "default", *(name for name in VOTER_NAMES if name not in ("majority", "error-weighted")))
 STOPS = (
     "equal=2", "equal=3", "equal=4", "equal=5", "uncatchable", "margin=3", "share=0.7", "consistency", "posterior=0.95", "first",
 )  # fmt: skip

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from aimo_solver.answers import extract_answer
 from aimo_solver.chat.families import FAMILIES, load_chat_format
+from aimo_solver.chat.markup import MARKUP
 from aimo_solver.chat.prompts import Prompt
 from aimo_solver.chat.turns import FinalText, Malformed, ToolCalls
 from aimo_solver.errors import ModelError
@@ -158,7 +159,7 @@ def test_the_family_is_detected_from_the_folder(families: dict[str, Family], nam
 
 
 def test_every_family_has_an_example() -> None:
-    assert set(FAMILIES) == {name.partition("-")[0] for name in NAMES}
+    assert set(FAMILIES) == {name.partition("-")[0] for name in NAMES} == set(MARKUP)
 
 
 def test_the_family_can_be_set(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_a_long_output_leaves_room_for_the_answer(model: Family) -> None:
 
 
 def test_a_complaint_leaves_room_for_the_answer(model: Family) -> None:
-    turn = [*model.template(model.thought), *model.plain("so many thoughts " * 20), *model.template(model.final_parts[1])]
+    turn = model.final(" \n" * 60)  # empty, but longer than the complaint
     parsed = model.chat.parse(turn)
     assert isinstance(parsed, Malformed)
     complaint = model.chat.complaint(turn, parsed.reason)
@@ -175,7 +175,7 @@ def test_the_request_for_the_answer_states_the_limit(model: Family, limit: dict[
     run = run_attempt(model, [endless, answer(model)], **limit)
     assert (run.attempt.answer, run.attempt.finish_reason) == (7, FinishReason.FORCED)
     stated = {text for text in (TIME_UP, TOKENS_UP) if text in run.prompts[-1]}
-    assert stated == {why} or (model.name == "fenced" and not stated)  # text outside of thoughts just continues
+    assert stated == {why}
 
 
 def test_a_call_whose_output_does_not_fit_is_not_said_to_be_late(model: Family) -> None:
@@ -189,8 +189,8 @@ def test_a_call_whose_output_does_not_fit_is_not_said_to_be_late(model: Family) 
 def test_the_answer_in_a_final_text_that_was_cut_counts_if_asking_brings_none(model: Family) -> None:
     turns = [ScriptedTurn(model.final("It is \\boxed{7}. So")[:-1], cut=True), ScriptedTurn((), refused=EngineLost("gone"))]
     run = run_attempt(model, turns)
-    # The text of a model with Python in Markdown blocks is final only at its end.
-    expected = (None, FinishReason.ENGINE_ERROR) if model.name == "fenced" else (7, FinishReason.ANSWERED)
+    # A turn that the engine stops at texts is final only at its end.
+    expected = (None, FinishReason.ENGINE_ERROR) if model.chat.stop_strings else (7, FinishReason.ANSWERED)
     assert (run.attempt.answer, run.attempt.finish_reason) == expected
 
 
