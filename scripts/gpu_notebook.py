@@ -30,15 +30,8 @@ def notebook_shape(out: Path, tiny: bool) -> Any:
 
 
 def _run(out: Path, name: str, model: Path, values: Sequence[str] = (), *, problems: int) -> dict[str, Any]:
-    """Executes the notebook with these settings in a folder of its own.
-
-    Leaves OUT/NAME.executed.ipynb, its run directory, the server's log and what it printed of the rehearsal.
-    """
-    import nbclient
-    import nbformat
+    """Runs the notebook with these settings in a folder of its own; returns seconds and answers."""
     import polars as pl
-
-    from notebook_settings import UserSettings
 
     folder = WORK / name
     shutil.rmtree(folder, ignore_errors=True)
@@ -47,15 +40,32 @@ def _run(out: Path, name: str, model: Path, values: Sequence[str] = (), *, probl
     (folder / "aimo_solver" / "lab").symlink_to(ROOT / "src" / "aimo_solver" / "lab")
     table = pl.read_csv(ROOT / "data" / "warmup.csv").head(problems)
     table.select("id", "problem").write_csv(folder / "test.csv")
+    began = time.monotonic()
+    _execute(out, name, folder, [f"MODEL={model}", f"PROBLEMS={folder / 'test.csv'}", *values])
+    seconds = time.monotonic() - began
+    answers = pl.read_parquet(folder / "submission.parquet")
+    known = answers.join(table.select("id", truth=pl.col("answer").cast(pl.Int64)), on="id")
+    return {
+        "seconds": seconds,
+        "problems": len(known),
+        "right": int((known["answer"] == known["truth"]).sum()),
+        "valid": answers.schema == {"id": pl.String, "answer": pl.Int64} and bool(answers["answer"].is_between(0, 99_999).all()),
+        "answers": dict(answers.select("id", "answer").rows()),
+    }
+
+
+def _execute(out: Path, name: str, folder: Path, values: Sequence[str]) -> None:
+    """Executes the notebook; leaves OUT/NAME.executed.ipynb, its run directory, the server's log, and prints what it printed."""
+    import nbclient
+    import nbformat
+
+    from notebook_settings import UserSettings
+
     book = nbformat.read(ROOT / "notebook" / "aimo_solver.ipynb", as_version=4)
     settings = next(cell for cell in book.cells if cell.source.startswith("MODEL = "))
-    settings.source = UserSettings(model=str(model), values=[f"PROBLEMS={folder / 'test.csv'}", *values]).edit_cell(
-        settings.source
-    )
-    client = nbclient.NotebookClient(
-        book, timeout=LIMIT_S[name], iopub_timeout=60, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
-    )
-    began = time.monotonic()
+    settings.source = UserSettings(values=values).edit_cell(settings.source)
+    place = {"metadata": {"path": str(folder)}}
+    client = nbclient.NotebookClient(book, timeout=LIMIT_S[name], iopub_timeout=60, kernel_name="python3", resources=place)
     try:
         client.execute()
     finally:
@@ -66,12 +76,3 @@ def _run(out: Path, name: str, model: Path, values: Sequence[str] = (), *, probl
             shutil.copytree(run.parent, out / f"{name}-run", dirs_exist_ok=True)
         printed = [output for cell in book.cells[-6:] for output in cell.get("outputs", ())]
         print("".join("".join(output.get("text", "")) for output in printed), flush=True)
-    answers = pl.read_parquet(folder / "submission.parquet")
-    known = answers.join(table.select("id", truth=pl.col("answer").cast(pl.Int64)), on="id")
-    return {
-        "seconds": time.monotonic() - began,
-        "problems": len(known),
-        "right": int((known["answer"] == known["truth"]).sum()),
-        "valid": answers.schema == {"id": pl.String, "answer": pl.Int64} and bool(answers["answer"].is_between(0, 99_999).all()),
-        "answers": dict(answers.select("id", "answer").rows()),
-    }

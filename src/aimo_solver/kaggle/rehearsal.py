@@ -65,9 +65,9 @@ def rehearse(
     finally:
         run.close()
     faults = _find_faults(checks, failure, allow_fallback=allow_fallback)
-    packed = None if faults else _pack_cache(run.sessions.plan)
-    verdicts = [f"NOT FIT TO BE SUBMITTED: {fault}" for fault in faults] or [*([packed] if packed else []), "fit to be submitted"]
-    shown += _show("\n".join([*_describe_answers(answers, run.truths), "", *verdicts]))
+    verdict = "\n".join(f"NOT FIT TO BE SUBMITTED: {fault}" for fault in faults)
+    verdict = verdict or f"{_pack_cache(run.sessions.plan)}fit to be submitted"
+    shown += _show("\n".join([*_describe_answers(answers, run.truths), "", verdict]))
     _write(REPORT, shown)
     if faults:
         raise RehearsalError("; ".join(faults))
@@ -133,15 +133,15 @@ def _find_faults(checks: Sequence[Check], failure: str | None, *, allow_fallback
     return [*failed, *(f"{one.name}: {one.finding}" for one in broken if one.finding not in (failure or ""))]
 
 
-def _pack_cache(plan: LaunchPlan | None) -> str | None:
-    """Packs what the server compiled; returns a line about it, None without a GPU."""
+def _pack_cache(plan: LaunchPlan | None) -> str:
+    """Packs what the server compiled; returns a line about it, none without a GPU."""
     if plan is None or not plan.gpus:
-        return None
+        return ""
     try:
         size = pack_cache(make_stamp(plan, default_root()), CACHE)
     except CacheError as error:
-        return f"no compile cache: {error}"
-    return f"{CACHE}: {size / 1e6:.1f} MB that the server compiled; attached to the next version, it starts faster"
+        return f"no compile cache: {error}\n"
+    return f"{CACHE}: {size / 1e6:.1f} MB that the server compiled; attached to the next version, it starts faster\n"
 
 
 def _show(text: str) -> str:
