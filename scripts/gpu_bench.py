@@ -52,7 +52,7 @@ LIMIT_S = {
     "routing": 300,
     "boot-files": 360,
     "faults": 420,
-    "ladder": 150,
+    "ladder": 220,
     "ladder-memory": 300,
     "dense": 560,
     **gpu_notebook.LIMIT_S,

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import socket
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -21,10 +22,10 @@ import gpu_shapes
 from aimo_solver.config import load_config
 from aimo_solver.errors import EndpointError, ServerStartError
 from aimo_solver.lab.bench.table import BenchResult
-from aimo_solver.server.flags import Variable
 from aimo_solver.server.launch import LaunchPlan, plan_launch
 from aimo_solver.server.machine import detect_gpus
 from aimo_solver.server.supervisor import Supervisor
+from aimo_solver.server.wheels import Installation
 
 EAGER = ("--enforce-eager",)  # a quick start, where graphs do not matter
 _TENANT = 0.6  # of the GPU's memory
@@ -112,6 +113,7 @@ FAULTS = (
         "experts' backend that the model cannot use",
         {"moe_backend": "cutlass", "load_format": "dummy", "extra_args": EAGER},
         shape=True,
+        limit_s=200.0,  # without graphs Marlin's kernels are compiled for each length of a step
     ),
     Fault("unknown flag", {"extra_args": (*EAGER, "--no-such-flag", "7")}, tiny=True),
     Fault("port in use", {"extra_args": EAGER}, _port_taken, tiny=True),
@@ -190,9 +192,11 @@ class Bench:
         config = load_config({"server": server, "solver": {"slots": 2, "max_attempts": 2}, "sampling": {"min_p": 0.0}})
         plan = plan_launch(model, config)
         if fault.imports:
-            (folder / "vllm").mkdir()
-            (folder / "vllm" / "__init__.py").write_text("import no_such_module\n")
-            plan = replace(plan, cache_variables=(Variable("PYTHONPATH", str(folder), "a vLLM that fails"),))
+            environment = Installation(environment=folder)
+            environment.python.parent.mkdir()
+            environment.python.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')  # without installed packages
+            environment.python.chmod(0o755)
+            plan = replace(plan, wheels=environment)
         return plan
 
     async def _force(self, fault: Fault, limit_s: float) -> Row:

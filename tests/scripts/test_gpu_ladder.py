@@ -76,6 +76,12 @@ def test_no_row_is_started_without_time_for_it(tmp_path: Path) -> None:
     assert all(fault.limit_s >= 40.0 for fault in FAULTS)
 
 
+async def test_a_vllm_that_cannot_be_imported_is_forced_and_found(tmp_path: Path) -> None:
+    fault = next(fault for fault in FAULTS if fault.imports)
+    row = await Bench(tmp_path, tmp_path, MODEL, tiny=True, left_s=lambda: 100.0)._force(fault, 60.0)
+    assert row[1:3] == ("vLLM cannot be imported", "")
+
+
 @pytest.mark.slow
 async def test_a_row_that_overruns_is_cut_and_its_server_killed(tmp_path: Path) -> None:
     python = tmp_path / "bin" / "python"
