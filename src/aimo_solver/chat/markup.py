@@ -16,7 +16,8 @@ class Markup:
 
     Attributes:
         tokens: control tokens that every vocabulary of the family has.
-        turns: turns of every form that is read, with 1 for the code and for each text.
+        turns: turns of every form that is read, with 1 for the code and for each text; tags in angle brackets are cut and
+            nested, too.
     """
 
     tokens: tuple[str, ...]
