@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aimo_solver.errors import UserError
-from aimo_solver.log.files import read_lines
+from aimo_solver.log.reader import read_lines, read_records
 from aimo_solver.policy.selection import Method
 from aimo_solver.problems import Answer
 from aimo_solver.results import Attempt, FinishReason
@@ -194,7 +194,7 @@ def _csv_row(row: Mapping[str, str]) -> _Row:
 
 def _jsonl_rows(path: Path) -> Iterator[_Row]:
     known = {item.name for item in fields(Attempt)}
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in enumerate(read_records(path), start=1):
         if line is None or line.get("truth") is None or line.get("prompt") in set(Method):
             continue  # a torn line, a problem without a known answer, or a second look, which has no vote
         try:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import fcntl
-import gzip
 import json
 import logging
 import os
-import shutil
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
-
-from pydantic_core import from_json
 
 from aimo_solver.errors import RunDirectoryError
 
@@ -33,23 +29,6 @@ def json_line(record: Mapping[str, Any]) -> bytes:
         finite = json.loads(json.dumps(record, default=_plain), parse_constant=lambda name: None)
         text = json.dumps(finite, ensure_ascii=False, separators=(",", ":"))
     return text.encode("utf-8", "replace") + b"\n"
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any] | None]:
-    """Yields the records of a JSON-lines file, gzip or plain; None for a torn line. A missing file has no records."""
-    # Token ids make up most of a run; pydantic's parser reads them four times as fast as the standard library's.
-    try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if path.suffix == ".gz" else data
-    except FileNotFoundError:
-        return
-    for line in data.split(b"\n"):
-        if line.strip():
-            try:
-                record = from_json(line)
-            except ValueError:
-                record = None
-            yield record if isinstance(record, dict) else None
 
 
 def append_line(path: Path, line: bytes) -> None:
@@ -97,26 +76,10 @@ def lock_events(directory: Path) -> BinaryIO:
     return file
 
 
-def set_aside(directory: Path, kept: Set[str]) -> None:
-    """Moves the records of all problems but those `kept` to ``interrupted/K/``, and drops torn lines."""
+def next_interruption(directory: Path) -> Path:
+    """Returns the folder for what the next interruption leaves, ``interrupted/K``."""
     folder = directory / "interrupted"
-    folder /= str(1 + sum(1 for _ in folder.iterdir()) if folder.is_dir() else 1)
-    for name in ("problems", "attempts", "votes"):
-        path = directory / f"{name}.jsonl"
-        lines = list(read_lines(path))
-        keep = [line for line in lines if line and line["problem_id"] in kept]
-        removed = [line for line in lines if line and line["problem_id"] not in kept]
-        if removed:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / path.name).write_bytes(b"".join(map(json_line, removed)))
-        if len(keep) < len(lines):
-            replace_file(path, b"".join(map(json_line, keep)))
-    done = {trajectory_path(directory, problem_id, 0).parent.name for problem_id in kept}
-    trajectories = directory / "trajectories"
-    for path in sorted(trajectories.iterdir()) if trajectories.is_dir() else ():
-        if path.name not in done:
-            (folder / "trajectories").mkdir(parents=True, exist_ok=True)
-            shutil.move(path, folder / "trajectories" / path.name)
+    return folder / str(1 + sum(1 for _ in folder.iterdir()) if folder.is_dir() else 1)
 
 
 def _plain(value: Any) -> Any:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from aimo_solver.config import Config
 from aimo_solver.errors import RunDirectoryError
-from aimo_solver.log.files import SCHEMA, json_line, lock_events, replace_file, set_aside
-from aimo_solver.log.reader import read_run
+from aimo_solver.log.files import SCHEMA, json_line, lock_events, next_interruption, replace_file, trajectory_path
+from aimo_solver.log.reader import read_lines, read_run
 from aimo_solver.log.writer import RunLog
 
 
@@ -35,7 +36,7 @@ def resume_run(directory: Path | str, *, config: Config | None = None, clock: Ca
             events = stack.enter_context(lock_events(directory))
             # In place, as a new file would not have the lock.
             events.truncate((directory / "events.jsonl").read_bytes().rfind(b"\n") + 1)
-            set_aside(directory, {result.problem_id for result in run.results})
+            _set_aside(directory, {result.problem_id for result in run.results})
             (directory / "summary.json").unlink(missing_ok=True)
             if changed:
                 head = {"schema": SCHEMA, "started": run.started, "config": plain, "environment": run.environment}
@@ -46,6 +47,27 @@ def resume_run(directory: Path | str, *, config: Config | None = None, clock: Ca
     log = RunLog(directory, clock, started, plain, events, run.results)
     log.event("run_resumed", finished=len(log.finished), changed=changed)
     return log
+
+
+def _set_aside(directory: Path, kept: Set[str]) -> None:
+    """Moves the records of all problems but those `kept` to ``interrupted/K/``, and drops torn lines."""
+    folder = next_interruption(directory)
+    for name in ("problems", "attempts", "votes"):
+        path = directory / f"{name}.jsonl"
+        lines = list(read_lines(path))
+        keep = [line for line in lines if line and line["problem_id"] in kept]
+        removed = [line for line in lines if line and line["problem_id"] not in kept]
+        if removed:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / path.name).write_bytes(b"".join(map(json_line, removed)))
+        if len(keep) < len(lines):
+            replace_file(path, b"".join(map(json_line, keep)))
+    done = {trajectory_path(directory, problem_id, 0).parent.name for problem_id in kept}
+    trajectories = directory / "trajectories"
+    for path in sorted(trajectories.iterdir()) if trajectories.is_dir() else ():
+        if path.name not in done:
+            (folder / "trajectories").mkdir(parents=True, exist_ok=True)
+            shutil.move(path, folder / "trajectories" / path.name)
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 from aimo_solver.config import Config
 from aimo_solver.errors import RunDirectoryError
-from aimo_solver.log.files import SCHEMA, append_line, json_line, lock_events, replace_file, set_aside, trajectory_path
+from aimo_solver.log.files import SCHEMA, append_line, json_line, lock_events, next_interruption, replace_file, trajectory_path
 from aimo_solver.log.trajectory import TrajectoryWriter
 from aimo_solver.problems import Answer, Candidate, Problem, ProblemResult
 from aimo_solver.results import Attempt
@@ -124,7 +124,7 @@ class RunLog(AbstractContextManager["RunLog"]):
         self._append("events", {"t": self.t, "wall": _wall(), "kind": kind} | values)
 
     def problem_started(self, problem: Problem, allotted_s: float) -> None:
-        """Writes that a problem starts. If it starts again, its earlier records move to ``interrupted/K/``."""
+        """Writes that a problem starts. If it starts again, its earlier records no longer count."""
         if problem.id in self._truths:
             self._guard(lambda: self._start_again(problem.id))
         self._truths[problem.id] = problem.truth
@@ -187,8 +187,13 @@ class RunLog(AbstractContextManager["RunLog"]):
 
     def _start_again(self, problem_id: str) -> None:
         self._packer.submit(lambda: None).result()  # its attempts have ended, their trajectories may still be packed
-        with self._lock:
-            set_aside(self.directory, {*self._truths, *self.finished} - {problem_id})
+        for name in ("problems", "attempts", "votes"):
+            self._append(name, {"t": self.t, "problem_id": problem_id, "restarted": True})
+        folder = trajectory_path(self.directory, problem_id, 0).parent
+        if folder.is_dir():
+            aside = next_interruption(self.directory) / "trajectories"
+            aside.mkdir(parents=True)
+            folder.rename(aside / folder.name)
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
         if self._off:
