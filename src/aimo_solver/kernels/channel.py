@@ -10,7 +10,6 @@ import itertools
 import json
 import socket
 from dataclasses import dataclass
-from typing import Self
 
 from aimo_solver.errors import KernelMessageError
 
@@ -27,17 +26,12 @@ class Reply:
 
 
 class CallChannel:
-    """A connection to a kernel, made by `open`."""
+    """The solver's end of a kernel's socket."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
+    def __init__(self, calls: socket.socket) -> None:
+        self._socket = calls
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._numbers = itertools.count()
-
-    @classmethod
-    async def open(cls, calls: socket.socket) -> Self:
-        """Takes over the socket."""
-        return cls(*await asyncio.open_unix_connection(sock=calls, limit=MAX_REPLY_BYTES))
 
     async def execute(self, code: str) -> Reply:
         """Runs a cell and waits for the reply.
@@ -46,11 +40,14 @@ class CallChannel:
             EOFError: the kernel closed the connection.
             KernelMessageError: its reply cannot be read.
         """
+        if self._streams is None:
+            self._streams = await asyncio.open_unix_connection(sock=self._socket, limit=MAX_REPLY_BYTES)
+        reader, writer = self._streams
         number = next(self._numbers)
         try:
-            self._writer.write(json.dumps({"call": number, "code": code}).encode() + b"\n")
-            await self._writer.drain()
-            line = await self._reader.readuntil()
+            writer.write(json.dumps({"call": number, "code": code}).encode() + b"\n")
+            await writer.drain()
+            line = await reader.readuntil()
         except asyncio.LimitOverrunError:
             raise KernelMessageError(f"its reply is longer than {MAX_REPLY_BYTES:,} bytes") from None
         except OSError as error:
@@ -58,7 +55,10 @@ class CallChannel:
         return _parse_reply(line, number)
 
     def close(self) -> None:
-        self._writer.transport.abort()
+        if self._streams is None:
+            self._socket.close()
+        else:
+            self._streams[1].transport.abort()
 
 
 def _parse_reply(line: bytes, number: int) -> Reply:

@@ -106,18 +106,13 @@ class KernelProcess:
         self.forked: asyncio.Future[None] = loop.create_future()
         self.ready: asyncio.Future[None] = loop.create_future()
         self.ended: asyncio.Future[Ending] = loop.create_future()
-        self._calls = calls
+        self._channel = CallChannel(calls)
         self._limits = limits
         self._control = control
         self._pipe = io.FileIO(pipe)
         self._killed = Ending(None, "")  # reason and detail given to `kill`
-        self._channel: CallChannel | None = None
         with suppress(OSError):  # the system limits the memory of a user's pipes
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-
-    async def connect(self) -> None:
-        """Makes it ready for calls."""
-        self._channel = await CallChannel.open(self._calls)
 
     @property
     def alive(self) -> bool:
@@ -179,7 +174,6 @@ class KernelProcess:
 
     async def call(self, code: str, timeout_s: float) -> Outcome:
         """Runs `code`. Takes at most `timeout_s`, the grace period and the time of killing."""
-        assert self._channel is not None
         started = time.monotonic()
         limits = self._limits
         output = _Output(self._pipe, limits.output_bytes)
@@ -249,10 +243,7 @@ class KernelProcess:
             self._end(self._killed.reason, "it was given up")
             self._control.close()
             self._pipe.close()
-            if self._channel is None:
-                self._calls.close()
-            else:
-                self._channel.close()
+            self._channel.close()
 
 
 async def remove_tree(directory: Path) -> None:

@@ -139,7 +139,6 @@ class Spawner:
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
                 await process.ready
-                await process.connect()
         except TimeoutError:
             raise KernelStartError(f"a kernel was not ready after {_START_TIMEOUT_S:g} s") from None
 

@@ -53,7 +53,7 @@ def _model_checks(model: Path, config: Config, wheels: Installation) -> list[Che
 def kernels_check(isolation: tuple[Isolation, ...] | None) -> Check:
     """Names what isolates the model's Python; None if no kernel starts."""
     if isolation is None:
-        return Check("kernels", Health.BROKEN, "no kernel starts: attempts reason without Python", "pip install ipykernel")
+        return Check("kernels", Health.BROKEN, "no kernel starts: attempts reason without Python", "pip install ipython")
     found = f"isolated by {', '.join(sorted(isolation)) or 'limits only'}"
     contained = {Isolation.NAMESPACES, Isolation.LANDLOCK} & set(isolation)
     if not contained or not {Isolation.NETWORK, Isolation.SECCOMP} & set(isolation):

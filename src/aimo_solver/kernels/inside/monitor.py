@@ -32,7 +32,6 @@ _EXACT_PAUSE = 4  # pause after an exact measurement of memory, in durations of 
 _LONGEST_PAUSE_S = 1.0
 _REWRITES = 4  # times scratch_mb that a kernel may write; unlinked open files show up in what was written only
 _SHARED_MEMORY = Path("/dev/shm")  # the only place outside its directory that multiprocessing must write to
-_NAMES_PER_COMMAND = 500
 
 
 def run_monitor(sandbox: Sandbox, control: socket.socket, output: int, calls: int, solver: int | None) -> NoReturn:
@@ -80,9 +79,8 @@ class _Monitor:
         self._kill_all()
         _wipe_shared_memory(self._sandbox)  # visible to other kernels
         send_message(self._control, reason=end.reason, detail=end.detail)  # a call waits for it, so private files go afterwards
-        with suppress(OSError):
-            self._sandbox.directory.chmod(0o700)  # the kernel may have changed it
-            _remove(list(self._sandbox.directory.iterdir()))
+        if not self._namespaces:
+            os.spawnvp(os.P_WAIT, "rm", ["rm", "-rf", "--", str(self._sandbox.directory)])
 
     def _wait_for_end(self) -> Ending:
         wake, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -205,23 +203,5 @@ def _end_from(status: int) -> Ending:
 def _wipe_shared_memory(sandbox: Sandbox) -> None:
     """Removes the kernel's files in /dev/shm, if its user id identifies them and the directory is shared."""
     if sandbox.has(Isolation.USER) and not sandbox.has(Isolation.NAMESPACES):
-        with suppress(OSError):
-            _remove([path for path in _SHARED_MEMORY.iterdir() if _owner(path) == sandbox.uid])
-
-
-def _owner(path: Path) -> int | None:
-    with suppress(OSError):
-        return path.lstat().st_uid
-    return None
-
-
-def _remove(paths: list[Path]) -> None:
-    """Removes files, and directories of any size and depth."""
-    directories = []
-    for path in paths:
-        try:
-            path.unlink()
-        except IsADirectoryError:
-            directories.append(str(path))
-    for first in range(0, len(directories), _NAMES_PER_COMMAND):
-        os.spawnvp(os.P_WAIT, "rm", ["rm", "-rf", "--", *directories[first : first + _NAMES_PER_COMMAND]])
+        own = str(_SHARED_MEMORY), "-mindepth", "1", "-maxdepth", "1", "-user", str(sandbox.uid)
+        os.spawnvp(os.P_WAIT, "find", ["find", *own, "-exec", "rm", "-rf", "--", "{}", "+"])
