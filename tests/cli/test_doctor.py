@@ -18,7 +18,7 @@ CHECKS = ["machine", "GPU", "vLLM", "model", "flags", "weights", "KV cache", "ke
 
 @pytest.fixture(autouse=True)
 def imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "vllm_check", lambda wheels: Check("vLLM", Health.OK, "0.26.0"))
+    monkeypatch.setattr("aimo_solver.server.checks.vllm_check", lambda wheels: Check("vLLM", Health.OK, "0.26.0"))
     monkeypatch.setattr(doctor, "detect_gpus", lambda *_: ())
     monkeypatch.setattr("aimo_solver.server.launch.detect_gpus", lambda *_: ())
 
