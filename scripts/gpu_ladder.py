@@ -20,7 +20,7 @@ from typing import Any
 import gpu_faults
 import gpu_shapes
 from aimo_solver.config import load_config
-from aimo_solver.errors import EndpointError, ServerStartError
+from aimo_solver.errors import EngineError, ServerStartError
 from aimo_solver.lab.bench.table import BenchResult
 from aimo_solver.server.launch import LaunchPlan, plan_launch
 from aimo_solver.server.machine import detect_gpus
@@ -242,7 +242,7 @@ async def _start(fault: Fault, plan: LaunchPlan, log: Path, limit_s: float) -> R
                     await supervisor.start()
                 total_s = time.monotonic() - began
                 await engine.probe()
-        except (ServerStartError, EndpointError) as error:
+        except (ServerStartError, EngineError) as error:
             total_s, serves = time.monotonic() - began, f"no: {str(error).splitlines()[0]}"
         except TimeoutError:
             total_s, serves = time.monotonic() - began, f"{_CUT} {limit_s:.0f} s"

@@ -12,7 +12,7 @@ from aiohttp import web
 from aimo_solver.chat.families import load_chat_format
 from aimo_solver.chat.prompts import Prompt
 from aimo_solver.config import Config, load_config
-from aimo_solver.errors import ContextExceeded, EndpointError, EngineRejected, EngineUnavailable
+from aimo_solver.errors import ContextExceeded, EngineRejected, EngineUnavailable
 from aimo_solver.lab.bench.loop import EndlessEngine, count_requests
 from aimo_solver.options import SamplingConfig
 from aimo_solver.server.client import VllmEngine
@@ -197,7 +197,7 @@ async def test_a_server_without_token_ids_is_reported_in_one_line() -> None:
     http = HttpVllm()
     http.token_ids = False
     async with http.engine() as engine:
-        with pytest.raises(EndpointError, match="without token ids") as told:
+        with pytest.raises(EngineRejected, match="without token ids") as told:
             await engine.probe()
         with pytest.raises(EngineRejected, match="without token ids"):
             await sample(engine, CompletionRequest(tokens=[1], max_tokens=5))
@@ -249,7 +249,7 @@ async def test_a_list_of_models_that_cannot_be_read_leaves_the_context_unchanged
     async with http.engine(context_tokens=100) as engine:
         await engine.wait_ready()
         assert engine.context_tokens == 100
-        with pytest.raises(EndpointError, match="does not list models"):
+        with pytest.raises(EngineUnavailable, match="does not list models"):
             await engine.served_models()
 
 

@@ -139,7 +139,7 @@ class VllmEngine:
         try:
             if self.failures:
                 await self.probe(timeout_s)
-        except errors.EndpointError:
+        except errors.EngineError:
             return False
         return True
 
@@ -147,16 +147,14 @@ class VllmEngine:
         """Samples one token.
 
         Raises:
-            EndpointError: that failed; the message is one line.
+            EngineError: the server refuses, or takes longer.
         """
         try:
             async with asyncio.timeout(timeout_s), aclosing(self.stream(CompletionRequest(tokens=[1], max_tokens=1))) as chunks:
                 async for _ in chunks:
                     pass
         except TimeoutError:
-            raise errors.EndpointError(self.base_url, f"samples no token within {timeout_s:.0f} s") from None
-        except errors.EngineError as error:
-            raise errors.EndpointError(self.base_url, f"samples no token: {' '.join(str(error).split())}") from None
+            raise errors.EngineUnavailable(f"no token within {timeout_s:.0f} s") from None
 
     async def wait_ready(self) -> None:
         """Waits for a server that answers; see `Engine.wait_ready`."""
@@ -170,7 +168,7 @@ class VllmEngine:
         if not await self.healthy():
             return False
         # A list that cannot be read does no harm: a request that is too long is refused, and then shortened.
-        with contextlib.suppress(errors.EndpointError):
+        with contextlib.suppress(errors.EngineError):
             contexts = {served.name: served.context_tokens for served in await self.served_models()}
             self.context_tokens = contexts.get(self.model) or self.context_tokens
         return True
@@ -179,20 +177,9 @@ class VllmEngine:
         """Returns the models that the server lists.
 
         Raises:
-            EndpointError: it does not answer, or its answer cannot be read.
+            EngineError: it does not answer or refuses, or its answer cannot be read.
         """
-        try:
-            status, body = await self._get("/v1/models", 20.0)
-        except (aiohttp.ClientError, aiohttp.InvalidURL, OSError) as error:
-            problem = f"does not answer ({type(error).__name__}); start the server, or check host and port"
-            raise errors.EndpointError(self.base_url, problem) from None
-        if status != 200:
-            problem = f"answers {status} to /v1/models; check that it is a vLLM server, and the API key"
-            raise errors.EndpointError(self.base_url, problem)
-        try:
-            return completions.read_models(body)
-        except ValueError:
-            raise errors.EndpointError(self.base_url, "does not list models as an OpenAI-compatible server does") from None
+        return completions.read_models(await self._get("/v1/models", 20.0))
 
     async def kv_cache_tokens(self) -> int | None:
         """Returns how many tokens the server's KV cache holds; None if it does not report that."""
@@ -201,22 +188,28 @@ class VllmEngine:
     async def metrics(self) -> str:
         """Returns the text of `/metrics`, "" if there is none."""
         try:
-            status, body = await self._get("/metrics", 5.0)
-        except (aiohttp.ClientError, OSError):
+            return await self._get("/metrics", 5.0)
+        except errors.EngineError:
             return ""
-        return body if status == 200 else ""
 
     async def healthy(self, timeout_s: float = 5.0) -> bool:
         """Returns whether the server's `/health` answers 200 in time."""
         try:
-            return (await self._get("/health", timeout_s))[0] == 200
-        except (aiohttp.ClientError, OSError):
+            await self._get("/health", timeout_s)
+        except errors.EngineError:
             return False
+        return True
 
-    async def _get(self, page: str, timeout_s: float) -> tuple[int, str]:
+    async def _get(self, page: str, timeout_s: float) -> str:
         timeout = aiohttp.ClientTimeout(total=timeout_s)
-        async with self._open().get(self.base_url + page, timeout=timeout) as response:
-            return response.status, await completions.read_body(response)
+        try:
+            async with self._open().get(self.base_url + page, timeout=timeout) as response:
+                body = await completions.read_body(response)
+        except (aiohttp.ClientError, OSError) as error:
+            raise errors.EngineUnavailable(f"does not answer ({type(error).__name__})") from error
+        if response.status != 200:
+            raise completions.refusal(response.status, body)
+        return body
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:

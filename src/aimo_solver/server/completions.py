@@ -73,15 +73,15 @@ def read_models(body: str) -> list[ServedModel]:
     """Reads the answer of `/v1/models`.
 
     Raises:
-        ValueError: it cannot be read.
+        EngineUnavailable: it cannot be read.
     """
     try:
         return [
             ServedModel(str(model["id"]), int(model.get("max_model_len") or 0) or None, str(model.get("root") or ""))
             for model in json.loads(body)["data"]
         ]
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"not a list of models: {error!r:.200}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise EngineUnavailable("does not list models as an OpenAI-compatible server does") from None
 
 
 def read_metrics(metrics: str) -> dict[str, list[float]]:

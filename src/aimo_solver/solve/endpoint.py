@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from aimo_solver.chat.families import load_chat_format
 from aimo_solver.config import Config, check_context
-from aimo_solver.errors import ConfigError, EndpointError
+from aimo_solver.errors import ConfigError, EndpointError, EngineError
 from aimo_solver.log.writer import RunLog
 from aimo_solver.options import SamplingConfig
 from aimo_solver.server.client import VllmEngine
@@ -73,7 +73,8 @@ async def endpoint_session(
             engine = VllmEngine(endpoint.url, found.name, config.sampling, context_tokens=context, api_key=endpoint.api_key)
             boot.close_later("engine", engine.close)
             engine.speculates = read_drafts(await engine.metrics()) is not None
-            await engine.probe()
+            with _reported(endpoint, "samples no token: "):
+                await engine.probe()
             engines.append(engine)
         pool, kernels = boot.start_kernels()
         await asyncio.wait({kernels}, timeout=STRAGGLERS_S)
@@ -86,6 +87,16 @@ async def endpoint_session(
         yield Session(solver, engines[0], resources, warning=next(filter(None, warnings), None))
 
 
+@contextmanager
+def _reported(endpoint: Endpoint, what: str = "") -> Iterator[None]:
+    """Turns a failed request into an error of one line that names the endpoint."""
+    try:
+        yield
+    except EngineError as error:
+        problem = f"{what}{' '.join(str(error).split())}; start a vLLM server there, or check host, port and API key"
+        raise EndpointError(endpoint.url, problem) from None
+
+
 async def find_served_model(endpoint: Endpoint) -> ServedModel:
     """Returns the model to use at an endpoint.
 
@@ -93,7 +104,8 @@ async def find_served_model(endpoint: Endpoint) -> ServedModel:
         EndpointError: nothing answers there, or it does not serve that model; the message names those it serves.
     """
     async with VllmEngine(endpoint.url, "", SamplingConfig(), context_tokens=1, api_key=endpoint.api_key) as engine:
-        models = await engine.served_models()
+        with _reported(endpoint):
+            models = await engine.served_models()
     names = ", ".join(model.name for model in models)
     if endpoint.served_model is None and len(models) != 1:
         raise EndpointError(engine.base_url, f"serves {names or 'no model'}; choose one with --served-model")
