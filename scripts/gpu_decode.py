@@ -89,6 +89,8 @@ def configuration(
     }
     if tiny:
         values["kernels"] = {"size": slots}
+    elif weights != "real":
+        values["prompt"] = {"family": "harmony"}  # a shape has no chat template; this format takes the ids of any
     return load_config(values)
 
 
@@ -111,7 +113,8 @@ async def started(
                 print(f"{server.details['ready_s']:6.1f} s  {variant.name}: ready; {server.details}", flush=True)
                 yield server
     finally:
-        shutil.copy(run / "server.log", out / f"{name}.server.log")
+        if (run / "server.log").exists():
+            shutil.copy(run / "server.log", out / f"{name}.server.log")
 
 
 async def table(

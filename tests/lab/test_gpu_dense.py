@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from aimo_solver.chat.families import load_chat_format
 from aimo_solver.lab.bench.decode import Shape
 from aimo_solver.lab.bench.random_weights import draw
 from aimo_solver.server.launch import plan_launch
@@ -26,6 +27,7 @@ def test_every_server_can_be_planned(tmp_path: Path) -> None:
         planned = plan_launch(server.folder(tmp_path), config, gpus=(H100,))
         assert planned.context_tokens == 40_960
         assert (planned.flag("--quantization") is not None) == (server.name == "FP8 by vLLM at load")
+        assert load_chat_format(planned.model, config.prompt.family).decode([151_935]) is not None  # a shape has no template
 
 
 def test_a_step_in_fp8_reads_half_of_the_layers_and_the_whole_head(tmp_path: Path) -> None:
