@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,9 +23,7 @@ from aimo_solver.server.wheels import Installation
 _DRIVERS = {"11": 450, "12": 525, "13": 580}
 _OVERHEAD = 3.5e9  # bytes per GPU for activations and graphs: what gpt-oss-120b leaves of an H100 besides weights and KV cache
 _CLOCK_S = 0.2
-_IMPORT_S = 180.0  # vLLM is imported in 10 to 60 s
 _NEEDED_DISK = 1 << 30
-_IMPORTS = "import vllm, torch; print(vllm.__version__, torch.__version__, torch.version.cuda or '-')"
 
 
 class Health(StrEnum):
@@ -86,18 +82,12 @@ def versions_check(wheels: Installation, gpus: Sequence[Gpu] = ()) -> Check:
 
 def vllm_check(wheels: Installation) -> Check:
     """Imports vLLM with the Python that the server will run on."""
-    try:
-        command, variables = [str(wheels.python), "-c", _IMPORTS], {**os.environ, **wheels.variables}
-        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=_IMPORT_S, check=False)
-        output, errors, failed = done.stdout.split(), done.stderr.strip().splitlines(), done.returncode != 0
-    except (OSError, subprocess.TimeoutExpired) as error:
-        output, errors, failed = [], [str(error)], True
-    if failed or len(output) < 3:
-        problem = f"cannot be imported by {wheels.python}: {(errors or ['no output'])[-1][:300]}"
+    problem, versions = wheels.import_problem(), running_versions(wheels.path, ())
+    if problem is not None:
         advice = "pip install -e '.[gpu]', or make without a GPU; on Kaggle build the wheels again"
-        return Check("vLLM", Health.BROKEN, problem, advice)
-    *_, vllm, torch, cuda = output
-    return Check("vLLM", Health.OK, f"{vllm} imports, with torch {torch} and CUDA {cuda}, in {wheels.python}")
+        return Check("vLLM", Health.BROKEN, f"cannot be imported by {wheels.python}: {problem[:300]}", advice)
+    found = f"{versions.vllm} imports, with torch {versions.torch} and CUDA {versions.cuda or '-'}, in {wheels.python}"
+    return Check("vLLM", Health.OK, found)
 
 
 def flags_check(plan: LaunchPlan) -> Check:

@@ -98,7 +98,7 @@ class Installation:
             return install()
         if self.process is not None and self.process.poll() not in (None, 0):
             why = "its installation failed"
-        elif isinstance(failure, ServerStartError) and (problem := self._import_problem()) is not None:
+        elif isinstance(failure, ServerStartError) and (problem := self.import_problem()) is not None:
             why = f"vLLM cannot be imported from it: {problem}"
         else:
             return self
@@ -107,7 +107,7 @@ class Installation:
         log.warning("%s is given up (%s); next: %s", _kind(self.overlay), why, _kind(not self.overlay))
         return install(overlay=not self.overlay)
 
-    def _import_problem(self) -> str | None:
+    def import_problem(self) -> str | None:
         """Imports the server's module as the server does; returns the last line of the error, None if there is none."""
         command = [str(self.python), "-c", f"import {SERVER_MODULE}"]
         environment = {**os.environ, **self.variables}
