@@ -16,6 +16,7 @@ import os
 import random
 import shutil
 import tempfile
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,11 +32,14 @@ from aimo_solver.lab.runs import LoggedRun, common_problems, read_runs, right_an
 from aimo_solver.lab.statistics import Floats, paired_difference
 from aimo_solver.server.launch import check_model
 from aimo_solver.server.speculation import read_model_config
-from finetune import run_command, run_solver
+from solver_runs import run_command, run_solver
 
 ROOT = Path(__file__).resolve().parent.parent
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".index.json")
-COLUMNS = ("model", "MB", "right", "difference, points", "tokens/s", "tokens/s of a stream", "tokens of an attempt")
+COLUMNS = (
+    *("model", "MB", "right", "points more", "attempts right", "points more of attempts"),
+    *("tokens/s", "tokens/s of a stream", "tokens of an attempt"),
+)
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -95,12 +99,9 @@ def check_again(
     """Serves a quantised model and the one that it was made of, on the same problems; saves the table as check.json."""
     _config(out)
     folder = runs or _runs(out)
-    for name, path in (("after", out), ("before", model)):  # a model that vLLM cannot load ends the check at once
+    for name, path in (("after", out), ("before", model)):  # a model that vLLM cannot serve ends the check at once
         if len(list((folder / name).rglob("summary.json"))) < repeat:
-            resume = ["--resume"] if (folder / name).exists() else []
-            chosen = [part for setting in settings or () for part in ("--set", setting)]
-            options = ["--model", path, "--out", folder / name, "--repeat", repeat, "--seed", 0]
-            run_solver("evaluate", problems, *options, *resume, *chosen)
+            _solve(path, problems, folder / name, repeat, settings or ())
     result = tabulate({model: read_runs([folder / "before"]), out: read_runs([folder / "after"])})
     result.show(Console(width=200))
     result.save(folder / "check.json")
@@ -156,8 +157,21 @@ def _quantise(scheme: str, model: Path, out: Path, python: Path, rows: Sequence[
     for file in model.iterdir():  # tokenizer, chat template, options
         if file.is_file() and not file.name.endswith(_WEIGHTS) and not (part / file.name).exists():
             shutil.copy(file, part)
+    if scheme == "w4a16":
+        _let_vllm_choose_the_type(part / "aimo.toml")
     part.rename(out)
     typer.echo(f"{out}: {_megabytes(model):,.1f} -> {_megabytes(out):,.1f} MB")
+
+
+def _let_vllm_choose_the_type(options: Path) -> None:
+    """Adds to a model's options that activations have the type of its configuration: vLLM's 4-bit kernel for CPUs has no float32,
+    which the solver asks for there; on a GPU it is the default."""
+    text = options.read_text(encoding="utf-8") if options.exists() else ""
+    if "server" in tomllib.loads(text):
+        typer.echo('aimo.toml has options of the server; on a CPU they need extra_args = ["--dtype", "auto"], too')
+        return
+    own = '[server]\nextra_args = ["--dtype", "auto"]  # 4-bit weights: no kernel for CPUs takes float32\n'
+    options.write_text(f"{text}\n{own}".lstrip(), encoding="utf-8")
 
 
 def _config(model: Path) -> dict[str, Any]:
@@ -168,24 +182,45 @@ def _config(model: Path) -> dict[str, Any]:
         raise typer.BadParameter(str(error)) from None
 
 
+def _solve(model: Path, problems: Path, run: Path, repeat: int, settings: Sequence[str]) -> None:
+    """Makes or continues the runs of one model. No restart of the server: a fallback would be measured in its place."""
+    resume = ["--resume"] if run.exists() else []
+    chosen = [part for setting in ("server.restarts=0", *settings) for part in ("--set", setting)]
+    try:
+        run_solver("evaluate", problems, "--model", model, "--out", run, "--repeat", repeat, "--seed", 0, *resume, *chosen)
+    except typer.Exit:
+        typer.echo(f"{model} was not served to the end; {run} says why. Remove that folder before the next check", err=True)
+        raise
+
+
 def tabulate(runs: Mapping[Path, Sequence[LoggedRun]]) -> BenchResult:
-    """Returns the table of models by folder; right answers are compared with the first model's, paired by problem."""
-    every = [run for one in runs.values() for run in one]
-    shared = common_problems(every)
-    first: Floats | None = None
+    """Returns the table of models by folder; shares are compared with the first model's, paired by problem."""
+    shared = common_problems([run for own in runs.values() for run in own])
+    first: tuple[Floats, Floats] | None = None
     rows: list[tuple[Value, ...]] = []
     for model, own in runs.items():
-        right = right_answers(own, shared).mean(axis=0)
-        first = right if first is None else first
-        difference = paired_difference(right, first).interval
-        points = f"{100 * difference.mean:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
-        answers = f"{sum(run.right for run in own)} of {sum(len(run.problems) for run in own)}"
-        rows.append((model.name, _megabytes(model), answers, None if right is first else points, *_speeds(own)))
+        shares = right_answers(own, shared).mean(axis=0), np.array([_right_attempts(own, problem) for problem in shared])
+        points = [None, None] if first is None else [_points(*pair) for pair in zip(shares, first, strict=True)]
+        first = first or shares
+        right = f"{sum(run.right for run in own)} of {sum(len(run.problems) for run in own)}"
+        of_attempts = f"{100 * shares[1].mean():.1f} %"
+        rows.append((model.name, _megabytes(model), right, points[0], of_attempts, points[1], *_speeds(own)))
     notes = (
-        "right answers of the vote; the difference has the 95 % interval of problems like these",
+        "right: by vote; attempts right: of those that answered, mean over problems; with 95 % intervals for problems like these",
         "tokens/s: of all streams, from the first problem on; of a stream: over an attempt's seconds outside of tools",
     )
     return BenchResult(name="quantised", columns=COLUMNS, rows=tuple(rows), notes=notes)
+
+
+def _right_attempts(runs: Sequence[LoggedRun], problem: str) -> float:
+    """Returns the share of right ones among the attempts that answered, 0 if none did."""
+    answered = [one.answer for run in runs for one in run.problems[problem].attempts if one.answer is not None]
+    return answered.count(runs[0].problems[problem].truth) / max(1, len(answered))
+
+
+def _points(now: Floats, before: Floats) -> str:
+    difference = paired_difference(now, before).interval
+    return f"{100 * difference.mean:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
 
 
 def _speeds(runs: Sequence[LoggedRun]) -> tuple[float, float, float]:

@@ -249,6 +249,18 @@ EXCLUDED = {
         ),
         "tests/scripts/test_finetune.py trains on such files",
     ),
+    "python -m venv .venv-quantise": NETWORK,
+    ".venv-quantise/bin/python -m pip install -r requirements-quantise.txt": NETWORK,
+    **dict.fromkeys(
+        (
+            "python scripts/quantise.py fp8 --model models/sft --out models/sft-fp8",
+            "python scripts/quantise.py w4a16 --model models/sft --data sft.parquet --out models/sft-w4a16",
+            "python scripts/quantise.py check --model models/sft --out models/sft-fp8 --repeat 4 --set voting.stop=never",
+        ),
+        "needs llm-compressor; tests/scripts/test_quantise.py",
+    ),
+    "python scripts/quantise.py check": "named in a sentence",
+    "aimo-solver export sft --keep-solved": "shows an option; tests/lab/test_training_data.py",
     "python scripts/learning_proof.py run --out runs/learning": "half an hour on a GPU; its parts have tests",
     "python scripts/learning_proof.py table --out runs/learning": "needs the runs of the command before it",
     "aimo-solver export dpo runs/first runs/second --pairs answer --pairs length --out dpo.parquet": (

@@ -67,7 +67,7 @@ def test_make_targets_exist() -> None:
     assert wanted <= targets
 
 
-WITH_SUBCOMMANDS = {"finetune", "learning_proof", "policy_bench", "train_pocket_model"}
+WITH_SUBCOMMANDS = {"finetune", "learning_proof", "policy_bench", "quantise", "train_pocket_model"}
 
 
 @pytest.mark.slow

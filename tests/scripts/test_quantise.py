@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from random import Random
@@ -12,6 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from aimo_solver.config import load_config
 from aimo_solver.lab.runs import read_runs
 from tests.conftest import MODEL, ROOT
 from tests.small_run import write_run
@@ -107,14 +109,30 @@ def test_the_pins_exclude_what_the_solver_needs() -> None:
     assert f"torch=={own['torch']}" in (ROOT / "scripts" / "install.sh").read_text(encoding="utf-8")
 
 
+def test_four_bit_models_ask_for_a_type_that_cpus_have_a_kernel_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recommended = tmp_path / "aimo.toml"
+    quantise._let_vllm_choose_the_type(recommended)
+    assert load_config(recommended).server.extra_args == ("--dtype", "auto")
+    shutil.copy(MODEL / "aimo.toml", recommended)
+    quantise._let_vllm_choose_the_type(recommended)
+    config = load_config(recommended)
+    assert (config.server.extra_args, config.prompt) == (("--dtype", "auto"), load_config(MODEL).prompt)
+    before = recommended.read_text()
+    quantise._let_vllm_choose_the_type(recommended)
+    assert recommended.read_text() == before
+    assert "--dtype" in capsys.readouterr().out
+
+
 def test_the_table_compares_right_answers_problem_by_problem(tmp_path: Path) -> None:
     before = write_run(tmp_path / "before", {f"p{k}": (7, [7 if k else 8, 7]) for k in range(4)})
     after = write_run(tmp_path / "after", {f"p{k}": (7, [7, 7]) for k in range(4)})
     table = quantise.tabulate({MODEL: read_runs([before]), tmp_path: read_runs([after])})
     (old, new) = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
     assert (old["right"], new["right"]) == ("3 of 4", "4 of 4")
-    assert old["difference, points"] is None
-    assert str(new["difference, points"]).startswith("+25.0 [")
+    assert (old["points more"], old["points more of attempts"]) == (None, None)
+    assert str(new["points more"]).startswith("+25.0 [")
+    assert (old["attempts right"], new["attempts right"]) == ("87.5 %", "100.0 %")
+    assert str(new["points more of attempts"]).startswith("+12.5 [")
     assert new["tokens/s of a stream"] == pytest.approx(60 / 3.0)  # 4 s, of which 1 s in the tool
     assert new["tokens of an attempt"] == 60
     assert old["MB"] == pytest.approx(10.3, abs=0.1)
