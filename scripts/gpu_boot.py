@@ -160,7 +160,7 @@ def evict(out: Path, tiny: bool) -> Any:
 @stage
 def boot_spawn(out: Path, tiny: bool) -> Any:
     """Boots as boot-shipped does, but the engine process repeats the imports."""
-    from aimo_solver.server.adjustments import Adjustments
+    from aimo_solver.server.flags import Adjustments
     from aimo_solver.server.launch import LaunchPlan, plan_launch
     from aimo_solver.solve import session
 

@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 
 from aimo_solver.config import load_config
 from aimo_solver.server import launch, machine
-from aimo_solver.server.adjustments import without_flags
 from aimo_solver.server.failures import Failure
 from aimo_solver.server.failures import FailureCause as Cause
 from aimo_solver.server.ladder import next_plan, safest
-from aimo_solver.server.launch import LaunchPlan, plan_launch
+from aimo_solver.server.launch import LaunchPlan, plan_launch, without_flags
 from aimo_solver.server.supervisor import Supervisor
 from tests.conftest import H100, MODEL
 

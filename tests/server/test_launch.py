@@ -16,8 +16,7 @@ import pytest
 from aimo_solver.config import load_config
 from aimo_solver.errors import ConfigError, ModelError
 from aimo_solver.server import launch
-from aimo_solver.server.adjustments import Adjustments, Graphs
-from aimo_solver.server.flags import PRESETS
+from aimo_solver.server.flags import PRESETS, Adjustments, Graphs
 from aimo_solver.server.launch import LaunchPlan, check_model, plan_launch
 from aimo_solver.server.machine import Gpu, installed_flags
 from tests.conftest import H100

@@ -21,9 +21,9 @@ from aimo_solver.errors import EngineLost, ServerStartError
 from aimo_solver.log.writer import NullLog
 from aimo_solver.options import SamplingConfig, ServerConfig
 from aimo_solver.server import supervisor
-from aimo_solver.server.adjustments import UNADJUSTED, Adjustments
 from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.failures import Failure
+from aimo_solver.server.flags import UNADJUSTED, Adjustments
 from aimo_solver.server.process import ServerCommand, ServerProcess, free_port
 from aimo_solver.server.supervisor import Supervisor
 from aimo_solver.solve.conversation import Conversation, SampledTurn

@@ -7,6 +7,6 @@ May import: nothing but the top-level modules.
 """
 
 __all__ = [
-    "adjustments", "cache_build", "checks", "client", "compile_cache", "completions", "engine", "failures", "flags", "ladder",
+    "cache_build", "checks", "client", "compile_cache", "completions", "engine", "failures", "flags", "ladder",
     "launch", "machine", "process", "readahead", "speculation", "supervisor", "warmup", "wheels",
 ]  # fmt: skip

@@ -4,22 +4,57 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import partial
 
 from aimo_solver.config import Config
-from aimo_solver.options import ServerConfig
-from aimo_solver.server.adjustments import GRAPH_FLAGS, UNADJUSTED, Adjustments, Graphs
 from aimo_solver.server.machine import Gpu
 from aimo_solver.server.speculation import Speculation
 
-_HOPPER = (9, 0)
-_CONTEXT = 65_536
-_LONG_CONTEXT = 81_920  # saved two or three attempts at the hardest problem in public runs of gpt-oss-120b
-_H100_BYTES = 79 << 30
-_CACHE_TOKENS = 733_808  # of gpt-oss-120b on an H100 with 80 GB, measured with 0.96 of its memory, an FP8 cache and vLLM 0.26
+HOPPER = (9, 0)
 _LONGEST_STEP = 1_024  # tokens of one step of gpt-oss; a long prompt takes several
+
+
+GRAPH_FLAGS = ("--compilation-config", "--max-cudagraph-capture-size", "--cuda-graph-sizes")
+
+
+class Graphs(StrEnum):
+    """Which CUDA graphs the server captures."""
+
+    ALL = "all"
+    FEWER = "fewer"  # of decode steps only, and of few lengths
+    NONE = "none"  # nothing is compiled either
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adjustments:
+    """How a command line differs from its preset's after failed starts (`ladder`). None leaves a value as it is.
+
+    Attributes:
+        fork: the engine process may be forked.
+        speculation: tokens may be drafted.
+        dropped: names of flags that vLLM refused.
+        steps: what was changed and why, in order, one line each.
+    """
+
+    memory_share: float | None = None
+    context_tokens: int | None = None
+    moe_backend: str | None = None
+    graphs: Graphs = Graphs.ALL
+    fork: bool = True
+    speculation: bool = True
+    dropped: frozenset[str] = frozenset()
+    steps: tuple[str, ...] = ()
+
+    @property
+    def refused(self) -> frozenset[str]:
+        """Names of the flags that are left out of the user's own arguments: they are refused, or undo an adjustment."""
+        return self.dropped | (frozenset() if self.graphs is Graphs.ALL else frozenset(GRAPH_FLAGS))
+
+
+UNADJUSTED = Adjustments()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +178,7 @@ def _gpu(given: PresetInput, *, memory_share: float, fp8_cache: bool) -> _Settin
     ahead = given.drafting is None or given.drafting.schedules_ahead(given.vllm)
     if ahead and given.adjustments.graphs is not Graphs.NONE:
         flags.append(Flag("--async-scheduling", None, "schedules the next step while this one runs"))
-    if fp8_cache and given.gpus and min(gpu.capability for gpu in given.gpus) >= _HOPPER:
+    if fp8_cache and given.gpus and min(gpu.capability for gpu in given.gpus) >= HOPPER:
         flags.append(Flag("--kv-cache-dtype", "fp8_e4m3", "twice the context in the same memory; native on Hopper"))
     variables = [
         Variable("VLLM_USE_FLASHINFER_SAMPLER", "0", "building FlashInfer's sampler took 126 s on an H200 and brought no speed"),
@@ -222,17 +257,6 @@ def _fewer_graphs(given: PresetInput) -> Flag:
 def merge_flags(*layers: Iterable[Flag]) -> tuple[Flag, ...]:
     """Returns all flags; later ones replace earlier ones of the same name, in their place."""
     return tuple({flag.name: flag for layer in layers for flag in layer}.values())
-
-
-def longest_context(preset: str, server: ServerConfig, slots: int, gpus: Sequence[Gpu], *, drafts: bool) -> int:
-    """Returns the context, in tokens, of a model that takes any: longer where the KV cache holds it for all slots at once.
-
-    Args:
-        drafts: whether a draft takes memory, too.
-    """
-    large = all(gpu.capability >= _HOPPER and gpu.memory_bytes >= _H100_BYTES for gpu in gpus) and bool(gpus)
-    as_measured = (preset, server.memory_share, server.kv_cache_dtype, drafts) == ("gpt-oss-120b", None, None, False)
-    return _LONG_CONTEXT if large and as_measured and slots * _LONG_CONTEXT <= _CACHE_TOKENS else _CONTEXT
 
 
 def user_flags(given: PresetInput) -> tuple[Flag, ...]:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from aimo_solver.server.adjustments import Adjustments, Graphs
 from aimo_solver.server.failures import Failure, FailureCause
+from aimo_solver.server.flags import Adjustments, Graphs
 from aimo_solver.server.launch import LaunchPlan
 
 _SHARE_STEP = 0.06  # of the GPU's memory, 4.8 GB on an H100

@@ -6,22 +6,28 @@ version lacks is replaced by its former name, or dropped.
 
 from __future__ import annotations
 
+import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aimo_solver.config import Config
 from aimo_solver.errors import ConfigError, ModelError
-from aimo_solver.server.adjustments import without_flags
+from aimo_solver.options import ServerConfig
 from aimo_solver.server.client import VllmEngine
-from aimo_solver.server.flags import Flag, PresetInput, Variable, longest_context, planned_settings, tensor_parallel
+from aimo_solver.server.flags import HOPPER, Flag, PresetInput, Variable, planned_settings, tensor_parallel
 from aimo_solver.server.machine import Gpu, detect_gpus, installed_flags, installed_vllm
 from aimo_solver.server.process import ServerCommand, free_port
 from aimo_solver.server.speculation import plan_speculation, read_model_config
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, SERVER_MODULE, Installation
 
+_CONTEXT = 65_536
+_LONG_CONTEXT = 81_920  # saved two or three attempts at the hardest problem in public runs of gpt-oss-120b
+_H100_BYTES = 79 << 30
+_CACHE_TOKENS = 733_808  # of gpt-oss-120b on an H100 with 80 GB, measured with 0.96 of its memory, an FP8 cache and vLLM 0.26
+_VALUE = re.compile(r"-?\d|[^-]")  # how a flag's value begins
 _MOST_GPUS = 64  # of the numbers that a message names
 
 
@@ -133,7 +139,7 @@ def plan_launch(
     preset = config.server.preset if config.server.preset != "auto" else _fitting_preset(hf_config, on_gpu=bool(gpus))
     slots = slots or config.solver.streams
     speculation = plan_speculation(config, hf_config, slots, on_gpu=bool(gpus))
-    longest = longest_context(preset, config.server, slots, gpus, drafts=speculation is not None)
+    longest = _longest_context(preset, config.server, slots, gpus, drafts=speculation is not None)
     plan = LaunchPlan(
         model=model,
         config=config,
@@ -160,6 +166,17 @@ def check_model(model: Path) -> None:
     read_model_config(model)
     if not (model / "tokenizer.json").is_file():
         raise ModelError(model, "has no tokenizer.json; copy the model's whole folder")
+
+
+def _longest_context(preset: str, server: ServerConfig, slots: int, gpus: Sequence[Gpu], *, drafts: bool) -> int:
+    """Returns the context, in tokens, of a model that takes any: longer where the KV cache holds it for all slots at once.
+
+    Args:
+        drafts: whether a draft takes memory, too.
+    """
+    large = all(gpu.capability >= HOPPER and gpu.memory_bytes >= _H100_BYTES for gpu in gpus) and bool(gpus)
+    as_measured = (preset, server.memory_share, server.kv_cache_dtype, drafts) == ("gpt-oss-120b", None, None, False)
+    return _LONG_CONTEXT if large and as_measured and slots * _LONG_CONTEXT <= _CACHE_TOKENS else _CONTEXT
 
 
 def _fitting_preset(hf_config: Mapping[str, Any], *, on_gpu: bool) -> str:
@@ -201,3 +218,15 @@ def _check_sharding(text: Mapping[str, Any], plan: LaunchPlan) -> None:
 
 def _divides(gpus: int, heads: int, kv_heads: int) -> bool:
     return heads % gpus == 0 and (kv_heads % gpus == 0 or gpus % kv_heads == 0)
+
+
+def without_flags(args: Sequence[str], names: frozenset[str]) -> tuple[str, ...]:
+    """Returns command-line arguments without the flags of these names and their values."""
+    kept: list[str] = []
+    dropping = False
+    for arg in args:
+        if not (dropping and _VALUE.match(arg)):
+            dropping = arg.partition("=")[0].replace("_", "-") in names
+            if not dropping:
+                kept.append(arg)
+    return tuple(kept)

@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from aimo_solver.errors import ServerError, ServerSpawnError, ServerStartError
-from aimo_solver.server.adjustments import UNADJUSTED, Adjustments
 from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.failures import Failure, FailureCause, read_failure
+from aimo_solver.server.flags import UNADJUSTED, Adjustments
 from aimo_solver.server.ladder import next_plan, safest
 from aimo_solver.server.launch import LaunchPlan
 from aimo_solver.server.process import ServerProcess, free_port
