@@ -29,13 +29,6 @@ class ModelError(UserError):
         super().__init__(f"model {path}: {problem}")
 
 
-class EndpointError(UserError):
-    """An endpoint that does not answer, or does not serve the model."""
-
-    def __init__(self, url: str, problem: str) -> None:
-        super().__init__(f"endpoint {url}: {problem}")
-
-
 class RunDirectoryError(UserError):
     """A run directory that cannot be written, resumed or read."""
 
@@ -87,11 +80,7 @@ class EngineRejected(EngineError):
 
 
 class ContextExceeded(EngineRejected):
-    """The request does not fit the model's context; a shorter one may.
-
-    Attributes:
-        context_tokens: the server's context as it reports it; None if it does not.
-    """
+    """The request does not fit the model's context (`context_tokens`, if the server reports it); a shorter one may."""
 
     def __init__(self, status: int, body: str, context_tokens: int | None) -> None:
         super().__init__(status, body)
@@ -151,11 +140,7 @@ class PathNotFoundError(AimoError):
 
 
 class LocalGatewayError(AimoError):
-    """A local run that Kaggle's gateway would have ended without a submission.
-
-    Attributes:
-        kind: Kaggle's name of the failure, for instance ``INVALID_SUBMISSION``.
-    """
+    """A local run that Kaggle's gateway would have ended without a submission; `kind` is Kaggle's name of the failure."""
 
     def __init__(self, kind: str, problem: str) -> None:
         super().__init__(f"{kind}: {problem}")

@@ -6,10 +6,9 @@ import json
 
 import pytest
 
-from aimo_solver.errors import EndpointError
 from aimo_solver.server.completions import ServedModel
 from aimo_solver.server.process import free_port
-from aimo_solver.solve.endpoint import Endpoint, find_served_model
+from aimo_solver.solve.endpoint import Endpoint, EndpointError, find_served_model
 from tests.conftest import Served
 from tests.http_vllm import HttpVllm
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from aimo_solver.chat.families import load_chat_format
 from aimo_solver.clock import RunClock
 from aimo_solver.config import load_config
-from aimo_solver.errors import ConfigError, EndpointError
+from aimo_solver.errors import ConfigError
 from aimo_solver.log.reader import RunRecord, read_run
 from aimo_solver.log.writer import NullLog, RunLog
 from aimo_solver.options import SamplingConfig
@@ -28,7 +28,7 @@ from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.process import free_port
 from aimo_solver.solve import server_group
 from aimo_solver.solve.attempt import Resources
-from aimo_solver.solve.endpoint import Endpoint, endpoint_session
+from aimo_solver.solve.endpoint import Endpoint, EndpointError, endpoint_session
 from aimo_solver.solve.evaluate import evaluate
 from aimo_solver.solve.server_group import GroupSolver, ServerGroup
 from tests.conftest import MODEL, ROOT

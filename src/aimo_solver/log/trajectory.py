@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,14 @@ from aimo_solver.log.files import append_line, json_line, replace_file
 _FLUSH_S = 1.0  # sampled tokens are written that often
 
 
-class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
+class TrajectoryWriter:
     """Writes one attempt; made by `RunLog.start_trajectory`, closed when its `Attempt` is logged, or by `close`."""
 
     def __init__(
         self,
         path: Path,
+        problem_id: str,
+        index: int,
         *,
         clock: Callable[[], float],
         guard: Callable[[Callable[[], object]], None],
@@ -35,12 +36,7 @@ class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
         self._entropies: list[float] = []
         self._since = self._flushed = clock()
         self._closed = False
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def write_start(self, problem_id: str, index: int) -> None:
-        self._write("start", self._clock(), problem_id=problem_id, index=index)
+        self._write("start", self._since, problem_id=problem_id, index=index)
 
     def write_prompt(self, tokens: Sequence[int], text: str) -> None:
         """Writes the first tokens of the conversation."""

@@ -154,9 +154,8 @@ class RunLog(AbstractContextManager["RunLog"]):
         """Starts the record of an attempt. `decode` gives the text of turns that are cut in the middle."""
         path = trajectory_path(self.directory, problem_id, index)
         self._guard(lambda: path.parent.mkdir(parents=True, exist_ok=True))
-        writer = TrajectoryWriter(path, clock=self._now, guard=self._guard, on_close=self._pack, decode=decode)
+        writer = TrajectoryWriter(path, problem_id, index, clock=self._now, guard=self._guard, on_close=self._pack, decode=decode)
         self._open[problem_id, index] = writer
-        writer.write_start(problem_id, index)
         return writer
 
     def finish(self, summary: Mapping[str, Any] | None = None) -> dict[str, Any]:

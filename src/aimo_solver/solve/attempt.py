@@ -131,7 +131,7 @@ class RunningAttempt:
         Only cancellation and defects raise.
         """
         async with AsyncExitStack() as stack:
-            stack.enter_context(self._trajectory)
+            stack.callback(self._trajectory.close)
             stack.push_async_callback(self._python.release)
             finish = await self._run_turns()
             if self._answer is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from aimo_solver.chat.families import load_chat_format
 from aimo_solver.config import Config, check_context
-from aimo_solver.errors import ConfigError, EndpointError, EngineError
+from aimo_solver.errors import ConfigError, EngineError, UserError
 from aimo_solver.log.writer import RunLog
 from aimo_solver.options import SamplingConfig
 from aimo_solver.server.client import VllmEngine
@@ -22,6 +22,13 @@ from aimo_solver.solve.server_group import GroupSolver, ServerGroup
 from aimo_solver.solve.session import STRAGGLERS_S, Boot, Session, check_cache
 
 _UNKNOWN_CONTEXT = 32_768  # tokens, for an endpoint that does not report its context
+
+
+class EndpointError(UserError):
+    """An endpoint that does not answer, or does not serve the model."""
+
+    def __init__(self, url: str, problem: str) -> None:
+        super().__init__(f"endpoint {url}: {problem}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@ from typing import Any, Literal, Self
 
 import aiohttp
 
-from aimo_solver.errors import EndpointError
 from aimo_solver.lab.bench.decode import BANDWIDTH, Shape, bench_decode
 from aimo_solver.lab.bench.loop import Target
 from aimo_solver.lab.bench.random_weights import LOAD_FORMAT, expected_experts
 from aimo_solver.lab.bench.table import BenchResult
+from aimo_solver.solve.endpoint import EndpointError
 from aimo_solver.solve.session import Session
 
 Weights = Literal["real", "random", "dummy"]
