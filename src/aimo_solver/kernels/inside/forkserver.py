@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from aimo_solver.kernels.inside import ipython, linux, usage
-from aimo_solver.kernels.inside.isolation import Sandbox, enter_namespaces, needs_to_read_all, send_message
+from aimo_solver.kernels.inside.isolation import Sandbox, enter_namespaces, restrict, send_message
 from aimo_solver.kernels.inside.monitor import run_monitor
 from aimo_solver.kernels.limits import UIDS_PER_POOL, ForkserverSpec, Isolation
 
@@ -102,29 +102,17 @@ def _try_in_child(spec: ForkserverSpec, isolation: Isolation) -> int:
     directory.mkdir()
     child = os.fork()
     if child == 0:
+        uid = _uid(0) if isolation is Isolation.USER else os.geteuid()
+        limits = replace(spec.limits, isolation=frozenset({isolation}))
+        sandbox = Sandbox(directory=directory, uid=uid, package=spec.package, limits=limits)
         try:
-            _try(spec, isolation, directory)
+            restrict(sandbox, enter_namespaces(sandbox))
         except OSError as error:
             os._exit(_SHORTAGE_CODE if error.errno in _SHORTAGES else 1)
         os._exit(0)
     status = os.waitpid(child, 0)[1]
     shutil.rmtree(directory)
     return os.waitstatus_to_exitcode(status)
-
-
-def _try(spec: ForkserverSpec, isolation: Isolation, directory: Path) -> None:
-    match isolation:
-        case Isolation.USER:
-            linux.switch_user(_uid(0), read_all=needs_to_read_all())
-        case Isolation.NETWORK | Isolation.NAMESPACES:
-            limits = replace(spec.limits, isolation=frozenset({isolation}))
-            enter_namespaces(Sandbox(directory=directory, uid=os.geteuid(), package=spec.package, limits=limits))
-        case Isolation.SECCOMP:
-            linux.forbid_privileges()
-            linux.filter_syscalls(allow_connect=False)
-        case Isolation.LANDLOCK:
-            linux.forbid_privileges()
-            linux.restrict_writes([directory])
 
 
 def _uid(slot: int) -> int:

@@ -96,7 +96,7 @@ def become_kernel(sandbox: Sandbox, work: Path, control: socket.socket, output: 
         os.close(output)
         os.environ.update(HOME=str(work), TMPDIR=str(work), IPYTHONDIR=str(work / ".ipython"), PWD=str(work))
         os.chdir(work)
-        active = _restrict(sandbox, work)
+        active = restrict(sandbox, work)
 
         def report_ready() -> None:
             send_message(control, isolation=sorted(active))
@@ -109,8 +109,8 @@ def become_kernel(sandbox: Sandbox, work: Path, control: socket.socket, output: 
     os._exit(0)
 
 
-def _restrict(sandbox: Sandbox, work: Path) -> set[Isolation]:
-    """Applies the isolation and limits of a single process; returns all isolation that is active."""
+def restrict(sandbox: Sandbox, work: Path) -> set[Isolation]:
+    """Applies the isolation and limits of a single process; returns all isolation that is active. Raises OSError."""
     limits = sandbox.limits
     active = set(limits.isolation & {Isolation.NETWORK, Isolation.NAMESPACES})
     with suppress(OSError):
