@@ -13,7 +13,7 @@ import pytest
 from aimo_solver.config import Config
 from aimo_solver.kaggle import summary
 from aimo_solver.kaggle.notebook import NotebookSessions, open_log
-from aimo_solver.kaggle.summary import CacheUse, ServerMeter, _launch_check, _read_backends, read_cache_use
+from aimo_solver.kaggle.summary import ServerMeter, _launch_check, _read_backends
 from aimo_solver.log.reader import read_run
 from aimo_solver.problems import Problem, ProblemResult
 from aimo_solver.server.checks import Health
@@ -65,9 +65,26 @@ vllm:prefix_cache_hits_created{engine="0",model_name="m"} 1.7e+09
 """
 
 
-def test_the_metrics_of_all_copies_are_added_up() -> None:
-    assert read_cache_use(METRICS) == CacheUse(kv_share=0.5, prompts=1000.0, cached=950.0)
-    assert read_cache_use("not metrics") == CacheUse()
+@pytest.mark.parametrize(
+    ("text", "measured"),
+    [(METRICS, "KV cache up to 50%, 95% of the prompts cached, 0 restarts"), ("not metrics", "KV cache up to 0%, 0 restarts")],
+)
+def test_the_metrics_of_all_copies_are_added_up(text: str, measured: str) -> None:
+    read = asyncio.Event()
+
+    async def metrics() -> str:
+        read.set()
+        return text
+
+    async def measure() -> str:
+        engine: Any = SimpleNamespace(faults=0, metrics=metrics)
+        meter = ServerMeter(engine)
+        async with meter.watching():
+            await read.wait()
+            await asyncio.sleep(0)
+            return meter.describe(ProblemResult(problem_id="p", answer=1, reason="equal", tokens=500, seconds=10.0))
+
+    assert asyncio.run(measure()) == f"50 tok/s, {measured}"
 
 
 def test_a_problem_is_measured_from_its_start_also_after_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:

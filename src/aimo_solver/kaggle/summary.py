@@ -6,7 +6,6 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -105,36 +104,14 @@ async def _speed_check(session: Session, streams: int) -> Check:
     return Check("speed", Health.OK, f"{speed:,.0f} tok/s in a burst of {streams} short requests")
 
 
-@dataclass(frozen=True, slots=True)
-class CacheUse:
-    """What a server reports about its caches, over all copies of the model.
-
-    Attributes:
-        kv_share: the part of the KV cache that running requests take, 0..1.
-        prompts, cached: tokens of all prompts so far, and of those the ones found in the prefix cache.
-    """
-
-    kv_share: float = 0.0
-    prompts: float = 0.0
-    cached: float = 0.0
-
-
-def read_cache_use(metrics: str) -> CacheUse:
-    """Reads the answer of `/metrics`; what is missing there counts as 0."""
-    values = read_metrics(metrics)
-    shares = values.get("kv_cache_usage_perc", [0.0])
-    prompts, cached = (sum(values.get(f"prefix_cache_{name}", ())) for name in ("queries", "hits"))
-    return CacheUse(sum(shares) / len(shares), prompts, cached)
-
-
 class ServerMeter:
     """Measures what the server does while a problem is solved. Problems come one at a time."""
 
     def __init__(self, engine: VllmEngine) -> None:
         self._engine = engine
         self._faults = engine.faults
-        self._latest = self._first = CacheUse()
-        self._largest_share = 0.0
+        self._latest = self._first = (0.0, 0.0)  # tokens of all prompts, and of those the ones found in the prefix cache
+        self._largest_share = 0.0  # of the KV cache, taken by running requests
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
@@ -153,19 +130,18 @@ class ServerMeter:
 
     def describe(self, result: ProblemResult) -> str:
         """Returns what was measured since `begin`, in a few words."""
-        prompts = self._latest.prompts - self._first.prompts
-        cached = self._latest.cached - self._first.cached
+        prompts, cached = (latest - first for latest, first in zip(self._latest, self._first, strict=True))
         hits = f", {cached / prompts:.0%} of the prompts cached" if prompts > 0 else ""
         speed = f"{result.tokens / max(result.seconds, 1e-3):,.0f} tok/s"
         return f"{speed}, KV cache up to {self._largest_share:.0%}{hits}, {self._engine.faults - self._faults} restarts"
 
     async def _watch(self) -> None:
         while True:
-            text = await self._engine.metrics()
-            if text:
-                use = read_cache_use(text)
-                if use.prompts < self._first.prompts:  # another server, which counts from 0
-                    self._first = CacheUse()
-                self._latest = use
-                self._largest_share = max(self._largest_share, use.kv_share)
+            if values := read_metrics(await self._engine.metrics()):  # a figure for each copy of the model
+                prompts, cached = (sum(values.get(f"prefix_cache_{name}", ())) for name in ("queries", "hits"))
+                if prompts < self._first[0]:  # another server, which counts from 0
+                    self._first = (0.0, 0.0)
+                self._latest = (prompts, cached)
+                shares = values.get("kv_cache_usage_perc", [0.0])
+                self._largest_share = max(self._largest_share, sum(shares) / len(shares))
             await asyncio.sleep(_SAMPLE_S)
