@@ -232,14 +232,14 @@ def test_a_folder_without_a_readable_config_is_refused(tmp_path: Path, text: str
             check(tmp_path)
 
 
-def test_flags_that_vllm_lacks_are_dropped_or_take_their_former_name(tmp_path: Path) -> None:
+def test_flags_that_vllm_lacks_are_dropped(tmp_path: Path) -> None:
     model = folder(tmp_path, model_type="qwen3")
-    known = frozenset({"--max-model-len", "--cuda-graph-sizes", "--enable-prefix-caching"})
+    known = frozenset({"--max-model-len", "--enable-flashinfer-autotune", "--enable-prefix-caching"})
     planned = replace(plan(model), known_flags=known)
-    assert "--cuda-graph-sizes" in planned.command.args
+    assert "--max-model-len" in planned.command.args
+    assert "--no-enable-flashinfer-autotune" in planned.command.args
     assert "--stream-interval" not in planned.command.args
     assert "--stream-interval" in {flag.name for flag in planned.dropped}
-    assert "--max-cudagraph-capture-size" not in {flag.name for flag in planned.dropped}
 
 
 def test_every_flag_has_a_reason(model: Path) -> None:

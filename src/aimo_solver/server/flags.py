@@ -17,7 +17,7 @@ HOPPER = (9, 0)
 _LONGEST_STEP = 1_024  # tokens of one step of gpt-oss; a long prompt takes several
 
 
-GRAPH_FLAGS = ("--compilation-config", "--max-cudagraph-capture-size", "--cuda-graph-sizes")
+GRAPH_FLAGS = ("--compilation-config", "--max-cudagraph-capture-size")
 
 
 class Graphs(StrEnum):
@@ -59,17 +59,11 @@ UNADJUSTED = Adjustments()
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """One command-line flag.
-
-    Attributes:
-        value: None for a flag that takes none.
-        former: spelling in older versions, tried when `name` is unknown.
-    """
+    """One command-line flag; `value` is None for a flag that takes none."""
 
     name: str
     value: str | None
     reason: str
-    former: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +83,6 @@ class PresetInput:
         slots: requests that run side by side.
         speculation: how tokens are drafted; None if they are not. Failed starts may leave drafts out, not their sampling.
         longest: tokens of the longest prompt and answer together; failed starts may lower it.
-        vllm: the installed version, "" if unknown.
         adjustments: what failed starts have changed.
     """
 
@@ -98,7 +91,6 @@ class PresetInput:
     gpus: tuple[Gpu, ...]
     speculation: Speculation | None
     longest: int
-    vllm: str
     adjustments: Adjustments = UNADJUSTED
 
     @property
@@ -168,15 +160,14 @@ def _gpu(given: PresetInput, *, memory_share: float, fp8_cache: bool) -> _Settin
             "--max-cudagraph-capture-size",
             str(sequences * given.step_tokens),
             "graphs for the batch sizes that occur; capturing all 50 takes 92 s on an H200",
-            former="--cuda-graph-sizes",
         ),
         Flag("--disable-cascade-attn", None, "attempts share a prompt, and older versions then decode without CUDA graphs"),
         Flag("--stream-interval", "8", "one chunk per 8 tokens means fewer messages; the last one is sent at once"),
         Flag("--no-enable-flashinfer-autotune", None, "no FlashInfer kernel is used, so there is nothing to tune"),
         Flag("--tensor-parallel-size", str(tensor_parallel(given)), "GPUs that share one copy of the model"),
     ]
-    ahead = given.drafting is None or given.drafting.schedules_ahead(given.vllm)
-    if ahead and given.adjustments.graphs is not Graphs.NONE:
+    looked_up = given.drafting is not None and given.drafting.method == "ngram"  # in tokens that the scheduler has to wait for
+    if not looked_up and given.adjustments.graphs is not Graphs.NONE:
         flags.append(Flag("--async-scheduling", None, "schedules the next step while this one runs"))
     if fp8_cache and given.gpus and min(gpu.capability for gpu in given.gpus) >= HOPPER:
         flags.append(Flag("--kv-cache-dtype", "fp8_e4m3", "twice the context in the same memory; native on Hopper"))
@@ -242,7 +233,7 @@ def planned_settings(preset: str, given: PresetInput) -> _Settings:
     adjustments = given.adjustments
     if adjustments.graphs is not Graphs.ALL and any(flag.name in GRAPH_FLAGS for flag in merged):
         merged = merge_flags((flag for flag in merged if flag.name not in GRAPH_FLAGS), (_fewer_graphs(given),))
-    kept = (flag for flag in merged if not adjustments.dropped & {flag.name, flag.former})
+    kept = (flag for flag in merged if flag.name not in adjustments.dropped)
     return tuple(kept), (*COMMON_VARIABLES, *variables)
 
 

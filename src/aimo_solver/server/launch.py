@@ -1,7 +1,7 @@
 """The launch plan of a vLLM server: how it is started, from the configuration, the model folder and the machine.
 
 A preset is chosen without importing vLLM. Its flags are checked against the source of the installed vLLM: a flag that this
-version lacks is replaced by its former name, or dropped.
+version lacks is left out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aimo_solver.errors import ConfigError, ModelError
 from aimo_solver.options import ServerConfig
 from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.flags import HOPPER, Flag, PresetInput, Variable, planned_settings, tensor_parallel
-from aimo_solver.server.machine import Gpu, detect_gpus, installed_flags, installed_vllm
+from aimo_solver.server.machine import Gpu, detect_gpus, installed_flags
 from aimo_solver.server.process import ServerCommand, free_port
 from aimo_solver.server.speculation import plan_speculation, read_model_config
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, SERVER_MODULE, Installation
@@ -69,9 +69,8 @@ class LaunchPlan(PresetInput):
         args = [str(self.wheels.python), "-m", SERVER_MODULE, "--model", str(self.model)]
         args += ["--served-model-name", self.served_name, "--host", "127.0.0.1", "--port", str(self.port)]
         for flag in self.flags:
-            name = self._known_name(flag)
-            if name is not None:
-                args += [name] if flag.value is None else [name, flag.value]
+            if self._is_known(flag):
+                args += [flag.name] if flag.value is None else [flag.name, flag.value]
         args += ["--seed", str(self.seed), *without_flags(self.config.server.extra_args, self.adjustments.refused)]
         variables = {variable.name: variable.value for variable in self.variables}
         return ServerCommand(tuple(args), {**self.wheels.variables, **variables})
@@ -85,7 +84,7 @@ class LaunchPlan(PresetInput):
     @property
     def dropped(self) -> tuple[Flag, ...]:
         """Flags that the installed vLLM lacks."""
-        return tuple(flag for flag in self.flags if self._known_name(flag) is None)
+        return tuple(flag for flag in self.flags if not self._is_known(flag))
 
     def flag(self, name: str) -> Flag | None:
         """Returns the flag of that name, None if there is none."""
@@ -106,13 +105,8 @@ class LaunchPlan(PresetInput):
             speculates=self.speculation is not None,
         )
 
-    def _known_name(self, flag: Flag) -> str | None:
-        for name in (flag.name, flag.former):
-            if name is not None and (
-                self.known_flags is None or name in self.known_flags or name.replace("--no-", "--", 1) in self.known_flags
-            ):
-                return name
-        return None
+    def _is_known(self, flag: Flag) -> bool:
+        return self.known_flags is None or not self.known_flags.isdisjoint((flag.name, flag.name.replace("--no-", "--", 1)))
 
 
 def plan_launch(
@@ -148,7 +142,6 @@ def plan_launch(
         gpus=gpus,
         longest=config.server.context_tokens or min(longest, int(text.get("max_position_embeddings") or longest)),
         speculation=speculation,
-        vllm=installed_vllm(wheels.path),
         vocabulary=int(text.get("vocab_size") or 1),
         wheels=wheels,
         known_flags=installed_flags(wheels.path),

@@ -18,8 +18,6 @@ from aimo_solver.options import SamplingConfig
 
 Method = Literal["ngram", "eagle", "eagle3", "draft_model"]
 
-_ASYNC_SINCE: Mapping[Method, tuple[int, int]] = {"eagle": (0, 14), "eagle3": (0, 14), "draft_model": (0, 26)}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speculation:
@@ -45,17 +43,6 @@ class Speculation:
         else:
             config["model"] = str(self.draft)
         return json.dumps({**config, **self.options}, sort_keys=True)
-
-    def schedules_ahead(self, vllm: str) -> bool:
-        """Returns whether that version of vLLM, "" if unknown, takes ``--async-scheduling`` with this method.
-
-        From vLLM's sources: EAGLE heads since 0.14 (pull request 31998); draft models in 0.26 and 0.32, where they have to be
-        asked for; n-grams never, as they are looked up in tokens that the scheduler has to wait for.
-        """
-        numbers = vllm.split(".")[:2]
-        if self.method not in _ASYNC_SINCE or not all(number.isdecimal() for number in numbers):
-            return False
-        return tuple(map(int, numbers)) >= _ASYNC_SINCE[self.method]
 
 
 def plan_speculation(config: Config, model_config: Mapping[str, Any], streams: int, *, on_gpu: bool = True) -> Speculation | None:
