@@ -152,7 +152,7 @@ def test_a_set_event_stops_it(folder: Path) -> None:
 
 
 def test_it_stops_when_another_process_reads_faster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readahead, "read_ahead_bytes", lambda device: 0)
+    monkeypatch.setattr(readahead, "_EVIDENT_BYTES", MB)
     file = made(folder / "a", 32 * MB)
 
     class Server(threading.Event):

@@ -221,11 +221,23 @@ class VllmEngine:
 
     def _body(self, request: CompletionRequest) -> dict[str, Any]:
         sampling = request.sampling or self._sampling
+        if self.speculates:
+            sampling = without_min_p(sampling)
         return {
             "model": self.model,
             "prompt": list(request.tokens),
             "max_tokens": request.max_tokens,
             "stop_token_ids": list(request.stop_token_ids),
             "stop": list(request.stop_strings),
-            **completions.sampling_fields(without_min_p(sampling) if self.speculates else sampling),
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "min_p": sampling.min_p,
+            "top_k": sampling.top_k,
+            "logprobs": sampling.top_logprobs,
+            "return_token_ids": True,
+            "return_tokens_as_token_ids": True,  # distinguishes candidates with equal texts
+            "skip_special_tokens": False,
+            "include_stop_str_in_output": True,
         }

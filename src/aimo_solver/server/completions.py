@@ -1,4 +1,4 @@
-"""What a vLLM server is sent and answers: requests; the events of a stream, token ids and entropies, refusals.
+"""What a vLLM server answers: the events of a stream, with token ids and entropies; models, figures, refusals.
 
 Answers are not trusted: one that cannot be read is an `EngineUnavailable`.
 """
@@ -16,7 +16,6 @@ from typing import Any
 import aiohttp
 
 from aimo_solver.errors import ContextExceeded, EngineError, EngineRejected, EngineUnavailable
-from aimo_solver.options import SamplingConfig
 from aimo_solver.results import DraftCounts
 from aimo_solver.server.engine import Chunk
 
@@ -25,7 +24,7 @@ _LONGEST_LINE = 1 << 20  # bytes; a chunk of 8 tokens with 20 log-probabilities 
 # How vLLM 0.10 to 0.32 refuse a request for its length; the number is the context.
 _TOO_LONG = re.compile(r"(?:maximum context length(?: is)? \(?|max_model_len=)(\d{1,9})")
 _METRIC = re.compile(r"^vllm:(\w{1,100}?)(?:_total)?(?:\{[^}\n]*\})? (\d[\d.e+-]{0,30})$", re.MULTILINE)
-_CACHE_INFO = re.compile(r"^vllm:cache_config_info\{([^}\n]*)\}", re.MULTILINE)  # one line for each copy of the model
+_KV_TOKENS = re.compile(r'^vllm:cache_config_info\{[^}\n]*\bkv_cache_size_tokens="(\d{1,12})"', re.MULTILINE)  # for each copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,23 +39,6 @@ class ServedModel:
     name: str
     context_tokens: int | None
     root: str
-
-
-def sampling_fields(sampling: SamplingConfig) -> dict[str, Any]:
-    """Returns the fields of a request for a stream that are the same for every prompt."""
-    return {
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "min_p": sampling.min_p,
-        "top_k": sampling.top_k,
-        "logprobs": sampling.top_logprobs,
-        "return_token_ids": True,
-        "return_tokens_as_token_ids": True,  # distinguishes candidates with equal texts
-        "skip_special_tokens": False,
-        "include_stop_str_in_output": True,
-    }
 
 
 async def read_body(response: aiohttp.ClientResponse) -> str:
@@ -95,17 +77,8 @@ def read_metrics(metrics: str) -> dict[str, list[float]]:
 
 
 def read_kv_tokens(metrics: str) -> int | None:
-    """Reads from `/metrics` how many tokens the KV cache holds, over all copies of the model; None if that is not reported.
-
-    vLLM has `kv_cache_size_tokens` from 0.26 on. Blocks times block size, the figure before, is too large for models with
-    sliding windows, whose requests take blocks in several groups.
-    """
-    sizes = []
-    for labels in _CACHE_INFO.findall(metrics):
-        values = {name: int(value) for name, value in re.findall(r'(\w+)="(\d{1,12})"', labels)}
-        blocks = values.get("num_gpu_blocks", 0) * values.get("block_size", 0)
-        sizes.append(values.get("kv_cache_size_tokens", blocks))
-    return sum(sizes) or None
+    """Reads from `/metrics` how many tokens the KV cache holds, over all copies of the model; None if that is not reported."""
+    return sum(map(int, _KV_TOKENS.findall(metrics))) or None
 
 
 def read_drafts(metrics: str) -> DraftCounts | None:

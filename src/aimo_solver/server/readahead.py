@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import functools
 import mmap
 import os
 import threading
@@ -25,6 +24,7 @@ from aimo_solver.server.machine import memory_room
 
 _READ_BYTES = 16 << 20  # each read announces the next one to the kernel, so that the disk never waits for a reader
 _OVERTAKEN_PIECES = 4
+_EVIDENT_BYTES = 64 << 20  # of a piece that counts as overtaken; Linux reads 128 KiB ahead, network file systems up to 16 MiB
 _SAMPLES = 16  # resident pages that are tried
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -197,11 +197,10 @@ def _read_piece(state: _State, piece: _Piece, buffer: memoryview, stop: threadin
         descriptor = file.fileno()
         missing = missing_ranges(descriptor, piece.start, piece.end)
         size = piece.end - piece.start
-        ahead = read_ahead_bytes(os.fstat(descriptor).st_dev)
         with state.lock:
             state.resident += size - _length(missing)
-            # Read-ahead for a neighbouring piece and reclaimed pages are not evidence of another reader.
-            by_others = _length(missing) < size // 16 and piece.resident_before < size // 2 and size > 4 * ahead
+            # Reclaimed pages, and a small piece that was read ahead for a neighbour, are not evidence of another reader.
+            by_others = _length(missing) < size // 16 and piece.resident_before < size // 2 and size >= _EVIDENT_BYTES
             state.overtaken = state.overtaken + 1 if by_others else 0
             if state.overtaken >= _OVERTAKEN_PIECES:
                 state.stop = StopReason.OVERTAKEN
@@ -254,12 +253,3 @@ def _readable_at_once(descriptor: int, start: int, resident: np.ndarray[tuple[in
                 return False
             raise
     return True
-
-
-@functools.cache
-def read_ahead_bytes(device: int) -> int:
-    """Returns how far the kernel reads ahead on a device; 0 if unknown (some network and layered file systems)."""
-    try:
-        return int(Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb").read_text()) << 10
-    except (OSError, ValueError):
-        return 0

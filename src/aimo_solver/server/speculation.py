@@ -107,7 +107,7 @@ def draft_length(streams: int, experts: int, experts_per_token: int) -> int:
 def without_min_p(sampling: SamplingConfig) -> SamplingConfig:
     """Returns sampling with `top_p` in place of `min_p`, which vLLM does not support with speculation.
 
-    vLLM 0.26 and 0.32 answer 400 to a request with min_p under speculation; 0.11 to 0.13 stop speculating.
+    vLLM 0.26 and 0.32 answer 400 to a request with min_p under speculation.
 
     min_p = m drops tokens less likely than m times the likeliest one. Once that one has more than 1 / (1 + m), all others
     together have less than m times as much, and only it is left. top_p = 1 / (1 + m) does the same from the same probability
