@@ -47,6 +47,7 @@ class ScriptedSessions:
         self.solved: list[Problem] = []
         self.repeats: list[int] = []
         self.boots = 0
+        self.votes = 1
         self._fails = fails
 
     @asynccontextmanager
@@ -60,7 +61,7 @@ class ScriptedSessions:
     async def solve(self, problem: Problem, allotment: Allotment) -> ProblemResult:
         self.solved.append(problem)
         answer = len(problem.text) + 8
-        result = ProblemResult(problem_id=problem.id, answer=answer, truth=problem.truth, reason="scripted", votes=1)
+        result = ProblemResult(problem_id=problem.id, answer=answer, truth=problem.truth, reason="scripted", votes=self.votes)
         self.observer.problem_finished(result)
         if len(self.solved) == 2:
             self.happens()
@@ -160,6 +161,17 @@ def test_a_boot_that_fails_twice_gives_a_submission_at_once_and_an_error_at_the_
     assert "-> build the wheels again" in printed
     assert "NOT FIT TO BE SUBMITTED: the boot failed" in (folder / "rehearsal.txt").read_text()
     assert "fit to be submitted" not in printed
+
+
+def test_problems_without_an_answer_from_any_attempt_are_an_error_unless_fallbacks_are_allowed(
+    folder: Path, runs: list[NotebookRun]
+) -> None:
+    sessions = ScriptedSessions()
+    sessions.votes = 0
+    with pytest.raises(RehearsalError, match="no attempt at any problem gave an answer"):
+        answer_problems(scripted(runs, sessions))
+    assert len(pl.read_parquet("submission.parquet")) == 3
+    answer_problems(scripted(runs, sessions), allow_fallback=True)
 
 
 def test_a_fallback_is_an_error_unless_it_is_allowed(folder: Path, runs: list[NotebookRun]) -> None:

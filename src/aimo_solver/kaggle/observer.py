@@ -28,14 +28,14 @@ class LoggingObserver:
 
     Attributes:
         answers: how many attempts gave each answer, by problem id.
-        finished: problems that the solver has ended.
+        finished, voted: problems that the solver has ended, and those of them to which an attempt gave an answer.
         clock: of the run.
         meter: of the session's server, if there is one.
     """
 
     def __init__(self, clock: RunClock) -> None:
         self.answers: dict[str, Counter[Answer]] = {}
-        self.finished = 0
+        self.finished = self.voted = 0
         self.meter: ServerMeter | None = None
         self.clock = clock
 
@@ -56,6 +56,7 @@ class LoggingObserver:
 
     def problem_finished(self, result: ProblemResult) -> None:
         self.finished += 1
+        self.voted += result.votes > 0
         verdict = "" if result.right is None else " (right)" if result.right else f" (wrong: {result.truth})"
         votes = f"{result.votes} votes of {result.attempts} attempts after {result.seconds:.0f} s ({result.reason})"
         measured = "" if self.meter is None else f"{self.meter.describe(result)}; "

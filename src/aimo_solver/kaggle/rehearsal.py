@@ -1,7 +1,8 @@
 """A run outside the competition: the same server, gateway and solver, and a report that says whether to submit.
 
 Before the first problem it shows what the boot led to, at the end the answers, and the score where the problems' CSV has a column
-`answer`. It fails after the submission is written if the boot failed or a fallback serves, so that the commit shows it.
+`answer`. It fails after the submission is written if the boot failed, a fallback serves or no attempt gave an answer, so that the
+commit shows it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def rehearse(
     Args:
         problems: the CSV; see `find_problems`.
         repeat: how often each problem is solved. The first time counts for the submission; run directories are numbered from 1.
-        allow_fallback: a fallback may serve.
+        allow_fallback: a fallback may serve, and no attempt need give an answer.
 
     Raises:
         RehearsalError: at the very end, if the notebook should not be submitted as it is.
@@ -65,6 +66,8 @@ def rehearse(
     finally:
         run.close()
     faults = _find_faults(checks, failure, allow_fallback=allow_fallback)
+    if run.unanswered and not (faults or allow_fallback):
+        faults = ["no attempt at any problem gave an answer; the lines of the attempts above say how they ended"]
     verdict = "\n".join(f"NOT FIT TO BE SUBMITTED: {fault}" for fault in faults)
     verdict = verdict or f"{_pack_cache(run.sessions.plan)}fit to be submitted"
     shown += _show("\n".join([*_describe_answers(answers, run.truths), "", verdict]))

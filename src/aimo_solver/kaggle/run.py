@@ -129,6 +129,11 @@ class Run:
         self.start()
         return int(make_predict(self)(f"asked-{self._submitted + 1}", text).item(0, "answer"))
 
+    @property
+    def unanswered(self) -> bool:
+        """Whether problems were solved, but no attempt at any of them gave an answer."""
+        return self._observer.finished > 0 and self._observer.voted == 0
+
     def describe_progress(self) -> str:
         """Returns the state of the run in one line."""
         failures = f"no session, {len(self._failures)} failed boots" + "".join(f": {why}" for why in self._failures[-1:])
