@@ -318,6 +318,7 @@ ENDS = [
     ),
     Case(name="sys.exit", code="import sys\nsys.exit(1)", cells=("x = 1",), error="SystemExit", after="x", after_value="1"),
     Case(name="exit()", code="exit()", cells=("x = 1",), error="SystemExit", after="x", after_value="1"),
+    Case(name="quit() after a reset", code="quit()", cells=("%reset -f",), error="SystemExit", after="2**10", after_value="1024"),
     Case(
         name="stops the event loop",
         code="import asyncio\nasyncio.get_event_loop().stop()\nawait asyncio.sleep(1)",

@@ -160,10 +160,15 @@ class _SystemAssign(inputtransformer2.SystemAssign):
         return None
 
 
+def _exit(code: object = None) -> NoReturn:
+    raise SystemExit(code)
+
+
 class _Shell(InteractiveShell):
     compiler_class = Type(_Compiler)
     displayhook_class = Type(_Value)
     display_pub_class = Type(_Display)
+    exiter: Any = staticmethod(_exit)  # IPython's own would end the kernel
     compile: _Compiler
     displayhook: _Value
     source = ""  # of the running cell, after transformation
@@ -216,7 +221,6 @@ class _Session:
         # the session modifies a copy of builtins
         self._builtins = sys.modules["builtins"] = types.ModuleType("builtins")
         names: dict[str, object] = {name: importlib.import_module(module) for name, module in _NAMES.items()}
-        names |= {"exit": _exit, "quit": _exit}  # IPython's own would end the kernel
         self._prepare()
         self._shell.user_ns.update(names)
         self._shell.user_ns_hidden.update(names)
@@ -277,7 +281,3 @@ class _Session:
 
 def _no_input(prompt: object = "") -> NoReturn:
     raise EOFError("input() is not available here; write the value into the code")
-
-
-def _exit(code: object = None) -> NoReturn:
-    raise SystemExit(code)
