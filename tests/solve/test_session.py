@@ -20,7 +20,7 @@ from aimo_solver.options import SamplingConfig, ServerConfig
 from aimo_solver.problems import ProblemResult
 from aimo_solver.server import launch
 from aimo_solver.server.client import VllmEngine
-from aimo_solver.server.compile_cache import add_shipped_cache, make_stamp, pack_cache
+from aimo_solver.server.compile_cache import add_cache, make_stamp, pack_cache
 from aimo_solver.server.failures import Failure, FailureCause
 from aimo_solver.server.ladder import safest
 from aimo_solver.server.launch import plan_launch
@@ -58,7 +58,7 @@ def test_the_compile_cache_is_compared_with_the_versions_of_the_wheels(wheels: I
     config = Config(server=ServerConfig(compile_cache=str(archive)))
     pack_cache(make_stamp(plan_launch(MODEL, config, wheels if fits else NOTHING_TO_INSTALL, gpus=(H100,)), root), archive)
     shutil.rmtree(root)
-    plan = add_shipped_cache(plan_launch(MODEL, config, wheels, gpus=(H100,)))
+    plan = add_cache(plan_launch(MODEL, config, wheels, gpus=(H100,)), fill=False)
     for start in (plan, safest(plan, Failure(FailureCause.UNKNOWN))):
         assert start.command.env.get("VLLM_CACHE_ROOT") == (str(root / "vllm") if fits else None)
     assert (root / "vllm" / "compiled").exists() is fits

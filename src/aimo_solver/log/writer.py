@@ -112,7 +112,7 @@ class RunLog(AbstractContextManager["RunLog"]):
     @property
     def server_log(self) -> Path | None:
         """The file for a server's output; None if nothing is written."""
-        return self.directory / "server.log"
+        return None if self._events is None else self.directory / "server.log"
 
     @property
     def t(self) -> float:
@@ -228,10 +228,6 @@ class NullLog(RunLog):
     def __init__(self, config: Config | None = None, started: float | None = None) -> None:
         started = time.monotonic() if started is None else started
         super().__init__(Path(os.devnull), time.monotonic, started, {} if config is None else config.as_dict(), None)
-
-    @property
-    def server_log(self) -> Path | None:
-        return None
 
 
 def summarise_run(results: Sequence[ProblemResult], seconds: float, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -152,25 +152,20 @@ def place_cache(archive: Path, here: Stamp) -> Path | None:
     return root
 
 
-def add_shipped_cache(plan: LaunchPlan) -> LaunchPlan:
-    """Puts the cache that `server.compile_cache` names in place, if it fits; returns the plan with it."""
-    if plan.config.server.compile_cache is None:
-        return plan
-    root = place_cache(Path(plan.config.server.compile_cache), make_stamp(plan, default_root()))
-    return plan if root is None else with_cache(plan, root)
+def add_cache(plan: LaunchPlan, *, fill: bool = True) -> LaunchPlan:
+    """Returns the plan with the cache that `server.compile_cache` names, if it fits, else with one that the server fills.
 
-
-def add_cache(plan: LaunchPlan) -> LaunchPlan:
-    """Returns the plan with the shipped cache, else with one that the server fills.
+    With `fill` false, the plan is returned as it is if no cache fits.
 
     Raises:
         OSError: there is no folder for it.
     """
-    shipped = add_shipped_cache(plan)
-    if shipped is not plan:
-        return shipped
-    default_root().mkdir(parents=True, exist_ok=True)
-    return with_cache(plan, default_root())
+    shipped = plan.config.server.compile_cache
+    root = None if shipped is None else place_cache(Path(shipped), make_stamp(plan, default_root()))
+    if root is None and fill:
+        root = default_root()
+        root.mkdir(parents=True, exist_ok=True)
+    return plan if root is None else with_cache(plan, root)
 
 
 def pack_cache(stamp: Stamp, archive: Path) -> int:

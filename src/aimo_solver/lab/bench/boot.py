@@ -17,7 +17,7 @@ from aimo_solver.lab.report.timeline import BootStage, boot_stages
 from aimo_solver.log.reader import read_run
 from aimo_solver.log.writer import RunLog
 from aimo_solver.server.client import VllmEngine
-from aimo_solver.server.compile_cache import add_shipped_cache
+from aimo_solver.server.compile_cache import add_cache
 from aimo_solver.server.engine import CompletionRequest
 from aimo_solver.server.launch import plan_launch
 from aimo_solver.server.process import ServerProcess
@@ -97,7 +97,7 @@ async def _boot_in_sequence(model: Path, config: Config, folder: Path) -> list[B
     pool = KernelPool.from_config(config.kernels, leases=config.solver.streams)
     try:
         await stage("kernels", pool.start())
-        plan = add_shipped_cache(plan_launch(model, config))
+        plan = add_cache(plan_launch(model, config), fill=False)
         server = ServerProcess(plan.command, folder / "server.log")
         async with plan.engine() as engine:
             try:
