@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import importlib.machinery
 import logging
@@ -131,24 +130,18 @@ def parse_gpus(answer: str) -> tuple[Gpu, ...]:
 def installed_flags(path: Sequence[str] | None = None) -> frozenset[str] | None:
     """Returns every flag of the vLLM found on `path` (default `sys.path`), read from its source; None if unknown.
 
-    Flags are quoted in its source, or are the names of fields in classes whose names end in FrontendArgs.
+    Flags are quoted there, or are the names of fields in the files `cli_args.py`.
     """
     package = package_folder("vllm", path)
     if package is None:
         return None
-    sources = [package / "engine/arg_utils.py", *sorted(package.glob("entrypoints/**/cli_args.py"))]
-    flags: set[str] = set()
-    for source in sources:
-        try:
-            text = source.read_text(encoding="utf-8")
-            tree = ast.parse(text)
-        except (OSError, SyntaxError):
-            return None
-        flags.update(re.findall(r"""["'](--[a-z0-9][a-z0-9-]*)["']""", text))
-        classes = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.endswith("FrontendArgs"))
-        for item in (item for node in classes for item in node.body):
-            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-                flags.add(f"--{item.target.id.replace('_', '-')}")
+    try:
+        engine = (package / "engine/arg_utils.py").read_text(encoding="utf-8")
+        server = "\n".join(file.read_text(encoding="utf-8") for file in package.glob("entrypoints/**/cli_args.py"))
+    except OSError:
+        return None
+    flags = set(re.findall(r"""["'](--[a-z0-9][a-z0-9-]*)["']""", engine + server))
+    flags.update(f"--{field.replace('_', '-')}" for field in re.findall(r"^    ([a-z]\w*): ", server, re.MULTILINE))
     return frozenset(flags) if {"--model", "--port"} <= flags else None
 
 
