@@ -238,8 +238,10 @@ async def shared() -> AsyncIterator[KernelPool]:
 
 _SOCKET = """
 import asyncio, gc, os, socket
-writer = next(o for o in gc.get_objects() if isinstance(o, asyncio.StreamWriter))
-raw = socket.socket(fileno=os.dup(writer.get_extra_info('socket').fileno()))
+loop = asyncio.get_running_loop()
+known = loop._ssock, loop._csock
+calls = [o for o in gc.get_objects() if isinstance(o, socket.socket) and o.fileno() >= 0 and o not in known]
+raw = socket.socket(fileno=os.dup(calls[0].fileno()))
 raw.setblocking(True)
 """
 

@@ -43,7 +43,7 @@ _NAMES = {
     "np": "numpy",
     "sp": "sympy",
 }
-_LONGEST_CALL = 1 << 30  # bytes; what the solver sends fits into the model's context
+_PART_BYTES = 4_096  # read at a time: more may not be left of the kernel's memory
 DIGITS = 64  # of mpmath's numbers; its own 15 are no more than a float has
 # otherwise imported when a kernel starts or by its first calls; not every version of the packages has all of them
 _LATE = (
@@ -76,12 +76,16 @@ def run_kernel(calls: socket.socket, on_ready: Callable[[], object]) -> None:
 
 
 async def _serve(session: _Session, calls: socket.socket) -> None:
-    reader, writer = await asyncio.open_unix_connection(sock=calls, limit=_LONGEST_CALL)
-    while call := await reader.readline():
-        request = json.loads(call)
-        reply = await session.run(request["code"])
-        writer.write(json.dumps({"call": request["call"], **reply}).encode() + b"\n")
-        await writer.drain()
+    calls.setblocking(False)
+    loop = asyncio.get_running_loop()
+    received = bytearray()
+    while part := await loop.sock_recv(calls, _PART_BYTES):
+        received += part
+        if part.endswith(b"\n"):  # there is one call at a time
+            request = json.loads(received)
+            received.clear()
+            reply = await session.run(request["code"])
+            await loop.sock_sendall(calls, json.dumps({"call": request["call"], **reply}).encode() + b"\n")
 
 
 def _seed() -> None:
