@@ -35,6 +35,7 @@ from aimo_solver.server.speculation import read_model_config
 from solver_runs import run_command, run_solver
 
 ROOT = Path(__file__).resolve().parent.parent
+_INTERRUPTED = 130  # exit code of aimo-solver; the same command continues
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".index.json")
 COLUMNS = (
     *("model", "MB", "right", "points more", "attempts right", "points more of attempts"),
@@ -188,8 +189,9 @@ def _solve(model: Path, problems: Path, run: Path, repeat: int, settings: Sequen
     chosen = [part for setting in ("server.restarts=0", *settings) for part in ("--set", setting)]
     try:
         run_solver("evaluate", problems, "--model", model, "--out", run, "--repeat", repeat, "--seed", 0, *resume, *chosen)
-    except typer.Exit:
-        typer.echo(f"{model} was not served to the end; {run} says why. Remove that folder before the next check", err=True)
+    except typer.Exit as left:
+        if left.exit_code != _INTERRUPTED:  # problems may have got a wrong answer since the server was gone
+            typer.echo(f"{model} was not served to the end; {run} says why. Remove that folder before the next check", err=True)
         raise
 
 

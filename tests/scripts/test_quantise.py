@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -121,6 +122,21 @@ def test_four_bit_models_ask_for_a_type_that_cpus_have_a_kernel_for(tmp_path: Pa
     quantise._let_vllm_choose_the_type(recommended)
     assert recommended.read_text() == before
     assert "--dtype" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("code", "told"), [(1, True), (130, False)])
+def test_a_server_that_fails_says_what_to_remove_and_an_interruption_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int, told: bool
+) -> None:
+    def run_solver(*arguments: object) -> None:
+        assert ("--set", "server.restarts=0") in pairwise(arguments)
+        raise typer.Exit(code)
+
+    monkeypatch.setattr(quantise, "run_solver", run_solver)
+    with pytest.raises(typer.Exit) as left:
+        quantise.check_again(MODEL, MODEL, runs=tmp_path)
+    assert left.value.exit_code == code
+    assert (f"{tmp_path / 'after'} says why" in capsys.readouterr().err) == told
 
 
 def test_the_table_compares_right_answers_problem_by_problem(tmp_path: Path) -> None:
