@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import shutil
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -48,6 +50,7 @@ class ScriptedSessions:
         self.repeats: list[int] = []
         self.boots = 0
         self.votes = 1
+        self.late = False
         self._fails = fails
 
     @asynccontextmanager
@@ -60,7 +63,11 @@ class ScriptedSessions:
 
     async def solve(self, problem: Problem, allotment: Allotment) -> ProblemResult:
         self.solved.append(problem)
+        self.observer.problem_started(problem, allotment.seconds)
+        if self.late:
+            await asyncio.sleep(allotment.seconds + 60)
         answer = len(problem.text) + 8
+        self.observer.answers[problem.id] += Counter({answer: self.votes})
         result = ProblemResult(problem_id=problem.id, answer=answer, truth=problem.truth, reason="scripted", votes=self.votes)
         self.observer.problem_finished(result)
         if len(self.solved) == 2:
@@ -163,15 +170,18 @@ def test_a_boot_that_fails_twice_gives_a_submission_at_once_and_an_error_at_the_
     assert "fit to be submitted" not in printed
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["ended", "past its deadline"])
 def test_problems_without_an_answer_from_any_attempt_are_an_error_unless_fallbacks_are_allowed(
-    folder: Path, runs: list[NotebookRun]
+    folder: Path, runs: list[NotebookRun], monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
+    monkeypatch.setattr("aimo_solver.kaggle.run.GRACE_S", 0.0)
     sessions = ScriptedSessions()
-    sessions.votes = 0
+    sessions.votes, sessions.late = 0, late
+    options = {"cap_s": 0.05, "least_s": 0.0}
     with pytest.raises(RehearsalError, match="no attempt at any problem gave an answer"):
-        answer_problems(scripted(runs, sessions))
+        answer_problems(scripted(runs, sessions, **options))
     assert len(pl.read_parquet("submission.parquet")) == 3
-    answer_problems(scripted(runs, sessions), allow_fallback=True)
+    answer_problems(scripted(runs, sessions, **options), allow_fallback=True)
 
 
 def test_a_fallback_is_an_error_unless_it_is_allowed(folder: Path, runs: list[NotebookRun]) -> None:

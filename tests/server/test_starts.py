@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from aimo_solver.config import Config
 from aimo_solver.errors import ServerStartError
 from aimo_solver.server import launch
 from aimo_solver.server.failures import Failure, FailureCause
+from aimo_solver.server.flags import Adjustments
 from aimo_solver.server.ladder import next_plan
 from aimo_solver.server.launch import LaunchPlan, plan_launch
 from aimo_solver.server.process import ServerCommand, ServerProcess
@@ -60,6 +62,11 @@ async def test_what_served_is_the_next_boots_first_start(plan: LaunchPlan, monke
     await boot(history, plan, Starts(2), monkeypatch)
     assert history.first_plan(plan) == next_plan(plan, LOWER, last=False, port=1)
     assert history.adjustments.steps == history.first_plan(plan).adjustments.steps != ()
+
+
+def test_a_first_boot_keeps_the_adjustments_of_its_plan(plan: LaunchPlan) -> None:
+    spawned = replace(plan, adjustments=Adjustments(fork=False))
+    assert StartHistory().first_plan(spawned) == spawned
 
 
 async def test_a_boot_that_failed_is_repeated_with_the_first_command_and_the_last_that_fits_with_the_safest(

@@ -27,15 +27,15 @@ class LoggingObserver:
     """Logs each attempt and problem that ends, and counts answers, in case the vote fails.
 
     Attributes:
-        answers: how many attempts gave each answer, by problem id.
-        finished, voted: problems that the solver has ended, and those of them to which an attempt gave an answer.
+        answers: how many attempts gave each answer, by problem id; empty for a problem without one.
+        finished: problems that the solver has ended.
         clock: of the run.
         meter: of the session's server, if there is one.
     """
 
     def __init__(self, clock: RunClock) -> None:
         self.answers: dict[str, Counter[Answer]] = {}
-        self.finished = self.voted = 0
+        self.finished = 0
         self.meter: ServerMeter | None = None
         self.clock = clock
 
@@ -56,7 +56,6 @@ class LoggingObserver:
 
     def problem_finished(self, result: ProblemResult) -> None:
         self.finished += 1
-        self.voted += result.votes > 0
         verdict = "" if result.right is None else " (right)" if result.right else f" (wrong: {result.truth})"
         votes = f"{result.votes} votes of {result.attempts} attempts after {result.seconds:.0f} s ({result.reason})"
         measured = "" if self.meter is None else f"{self.meter.describe(result)}; "

@@ -131,8 +131,9 @@ class Run:
 
     @property
     def unanswered(self) -> bool:
-        """Whether problems were solved, but no attempt at any of them gave an answer."""
-        return self._observer.finished > 0 and self._observer.voted == 0
+        """Whether problems were started, but no attempt at any of them gave an answer."""
+        answers = self._observer.answers
+        return bool(answers) and not any(answers.values())
 
     def describe_progress(self) -> str:
         """Returns the state of the run in one line."""

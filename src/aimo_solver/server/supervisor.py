@@ -206,7 +206,8 @@ class StartHistory:
 
     def first_plan(self, plan: LaunchPlan) -> LaunchPlan:
         """Returns the plan of a boot's first start."""
-        plan = replace(plan, adjustments=self.adjustments)
+        if self._supervisor is not None:
+            plan = replace(plan, adjustments=self.adjustments)
         if self.left_s() < 2 * self._failed_s:
             plan = safest(plan, Failure(FailureCause.UNKNOWN))
         return plan
