@@ -51,6 +51,7 @@ class ScriptedSessions:
         self.boots = 0
         self.votes = 1
         self.late = False
+        self.event = 2
         self._fails = fails
 
     @asynccontextmanager
@@ -70,12 +71,12 @@ class ScriptedSessions:
         self.observer.answers[problem.id] += Counter({answer: self.votes})
         result = ProblemResult(problem_id=problem.id, answer=answer, truth=problem.truth, reason="scripted", votes=self.votes)
         self.observer.problem_finished(result)
-        if len(self.solved) == 2:
+        if len(self.solved) == self.event:
             self.happens()
         return result
 
     def happens(self) -> None:
-        """Called after the second problem."""
+        """Called after the problem of the number `event`."""
 
     def best(self, problem_id: str) -> int:
         return 0
@@ -177,10 +178,11 @@ def test_problems_without_an_answer_from_any_attempt_are_an_error_unless_fallbac
     monkeypatch.setattr("aimo_solver.kaggle.run.GRACE_S", 0.0)
     sessions = ScriptedSessions()
     sessions.votes, sessions.late = 0, late
+    (folder / "problems.csv").write_text("id,problem\naa0001,one\n")
     options = {"cap_s": 0.05, "least_s": 0.0}
     with pytest.raises(RehearsalError, match="no attempt at any problem gave an answer"):
         answer_problems(scripted(runs, sessions, **options))
-    assert len(pl.read_parquet("submission.parquet")) == 3
+    assert len(pl.read_parquet("submission.parquet")) == 1
     answer_problems(scripted(runs, sessions, **options), allow_fallback=True)
 
 
@@ -201,11 +203,14 @@ def test_a_fallback_that_serves_since_a_restart_is_an_error_too(folder: Path, ru
     assert answer_problems(run, allow_fallback=True)["aa0001"] == 11
 
 
+@pytest.mark.parametrize("problem", [2, 3], ids=["during the run", "with the last answer"])
 def test_a_server_that_is_lost_for_good_after_the_boot_is_an_error(
-    folder: Path, runs: list[NotebookRun], monkeypatch: pytest.MonkeyPatch
+    folder: Path, runs: list[NotebookRun], monkeypatch: pytest.MonkeyPatch, problem: int
 ) -> None:
     monkeypatch.setattr("aimo_solver.kaggle.run.GRACE_S", 0.0)
+    monkeypatch.setattr("aimo_solver.kaggle.run._POLL_S", 0.1)  # that the loss is not seen at once
     sessions = ScriptedSessions()
+    sessions.event = problem
 
     def lose() -> None:
         sessions.lost, sessions._fails = "no restart is left", True
@@ -213,7 +218,7 @@ def test_a_server_that_is_lost_for_good_after_the_boot_is_an_error(
     sessions.happens = lose  # type: ignore[method-assign]
     with pytest.raises(RehearsalError, match=r"the boot failed: .* ended \(CUDA out of memory\)"):
         answer_problems(scripted(runs, sessions, cap_s=0.3, least_s=0.0))
-    assert sum(answer == 0 for answer in pl.read_parquet("submission.parquet")["answer"]) == 1
+    assert sum(answer == 0 for answer in pl.read_parquet("submission.parquet")["answer"]) == 3 - problem
 
 
 def test_a_report_that_cannot_be_written_is_no_error(

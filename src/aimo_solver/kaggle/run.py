@@ -114,11 +114,13 @@ class Run:
 
     def wait_for_boot(self, failures: int) -> str | None:
         """Waits for a session; returns why there is none after so many boots that failed in a row."""
-        while self._session is None and self._clock.left_s > 0:
+        while (session := self._session) is None or session.lost is not None:
+            if self._clock.left_s <= 0:
+                return "no time is left"
             if len(self._failures) >= failures:
                 return self._failures[-1]
             time.sleep(_POLL_S)
-        return None if self._session is not None else "no time is left"
+        return None
 
     def expect(self, problems: int) -> None:
         """Divides the time among at least so many problems."""
