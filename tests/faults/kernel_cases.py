@@ -551,6 +551,12 @@ BARRED = [
         needs=frozenset({Isolation.USER, *_CONFINED}),
     ),
     Case(name="secrets in the environment", code="import os\n[k for k in os.environ if 'SECRET' in k]", value="[]"),
+    Case(name="another virtual environment", code="import sys\nsys.path[0]", value="''"),
+    Case(
+        name="descriptors of a program",
+        code="import subprocess\nsubprocess.check_output('ls -l /proc/self/fd', shell=True, close_fds=False).count(b'socket')",
+        value="0",
+    ),
     Case(
         name="secrets in /proc",
         code=(

@@ -47,11 +47,12 @@ LESS_ISOLATED = [
 
 @pytest.fixture(scope="module", autouse=True)
 def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Sets a secret in the environment, and a temporary directory in which no pool may leave anything."""
+    """Sets a secret and a virtual environment, and a temporary directory in which no pool may leave anything."""
     tmp_path_factory.getbasetemp()  # created before the temporary directory changes
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="kt-") as place:
         os.chmod(place, 0o711)
         patch.setenv("KERNEL_TEST_SECRET", "KERNEL_TEST_SECRET")
+        patch.setenv("VIRTUAL_ENV", "/another/environment")
         patch.setenv("TMPDIR", place)
         patch.setattr(tempfile, "tempdir", place)
         yield
@@ -414,6 +415,16 @@ async def test_the_error_of_a_failed_forkserver_is_quoted(monkeypatch: pytest.Mo
     monkeypatch.setattr("aimo_solver.kernels.spawner._SETTINGS", {"PYTHONPATH": str(tmp_path)})
     with pytest.raises(KernelStartError, match="this is no IPython"):
         await KernelPool(size=1).__aenter__()
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_kernel_that_cannot_take_calls_is_not_ready(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "no_loop.py").write_text(
+        "import asyncio\ndef new(): raise OSError('no descriptors')\nasyncio.new_event_loop = new"
+    )
+    monkeypatch.setattr("aimo_solver.kernels.spawner._SETTINGS", {"PYTHONPATH": str(tmp_path)})
+    with pytest.raises(KernelStartError, match="no descriptors"):
+        await KernelPool(size=1, preload=("no_loop",)).__aenter__()
 
 
 async def test_modules_are_preloaded_and_missing_ones_ignored() -> None:

@@ -48,7 +48,7 @@ DIGITS = 64  # of mpmath's numbers; its own 15 are no more than a float has
 # otherwise imported when a kernel starts or by its first calls; not every version of the packages has all of them
 _LATE = (
     *("IPython.core.magics.ast_mod", "IPython.core.magics.execution", "IPython.core.completerlib", "IPython.core.oinspect"),
-    *("IPython.extensions.storemagic", "IPython.utils.module_paths", "multiprocessing.pool", "numpy.random", "pdb", "statistics"),
+    *("IPython.utils.module_paths", "multiprocessing.pool", "numpy.random", "pdb", "statistics"),
 )
 
 
@@ -70,9 +70,9 @@ def run_kernel(calls: socket.socket, on_ready: Callable[[], object]) -> None:
     for message in ("To exit: use", "This process .* is multi-threaded"):  # from exit() and fork(), which are allowed here
         warnings.filterwarnings("ignore", message)
     sys.path.insert(0, "")
-    session = _Session()
+    session, loop = _Session(), asyncio.new_event_loop()
     on_ready()
-    asyncio.new_event_loop().run_until_complete(_serve(session, calls))
+    loop.run_until_complete(_serve(session, calls))
 
 
 async def _serve(session: _Session, calls: socket.socket) -> None:

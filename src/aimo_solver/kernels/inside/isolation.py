@@ -102,6 +102,7 @@ def become_kernel(sandbox: Sandbox, work: Path, control: socket.socket, output: 
             send_message(control, isolation=sorted(active))
             control.close()
 
+        os.set_inheritable(calls, False)  # a received descriptor is inheritable
         ipython.run_kernel(socket.socket(fileno=calls), report_ready)
     except BaseException:  # noqa: BLE001 - the same as in `run_monitor`
         send_message(control, failed=traceback.format_exc()[-4_000:])
