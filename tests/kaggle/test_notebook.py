@@ -164,6 +164,8 @@ def test_a_rerun_is_served_before_the_boot_and_answered_after_it(place: Place) -
     assert "the boot failed, and is repeated while time is left: model" in output
     progress = (place.folder / "progress.txt").read_text().splitlines()
     assert "s left; 0 problems asked, 0 solved; no session" in progress[0]
+    # Failures are read from it. A notebook's kernel asks all programs for colours.
+    assert [b"\x1b" in log.read_bytes() for log in place.folder.glob("runs/*/server.log")] == [False]
     assert leftovers(place.folder) == []
 
 

@@ -249,6 +249,10 @@ def test_every_flag_has_a_reason(model: Path) -> None:
         assert all(variable.reason for variable in planned.variables)
 
 
+def test_the_servers_output_is_plain_where_the_environment_asks_for_colours(model: Path) -> None:
+    assert plan(model).command.env["NO_COLOR"] == "1"
+
+
 def test_the_flags_of_a_missing_vllm_are_unknown(tmp_path: Path) -> None:
     assert installed_flags([str(tmp_path)]) is None
 

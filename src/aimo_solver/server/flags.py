@@ -115,6 +115,7 @@ COMMON_VARIABLES = (
     Variable("VLLM_DO_NOT_TRACK", "1", "no network"),
     Variable("USE_TF", "0", "transformers would import the image's TensorFlow, if it saw it"),
     Variable("USE_FLAX", "0", "transformers would import the image's Flax, if it saw it"),
+    Variable("NO_COLOR", "1", "`failures` reads the output; ipykernel sets FORCE_COLOR, which vLLM 0.32 follows"),
     Variable("TOKENIZERS_PARALLELISM", "false", "prompts are token ids; silences a warning about forks"),
 )
 
