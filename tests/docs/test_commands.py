@@ -184,7 +184,7 @@ CASES = (
     Case("make test", "pytest -q", more="--dry-run"),
     Case("make fuzz", "tests/chat/test_fuzz.py", more="--dry-run"),
     Case("make endurance", "scripts/endurance.py", more="--dry-run"),
-    Case("make endurance SEED=2", "scripts/endurance.py --seed 2", more="--dry-run"),
+    Case("make endurance SEED=3", "scripts/endurance.py --seed 3", more="--dry-run"),
     Case("make check", "mypy", more="--dry-run"),
     Case("make notebook", "scripts/build_notebook.py", more="--dry-run"),
     Case("make lock", "requirements.lock.new", more="--dry-run"),
