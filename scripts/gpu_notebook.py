@@ -22,7 +22,7 @@ def notebook(out: Path, tiny: bool) -> Any:
 
 @stage
 def notebook_shape(out: Path, tiny: bool) -> Any:
-    """The same with gpt-oss-120b's shape and random weights that route: every part but right answers."""
+    """The same with gpt-oss-120b's shape and random weights that route, whose attempts give no answers."""
     values = ["ALLOW_FALLBACK=True", f"budget.cap_s={2 * _PROBLEM_S if tiny else _PROBLEM_S}", "budget.problems=3"]
     if not tiny:
         values.append("server.load_format=aimo-random")

@@ -1,4 +1,4 @@
-"""Whether tokens that are sampled under speculation have the model's own distribution.
+"""Tests whether tokens sampled under speculation have the model's own distribution.
 
 `gpu_bench.py` runs `speculation-sampled` as a stage: the embedded model at temperature 1, on a server with its draft and on one
 without, side by side. Compared are attempts at the warm-up problems, and the first tokens of many samples of one prompt.

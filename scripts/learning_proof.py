@@ -42,7 +42,7 @@ SEEDS = (1, 2, 3)
 STAGES = ("base", "sft", "dpo")
 PARTS = {"weak": (WEAK_FAMILY,), "others": FAMILIES}
 _SIDE_BY_SIDE = 8  # problems, each with its attempts
-# An attempt that has gone astray otherwise fills the context: 20 times the tokens of a right one.
+# Without limits, an attempt that never answers fills the context: 20 times the tokens of a right one.
 _LIMITS = ("attempt.max_turns=8", "attempt.max_tokens=400")
 # Six servers at most share the GPU. With a fixed cache none measures the free memory, which the others change meanwhile. A model
 # this small decodes fast enough without graphs, whose compilation takes 10 s at every start with a new model.

@@ -203,7 +203,7 @@ class NotebookSessions:
 
     def _open_log(self, config: Config) -> RunLog:
         started = time.monotonic() if self._started is None else self._started
-        self._started = None  # a run that starts again has a second 0 of its own
+        self._started = None  # times of a run that starts again count from that start
         return open_log(self._directory, config, started, "" if self._repeat is None else str(self._repeat))
 
     def _config(self, folder: Path) -> Config:

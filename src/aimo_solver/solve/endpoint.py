@@ -96,7 +96,7 @@ async def endpoint_session(
 
 @contextmanager
 def _reported(endpoint: Endpoint, what: str = "") -> Iterator[None]:
-    """Turns a failed request into an error of one line that names the endpoint."""
+    """Raises an EndpointError of one line, which names the endpoint, for a failed request."""
     try:
         yield
     except EngineError as error:
