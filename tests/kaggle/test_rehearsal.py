@@ -158,8 +158,9 @@ def test_repeats_are_numbered_from_one_and_the_first_is_submitted(
 
 
 def test_a_boot_that_fails_twice_gives_a_submission_at_once_and_an_error_at_the_end(
-    folder: Path, runs: list[NotebookRun], capsys: pytest.CaptureFixture[str]
+    folder: Path, runs: list[NotebookRun], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("aimo_solver.kaggle.run.PAUSES_S", (0.0, 0.01, 60.0))  # no third boot before the run is closed
     sessions = ScriptedSessions(fails=True)
     with pytest.raises(RehearsalError, match=r"the boot failed: .* ended \(CUDA out of memory\); vLLM: cannot be imported"):
         answer_problems(scripted(runs, sessions), repeat=2)
@@ -217,7 +218,7 @@ def test_a_server_that_is_lost_for_good_after_the_boot_is_an_error(
 
     sessions.happens = lose  # type: ignore[method-assign]
     with pytest.raises(RehearsalError, match=r"the boot failed: .* ended \(CUDA out of memory\)"):
-        answer_problems(scripted(runs, sessions, cap_s=0.3, least_s=0.0))
+        answer_problems(scripted(runs, sessions, cap_s=3.0, least_s=0.0))
     assert sum(answer == 0 for answer in pl.read_parquet("submission.parquet")["answer"]) == 3 - problem
 
 
