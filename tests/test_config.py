@@ -8,12 +8,14 @@ from typing import get_args, get_type_hints
 
 import pytest
 
+from aimo_solver.chat.options import BuiltInVariant, VariantConfig
 from aimo_solver.chat.variants import VARIANTS
 from aimo_solver.config import Config, check_context, load_config
 from aimo_solver.errors import ConfigError
 from aimo_solver.kernels.pool import KernelPool
-from aimo_solver.options import BuiltInVariant, ServerConfig, SolverConfig, VariantConfig
 from aimo_solver.server.flags import PRESETS
+from aimo_solver.server.options import ServerConfig
+from aimo_solver.solve.options import SolverConfig
 
 
 def test_defaults_are_the_documented_ones() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from aimo_solver.options import BudgetConfig
+from aimo_solver.policy.options import BudgetConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,26 +16,31 @@ from typing import Any, get_args
 from pydantic import TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from aimo_solver import options
+from aimo_solver.chat.options import BuiltInVariant, PromptConfig, VariantConfig
 from aimo_solver.errors import ConfigError
+from aimo_solver.kernels.options import MOST_KERNELS, KernelConfig
+from aimo_solver.options import STRICT, AnswersConfig, SamplingConfig
+from aimo_solver.policy.options import LARGER_PLANS, BudgetConfig, Plan, SelectionConfig, VotingConfig
+from aimo_solver.server.options import ServerConfig
+from aimo_solver.solve.options import AttemptConfig, SolverConfig
 
 _MODEL_OPTIONS = "aimo.toml"  # in a model folder: the options recommended for that model
 
 
-@dataclass(frozen=True, kw_only=True, config=options.STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Config:
     """All options of a run."""
 
-    sampling: options.SamplingConfig = field(default_factory=options.SamplingConfig)
-    attempt: options.AttemptConfig = field(default_factory=options.AttemptConfig)
-    answers: options.AnswersConfig = field(default_factory=options.AnswersConfig)
-    solver: options.SolverConfig = field(default_factory=options.SolverConfig)
-    kernels: options.KernelConfig = field(default_factory=options.KernelConfig)
-    voting: options.VotingConfig = field(default_factory=options.VotingConfig)
-    selection: options.SelectionConfig = field(default_factory=options.SelectionConfig)
-    budget: options.BudgetConfig = field(default_factory=options.BudgetConfig)
-    prompt: options.PromptConfig = field(default_factory=options.PromptConfig)
-    server: options.ServerConfig = field(default_factory=options.ServerConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    attempt: AttemptConfig = field(default_factory=AttemptConfig)
+    answers: AnswersConfig = field(default_factory=AnswersConfig)
+    solver: SolverConfig = field(default_factory=SolverConfig)
+    kernels: KernelConfig = field(default_factory=KernelConfig)
+    voting: VotingConfig = field(default_factory=VotingConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Config:
@@ -44,11 +49,11 @@ class Config:
         return self
 
     @property
-    def plans(self) -> tuple[options.Plan, ...]:
+    def plans(self) -> tuple[Plan, ...]:
         """The plans that a problem may get, by slots."""
         solver = self.solver
-        smallest = options.Plan(solver.slots, solver.max_attempts, self.voting.equal)
-        return (smallest, *(options.LARGER_PLANS if solver.grow else ()))
+        smallest = Plan(solver.slots, solver.max_attempts, self.voting.equal)
+        return (smallest, *(LARGER_PLANS if solver.grow else ()))
 
     def as_dict(self) -> dict[str, Any]:
         """Returns plain values for a JSON file."""
@@ -137,7 +142,7 @@ def _toml_value(text: str) -> Any:
 def _options(sections: Sequence[str]) -> list[str]:
     here: Any = Config()
     for section in sections:
-        here = options.VariantConfig() if isinstance(here, Mapping) else getattr(here, section)
+        here = VariantConfig() if isinstance(here, Mapping) else getattr(here, section)
     return list(here.__dataclass_fields__)
 
 
@@ -180,7 +185,7 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
         yield "selection.least_s", f"{selection.least_s:g} s are more than any problem gets (budget.cap_s, {budget.cap_s:g})"
     if budget.rule == "clamp" and budget.reserve_s > budget.cap_s:
         yield "budget.reserve_s", f"{budget.reserve_s:g} s are more than budget.cap_s ({budget.cap_s:g}); raise that"
-    names = [*get_args(options.BuiltInVariant), *config.prompt.variants]
+    names = [*get_args(BuiltInVariant), *config.prompt.variants]
     for name in config.prompt.mix:
         if name not in names:
             yield "prompt.mix", f"there is no variant {name}; known: {', '.join(dict.fromkeys(names))}"
@@ -197,16 +202,16 @@ def _size_problems(config: Config) -> Iterator[tuple[str, str]]:
     size = kernels.size or solver.streams
     if size < solver.streams:
         yield "kernels.size", f"{size} kernels are too few for {_streams(config)}; leave kernels.size out to derive it"
-    if size + kernels.spares > options.MOST_KERNELS:
+    if size + kernels.spares > MOST_KERNELS:
         kernels_of = "kernels.size, by default solver.slots times solver.parallel"
-        yield "kernels.spares", f"{kernels.spares} spares and {size} kernels ({kernels_of}) are more than {options.MOST_KERNELS}"
+        yield "kernels.spares", f"{kernels.spares} spares and {size} kernels ({kernels_of}) are more than {MOST_KERNELS}"
     if kernels.pool_memory_mb is not None and kernels.memory_mb > kernels.pool_memory_mb:
         pool_mb = kernels.pool_memory_mb
         yield "kernels.memory_mb", f"{kernels.memory_mb} MB per kernel are more than kernels.pool_memory_mb ({pool_mb}) for all"
 
 
 def _growth_problems(config: Config) -> Iterator[tuple[str, str]]:
-    first, voting = options.LARGER_PLANS[0], config.voting
+    first, voting = LARGER_PLANS[0], config.voting
     if config.solver.slots >= first.slots:
         problem = f"starts below {first.slots} slots"
         yield "solver.grow", f"{problem}; lower solver.slots ({config.solver.slots}), or leave solver.grow out"

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from aimo_solver.answers import extract_answer
 from aimo_solver.chat.families import FAMILIES, load_chat_format
 from aimo_solver.chat.markup import MARKUP
+from aimo_solver.chat.options import FamilyName, ReasoningEffort
 from aimo_solver.chat.prompts import Prompt
 from aimo_solver.chat.turns import FinalText, Malformed, ToolCalls
 from aimo_solver.errors import ModelError
 from aimo_solver.lab.bench.degenerate import FAMILY_WORDS
-from aimo_solver.options import FamilyName, ReasoningEffort
 from tests.chat_families import NAMES, Family
 from tests.tiny_tokenizers import R1_TEMPLATE, fenced_folder, gemma_folder, harmony_folder, hermes_folder
 

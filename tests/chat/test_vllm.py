@@ -20,15 +20,17 @@ import pytest_asyncio
 from aimo_solver.chat.turns import ChatFormat
 from aimo_solver.chat.variants import VARIANTS
 from aimo_solver.config import Config
+from aimo_solver.kernels.options import KernelConfig
 from aimo_solver.kernels.pool import KernelPool
 from aimo_solver.log.writer import NullLog
-from aimo_solver.options import AttemptConfig, KernelConfig, SamplingConfig
+from aimo_solver.options import SamplingConfig
 from aimo_solver.problems import Problem
 from aimo_solver.results import Attempt, FinishReason
 from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.engine import Chunk, CompletionRequest
 from aimo_solver.server.process import ServerCommand, ServerProcess, free_port
 from aimo_solver.solve.attempt import Resources, RunningAttempt
+from aimo_solver.solve.options import AttemptConfig
 from tests.chat_families import NAMES, Family
 from tests.conftest import ROOT
 from tests.tiny_tokenizers import fenced_folder

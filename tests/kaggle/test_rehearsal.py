@@ -23,9 +23,9 @@ from aimo_solver.kaggle.observer import LoggingObserver, ProgressFile
 from aimo_solver.kaggle.rehearsal import rehearse
 from aimo_solver.kaggle.run import OpenSession
 from aimo_solver.kaggle.summary import LAUNCH
-from aimo_solver.options import BudgetConfig
 from aimo_solver.paths import find_compile_cache
 from aimo_solver.policy.budget import Allotment
+from aimo_solver.policy.options import BudgetConfig
 from aimo_solver.problems import Problem, ProblemResult
 from aimo_solver.server.checks import Check, Health
 from aimo_solver.server.compile_cache import make_stamp, place_cache

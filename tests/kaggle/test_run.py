@@ -24,8 +24,8 @@ from aimo_solver.kaggle.gateway import LocalInferenceServer, make_predict
 from aimo_solver.kaggle.notebook import notebook_run
 from aimo_solver.kaggle.observer import LoggingObserver
 from aimo_solver.kaggle.run import GRACE_S, Run, SessionFactory
-from aimo_solver.options import BudgetConfig
 from aimo_solver.policy.budget import BUDGET_RULES, Allotment
+from aimo_solver.policy.options import BudgetConfig
 from aimo_solver.problems import Problem, ProblemResult
 from aimo_solver.results import Attempt, FinishReason
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL

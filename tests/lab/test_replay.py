@@ -12,7 +12,7 @@ from aimo_solver.config import Config
 from aimo_solver.errors import ConfigError
 from aimo_solver.lab.records import Group, Use, read_groups
 from aimo_solver.lab.replay import Replay, parse_policy, play, replay
-from aimo_solver.options import VotingConfig
+from aimo_solver.policy.options import VotingConfig
 from aimo_solver.policy.stopping import STOP_RULES
 from aimo_solver.policy.voting import VOTERS
 from aimo_solver.results import FinishReason

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aimo_solver.options import BudgetConfig
 from aimo_solver.policy.budget import BUDGET_RULES, TIERS, allot, confidence_bar
+from aimo_solver.policy.options import BudgetConfig
 
 budgets = st.builds(
     BudgetConfig,

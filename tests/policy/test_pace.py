@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aimo_solver.options import LARGER_PLANS, Plan
+from aimo_solver.policy.options import LARGER_PLANS, Plan
 from aimo_solver.policy.pace import PlanTotals, choose_plan, expected_s
 from aimo_solver.problems import ProblemResult
 

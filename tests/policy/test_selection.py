@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aimo_solver.config import Config
-from aimo_solver.options import SelectionConfig, VotingConfig
+from aimo_solver.policy.options import SelectionConfig, VotingConfig
 from aimo_solver.policy.selection import (
     PROMPTS,
     Contender,

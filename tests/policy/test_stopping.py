@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aimo_solver.options import VotingConfig
+from aimo_solver.policy.options import VotingConfig
 from aimo_solver.policy.stopping import STOP_RULES, decide, lead_probability
 from aimo_solver.policy.voting import rank
 from aimo_solver.results import Attempt, FinishReason

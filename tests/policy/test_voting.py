@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aimo_solver.options import VotingConfig
+from aimo_solver.policy.options import VotingConfig
 from aimo_solver.policy.voting import VOTER_NAMES, VOTERS, Ballot, evidence, rank
 from aimo_solver.results import Attempt, FinishReason
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from aimo_solver.config import Config
-from aimo_solver.options import BudgetConfig
+from aimo_solver.policy.options import BudgetConfig
 from aimo_solver.server import checks
 from aimo_solver.server.checks import Check, Health, clock_check, estimate_kv_tokens, gpu_check, kv_check, weights_check
 from aimo_solver.server.launch import LaunchPlan, plan_launch

@@ -19,11 +19,12 @@ from aimo_solver.chat.families import load_chat_format
 from aimo_solver.config import Config
 from aimo_solver.errors import EngineLost, ServerStartError
 from aimo_solver.log.writer import NullLog
-from aimo_solver.options import SamplingConfig, ServerConfig
+from aimo_solver.options import SamplingConfig
 from aimo_solver.server import supervisor
 from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.failures import Failure
 from aimo_solver.server.flags import UNADJUSTED, Adjustments
+from aimo_solver.server.options import ServerConfig
 from aimo_solver.server.process import ServerCommand, ServerProcess, free_port
 from aimo_solver.server.supervisor import Supervisor
 from aimo_solver.solve.conversation import Conversation, SampledTurn

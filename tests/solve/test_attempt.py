@@ -18,10 +18,10 @@ from aimo_solver.chat.variants import VARIANTS
 from aimo_solver.config import Config
 from aimo_solver.kernels.pool import KernelPool
 from aimo_solver.log.writer import NullLog
-from aimo_solver.options import AttemptConfig
 from aimo_solver.problems import Problem
 from aimo_solver.results import Attempt, FinishReason
 from aimo_solver.solve.attempt import Resources, RunningAttempt
+from aimo_solver.solve.options import AttemptConfig
 from tests.fakes import ScriptedEngine, ScriptedTurn
 from tests.tiny_tokenizers import gemma_folder
 

@@ -31,10 +31,10 @@ from aimo_solver.chat.variants import VARIANTS, fill_in
 from aimo_solver.config import Config
 from aimo_solver.errors import EngineLost, EngineRejected, KernelError, KernelStartError, PoolClosedError
 from aimo_solver.log.writer import NullLog
-from aimo_solver.options import AttemptConfig
 from aimo_solver.problems import Problem
 from aimo_solver.results import Attempt, FinishReason
 from aimo_solver.solve.attempt import Resources, RunningAttempt
+from aimo_solver.solve.options import AttemptConfig
 from tests.chat_families import Family, family
 from tests.fakes import ScriptedCall, ScriptedEngine, ScriptedLease, ScriptedPool, ScriptedTurn, run_virtually
 

@@ -8,8 +8,8 @@ import pytest
 
 from aimo_solver.clock import RunClock
 from aimo_solver.errors import EngineLost
-from aimo_solver.options import BudgetConfig
 from aimo_solver.policy.budget import Allotment
+from aimo_solver.policy.options import BudgetConfig
 from aimo_solver.problems import Problem, ProblemResult
 from aimo_solver.solve.evaluate import evaluate
 

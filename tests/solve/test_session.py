@@ -16,7 +16,7 @@ from aimo_solver.config import Config, load_config
 from aimo_solver.errors import WheelError
 from aimo_solver.kernels.pool import KernelPool
 from aimo_solver.log.writer import NullLog
-from aimo_solver.options import SamplingConfig, ServerConfig
+from aimo_solver.options import SamplingConfig
 from aimo_solver.problems import ProblemResult
 from aimo_solver.server import launch
 from aimo_solver.server.client import VllmEngine
@@ -24,6 +24,7 @@ from aimo_solver.server.compile_cache import add_cache, make_stamp, pack_cache
 from aimo_solver.server.failures import Failure, FailureCause
 from aimo_solver.server.ladder import safest
 from aimo_solver.server.launch import plan_launch
+from aimo_solver.server.options import ServerConfig
 from aimo_solver.server.process import ServerCommand
 from aimo_solver.server.supervisor import StartHistory, Supervisor
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation

@@ -21,8 +21,8 @@ from aimo_solver.config import Config, load_config
 from aimo_solver.kernels.pool import KernelPool
 from aimo_solver.log.reader import read_run
 from aimo_solver.log.writer import NullLog, RunLog
-from aimo_solver.options import BudgetConfig, VotingConfig
 from aimo_solver.policy.budget import Allotment
+from aimo_solver.policy.options import BudgetConfig, VotingConfig
 from aimo_solver.policy.voting import rank
 from aimo_solver.problems import Problem, ProblemResult
 from aimo_solver.results import Attempt, FinishReason

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from aimo_solver.chat.model_folder import ModelFolder
+from aimo_solver.chat.options import FamilyName
 from aimo_solver.chat.turns import ChatFormat
 from aimo_solver.errors import ModelError
-from aimo_solver.options import FamilyName
 
 FAMILIES: tuple[FamilyName, ...] = get_args(FamilyName)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from aimo_solver.chat import gemma, harmony, hermes
-from aimo_solver.options import FamilyName
+from aimo_solver.chat.options import FamilyName
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from aimo_solver.options import ReasoningEffort
+from aimo_solver.chat.options import ReasoningEffort
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

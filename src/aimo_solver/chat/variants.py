@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 
+from aimo_solver.chat.options import PromptConfig, ReasoningEffort
 from aimo_solver.chat.prompts import TOOL_DESCRIPTION, Prompt
 from aimo_solver.config import Config
-from aimo_solver.options import PromptConfig, ReasoningEffort, SamplingConfig
+from aimo_solver.options import SamplingConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,9 +22,9 @@ from aimo_solver.kaggle.gateway import in_rerun
 from aimo_solver.kaggle.observer import LoggingObserver
 from aimo_solver.kaggle.run import Run
 from aimo_solver.log.writer import NullLog, RunLog, describe_environment
-from aimo_solver.options import BudgetConfig
 from aimo_solver.paths import find_compile_cache, find_model
 from aimo_solver.policy.budget import Allotment
+from aimo_solver.policy.options import BudgetConfig
 from aimo_solver.problems import Answer, Problem, ProblemResult
 from aimo_solver.server.checks import Check, Health
 from aimo_solver.server.launch import LaunchPlan

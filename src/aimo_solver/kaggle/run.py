@@ -24,8 +24,8 @@ from aimo_solver.clock import RunClock
 from aimo_solver.errors import AimoError, BootError
 from aimo_solver.kaggle.gateway import PendingAnswer, make_predict
 from aimo_solver.kaggle.observer import LoggingObserver, ProgressFile
-from aimo_solver.options import BudgetConfig
 from aimo_solver.policy.budget import Allotment, allot
+from aimo_solver.policy.options import BudgetConfig
 from aimo_solver.problems import Answer, Problem, ProblemResult
 
 GRACE_S = 5.0  # predict waits this long past a problem's budget

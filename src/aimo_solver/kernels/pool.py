@@ -24,10 +24,10 @@ from typing import Any, Self
 
 from aimo_solver.errors import KernelError, KernelStartError, LeaseTimeoutError, PoolClosedError
 from aimo_solver.kernels.limits import Isolation, KernelLimits, KillReason
+from aimo_solver.kernels.options import MOST_KERNELS, KernelConfig
 from aimo_solver.kernels.process import KernelProcess
 from aimo_solver.kernels.session import Kernel
 from aimo_solver.kernels.spawner import Spawner
-from aimo_solver.options import MOST_KERNELS, KernelConfig
 
 PATIENCE_S = 5.0  # time of failed starts after which waiting leases fail
 _PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0  # between failed starts, doubled each time

@@ -12,8 +12,8 @@ from typing import Any
 from aimo_solver.config import load_config
 from aimo_solver.errors import KernelError
 from aimo_solver.log.reader import Event, ProblemRecord, Step, TrajectoryRecord
-from aimo_solver.options import VotingConfig
 from aimo_solver.policy.loops import LoopDetector
+from aimo_solver.policy.options import VotingConfig
 from aimo_solver.policy.selection import Method
 from aimo_solver.problems import Answer, ProblemResult
 from aimo_solver.results import Attempt, FinishReason

@@ -18,7 +18,7 @@ from aimo_solver.config import load_config
 from aimo_solver.errors import ConfigError
 from aimo_solver.lab.records import Group, Use
 from aimo_solver.lab.statistics import Bootstrap, Interval, proportion
-from aimo_solver.options import VotingConfig
+from aimo_solver.policy.options import VotingConfig
 from aimo_solver.policy.selection import Method
 from aimo_solver.policy.stopping import STOP_RULES, decide
 from aimo_solver.policy.voting import VOTER_NAMES, rank

@@ -15,7 +15,7 @@ from aimo_solver.errors import RunDirectoryError, UserError
 from aimo_solver.lab.records import Group, RecordsError, Use, read_groups
 from aimo_solver.lab.statistics import Floats
 from aimo_solver.log.reader import ProblemRecord, RunRecord, Step, TrajectoryRecord, read_run
-from aimo_solver.options import VotingConfig
+from aimo_solver.policy.options import VotingConfig
 from aimo_solver.policy.selection import Method
 from aimo_solver.policy.voting import rank
 from aimo_solver.problems import Answer

@@ -22,7 +22,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from aimo_solver.options import BudgetConfig
+from aimo_solver.policy.options import BudgetConfig
 
 
 @dataclass(frozen=True, slots=True)

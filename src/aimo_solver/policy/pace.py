@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from aimo_solver.options import Plan
+from aimo_solver.policy.options import Plan
 from aimo_solver.problems import ProblemResult
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from aimo_solver.chat.variants import PromptVariant
-from aimo_solver.options import SelectionConfig
+from aimo_solver.policy.options import SelectionConfig
 from aimo_solver.policy.voting import evidence
 from aimo_solver.problems import Answer, Candidate, Problem
 from aimo_solver.results import Attempt

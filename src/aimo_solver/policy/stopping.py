@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aimo_solver.options import VotingConfig
+from aimo_solver.policy.options import VotingConfig
 from aimo_solver.policy.voting import rank
 from aimo_solver.results import Attempt
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, fields
 from statistics import median_low
 from typing import Any
 
-from aimo_solver.options import VotingConfig
+from aimo_solver.policy.options import VotingConfig
 from aimo_solver.problems import Answer, Candidate
 from aimo_solver.results import Attempt, FinishReason
 

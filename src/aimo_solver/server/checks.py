@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from aimo_solver.options import BudgetConfig
+from aimo_solver.policy.options import BudgetConfig
 from aimo_solver.server.launch import LaunchPlan
 from aimo_solver.server.machine import Gpu, cuda_version, difference, recorded_versions, running_versions
 from aimo_solver.server.speculation import read_model_config

@@ -15,10 +15,10 @@ from typing import Any
 
 from aimo_solver.config import Config
 from aimo_solver.errors import ConfigError, ModelError
-from aimo_solver.options import ServerConfig
 from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.flags import HOPPER, Flag, PresetInput, Variable, planned_settings, tensor_parallel
 from aimo_solver.server.machine import Gpu, detect_gpus, installed_flags
+from aimo_solver.server.options import ServerConfig
 from aimo_solver.server.process import ServerCommand, free_port
 from aimo_solver.server.speculation import plan_speculation, read_model_config
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, SERVER_MODULE, Installation

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from aimo_solver.clock import RunClock
 from aimo_solver.errors import EngineLost
-from aimo_solver.options import BudgetConfig
 from aimo_solver.policy.budget import Allotment, allot
+from aimo_solver.policy.options import BudgetConfig
 from aimo_solver.problems import Problem, ProblemResult
 
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 from aimo_solver.answers import Reading, last_box, read_answer
 from aimo_solver.chat.turns import ChatFormat
-from aimo_solver.options import AttemptConfig
 from aimo_solver.policy.loops import LoopDetector
 from aimo_solver.problems import Answer
 from aimo_solver.results import FinishReason
+from aimo_solver.solve.options import AttemptConfig
 
 _BOX = "\\boxed{"
 _STEP = 16  # tokens between two searches for a box

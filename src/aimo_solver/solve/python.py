@@ -10,9 +10,9 @@ from typing import Protocol
 
 from aimo_solver.chat.prompts import NO_PYTHON, NO_SESSION, NOT_RUN, SESSION_LOST
 from aimo_solver.errors import KernelError, PoolClosedError
+from aimo_solver.kernels.options import KernelConfig
 from aimo_solver.kernels.session import ExecutionResult
 from aimo_solver.log.trajectory import TrajectoryWriter
-from aimo_solver.options import KernelConfig
 from aimo_solver.problems import Answer
 
 _PATIENCE_S = 20.0  # longest wait for a session; a kernel starts in less than a second

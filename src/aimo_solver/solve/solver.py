@@ -20,8 +20,8 @@ from typing import Any
 from aimo_solver.answers import FALLBACK_ANSWER
 from aimo_solver.chat.variants import PromptVariant, prompt_variants, take_turns
 from aimo_solver.log.writer import RunLog
-from aimo_solver.options import Plan, VotingConfig
 from aimo_solver.policy.budget import Allotment
+from aimo_solver.policy.options import Plan, VotingConfig
 from aimo_solver.policy.pace import PlanTotals, choose_plan
 from aimo_solver.policy.selection import PROMPTS, Method, count_picks, is_contested, settle, shortlist, write_questions
 from aimo_solver.policy.stopping import decide

@@ -26,12 +26,12 @@ from aimo_solver.config import Config
 from aimo_solver.kernels.pool import KernelPool
 from aimo_solver.lab.bench.load import Turns
 from aimo_solver.log.writer import RunLog
-from aimo_solver.options import AttemptConfig
 from aimo_solver.problems import Problem
 from aimo_solver.server.client import RANK_HEADER, VllmEngine
 from aimo_solver.server.completions import read_metrics
 from aimo_solver.server.engine import Chunk, CompletionRequest
 from aimo_solver.solve.attempt import Resources, RunningAttempt
+from aimo_solver.solve.options import AttemptConfig
 from aimo_solver.solve.session import Session
 
 PROMPT_TOKENS = 300

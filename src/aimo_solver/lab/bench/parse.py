@@ -22,10 +22,10 @@ from aimo_solver.chat import salvage
 from aimo_solver.chat.families import FAMILIES, load_chat_format
 from aimo_solver.chat.markup import MARKUP
 from aimo_solver.chat.model_folder import Tokenizer, replace_surrogates
+from aimo_solver.chat.options import FamilyName
 from aimo_solver.chat.turns import ChatFormat
 from aimo_solver.lab.bench.degenerate import AFTER, REPEATED, Degenerate
 from aimo_solver.lab.bench.table import BenchResult
-from aimo_solver.options import FamilyName
 
 SIZES = (10_000, 100_000, 1_000_000)
 """Characters of an input."""

@@ -10,7 +10,7 @@ from aimo_solver.lab.lost_problem import read_voting
 from aimo_solver.lab.records import Group, group_attempts
 from aimo_solver.lab.replay import Bin, GroupOutcome, Policy, calibration_bins, parse_policy, play
 from aimo_solver.lab.report.data import ProblemReport, RunReport, Verdict
-from aimo_solver.options import VotingConfig
+from aimo_solver.policy.options import VotingConfig
 from aimo_solver.policy.selection import Method
 from aimo_solver.policy.voting import rank
 
