@@ -237,6 +237,22 @@ def test_resuming_keeps_finished_problems_and_restarts_open_ones(log: RunLog, cl
     assert (aside / "trajectories" / "open" / "0.jsonl.gz").exists()
 
 
+@pytest.mark.parametrize("reason", ["server", "fault"])
+def test_resuming_restarts_problems_that_a_failure_ended_without_an_answer(log: RunLog, reason: str) -> None:
+    for problem_id, votes in (("answered", 1), ("given-up", 0)):
+        log.problem_started(Problem(problem_id, "?", 7), 60.0)
+        log.attempt_finished(attempt(problem_id))
+        log.problem_finished(result(problem_id, votes=votes, reason=reason))
+    log.close()
+    resumed = resume_run(log.directory)
+    resumed.close()
+    assert set(resumed.finished) == {"answered"}
+    assert [problem.problem_id for problem in read_run(log.directory).problems if problem.result] == ["answered"]
+    assert [line["problem_id"] for line in read_lines(log.directory / "interrupted" / "1" / "problems.jsonl") if line] == [
+        "given-up"
+    ]
+
+
 def test_resuming_with_another_configuration_records_the_changes(log: RunLog) -> None:
     log.close()
     config = load_config({"solver": {"slots": 2, "max_attempts": 4}})

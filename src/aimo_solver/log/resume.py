@@ -15,19 +15,22 @@ from aimo_solver.errors import RunDirectoryError
 from aimo_solver.log.files import SCHEMA, json_line, lock_events, next_interruption, replace_file, trajectory_path
 from aimo_solver.log.reader import read_lines, read_run
 from aimo_solver.log.writer import RunLog
+from aimo_solver.problems import ProblemResult
 
 
 def resume_run(directory: Path | str, *, config: Config | None = None, clock: Callable[[], float] = time.monotonic) -> RunLog:
     """Opens the log of an interrupted run: problems in its `finished` are done, all others start afresh.
 
-    The seconds continue from the last one written. The records of open problems move to ``interrupted/K/``. `config` is what
-    the run continues with, by default its earlier configuration; a change is written to ``run.json``.
+    So does a problem that a lost server or a defect ended before any attempt gave an answer. The seconds continue from the last
+    one written. The records of open problems move to ``interrupted/K/``. `config` is what the run continues with, by default its
+    earlier configuration; a change is written to ``run.json``.
 
     Raises:
         RunDirectoryError: there is no run, one of another schema, one that is still being written, or it cannot be written.
     """
     directory = Path(directory)
     run = read_run(directory)
+    done = [result for result in run.results if not _gave_up(result)]
     plain = run.config if config is None else config.as_dict()
     changed = _changes(run.config, plain)
     started = clock() - run.last_t
@@ -36,7 +39,7 @@ def resume_run(directory: Path | str, *, config: Config | None = None, clock: Ca
             events = stack.enter_context(lock_events(directory))
             # In place, as a new file would not have the lock.
             events.truncate((directory / "events.jsonl").read_bytes().rfind(b"\n") + 1)
-            _set_aside(directory, {result.problem_id for result in run.results})
+            _set_aside(directory, {result.problem_id for result in done})
             (directory / "summary.json").unlink(missing_ok=True)
             if changed:
                 head = {"schema": SCHEMA, "started": run.started, "config": plain, "environment": run.environment}
@@ -44,9 +47,13 @@ def resume_run(directory: Path | str, *, config: Config | None = None, clock: Ca
             stack.pop_all()
     except OSError as error:
         raise RunDirectoryError(directory, f"cannot be written: {error.strerror}") from None
-    log = RunLog(directory, clock, started, plain, events, run.results)
+    log = RunLog(directory, clock, started, plain, events, done)
     log.event("run_resumed", finished=len(log.finished), changed=changed)
     return log
+
+
+def _gave_up(result: ProblemResult) -> bool:
+    return result.votes == 0 and result.reason in ("server", "fault")
 
 
 def _set_aside(directory: Path, kept: Set[str]) -> None:
