@@ -28,7 +28,7 @@ class Family:
         thought: what the model writes before its thoughts.
         escape: encodes the code of a call.
         ending: what all code ends with.
-        reserved: matches in code that is not read exactly as written.
+        reserved: a pattern; code in which it is found is read otherwise than it is written.
     """
 
     name: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, assert_never, get_args
 
 from aimo_solver.chat.model_folder import ModelFolder
 from aimo_solver.chat.options import FamilyName
@@ -26,21 +26,24 @@ def load_chat_format(model_dir: Path, family: Literal["auto", FamilyName] = "aut
     folder = ModelFolder.read(model_dir)
     chosen = _detect_family(folder) if family == "auto" else family
     # The modules are imported here because each loads libraries that the others do not need.
-    if chosen == "harmony":
-        from aimo_solver.chat.harmony import HarmonyFormat
+    match chosen:
+        case "harmony":
+            from aimo_solver.chat.harmony import HarmonyFormat
 
-        return HarmonyFormat()
-    if chosen == "gemma":
-        from aimo_solver.chat.gemma import GemmaFormat
+            return HarmonyFormat()
+        case "gemma":
+            from aimo_solver.chat.gemma import GemmaFormat
 
-        return GemmaFormat(folder)
-    if chosen == "hermes":
-        from aimo_solver.chat.hermes import HermesFormat
+            return GemmaFormat(folder)
+        case "hermes":
+            from aimo_solver.chat.hermes import HermesFormat
 
-        return HermesFormat(folder)
-    from aimo_solver.chat.fenced import FencedFormat
+            return HermesFormat(folder)
+        case "fenced":
+            from aimo_solver.chat.fenced import FencedFormat
 
-    return FencedFormat(folder)
+            return FencedFormat(folder)
+    assert_never(chosen)
 
 
 def _detect_family(folder: ModelFolder) -> FamilyName:

@@ -16,8 +16,8 @@ class Markup:
 
     Attributes:
         tokens: control tokens that every vocabulary of the family has.
-        turns: turns of every form that is read, with 1 for the code and for each text; tags in angle brackets are cut and
-            nested, too.
+        turns: one turn of every form that is read. The 1 stands for the code and for each text. Degenerate turns are made by
+            replacing it, and by cutting, repeating and nesting the turn's tags in angle brackets.
     """
 
     tokens: tuple[str, ...]

@@ -80,7 +80,7 @@ class ChatFormat(Protocol):
     def ask_answer(self, sampled: Sequence[int], why: str = TIME_UP) -> list[int]:
         r"""Returns the tokens that make the model write its final answer now; they end with an opened ``\boxed{``.
 
-        `why` is the reason, such as `prompts.TIME_UP`.
+        The tokens state the reason `why`, such as `prompts.TIME_UP`, unless the final text has begun.
         `sampled` may end anywhere. It is empty if a tool's result or a complaint was appended last.
         """
 
