@@ -719,6 +719,15 @@ ODD = [
     Case(name="redirected stdout", code="import sys, io\nsys.stdout = io.StringIO()", after="print('heard')\n1", after_value="1"),
     Case(name="forked session", code="import os\npid = os.fork()\nx = 1", after="x", after_value="1"),
     Case(
+        name="fork in a task between two calls",
+        cells=(
+            "import asyncio, os\nkernel = os.getpid()\nasync def fork():\n    os.fork()\ntask = asyncio.create_task(fork())",
+            *["'a call for the fork'"] * 10,
+        ),
+        code="os.getpid() == kernel",
+        value="True",
+    ),
+    Case(
         name="alarm left behind",
         code="import signal, time\nsignal.signal(signal.SIGALRM, lambda *a: 1/0)\nsignal.setitimer(signal.ITIMER_REAL, 0.05)",
         after="import time\ntime.sleep(0.2)\n'alive'",

@@ -77,9 +77,10 @@ def run_kernel(calls: socket.socket, on_ready: Callable[[], object]) -> None:
 
 async def _serve(session: _Session, calls: socket.socket) -> None:
     calls.setblocking(False)
+    os.register_at_fork(after_in_child=calls.close)  # a task that forks makes a second loop, which would take the next call
     loop = asyncio.get_running_loop()
     received = bytearray()
-    while part := await loop.sock_recv(calls, _PART_BYTES):
+    while part := await _receive(loop, calls):
         received += part
         if part.endswith(b"\n"):  # there is one call at a time
             request = json.loads(received)
@@ -87,6 +88,13 @@ async def _serve(session: _Session, calls: socket.socket) -> None:
             reply = await session.run(request["code"])
             await loop.sock_sendall(calls, json.dumps({"call": request["call"], **reply}).encode() + b"\n")
             await asyncio.sleep(0)  # the session's tasks go on even if the next call is there already
+
+
+async def _receive(loop: asyncio.AbstractEventLoop, calls: socket.socket) -> bytes:
+    try:
+        return await loop.sock_recv(calls, _PART_BYTES)
+    except OSError:  # closed in a fork, or by the solver
+        os._exit(0)
 
 
 def _seed() -> None:
