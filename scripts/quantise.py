@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _INTERRUPTED = 130  # exit code of aimo-solver; the same command continues
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".index.json")
 COLUMNS = (
-    *("model", "MB", "right", "points more", "attempts right", "points more of attempts"),
+    *("model", "MB", "right", "difference, points", "attempts right", "difference of attempts, points"),
     *("tokens/s", "tokens/s of a stream", "tokens of an attempt"),
 )
 

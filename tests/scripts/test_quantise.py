@@ -145,10 +145,10 @@ def test_the_table_compares_right_answers_problem_by_problem(tmp_path: Path) -> 
     table = quantise.tabulate({MODEL: read_runs([before]), tmp_path: read_runs([after])})
     (old, new) = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
     assert (old["right"], new["right"]) == ("3 of 4", "4 of 4")
-    assert (old["points more"], old["points more of attempts"]) == (None, None)
-    assert str(new["points more"]).startswith("+25.0 [")
+    assert (old["difference, points"], old["difference of attempts, points"]) == (None, None)
+    assert str(new["difference, points"]).startswith("+25.0 [")
     assert (old["attempts right"], new["attempts right"]) == ("87.5 %", "100.0 %")
-    assert str(new["points more of attempts"]).startswith("+12.5 [")
+    assert str(new["difference of attempts, points"]).startswith("+12.5 [")
     assert new["tokens/s of a stream"] == pytest.approx(60 / 3.0)  # 4 s, of which 1 s in the tool
     assert new["tokens of an attempt"] == 60
     assert old["MB"] == pytest.approx(10.3, abs=0.1)
