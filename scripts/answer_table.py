@@ -33,9 +33,9 @@ def read(ending: Ending) -> Answer | None:
 
 
 def read_with_math_verify(ending: Ending) -> int | None:
-    """Returns the right answer if math-verify takes the text for equal to it, otherwise the integer in range that it finds first.
+    """Returns the right answer if math-verify considers the text equal to it, otherwise the first integer in range.
 
-    Of an equation, or a set of one number, it is the number.
+    An equation, or a set of one number, counts as the number.
     """
     found = parse(ending.text)
     if ending.answer is not None and verify(parse(f"${ending.answer}$"), found):

@@ -27,7 +27,7 @@ SOURCES = ROOT / "src" / "aimo_solver"
 TEMPLATE = ROOT / "notebook" / "template.md"
 NOTEBOOK = ROOT / "notebook" / "aimo_solver.ipynb"
 PACKAGE = "aimo_solver"
-# The modules that the notebook's own cells import, and the one that is started as a process of its own.
+# The modules that the notebook's own cells import, and the one that is started as a separate process.
 ENTRY_POINTS = ("kaggle.notebook", "kaggle.gateway", "kaggle.rehearsal", "server.wheels", "kernels.inside.forkserver")
 # The packages that may ship, from the top down; "" stands for the modules at the top. Others (lab, cli) never ship.
 READING_ORDER = ("kaggle", "solve", "policy", "chat", "server", "kernels", "kernels.inside", "log", "")
@@ -184,7 +184,7 @@ def _template() -> Iterator[tuple[str | None, str]]:
 
 
 def _library() -> Iterator[dict[str, Any]]:
-    """Yields a heading with one line about each package, followed by a cell for each of its modules."""
+    """Yields a heading with one line for each package, followed by a cell for each of its modules."""
     package = None
     for name in shipped_modules(SOURCES):
         path = _file(name, SOURCES)

@@ -2,7 +2,7 @@
 
     python scripts/decisions.py RECORDS --out FOLDER [--competitions 2000]
 
-Each speed is saved in FOLDER when it is done, and not simulated again; the tables are printed in the end.
+Each speed is saved in FOLDER when it is done, and not simulated again; the tables are printed at the end.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def play(groups: Sequence[Group], case: Case, competitions: int, progress: Calla
 
 
 def tables(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """A Markdown table: differences to the default by speed; bold: the interval lies above zero."""
+    """A Markdown table: differences from the default by speed; bold: the interval lies above zero."""
     head = "| difference to the default | " + " | ".join(results) + " |"
     first = [one["default"] for one in results.values()]
     lines = [head, "|---" * (len(results) + 1) + "|"]

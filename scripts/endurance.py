@@ -1,4 +1,4 @@
-"""Endurance: hundreds of problems through the notebook's code, with faults at random moments from a seed.
+"""Runs hundreds of problems through the notebook's code, with faults at random moments drawn from a seed.
 
     python scripts/endurance.py --seed 1                         # 500 problems, half an hour on two cores
     python scripts/endurance.py --seed 1 --problems 100 --minutes 8
@@ -51,12 +51,12 @@ def main(
     seed: Annotated[int | None, typer.Option(help="of problems and faults; a new one by default")] = None,
     problems: Annotated[int, typer.Option(min=1)] = 500,
     minutes: Annotated[float, typer.Option(min=0.1, help="the run's time limit")] = 30.0,
-    out: Annotated[Path, typer.Option(help="folder for the report; replaced if it is there")] = Path("runs/endurance"),
+    out: Annotated[Path, typer.Option(help="folder for the report; replaced if it exists")] = Path("runs/endurance"),
     scale: Annotated[float, typer.Option(help="factor on the duration of faults")] = 1.0,
     stand_in: Annotated[bool, typer.Option(help="a stand-in for vLLM that squares numbers, to try this script")] = False,
 ) -> None:
     """Solves problems under faults and writes a report; the exit code is 1 if something was not as expected."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends the run in order, too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends the run cleanly, too
     seed = random.randrange(1 << 31) if seed is None else seed
     print(f"seed {seed}, {problems} problems, at most {minutes:g} minutes", flush=True)
     _empty(out)
@@ -171,7 +171,7 @@ class Watch:
                 cwd=self._out,
                 env=environment,
                 text=True,
-                start_new_session=True,  # Ctrl-C reaches this process only, which ends the run in order
+                start_new_session=True,  # Ctrl-C reaches only this process, which ends the run cleanly
             )
         self._began = time.monotonic()
         threads = [threading.Thread(target=work, daemon=True) for work in (self._listen, self._sample)]

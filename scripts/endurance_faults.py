@@ -16,7 +16,7 @@ import psutil
 
 EVERY = 25  # problems per fault
 _CALM = 0.05  # share of the problems at either end without faults
-_LATEST_S = 2.0  # into a problem
+_LATEST_S = 2.0  # of a fault, after its problem was asked
 _SERVER, _KEEPER, _FORKSERVER = "api_server", "server/keeper.py", "kernels.inside.forkserver"  # in their command lines
 
 
@@ -26,8 +26,8 @@ class Fault:
 
     Attributes:
         kinds: names in `KINDS`; several are injected at once.
-        problem: while this one is being solved, counted from 0 in the order of asking.
-        after_s: after that problem was asked.
+        problem: the one being solved at the time, counted from 0 in the order of asking.
+        after_s: seconds after that problem was asked.
     """
 
     kinds: tuple[str, ...]
@@ -135,7 +135,7 @@ def disk_full(victim: Victim) -> str:
                 pass
         time.sleep(60.0 * victim.scale)
     finally:
-        filler.unlink(missing_ok=True)  # two of these may overlap
+        filler.unlink(missing_ok=True)  # two of these faults may overlap
     return "no space left"
 
 

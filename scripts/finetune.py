@@ -4,9 +4,9 @@
     python scripts/finetune.py dpo --model MODEL --data dpo.parquet --out NEW          # data of aimo-solver export dpo
     python scripts/finetune.py rounds --model MODEL --problems train.csv --out DIR --rounds 2
 
-Runs on one GPU or on the CPU; ``--lora`` trains an adapter that is merged into the weights at the end. Ctrl-C and the same
-command again continue from the last checkpoint. A new folder
-holds the model in bfloat16, ready for vLLM, and ``training_log.jsonl``.
+Runs on one GPU or on the CPU; ``--lora`` trains an adapter that is merged into the weights at the end. After Ctrl-C, the
+same command continues from the last checkpoint. The new folder holds the model in bfloat16, ready for vLLM, and
+``training_log.jsonl``.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def dpo(
     model: Model,
     data: Data,
     out: Out,
-    beta: Annotated[float, typer.Option(min=0.0, help="how strongly the model is held to where it started")] = 0.1,
+    beta: Annotated[float, typer.Option(min=0.0, help="how strongly the model is kept close to its starting point")] = 0.1,
     lora: Lora = 0,
     epochs: Epochs = 1.0,
     learning_rate: LearningRate = None,
@@ -118,8 +118,8 @@ def rounds(
     out: Out,
     count: Annotated[int, typer.Option("--rounds", min=1)] = 2,
     attempts: Annotated[int, typer.Option(min=2, help="per problem and round")] = 8,
-    per_problem: Annotated[int, typer.Option(min=1, help="right attempts at one problem at most, over all rounds")] = 4,
-    parallel: Annotated[int, typer.Option(min=1, max=15, help="problems side by side")] = 4,
+    per_problem: Annotated[int, typer.Option(min=1, help="most right attempts per problem, over all rounds")] = 4,
+    parallel: Annotated[int, typer.Option(min=1, max=15, help="problems at the same time")] = 4,
     settings: Annotated[list[str] | None, typer.Option("--set", help="option of the solver, section.option=value")] = None,
     keep_solved: Annotated[bool, typer.Option("--keep-solved", help="also problems that every attempt solved")] = False,
     lora: Lora = 0,
@@ -129,7 +129,7 @@ def rounds(
     rows: Rows = 8,
     seed: Seed = 0,
 ) -> None:
-    """Rejection sampling: sample with the solver, keep right attempts, train, and again with the new model.
+    """Rejection sampling: sample with the solver, keep right attempts, train, and repeat with the new model.
 
     Each round trains the model that `--model` names on the attempts of all rounds so far, so that nothing is unlearned. The
     model of round K is OUT/K/model.
@@ -147,7 +147,7 @@ def rounds(
         options: list[object] = ["--model", model, "--data", data, "--out", folder / "model", "--lora", lora, "--epochs", epochs]
         options += ["--batch", batch, "--rows", rows, "--seed", seed]
         options += [] if learning_rate is None else ["--learning-rate", learning_rate]
-        # In a process of its own: what it took of the device is free for the next round's server.
+        # In a separate process, so that its device memory is free for the next round's server.
         run_command([sys.executable, __file__, "sft", *options])
         current = folder / "model"
 
@@ -182,7 +182,7 @@ def _arguments(out: Path, epochs: float, learning_rate: float, batch: int, rows:
     on_gpu = torch.cuda.is_available()
     rows = min(rows, batch)
     if batch % rows:
-        raise typer.BadParameter(f"--batch {batch} is no multiple of --rows {rows}")
+        raise typer.BadParameter(f"--batch {batch} is not a multiple of --rows {rows}")
     return {
         "output_dir": str(_checkpoints(out)),
         "num_train_epochs": epochs,
@@ -278,7 +278,7 @@ def _datasets(data: Path, columns: Sequence[str]) -> dict[str, Any]:
         try:
             return Dataset.from_parquet(str(path), columns=list(columns), keep_in_memory=True)
         except (KeyError, ValueError) as error:
-            raise typer.BadParameter(f"{path} has not the columns {', '.join(columns)}: {error}") from None
+            raise typer.BadParameter(f"{path} lacks the columns {', '.join(columns)}: {error}") from None
 
     test = data.with_suffix(".test.parquet")
     return {"train_dataset": read(data), "eval_dataset": read(test) if test.exists() else None}

@@ -6,7 +6,7 @@
 
 Stages of `gpu_served.py` that follow one another share one process and one server. Every stage leaves OUT/STAGE.json and
 OUT/STAGE.log; one that fails does not end the others. Models are made on the spot below WORK (default /tmp/gpu-bench).
-`--tiny` takes the embedded model and small numbers, to try the script on a CPU.
+`--tiny` uses the embedded model and small numbers, to try the script on a CPU.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def faults(out: Path, tiny: bool) -> Any:
 
 @stage
 def fault_memory(out: Path, tiny: bool) -> Any:
-    """In the middle of a problem another process takes all GPU memory, and the server needs more than it has."""
+    """Takes all GPU memory in another process in the middle of a problem, when the server needs more than it has."""
     import gpu_faults
 
     return "needs a GPU" if tiny else gpu_faults.inject(out, WORK, tiny, "memory")
@@ -78,7 +78,7 @@ def fault_memory(out: Path, tiny: bool) -> Any:
 
 @stage
 def ladder(out: Path, tiny: bool) -> Any:
-    """Forces faults on the server's start, side by side: what was read, the steps that answered, and the seconds lost.
+    """Forces faults on the server's start, concurrently: what was read, the steps that answered, and the seconds lost.
 
     Rows that OUT has are not measured again.
     """
@@ -89,7 +89,7 @@ def ladder(out: Path, tiny: bool) -> Any:
 
 @stage
 def ladder_memory(out: Path, tiny: bool) -> Any:
-    """The rows of the stage ladder that take memory, one after another, on a GPU that nothing else uses."""
+    """Measures the rows of the stage ladder that take memory, one after another, on a GPU that nothing else uses."""
     import gpu_ladder
 
     gpu_ladder.Bench(out, WORK, POCKET, tiny, _left_s).table(alone=True).show(console())
@@ -125,7 +125,7 @@ def groups(names: Sequence[str], served: Container[str]) -> list[str]:
 
 
 def run_stage(name: str, out: Path, left: float, *, tiny: bool) -> None:
-    """Runs a stage or a group in a process of its own, for `left` seconds at most; prints the end of its log."""
+    """Runs a stage or a group in a separate process, for at most `left` seconds; prints the end of its log."""
     import gpu_served
 
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Stages of `gpu_bench.py` about boots: imports, compile caches, reading files, and what runs side by side."""
+"""Stages of `gpu_bench.py` about boots: imports, compile caches, reading files, and what runs concurrently."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the stages of `gpu_bench.py` share: where they work, what they have, and the models they measure."""
+"""What the stages of `gpu_bench.py` share: where they work, how much time they have, and the models they measure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 BEGAN = time.monotonic()
-LEFT_S = float(os.environ.get("LEFT_S", "600"))  # what a stage has, set by `main`
+LEFT_S = float(os.environ.get("LEFT_S", "600"))  # seconds that a stage has, set by `main`
 VARIANT_S = 58.0  # of the sweep
 START_S = 200.0  # of a server on a machine without caches
 ROOT = Path(__file__).resolve().parent.parent

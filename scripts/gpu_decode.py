@@ -39,7 +39,7 @@ class Variant:
 
     Attributes:
         server: options of `ServerConfig` that differ from the preset.
-        arguments: flags behind the preset's.
+        arguments: flags after the preset's.
         environment: variables of the server.
         sampling: options of `SamplingConfig`.
     """
@@ -98,7 +98,7 @@ def configuration(
 async def started(
     model: Path, out: Path, work: Path, config: Config, *, name: str, variant: Variant, weights: Weights, skew: float = 0.0
 ) -> AsyncIterator[DecodeServer]:
-    """Starts a server; its log is OUT/NAME.server.log in the end."""
+    """Starts a server; its log is copied to OUT/NAME.server.log at the end."""
     run = work / "runs" / name
     shutil.rmtree(run, ignore_errors=True)
     began = time.monotonic()
@@ -144,7 +144,7 @@ async def table(
 
 
 def progress(name: str) -> Callable[[str], None]:
-    """A function that prints lines with the seconds of this process."""
+    """Returns a function that prints lines with the seconds since this process began."""
     return lambda line: print(f"{time.monotonic() - BEGAN:6.1f} s  {name}: {line}", flush=True)
 
 
@@ -155,7 +155,7 @@ async def routing(
     result = BenchResult(name=name, columns=("skew", "streams", "experts per layer", "expected"), rows=())
     for skew in skews:
         # Marlin, as the Triton experts choose experts inside their kernels, which the server does not see, and compile them
-        # anew for each length of a step without graphs. Neither graphs nor compilation change what the router says.
+        # again for each length of a step without graphs. Neither graphs nor compilation change what the router says.
         arguments = ("--enable-return-routed-experts", "--enforce-eager")
         variant = Variant(name=f"skew {skew:g}", server={"moe_backend": "marlin"}, arguments=arguments)
         config = configuration(variant, slots=max(streams), weights="random", skew=skew)
@@ -169,7 +169,7 @@ async def routing(
 
 
 async def profile(model: Path, out: Path, work: Path, *, streams: int, depth: int) -> BenchResult:
-    """Kernels of decode steps, from torch's profiler: calls, milliseconds and share of each in the mean step."""
+    """Kernels of decode steps, from torch's profiler: calls, milliseconds and share of each in an average step."""
     traces = work / "traces"
     shutil.rmtree(traces, ignore_errors=True)
     options = {

@@ -66,7 +66,7 @@ def compare(out: Path, work: Path, *, until: float, tiny: bool = False) -> Bench
     """Measures 8 and 16 streams, 1,000 and 16,000 tokens deep, with each kind of weights; saved after each row and server.
 
     Servers that `out` has are not started again, and none without time for it before `until` (a `time.monotonic`). With `tiny`
-    the pocket model stands for the shape, and as it is in BF16 only vLLM can quantise it.
+    the pocket model stands in for the shape; as it is in BF16, only vLLM can quantise it.
     """
     result = BenchResult(name="dense", columns=COLUMNS, rows=())
     tables: dict[str, Mapping[str, Any]] = {}
@@ -104,7 +104,7 @@ async def _measure(server: Dense, saved: Path, work: Path, *, tiny: bool) -> Ben
 
 
 def rows_of(tables: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[Value, ...], ...]:
-    """The rows of `dense` from its servers' tables, the first of which is compared with."""
+    """The rows of `dense` from its servers' tables; the first is the baseline."""
     first = next(iter(tables.values()))["results"]
     bf16 = {(row["depth"], row["streams"]): row["tokens/s"] for row in first}
     rows: list[tuple[Value, ...]] = []

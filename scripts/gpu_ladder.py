@@ -29,7 +29,7 @@ from aimo_solver.server.wheels import Installation
 
 EAGER = ("--enforce-eager",)  # a quick start, where graphs do not matter
 _TENANT = 0.6  # of the GPU's memory
-# Of servers side by side: with the cache's size given, vLLM does not measure the memory, which others take and give back.
+# For concurrent servers: with the cache's size given, vLLM does not measure the memory, which the others take and give back.
 _SMALL = {"memory_share": 0.05}
 _SMALL_CACHE = ("--kv-cache-memory-bytes", str(1 << 30))
 _LEAST_S = 30.0  # no row is started with less
@@ -148,7 +148,7 @@ class Bench:
         """Forces the faults that the table in `out` lacks, or has cut; saves after each, and starts none without time for it.
 
         Args:
-            alone: those that take memory, one after another, or else the others, side by side.
+            alone: force those that take memory, one after another; otherwise the others, concurrently.
         """
         rows = {row[0]: row for row in saved_rows(self.out / "ladder.json") if not str(row[-1]).startswith(_CUT)}
         wanted = [fault for fault in faults if fault.alone == alone and (fault.tiny or not self.tiny)]
@@ -223,7 +223,7 @@ def _gpus_found() -> str:
 
 
 async def _start(fault: Fault, plan: LaunchPlan, log: Path, limit_s: float) -> Row:
-    """Starts a server until one serves, none is left to start, or `limit_s` are over; ends it."""
+    """Starts servers until one serves, no start is left, or `limit_s` have passed; ends the last one."""
     events: list[dict[str, Any]] = []
     began = time.monotonic()
 

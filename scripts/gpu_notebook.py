@@ -22,7 +22,7 @@ def notebook(out: Path, tiny: bool) -> Any:
 
 @stage
 def notebook_shape(out: Path, tiny: bool) -> Any:
-    """The same with gpt-oss-120b's shape and random weights that route, whose attempts give no answers."""
+    """Runs the notebook with gpt-oss-120b's shape and random weights that route, whose attempts give no answers."""
     values = ["ALLOW_FALLBACK=True", f"budget.cap_s={2 * _PROBLEM_S if tiny else _PROBLEM_S}", "budget.problems=3"]
     if not tiny:
         values.append("server.load_format=aimo-random")
@@ -30,7 +30,7 @@ def notebook_shape(out: Path, tiny: bool) -> Any:
 
 
 def _run(out: Path, name: str, model: Path, values: Sequence[str] = (), *, problems: int) -> dict[str, Any]:
-    """Runs the notebook with these settings in a folder of its own; returns seconds and answers."""
+    """Runs the notebook with these settings in a separate folder; returns seconds and answers."""
     import polars as pl
 
     folder = WORK / name

@@ -1,7 +1,7 @@
 """Tests whether tokens sampled under speculation have the model's own distribution.
 
-`gpu_bench.py` runs `speculation-sampled` as a stage: the embedded model at temperature 1, on a server with its draft and on one
-without, side by side. Compared are attempts at the warm-up problems, and the first tokens of many samples of one prompt.
+`gpu_bench.py` runs `speculation-sampled` as a stage: the embedded model at temperature 1, on a server with its draft and,
+concurrently, on one without. It compares attempts at the warm-up problems, and the first tokens of many samples of one prompt.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _COLUMNS = ("what", "without a draft", "with the draft", "p")
 _TOKENS = 6  # of a sample
 _TOGETHER = 64  # samples of one request
-_LEAST = 10  # samples of a category in both together; rarer ones are one category
+_LEAST = 10  # samples of a category, over both servers; rarer categories are merged
 _PERMUTATIONS = 4_000
 
 
@@ -102,7 +102,7 @@ async def _sample(out: Path, run: Path, pocket: Path, draft: Path | None, *, tin
 
 
 async def _first_tokens(session: Session, problem: Problem, requests: int) -> dict[str, list[tuple[int, ...]]]:
-    """Samples each prompt `requests` times `_TOGETHER` times, eight requests side by side."""
+    """Samples each prompt `requests` times `_TOGETHER` times, eight requests at a time."""
     whole = session.resources.chat.prompt(Prompt(user=problem.text))
     prompts = {"a problem": whole, "half a problem": whole[: len(whole) // 2], "one token": whole[:1]}
     found: dict[str, list[tuple[int, ...]]] = {name: [] for name in prompts}
@@ -123,7 +123,7 @@ async def _first_tokens(session: Session, problem: Problem, requests: int) -> di
 
 
 def tabulate(none: Sampled, drafted: Sampled) -> BenchResult:
-    """Compares two servers; small values of p say that they differ."""
+    """Compares two servers; small values of p suggest that they differ."""
     rows: list[tuple[Value, ...]] = []
     for what, one, other in (("right attempts", none.right, drafted.right), ("tokens per attempt", none.tokens, drafted.tokens)):
         rows.append((what, _mean([*one.values()]), _mean([*other.values()]), paired_p([one[key] - other[key] for key in one])))

@@ -170,7 +170,7 @@ async def run(
 ) -> None:
     """Starts one server and measures one stage after another, until `until` on the monotonic clock.
 
-    A stage that fails or is cut does not end the others. `suffix` goes behind the names of the files.
+    A stage that fails or is cut does not end the others. `suffix` is appended to the names of the files.
     """
     limit = () if tiny else ("--kv-cache-memory-bytes", str(kv_tokens * _KV_BYTES_PER_TOKEN))
     variant = replace(

@@ -127,7 +127,7 @@ def dense_config(quantization: Mapping[str, object] | None = None) -> dict[str, 
 
 
 def tokenizer(vocabulary: int) -> dict[str, object]:
-    """A tokenizer that knows every id: the measured conversations come and go as token ids."""
+    """A tokenizer that knows every id: the measured conversations are sent and received as token ids."""
     return {
         "version": "1.0",
         "truncation": None,
@@ -230,7 +230,7 @@ def noise(seed: int, kind: str) -> bytes:
 
 
 def write_shard(path: Path, tensors: list[Tensor], seed: int) -> int:
-    """One safetensors file; returns its size in bytes."""
+    """Writes one safetensors file; returns its size in bytes."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, dtype, shape in tensors:
@@ -252,7 +252,7 @@ def write_shard(path: Path, tensors: list[Tensor], seed: int) -> int:
 
 
 def write_weights(folder: Path, layers: int) -> int:
-    """All shards, two layers or the embeddings in each, written side by side; returns the bytes."""
+    """Writes all shards in parallel, each with two layers or the embeddings; returns the bytes."""
     groups = [
         ends(),
         *(
@@ -273,7 +273,7 @@ def write_weights(folder: Path, layers: int) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--layers", type=int, help="write random weights for so many layers")
+    parser.add_argument("--layers", type=int, help="write random weights for this many layers")
     options = parser.parse_args()
     write_folder(options.folder, config(options.layers or LAYERS))
     if options.layers:

@@ -1,7 +1,7 @@
-"""Decode tables of gpt-oss-120b's shape with speculation: from how many tokens accepted per step it pays.
+"""Decode tables of gpt-oss-120b's shape with speculation: how many tokens per step must be accepted for it to pay off.
 
 `gpu_bench.py` runs `speculation` as a stage. Heads have random weights, and vLLM accepts their tokens at random at a given rate
-(``"rejection_sample_method": "synthetic"``), so that a step's time is a trained head's.
+(``"rejection_sample_method": "synthetic"``), so that a step takes as long as with a trained head.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ COLUMNS = ("variant", "streams", "tokens/s", "against none", "tokens per step", 
 
 
 def speculating(head: Path, accepted: float, *, drafted: int = 3, name: str = "", **options: Any) -> Variant:
-    """Speculation with a head of random weights, of which vLLM accepts as many tokens at random as makes `accepted` per step."""
+    """Speculation with a head of random weights; vLLM accepts its tokens at random, for a mean of `accepted` per step."""
     drawn = {"rejection_sample_method": "synthetic", "synthetic_acceptance_length": accepted}
     server = {
         "speculative": "eagle",
@@ -65,7 +65,7 @@ async def speculation(
     depth, tokens = (100, 40) if tiny else (1_000, 384)
     result = BenchResult(name="decode-speculation", columns=COLUMNS, rows=())
     tables: dict[str, dict[str, Any]] = {}
-    # vLLM's CPU build accepts no tokens at random, so there the head's own are checked, and hardly any is accepted.
+    # vLLM's CPU build cannot accept tokens at random, so there the head's own are checked, and hardly any are accepted.
     heads = (Variant(name="random head", server={"speculative": "eagle", "draft_model": str(head)}),)
     for number, variant in enumerate((BASE, *(heads if tiny else variants(head)))):
         name = f"decode-speculation-{number}"

@@ -1,4 +1,4 @@
-"""Stages of `gpu_bench.py` about decoding that start servers of their own; `gpu_served.py` has those that share one."""
+"""Stages of `gpu_bench.py` about decoding that each start a server; `gpu_served.py` has those that share one."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def parallel(out: Path, tiny: bool) -> Any:
 def dense(out: Path, tiny: bool) -> Any:
     """A dense model's whole shape (Qwen3-14B) in BF16 and FP8: 8 and 16 streams, 1,000 and 16,000 tokens deep.
 
-    Servers that OUT has are not started again, so the stage can be repeated until it is whole.
+    Servers that OUT has are not started again, so the stage can be repeated until it is complete.
     """
     import gpu_dense
 
@@ -137,7 +137,7 @@ def dense(out: Path, tiny: bool) -> Any:
 def decode_speculation(out: Path, tiny: bool) -> Any:
     """Speculation with a head of random weights: 1, 8 and 16 streams, 1.5 to 3 tokens accepted per step at random.
 
-    Servers that OUT has are not started again, so the stage can be repeated until it is whole.
+    Servers that OUT has are not started again, so the stage can be repeated until it is complete.
     """
     import gpu_shapes
     import gpu_speculation

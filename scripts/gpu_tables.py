@@ -1,4 +1,4 @@
-"""Renders what `gpu_bench.py` saved as the Markdown tables of docs/benchmarks.md, so that no figure is typed.
+"""Renders what `gpu_bench.py` saved as the Markdown tables of docs/benchmarks.md, so that no number is typed by hand.
 
 python scripts/gpu_bench.py --tables OUT
 """

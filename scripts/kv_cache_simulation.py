@@ -3,7 +3,7 @@
     python scripts/kv_cache_simulation.py --share 0.95 --growing 12
 
 Conversations with gpt-oss-120b's two kinds of layers (half of them see 128 tokens) grow turn by turn, wait and go on. Blocks are
-allocated, cached, freed and evicted by vLLM (0.32); scheduling is reduced to what decides about blocks: running requests first,
+allocated, cached, freed and evicted by vLLM (0.32); scheduling is reduced to what matters for blocks: running requests first,
 then waiting ones in their order, 1,024 tokens per step, and the last request is preempted if no block is left.
 """
 
@@ -19,7 +19,7 @@ from rich.console import Console
 
 from aimo_solver.lab.bench.prefix_cache import CacheLoad, TurnRecord, tabulate
 
-if TYPE_CHECKING:  # vLLM takes long to import; --help does without
+if TYPE_CHECKING:  # vLLM takes long to import, and --help does not need it
     from vllm.v1.core.kv_cache_manager import KVCacheManager
     from vllm.v1.request import Request
 
@@ -173,9 +173,9 @@ class Simulation:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kv-tokens", type=int, default=733_808, help="what the KV cache holds; the default is an H100's")
-    parser.add_argument("--share", type=float, default=0.95, help="of the KV cache that the conversations fill")
-    parser.add_argument("--growing", type=int, default=12, help="turns until they have; 1 prefills each at once")
+    parser.add_argument("--kv-tokens", type=int, default=733_808, help="tokens that the KV cache holds; the default is an H100's")
+    parser.add_argument("--share", type=float, default=0.95, help="share of the KV cache that the conversations fill")
+    parser.add_argument("--growing", type=int, default=12, help="turns until they fill it; 1 prefills each at once")
     parser.add_argument("--conversations", type=int, default=16)
     parser.add_argument("--interval", type=int, help="vLLM's --prefix-cache-retention-interval")
     options = parser.parse_args()

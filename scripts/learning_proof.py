@@ -7,8 +7,8 @@ The weak family is one that the pocket model never saw (`WEAK_FAMILY`). Every se
 of all others, samples and trains for two rounds (`finetune.py rounds`), then trains on pairs of right attempts of which the
 shorter is preferred (`finetune.py dpo`). Each model solves the same held-out problems, which training never draws.
 
-The seeds, and what does not wait for each other in a seed, run side by side, each server with a part of the GPU. Their output is
-in ``OUT/*.log``, the seconds of every step in ``OUT/times.jsonl``. Ctrl-C and the same command again continue.
+The seeds, and the independent steps of a seed, run in parallel, each server on a part of the GPU. Their output is
+in ``OUT/*.log``, the seconds of every step in ``OUT/times.jsonl``. After Ctrl-C, the same command continues.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PARTS = {"weak": (WEAK_FAMILY,), "others": FAMILIES}
 _SIDE_BY_SIDE = 8  # problems, each with its attempts
 # Without limits, an attempt that never answers fills the context: 20 times the tokens of a right one.
 _LIMITS = ("attempt.max_turns=8", "attempt.max_tokens=400")
-# Six servers at most share the GPU. With a fixed cache none measures the free memory, which the others change meanwhile. A model
+# At most six servers share the GPU. With a fixed cache none measures the free memory, which the others change meanwhile. A model
 # this small decodes fast enough without graphs, whose compilation takes 10 s at every start with a new model.
 _SHARED_GPU = (
     "server.memory_share=0.1",
@@ -88,13 +88,13 @@ def run(
 
 @dataclass(frozen=True)
 class Proof:
-    """The steps of a proof; each leaves what is there already as it is.
+    """The steps of a proof; each leaves existing results unchanged.
 
     Attributes:
         attempts: at each training problem. tries: at each held-out one.
         settings: options of the solver.
         pool: has a free thread for each lane and for the evaluation that the lane starts.
-        stopped: no step begins any more.
+        stopped: no further step begins.
     """
 
     out: Path
@@ -141,7 +141,7 @@ class Proof:
         self._step(run, partial(sample, model, problems, run, attempts, _SIDE_BY_SIDE, seed, self.settings))
 
     def _step(self, name: Path, work: Callable[..., None]) -> None:
-        """Does `work`, which writes its output to the given file, and notes its seconds."""
+        """Does `work`, which writes its output to the given file, and records its seconds."""
         if self.stopped.is_set():
             raise typer.Exit(1)
         began = time.monotonic()
@@ -228,7 +228,7 @@ def _difference(now: Floats, before: Floats | None, scale: float) -> str:
 
 
 def write_problems(path: Path, counts: Mapping[str, int], seed: int, *, for_training: bool) -> None:
-    """Writes so many problems of each part, with distinct texts; leaves a file that exists as it is."""
+    """Writes the given number of problems of each part, with distinct texts; leaves a file that exists as it is."""
     if path.exists():
         return
     rows = []

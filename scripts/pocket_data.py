@@ -104,7 +104,7 @@ def _chunk_rows(seed: int, tokenizer_json: str, chunk: int) -> Rows:
 
 
 class Batches:
-    """Training rows on the device; iterates without end over (ids, targets), int64 [rows, length], in random order."""
+    """Training rows on the device; iterates endlessly over (ids, targets), int64 [rows, length], in random order."""
 
     def __init__(self, rows: Rows, tokens_per_step: int, device: str, random: Random) -> None:
         import torch

@@ -83,7 +83,7 @@ def held_out(family: str, numbers: Numbers) -> bool:
 
 
 def problems(seed: int | str, *, for_training: bool, families: tuple[Family, ...] | None = None) -> Iterator[Problem]:
-    """Yields problems without end, one family after another (`FAMILIES` by default); the same seed gives the same problems."""
+    """Yields problems endlessly, one family after another (`FAMILIES` by default); the same seed gives the same problems."""
     random = Random(f"problems {seed} {for_training}")
     while True:
         for family in families or FAMILIES:

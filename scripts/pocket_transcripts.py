@@ -129,7 +129,7 @@ def transcript(problem: Problem, random: Random) -> list[Segment]:
         thought = random.choice(HASTY)
         for old, new in slips if random.random() < SECOND_SLIP_SHARE else slips[:1]:
             broken = problem.fill(_showing(program.code.replace(old, new, 1), random))
-            if run_cell(broken, dict(namespace)).error is None:  # what the first call left behind heals the second slip
+            if run_cell(broken, dict(namespace)).error is None:  # with what the first call defined, the second slip does not fail
                 continue
             error = call(thought, broken).error
             thought = random.choice(MENDING).format(kind=type(error).__name__)

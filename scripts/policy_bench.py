@@ -3,9 +3,9 @@
     python scripts/policy_bench.py run --out runs/policies --problems 200     # an hour or two; Ctrl-C, then again to continue
     python scripts/policy_bench.py table --out runs/policies
 
-The imperfect model is the embedded one with noise on its weights: it fails at some problems always, at most sometimes, and in
+The imperfect model is the embedded one with noise on its weights: it fails on some problems always, on most sometimes, and in
 different ways. `run` makes it and its problems, starts one vLLM server, and runs `aimo-solver evaluate` once per policy of
-`LIVE`, each into a folder of its own. The first run, `complete`, waits for all attempts, so voters and stop rules are replayed on
+`LIVE`, each into its own folder. The first run, `complete`, waits for all attempts, so voters and stop rules are replayed on
 it. What changes the sampling is run live. `table` prints both as Markdown, with 95 % bootstrap intervals over problems.
 """
 
@@ -47,7 +47,7 @@ def run(
     only: Annotated[list[str] | None, typer.Option(help="a policy to run; repeatable; all by default")] = None,
     endpoint: Annotated[str | None, typer.Option(help="a running server of OUT/model instead of a new one")] = None,
     minutes: Annotated[float | None, typer.Option(help="stop after this long; the next call continues")] = None,
-    parallel: Annotated[int, typer.Option(min=1, max=15, help="problems side by side, 8 attempts each")] = 8,
+    parallel: Annotated[int, typer.Option(min=1, max=15, help="problems at the same time, 8 attempts each")] = 8,
     repeats: Annotated[bool, typer.Option("--repeats", help="also run two of the rules ten times")] = False,
 ) -> None:
     """Runs the policies that are not complete yet; a call continues where the last one ended."""

@@ -4,8 +4,8 @@
     python scripts/quantise.py w4a16 --model MODEL --data sft.parquet --out NEW        # data of aimo-solver export sft
     python scripts/quantise.py check --model MODEL --out NEW                           # once more, or on another machine
 
-llm-compressor needs other versions of transformers and compressed-tensors than the solver, so it is installed in an environment
-of its own (requirements-quantise.txt), whose interpreter `--python` names. The check runs in this one. The same command again
+llm-compressor needs other versions of transformers and compressed-tensors than the solver, so it is installed in a separate
+environment (requirements-quantise.txt), whose interpreter `--python` names. The check runs in this one. The same command again
 continues: a folder that exists is not made again, and problems that were solved are not solved again.
 """
 
@@ -65,9 +65,9 @@ def fp8(
     problems: Problems = WARMUP,
     check: Check = True,
 ) -> None:
-    """8-bit floats: weights with a scale per output channel, activations with one per token, found as they come.
+    """8-bit floats: weights with a scale per output channel, activations with one per token, computed on the fly.
 
-    Needs no data. vLLM computes in FP8 on GPUs from Ada and Hopper on.
+    Needs no data. vLLM computes in FP8 on Ada, Hopper and newer GPUs.
     """
     _quantise("fp8", model, out, python)
     if check:
@@ -97,7 +97,7 @@ def w4a16(
 def check_again(
     model: Model, out: Out, problems: Problems = WARMUP, runs: Runs = None, repeat: Repeat = 1, settings: Settings = None
 ) -> None:
-    """Serves a quantised model and the one that it was made of, on the same problems; saves the table as check.json."""
+    """Serves a quantised model and the one that it was made from, on the same problems; saves the table as check.json."""
     _config(out)
     folder = runs or _runs(out)
     for name, path in (("after", out), ("before", model)):  # a model that vLLM cannot serve ends the check at once
@@ -112,7 +112,7 @@ def calibration(data: Path, rows: int, max_tokens: int, vocabulary: int, seed: i
     """Draws rows of an export, cut to `max_tokens` token ids.
 
     Raises:
-        typer.BadParameter: it is no export, holds no row, or holds tokens that the model lacks.
+        typer.BadParameter: it is not an export, holds no row, or holds tokens that the model lacks.
     """
     remedy = "give the file that `aimo-solver export sft` wrote of this model's runs"
     try:
@@ -184,7 +184,7 @@ def _config(model: Path) -> dict[str, Any]:
 
 
 def _solve(model: Path, problems: Path, run: Path, repeat: int, settings: Sequence[str]) -> None:
-    """Makes or continues the runs of one model. No restart of the server: a fallback would be measured in its place."""
+    """Makes or continues the runs of one model. The server is not restarted: a fallback would be measured instead."""
     resume = ["--resume"] if run.exists() else []
     chosen = [part for setting in ("server.restarts=0", *settings) for part in ("--set", setting)]
     try:
@@ -215,7 +215,7 @@ def tabulate(runs: Mapping[Path, Sequence[LoggedRun]]) -> BenchResult:
 
 
 def _right_attempts(runs: Sequence[LoggedRun], problem: str) -> float:
-    """Returns the share of right ones among the attempts that answered, 0 if none did."""
+    """Returns the share of right ones among the attempts that answered; 0 if none did."""
     answered = [one.answer for run in runs for one in run.problems[problem].attempts if one.answer is not None]
     return answered.count(runs[0].problems[problem].truth) / max(1, len(answered))
 

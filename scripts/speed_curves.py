@@ -2,7 +2,7 @@
 
     python scripts/speed_curves.py FOLDER...
 
-reads decode*.json, decode-skewed.json, decode-speculation.json and routing.json from the folders, and writes
+Reads decode*.json, decode-skewed.json, decode-speculation.json and routing.json from the folders, and writes
 src/aimo_solver/lab/throughput.json. What was not measured is derived as a curve's `source` says.
 """
 
@@ -27,7 +27,7 @@ H100 = {(1_000, 1): 202.0, (1_000, 8): 813.0, (1_000, 16): 1_150.0, (16_000, 8):
 """Tokens per second of gpt-oss-120b's shape with uniform routing on one H100 80 GB, vLLM 0.26, by depth and streams."""
 
 ACCEPTED = 2.2
-"""Tokens per step at temperature 1 that public heads for gpt-oss-120b reach at least, with three drafted."""
+"""Tokens per step at temperature 1 that public heads for gpt-oss-120b at least reach, with three drafted."""
 
 
 def read(folders: Sequence[Path], *names: str) -> list[Table]:
@@ -46,7 +46,7 @@ def steps_of(table: Table) -> Steps:
 
 
 def extend(values: Mapping[int, float]) -> dict[int, float]:
-    """A quantity measured at a few numbers of streams, for all: linear between them and from 0, proportional beyond."""
+    """Extends a quantity measured at a few numbers of streams to all: linear between them and from 0, proportional beyond."""
     known = {0: 0.0} | dict(values)
     most = max(known)
     known[max(COUNTS)] = known[most] * max(COUNTS) / most
@@ -54,7 +54,7 @@ def extend(values: Mapping[int, float]) -> dict[int, float]:
 
 
 def uniform_steps(tables: Sequence[Table]) -> Steps:
-    """The widest table; deeper rows add to its deepest what they took more than their own table's row of that depth."""
+    """The widest table; a deeper row adds to its deepest row what it took beyond its own table's row of that depth."""
     steps = steps_of(max(tables, key=lambda table: sum(row["depth"] == 1_000 for row in table["results"])))
     deepest = max(steps)
     for own in map(steps_of, tables):
@@ -91,12 +91,12 @@ def times(steps: Steps, factors: Steps) -> Steps:
 
 
 def plus(steps: Steps, more_ms: Mapping[int, float]) -> Steps:
-    """Steps that take more, by number of streams, at every depth alike."""
+    """Steps with extra milliseconds by number of streams, the same at every depth."""
     return {depth: {count: ms + more_ms[count] for count, ms in row.items() if count in more_ms} for depth, row in steps.items()}
 
 
 def skew_costs(folders: Sequence[Path]) -> tuple[dict[int, float], str]:
-    """Milliseconds that a step takes more with skewed routing, below zero; and how they were found."""
+    """Extra milliseconds of a step with skewed routing, which are negative, and how they were found."""
     for folder in reversed(folders):
         skewed, uniform = read([folder], "decode-skewed.json"), read([folder], "decode.json")
         if skewed and uniform:
@@ -114,7 +114,7 @@ def skew_costs(folders: Sequence[Path]) -> tuple[dict[int, float], str]:
 
 
 def draft_costs(folders: Sequence[Path]) -> dict[int, float] | None:
-    """Milliseconds that a step takes more with three drafted tokens; None if that was not measured."""
+    """Extra milliseconds of a step with three drafted tokens; None if that was not measured."""
     tables = read(folders, "decode-speculation.json")
     if not tables:
         return None
@@ -159,7 +159,7 @@ def make_curves(folders: Sequence[Path]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="output of gpu_bench.py; later ones count more")
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="output of gpu_bench.py; later ones win")
     curves = make_curves(parser.parse_args().folders)
     CURVES_FILE.write_text(json.dumps(curves, indent=1) + "\n", encoding="utf-8")
     for name, one in curves.items():

@@ -47,7 +47,7 @@ def problems(
     seed: Annotated[int, typer.Option(help="any number; all problems are held out")] = WARMUP_SEED,
     count: Annotated[int, typer.Option(min=1)] = 30,
 ) -> None:
-    """Write problems that training never uses."""
+    """Writes problems that training never uses."""
     rows = [(f"pocket-{seed}-{i:03}", problem.text, problem.answer) for i, problem in enumerate(evaluation_problems(seed, count))]
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w", newline="", encoding="utf-8") as file:
@@ -69,12 +69,12 @@ def train(
     layers: Annotated[int, typer.Option()] = 6,
     learning_rate: Annotated[float, typer.Option()] = 2e-3,
     workers: Annotated[int, typer.Option()] = os.cpu_count() or 1,
-    threads: Annotated[int | None, typer.Option(min=1, help="of torch on a CPU; by default as many as it takes")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="of torch on a CPU; default: its own choice")] = None,
     tokenizer_of: Annotated[
         Path | None, typer.Option(exists=True, file_okay=False, help="take this model's tokenizer, as a draft model has to")
     ] = None,
 ) -> None:
-    """Make transcripts from a seed, then train tokenizer and model on them."""
+    """Makes transcripts from a seed, then trains tokenizer and model on them."""
     import torch
     import transformers
 
@@ -105,11 +105,11 @@ def evaluate(
     model: Annotated[Path, typer.Option(exists=True, file_okay=False, help="model folder")],
     seed: Annotated[int, typer.Option()] = 1_000_003,
     count: Annotated[int, typer.Option(min=1)] = 200,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token")] = 1.0,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token")] = 1.0,
     min_p: Annotated[float, typer.Option()] = 0.02,
     show: Annotated[int, typer.Option(help="wrong transcripts to print")] = 0,
 ) -> None:
-    """Score single attempts on held-out problems; every call is executed."""
+    """Scores single attempts on held-out problems; every call is executed."""
     import torch
     import transformers
 

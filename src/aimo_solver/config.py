@@ -1,4 +1,4 @@
-"""The configuration of a run: `Config`, its one reader, and the rules between options.
+"""The configuration of a run: `Config`, the function that reads it, and the rules between options.
 
 Defaults come first, then what the model folder recommends (``aimo.toml``), then the user's TOML file or settings, then single
 ``section.option=value`` settings.
@@ -66,7 +66,7 @@ def load_config(*layers: Path | Mapping[str, Any] | None, settings: Sequence[str
     Prompt variants of several layers are merged, field by field.
 
     Args:
-        layers: mappings of sections to options, TOML files, or model folders, whose ``aimo.toml`` counts if there is one.
+        layers: mappings of sections to options, TOML files, or model folders, whose ``aimo.toml`` is read if there is one.
             None is skipped.
         settings: single options as ``section.option=value``.
 
@@ -192,7 +192,7 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _streams(config: Config) -> str:
-    return f"{config.solver.streams} attempts side by side (solver.slots times solver.parallel; 16 with solver.grow)"
+    return f"{config.solver.streams} attempts at the same time (solver.slots times solver.parallel; 16 with solver.grow)"
 
 
 def _size_problems(config: Config) -> Iterator[tuple[str, str]]:

@@ -132,7 +132,7 @@ class RehearsalError(AimoError):
 
 
 class PathNotFoundError(AimoError):
-    """Nothing found in the places where Kaggle mounts things. `tried` has all of them."""
+    """Something is not in any of the places where Kaggle mounts things. `tried` lists them."""
 
     def __init__(self, thing: str, tried: Sequence[Path]) -> None:
         super().__init__(f"{thing} not found; tried " + ", ".join(str(path) for path in tried))
@@ -140,7 +140,7 @@ class PathNotFoundError(AimoError):
 
 
 class LocalGatewayError(AimoError):
-    """A local run that Kaggle's gateway would have ended without a submission; `kind` is Kaggle's name of the failure."""
+    """A local run that Kaggle's gateway would have ended without a submission; `kind` is Kaggle's name for the failure."""
 
     def __init__(self, kind: str, problem: str) -> None:
         super().__init__(f"{kind}: {problem}")

@@ -27,9 +27,9 @@ class SamplingConfig:
 
     Attributes:
         min_p: tokens less likely than this share of the most likely one are never sampled.
-        top_k: only so many of the most likely tokens are sampled; 0 means all.
+        top_k: only this many of the most likely tokens are sampled; 0 means all.
         top_logprobs: candidates per token used to estimate entropy; 0 uses -log p of the sampled token, which has the same
-            mean at half the cost (docs/benchmarks.md) but another median: use 5 with voters that look at the tail
+            mean at half the cost (docs/benchmarks.md) but a different median: use 5 with voters that look at the tail
             (`tail-entropy`, `vote-share`, `lexicographic`).
         seed: of the local server; None means a new one for each run. The same seed gives the same answers only if the same
             requests are batched together.

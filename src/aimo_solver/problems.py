@@ -10,7 +10,7 @@ Answer = int | str
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One problem. `truth` is its true answer, None where it is unknown."""
+    """One problem. `truth` is its true answer; None if unknown."""
 
     id: str
     text: str
@@ -42,7 +42,7 @@ class ProblemResult:
         reason: why the problem ended; `Solver.solve` lists the values.
         votes: attempts that gave `answer`.
         attempts, tool_calls, tokens: totals over all attempts.
-        slots: attempts that ran side by side at most; 0 in runs of earlier versions.
+        slots: most concurrent attempts; 0 in runs of earlier versions.
         seconds, allotted_s: used, and granted by the budget.
         candidates: the last ranking, best first.
     """

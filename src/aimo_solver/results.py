@@ -32,7 +32,7 @@ class Attempt:
         answer: None if it gave none that counts.
         entropy: mean over sampled tokens of the entropy in nats of the (top-k) next-token distribution; None if unknown.
         tail_entropy: median over the last window of tokens, nats; None if unknown.
-        tokens: sampled tokens. prompt_tokens: length of the longest prompt. cached_tokens: cached by the server, all prompts.
+        tokens: sampled tokens. prompt_tokens: length of the longest prompt. cached_tokens: cached by the server, in all prompts.
         lost_turns, lost_tokens, lost_s: turns whose prefix the server had lost; tokens that it computed again; estimated seconds.
         turns: model turns. malformed: turns that needed salvage or a complaint.
         tool_errors: calls that ended in an error, a timeout or a kill.

@@ -23,13 +23,13 @@ _FENCE = re.compile(
     r"^(?P<indent>[ \t]*+(?:(?:[-*+]|\d++[.)])[ \t]++)?+)(?P<fence>`{3,}+|~{3,}+)[ \t]*+(?P<info>[^\n`]*+)(?:\n|\Z)", re.MULTILINE
 )
 _TAG = re.compile(r"<(?P<end>/?)(?P<name>code|tool_call)>")
-_LONGEST_INDENT = 100  # characters of a fence's indentation that count
+_LONGEST_INDENT = 100  # characters; the rest of a fence's indentation is ignored
 _PYTHON = frozenset({"python", "python3", "py", "ipython", "sage"})
 
 
 @dataclass(slots=True)  # not frozen: a degenerate turn has tens of thousands, and freezing doubles the cost of each
 class _Block:
-    """A block of code at `start` to `end` of the text. `closed` says whether it has its closing fence."""
+    """A block of code from `start` to `end` of the text. `closed` says whether it has a closing fence."""
 
     info: str
     code: str

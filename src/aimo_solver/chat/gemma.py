@@ -158,7 +158,7 @@ class GemmaFormat:
         return _Split(self.decode(content), calls, state == "thought", saw_channel, fault)
 
     def _beside_calls(self, split: _Split) -> str:
-        """The text outside thoughts and calls, with a last call that has no end: its tag may be a mention."""
+        """The text outside thoughts and calls, with a last call that has no end: the text may only mention its tag."""
         tokens, ended = split.calls[-1]
         return split.content if ended else split.content + self.decode(tokens)
 

@@ -43,7 +43,7 @@ def code_of(call: str) -> Code | Malformed:
 
 
 def _code_in(arguments: str, *, known: bool) -> Code | None:
-    """The code in the arguments; those of an unknown tool must name it."""
+    """The code in the arguments, which must name it if the tool is unknown."""
     strings = _strings(arguments)
     for key in (*CODE_KEYS, *(strings if known else ())):
         if key in strings:
@@ -87,7 +87,7 @@ def _key_before(parts: Sequence[str]) -> str | None:
 
 
 def _ends_string(parts: Sequence[str]) -> bool:
-    """Whether the quote before these parts ends a string; of the text after it, three parts are enough."""
+    """Whether the quote before these parts ends a string; three parts of the text after it are enough."""
     if len(parts) == 1 and _LAST.fullmatch(parts[0]):
         return True
     return _NEXT_KEY.match(QUOTE.join(parts)) is not None

@@ -94,7 +94,7 @@ class HarmonyFormat:
 
     def prompt(self, prompt: Prompt) -> list[int]:
         opening = library.SystemContent.new().with_reasoning_effort(library.ReasoningEffort[prompt.reasoning_effort.upper()])
-        # The format has no place for other texts of a system message than the identity.
+        # The identity is the only part of the format's system message that can hold free text.
         identity = join_texts(prompt.identity or opening.model_identity or "", prompt.system)
         opening = opening.with_model_identity(replace_surrogates(identity))
         if prompt.tool is not None:

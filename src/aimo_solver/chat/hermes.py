@@ -22,7 +22,7 @@ from aimo_solver.chat.salvage import CODE_KEYS, Code, bare_code, calls_in_json, 
 from aimo_solver.chat.template import TemplateFormat
 from aimo_solver.chat.turns import MAX_CALLS, Malformed, Turn
 
-# Each tag is replaced by one character that no decoded text contains. Where a tag is a token of its own, the same tag spelled
+# Each tag is replaced by one character that no decoded text contains. Where a tag is a single token, the same tag spelled
 # out in code stays text.
 TAGS = {"<think>": "\udc01", "</think>": "\udc02", "<tool_call>": "\udc03", "</tool_call>": "\udc04"}
 _THINK, _END_THINK, _CALL, _END_CALL = TAGS.values()
@@ -44,8 +44,8 @@ class _Split:
     """The parts of a turn.
 
     Attributes:
-        content: the text after the thoughts without calls, up to a thought that begins again.
-        rest: the same with calls that are not closed: their tag may be a mention.
+        content: the text after the thoughts, without calls, up to where another thought begins.
+        rest: the same, with calls that are not closed: the text may only mention their tag.
         calls: the text of each call, and whether it is closed.
     """
 
@@ -114,7 +114,7 @@ class HermesFormat(TemplateFormat):
         return _Split(_without_tags(_CALLS.sub("", content)), _without_tags(rest), calls, in_thought)
 
     def _marked(self, sampled: Sequence[int]) -> str:
-        """The turn's text with each tag as its one character."""
+        """The turn's text with each tag replaced by its character."""
         pieces: list[str] = []
         run: list[int] = []
         for token in self._before_end(sampled)[0]:
@@ -134,7 +134,7 @@ def _without_tags(text: str) -> str:
 
 
 def _split_call(text: str) -> list[str]:
-    """The calls in the text of one."""
+    """The calls in the text of one call: more than one if several JSON objects follow one another."""
     functions = _NEXT_FUNCTION.split(text)
     return functions if len(functions) > 1 else calls_in_json(text)
 

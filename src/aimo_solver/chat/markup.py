@@ -1,4 +1,4 @@
-"""What the turns of each family consist of, for fuzz tests and benchmarks, which make degenerate turns of it. Not part of the
+"""What the turns of each family consist of, for fuzz tests and benchmarks, which make degenerate turns from it. Not part of the
 notebook.
 """
 

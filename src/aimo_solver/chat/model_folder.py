@@ -1,6 +1,6 @@
 """The files of a model folder that chat formats need: its configuration, its chat template, and its tokenizer.
 
-`Tokenizer.encode` is for text by others (a problem, a tool's output) and never yields a control token.
+`Tokenizer.encode` is for text from elsewhere (a problem, a tool's output) and never yields a control token.
 `Tokenizer.encode_template` is for the format's own text, in which ``<|turn>`` and the like are control tokens.
 """
 

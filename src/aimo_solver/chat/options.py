@@ -33,7 +33,7 @@ class VariantConfig:
         system: the rest of the system message.
         developer: the developer message of gpt-oss; other families treat it like `identity`.
         suffix: follows the problem in the user message.
-        tool: the Python tool is declared. tool_description: what is said about it.
+        tool, tool_description: whether the Python tool is declared, and what is said about it.
     """
 
     base: BuiltInVariant | None = None
@@ -61,7 +61,7 @@ class PromptConfig:
     """The prompts.
 
     Attributes:
-        family: name of the chat format; "auto" derives it from the model.
+        family: name of the chat format; "auto" detects it from the model.
         variants: prompt variants of your own, by name.
         mix: the variants that attempts use, with weights: {tool = 3, reasoning = 1}, a list of names or one name.
         reasoning_effort: for models that have such a setting (gpt-oss).

@@ -18,7 +18,7 @@ from aimo_solver.chat.turns import MAX_CALLS, FinalText, Malformed, ToolCalls, T
 PYTHON_NAMES = frozenset({TOOL, f"functions.{TOOL}"})
 """Names of the tool."""
 
-_MOST_ENDS = 8  # of the thoughts in one turn that are tried
+_MOST_ENDS = 8  # ends of thoughts that are tried in one turn
 _LONGEST_BOX = 200  # characters; a longer box is not a plain number
 
 _Call = TypeVar("_Call")
@@ -37,7 +37,7 @@ def read_calls(
     If `read` returns `Malformed` for one, the turn is its final text if that has an answer, and otherwise malformed.
 
     Args:
-        split: returns the calls that one holds.
+        split: returns the calls that one call holds.
         text: returns the final text beside the calls; called if one of them cannot be read.
         note: what else was repaired.
     """

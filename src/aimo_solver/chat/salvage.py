@@ -56,7 +56,7 @@ def compiles(code: str) -> bool:
 
 
 def is_program(code: str) -> bool:
-    """Whether the code compiles and computes something: a query such as a word, a list of numbers or ``query: "x"`` does not."""
+    """Whether the code compiles and computes something; a word, a list of numbers or ``query: "x"`` does not."""
     tree = _parsed(ast.parse, code)
     return isinstance(tree, ast.Module) and any(map(_computes, tree.body))
 
@@ -86,7 +86,7 @@ def _parsed(parse: Callable[[str], object], text: str) -> object:
 
 
 def bare_code(code: str, salvaged: str | None = None) -> Code | None:
-    """Returns code without a Markdown fence around it, None if nothing is left. Code without a fence is not changed."""
+    """Returns the code without a Markdown fence around it, None if nothing is left. Unfenced code is not changed."""
     stripped = code.strip()
     if not stripped:
         return None
@@ -184,7 +184,7 @@ def _unfenced(text: str) -> str | None:
 
 
 def _read_json(text: str) -> tuple[object, str | None]:
-    """The first JSON object or list that the text can be read as, None if none, and what was repaired."""
+    """The first JSON object or list that can be read from the text, None if none, and what was repaired."""
     decoder = json.JSONDecoder(strict=False)
     for candidate, note in _repairs(text):
         try:

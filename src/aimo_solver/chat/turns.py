@@ -33,7 +33,7 @@ class ToolCalls:
 
     @classmethod
     def first_of(cls, codes: Sequence[str], salvaged: str | None) -> ToolCalls:
-        """Calls the first `MAX_CALLS` of `codes`."""
+        """Makes a turn that calls the first `MAX_CALLS` of `codes`."""
         return cls(tuple(codes[:MAX_CALLS]), salvaged, max(0, len(codes) - MAX_CALLS))
 
 

@@ -21,7 +21,7 @@ class PromptVariant:
     """The texts around a problem, and how its attempts are sampled; `VariantConfig` describes the fields.
 
     Attributes:
-        reasoning_effort, temperature, top_p, min_p, top_k: None means as the configuration says.
+        reasoning_effort, temperature, top_p, min_p, top_k: None means the configured value.
     """
 
     name: str
@@ -99,9 +99,9 @@ def prompt_variants(config: PromptConfig) -> dict[str, PromptVariant]:
 
 
 def take_turns(variants: Mapping[str, PromptVariant], mix: Mapping[str, float]) -> Iterator[PromptVariant]:
-    """Yields the variants of a mix without end, so that after every attempt their numbers are close to their weights.
+    """Yields the variants of a mix endlessly; after every attempt their counts are nearly proportional to their weights.
 
-    This is smooth weighted round-robin, as nginx balances its upstream servers.
+    This is smooth weighted round-robin, as used by nginx for its upstream servers.
     """
     lead = dict.fromkeys(mix, 0.0)
     while True:
@@ -190,4 +190,4 @@ _VARIANTS = (
 
 VARIANTS = {variant.name: variant for variant in _VARIANTS}
 """The variants of the library by name. The default is close to what the best public runs told gpt-oss: short, as the system
-message's identity, without a developer message, with the true limits of the tool and a suffix that names the libraries."""
+message's identity, without a developer message, with the actual limits of the tool and a suffix that names the libraries."""

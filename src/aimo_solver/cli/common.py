@@ -1,4 +1,4 @@
-"""Shared by all commands: the terminal, common options, the default model, errors as one line with an exit code."""
+"""What all commands share: the terminal, common options, the default model, errors as one line with an exit code."""
 
 from __future__ import annotations
 

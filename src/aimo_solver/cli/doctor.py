@@ -1,4 +1,4 @@
-"""`aimo-solver doctor`: is this machine fit for a run of this model?"""
+"""`aimo-solver doctor`: checks whether this machine is fit to run this model."""
 
 from __future__ import annotations
 

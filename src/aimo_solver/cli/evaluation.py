@@ -35,9 +35,9 @@ class Evaluation:
     """Problems to solve, and how.
 
     Attributes:
-        read: returns the problems; their true answers depend on what an answer is.
+        read: returns the problems, with true answers of the configured kind.
         model: folder with the model, or with the tokenizer of the endpoints' model.
-        endpoints: none starts a server for each run.
+        endpoints: if empty, a server is started for each run.
         resume: continue runs that exist. overwrite: delete them first.
     """
 
@@ -69,7 +69,7 @@ class Evaluation:
         A configured seed counts up from run to run; without one every server draws its own. A resumed run keeps its seed.
 
         Raises:
-            UserError, ServerError, EngineError: as `run`; the runs so far stay.
+            UserError, ServerError, EngineError: as `run`; earlier runs are kept.
         """
         directories = [out / str(number) for number in range(1, repeats + 1)]
         if not self.resume:
@@ -108,7 +108,7 @@ class Evaluation:
         least = {"solver": {"parallel": max(1, len(self.endpoints))}}
         config = load_config(least, self.model if earlier is None else earlier.config, self.config_file, settings=self.settings)
         if not self.endpoints:
-            plan_launch(self.model, config)  # refuses what no server can be started with, before there is a run
+            plan_launch(self.model, config)  # rejects options that no server can start with, before there is a run
         return config
 
     def _run(

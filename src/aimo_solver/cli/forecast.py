@@ -29,14 +29,14 @@ def forecast_command(
         typer.Option(help="N=PROBLEMS solved in N attempts without tools; repeatable; default: AIMO3's private set"),
     ] = None,
     policy: Annotated[
-        list[str] | None, typer.Option(help="configuration as of replay --simulate; repeatable; the first is the reference")
+        list[str] | None, typer.Option(help="configuration as for replay --simulate; repeatable; the first is the reference")
     ] = None,
-    problems: Annotated[int, typer.Option(min=2, help="problems of the set that --pass-at is about")] = 50,
+    problems: Annotated[int, typer.Option(min=2, help="problems in the set that --pass-at refers to")] = 50,
     order: Annotated[Order, typer.Option(help="the problems' order")] = Order.RANDOM,
     lengths: Annotated[
-        str, typer.Option(help="only runs whose name begins so lend their attempts' lengths; default: all without hints")
+        str, typer.Option(help="take lengths only from runs whose name begins like this; default: all without hints")
     ] = "",
-    uplift: Annotated[float | None, typer.Option(min=0.01, help="what tools multiply the odds by, not fitted")] = None,
+    uplift: Annotated[float | None, typer.Option(min=0.01, help="what tools multiply the odds by; default: fitted")] = None,
     curve: Curve = USUAL_CURVE,
     speed: Speed = USUAL_SPEED,
     sets: Annotated[int, typer.Option(min=1, help="problem sets to draw, each with an uplift of its own")] = 30,
@@ -44,7 +44,7 @@ def forecast_command(
     config_file: ConfigFile = None,
     settings: Settings = None,
 ) -> None:
-    """Forecasts scores from a model's pass@N without tools; what tools add, how attempts err and how long they are is fitted."""
+    """Forecasts scores from a model's pass@N without tools; what tools add, how attempts err and how long they are are fitted."""
     given = _parse_pass_at(pass_at or _PRIVATE, problems)
     config = load_config(config_file, settings=settings or ())
     plays = {name: parse_configuration(name, config) for name in policy or ("default", "default/equal=6@16")}

@@ -67,7 +67,7 @@ def evaluate_command(
     """Solves the problems of a CSV file and scores the answers whose truth is known.
 
     A resumed run keeps its options, which --set can change, and its clock: --time-limit includes the time used so far. With
-    --repeat, --resume continues the run that was interrupted and makes those that are missing.
+    --repeat, --resume continues the interrupted run and makes those that are missing.
     """
     started = time.monotonic()
     chosen = [part.strip() for part in (ids or "").split(",") if part.strip()]

@@ -31,7 +31,7 @@ def export_sft_command(
     out: Out,
     least_tokens: LeastTokens = 0,
     most_tokens: MostTokens = None,
-    per_problem: Annotated[int, typer.Option(min=1, help="attempts at one problem at most")] = 4,
+    per_problem: Annotated[int, typer.Option(min=1, help="most attempts per problem")] = 4,
     keep_solved: KeepSolved = False,
     held_out: HeldOut = 0.1,
     seed: Seed = 0,
@@ -58,7 +58,7 @@ def export_dpo_command(
         typer.Option(help="answer: right before wrong; length: the shorter of two right ones; repeatable; default: answer"),
     ] = None,
     length_ratio: Annotated[
-        float, typer.Option(min=1.0, help="with --pairs length, the longer has at least so many times the sampled tokens")
+        float, typer.Option(min=1.0, help="with --pairs length, the longer has at least this many times the sampled tokens")
     ] = 1.5,
     least_similarity: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="of a pair's sampled tokens, by edit distance; 1 means equal")
@@ -66,7 +66,7 @@ def export_dpo_command(
     most_similarity: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.95,
     least_tokens: LeastTokens = 0,
     most_tokens: MostTokens = None,
-    per_problem: Annotated[int, typer.Option(min=1, help="pairs of one problem at most")] = 4,
+    per_problem: Annotated[int, typer.Option(min=1, help="most pairs per problem")] = 4,
     keep_solved: KeepSolved = False,
     held_out: HeldOut = 0.1,
     seed: Seed = 0,
@@ -74,7 +74,7 @@ def export_dpo_command(
 ) -> None:
     """Writes pairs of attempts with the same prompt for preference training; needs rapidfuzz.
 
-    Pairs of kind length are also taken from problems that every attempt solved, with --keep-solved.
+    With --keep-solved, pairs of kind length are also taken from problems that every attempt solved.
     """
     filters = Filters(
         least_tokens=least_tokens,

@@ -1,8 +1,8 @@
 """`predict` for Kaggle's gateway.
 
-One exception, one missing answer or one answer of another shape loses a whole submission, and an exception that is not an
+One exception, one missing answer or one answer of the wrong shape loses a whole submission, and an exception that is not an
 `Exception` (SystemExit) makes the gateway wait for hours. So `predict` catches everything, waits no longer than the clock
-allows, and builds its frame in one place. Only a process that is killed or runs out of memory is beyond it.
+allows, and builds its frame in one place. It cannot help only if the process is killed or runs out of memory.
 
 This module must import quickly: the gateway is served before anything heavy is loaded.
 """
@@ -75,9 +75,9 @@ def in_rerun() -> bool:
 def make_server(predict: Callable[..., pl.DataFrame], competition: str) -> InferenceServer:
     """Returns the competition's inference server, or a `LocalInferenceServer` where Kaggle's package is absent.
 
-    The server is the one class of the one module ``*_inference_server`` in `kaggle_evaluation`, whatever the competition calls
-    it. Its constructor takes the port. The competition's folder joins `sys.path` only if the package cannot be imported without
-    it.
+    The server is the only class of the only module ``*_inference_server`` in `kaggle_evaluation`, whatever the competition
+    calls it. Its constructor binds the port. The competition's folder is added to `sys.path` only if the package cannot be
+    imported without it.
 
     Raises:
         PathNotFoundError: the package is absent in a rerun; lists every folder that was tried.
@@ -135,7 +135,7 @@ class _Endpoint:
         try:
             problem_id = _text(id_)
             text = _text(problem)
-            key = (problem_id, text)  # the text as well: problems whose ids are broken must not share an answer
+            key = (problem_id, text)  # with the text: problems whose ids are broken must not share an answer
             if key in self._answers:
                 log.info("problem %s was asked again; its answer stays %d", problem_id, self._answers[key])
                 return problem_id, self._answers[key]
@@ -234,7 +234,7 @@ class LocalInferenceServer:
         if isinstance(failure, Exception):
             raise LocalGatewayError("SERVER_RAISED_EXCEPTION", f"{place}: {failure}") from failure
         if failure is not None:  # SystemExit and the like
-            raise LocalGatewayError("GRPC_DEADLINE_EXCEEDED", f"{place}: Kaggle waits for ever after {failure!r}") from failure
+            raise LocalGatewayError("GRPC_DEADLINE_EXCEEDED", f"{place}: Kaggle waits forever after {failure!r}") from failure
         result = future.result()
         if not isinstance(result, pl.DataFrame) or len(result) != 1 or result.columns != ["id", "answer"]:
             raise LocalGatewayError("INVALID_SUBMISSION", f"{place}: predict returned no row of id and answer: {result!r:.300}")

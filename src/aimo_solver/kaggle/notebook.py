@@ -1,4 +1,4 @@
-"""The run of the notebook: its settings, and its sessions with the attached model, the installed wheels and the log."""
+"""The notebook's run: its settings, and its sessions with the attached model, the installed wheels and the log."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def notebook_run(
     In a rerun the clock counts from the start of this process, because the session's time limit includes the seconds before
     the first cell. Elsewhere the process may have been idle for hours, so the clock counts from now.
 
-    With `dry_run` there is no model: every problem is answered with 0 after so many seconds.
+    With `dry_run` there is no model: every problem is answered with 0 after that many seconds.
 
     Raises:
         ConfigError: `settings` has an option that is unknown or invalid, or options that contradict each other.
@@ -76,7 +76,7 @@ def notebook_run(
 
 
 class NotebookRun(Run):
-    """The run of the notebook. With `dry_run` every problem is answered with 0 after so many seconds; 0 solves it."""
+    """The run of the notebook. With `dry_run` every problem is answered with 0 after that many seconds."""
 
     def __init__(self, sessions: NotebookSessions, dry_run: float, budget: BudgetConfig, clock: RunClock, progress: Path) -> None:
         self.sessions = sessions
@@ -107,7 +107,7 @@ class _DrySession:
 
 
 class NotebookSessions:
-    """Opens the notebook's sessions, and keeps what outlives a session: the log, the wheels, how the server started.
+    """Opens the notebook's sessions, and keeps what outlasts them: the log, the wheels, how the server started.
 
     Attributes:
         checks: of the last boot outside the competition.
@@ -132,7 +132,7 @@ class NotebookSessions:
 
     @asynccontextmanager
     async def open(self, observer: LoggingObserver) -> AsyncIterator[Session]:
-        """Yields a session. Every step is repeated for each session: it may have failed because a mount came late."""
+        """Yields a session. Every step is repeated for each session: it may have failed because a mount appeared late."""
         # Their dependencies are imported after the gateway is served.
         from aimo_solver.kaggle.summary import ServerMeter, summarise_boot
         from aimo_solver.server.supervisor import StartHistory
@@ -184,7 +184,7 @@ class NotebookSessions:
             return thread.submit(lambda: asyncio.run(examine(folder, config, self._wheels))).result()
 
     def begin_repeat(self, number: int) -> None:
-        """Writes the problems that follow to the run directory of that number, from 1, beside those of the others.
+        """Writes the problems that follow to the run directory of this repeat, numbered from 1, beside those of the others.
 
         The server's output and events stay in the first directory.
         """
@@ -249,7 +249,7 @@ def _shorten(text: str) -> str:
 
 
 def _environment() -> dict[str, Any]:
-    """Describes this machine, and what the attached wheels were tried on."""
+    """Describes this machine, and the versions that the attached wheels were tested on."""
     recorded = recorded_versions()
     return describe_environment() | ({"wheels": asdict(recorded)} if recorded is not None else {})
 

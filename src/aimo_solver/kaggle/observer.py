@@ -71,13 +71,13 @@ class ProgressFile:
         self._path = path
         self._describe = describe
         self._ended = threading.Event()
-        # A daemon, and apart from the event loop: a disk that hangs holds up nothing.
+        # A daemon thread outside the event loop: a disk that hangs holds up nothing.
         self._thread = threading.Thread(target=self._write_lines, name="progress", daemon=True)
         with contextlib.suppress(RuntimeError):  # no thread is left
             self._thread.start()
 
     def end(self) -> None:
-        """Writes no more lines, after a last one."""
+        """Writes a last line and stops."""
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join(1.0)

@@ -1,7 +1,7 @@
 """A run outside the competition: the same server, gateway and solver, and a report that says whether to submit.
 
-Before the first problem it shows what the boot led to, at the end the answers, and the score where the problems' CSV has a column
-`answer`. It fails after the submission is written if the boot failed, a fallback serves or no attempt gave an answer, so that the
+Before the first problem it shows the result of the boot; at the end, the answers, and the score if the problems' CSV has a column
+`answer`. If the boot failed, a fallback serves or no attempt gave an answer, it fails after writing the submission, so that the
 commit shows it.
 """
 
@@ -26,7 +26,7 @@ from aimo_solver.server.launch import LaunchPlan
 REPORT = Path("rehearsal.txt")
 CACHE = Path("compile-cache.aimocache")
 _SUBMISSION = Path("submission.parquet")
-_BOOTS = 2  # that fail in a row; in the competition they are repeated to the end of the clock
+_BOOTS = 2  # failures in a row that end a rehearsal; the competition repeats boots to the end of the clock
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +36,13 @@ def rehearse(
 ) -> pl.DataFrame:
     """Answers the problems through the gateway, and closes the run; returns the submission.
 
-    Writes ``submission.parquet`` and ``rehearsal.txt``, which has what is printed, into the working directory, and
+    Writes ``submission.parquet`` and ``rehearsal.txt``, a copy of what is printed, into the working directory, and
     ``compile-cache.aimocache`` after a boot on a GPU.
 
     Args:
         problems: the CSV; see `find_problems`.
         repeat: how often each problem is solved. The first time counts for the submission; run directories are numbered from 1.
-        allow_fallback: a fallback may serve, and no attempt need give an answer.
+        allow_fallback: do not fail if a fallback serves or no attempt gives an answer.
 
     Raises:
         RehearsalError: at the very end, if the notebook should not be submitted as it is.
@@ -78,7 +78,7 @@ def rehearse(
 
 
 def read_truths(table: pl.DataFrame) -> Mapping[str, int]:
-    """Returns the integers of the column `answer` by id, as `predict` gets it; nothing without that column."""
+    """Returns the integers of the column `answer` by id, as `predict` gets the id; empty without that column."""
     if "answer" not in table.columns:
         return {}
     truths = table.select("id", pl.col("answer").cast(pl.Int64, strict=False)).drop_nulls()
@@ -87,7 +87,7 @@ def read_truths(table: pl.DataFrame) -> Mapping[str, int]:
 
 def _start(run: NotebookRun, table: pl.DataFrame, repeat: int) -> None:
     run.truths = read_truths(table)
-    _SUBMISSION.unlink(missing_ok=True)  # of an earlier run, which a failure would leave in place
+    _SUBMISSION.unlink(missing_ok=True)  # an earlier run's would stay in place after a failure
     if repeat > 1:
         run.close()
         run.sessions.begin_repeat(1)
@@ -100,10 +100,10 @@ def _read_submission() -> dict[str, int]:
 
 
 def _answer_again(run: NotebookRun, table: pl.DataFrame, repeat: int) -> Iterator[dict[str, int]]:
-    """Yields the answers of the second repeat and those that follow. Only the first goes through the gateway."""
+    """Yields the answers of each repeat after the first, which alone goes through the gateway."""
     for number in range(2, repeat + 1):
         run.sessions.begin_repeat(number)
-        predict = make_predict(run)  # the one before keeps its answers
+        predict = make_predict(run)  # a `predict` caches its answers
         rows = table.select("id", "problem").sample(fraction=1.0, shuffle=True).rows()
         yield {str(id_): predict(id_, problem).item(0, "answer") for id_, problem in rows}
 
@@ -137,7 +137,7 @@ def _find_faults(checks: Sequence[Check], failure: str | None, *, allow_fallback
 
 
 def _pack_cache(plan: LaunchPlan | None) -> str:
-    """Packs what the server compiled; returns a line about it, none without a GPU."""
+    """Packs what the server compiled; returns a line about it, or "" without a GPU."""
     if plan is None or not plan.gpus:
         return ""
     try:

@@ -30,9 +30,9 @@ from aimo_solver.problems import Answer, Problem, ProblemResult
 
 GRACE_S = 5.0  # predict waits this long past a problem's budget
 PAUSES_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # before the next boot: after a lost session, a failed boot, a second one ...
-TEARDOWN_S = 30.0  # for a session to go down; then it is cancelled
+TEARDOWN_S = 30.0  # for a session to close; then its task is cancelled
 _POLL_S = 0.25  # how often a session is checked for being lost
-_WIND_DOWN_S = 5.0  # for problems under way when their session is lost or the run is closed
+_WIND_DOWN_S = 5.0  # for unfinished problems when their session is lost or the run is closed
 
 log = logging.getLogger(__name__)
 
@@ -75,9 +75,9 @@ class Run:
         on_close: Callable[[], None] = lambda: None,
         progress: Path | None = None,
     ) -> None:
-        """`open_session(observer)` is entered in the run's loop, again after a failure; `on_close` is called at the very end.
+        """`open_session(observer)` is entered in the run's loop, and again after a failure; `on_close` is called at the very end.
 
-        A line about the progress is appended to the file `progress` every minute.
+        Every minute a line is appended to the file `progress`.
         """
         self.truths: Mapping[str, Answer] = {}
         self._open_session = open_session
@@ -95,7 +95,7 @@ class Run:
         self._thread = threading.Thread(target=self._run_loop, name="aimo-solver", daemon=True)
         self._session: OpenSession | None = None
         self._timeouts: set[asyncio.Timeout] = set()  # one for each problem that the session works on
-        self._failures: list[str] = []  # of the boots since the last session, in one line each
+        self._failures: list[str] = []  # failed boots since the last session, one line each
         self._logged: set[str] = set()
         self._closing = False
 
@@ -113,7 +113,7 @@ class Run:
             self._progress = ProgressFile(self._progress_path, self.describe_progress)
 
     def wait_for_boot(self, failures: int) -> str | None:
-        """Waits for a session; returns why there is none after so many boots that failed in a row."""
+        """Waits for a session; returns why there is none after `failures` failed boots in a row."""
         while (session := self._session) is None or session.lost is not None:
             if self._clock.left_s <= 0:
                 return "no time is left"
@@ -123,7 +123,7 @@ class Run:
         return None
 
     def expect(self, problems: int) -> None:
-        """Divides the time among at least so many problems."""
+        """Divides the time among at least this many problems."""
         self._budget = replace(self._budget, problems=max(problems, self._budget.problems))
 
     def ask(self, text: str) -> int:
@@ -156,7 +156,7 @@ class Run:
         return pending
 
     def close(self) -> None:
-        """Ends problems under way, the server and the kernels. Does nothing the second time.
+        """Ends unfinished problems, the server and the kernels. A second call does nothing.
 
         Parts that do not end in time are left behind; the server and the kernels end with this process at the latest.
         """
@@ -176,7 +176,7 @@ class Run:
         self._problems.add(task)
         task.add_done_callback(self._problems.discard)
         await self._wait_for_session(self._allot(number, pending).seconds)
-        allotment = self._allot(number, pending)  # anew, as the boot has taken time
+        allotment = self._allot(number, pending)  # again, as the boot has taken time
         log.info("problem %s, number %d of %d, gets %.0f s", problem.id, number, self._budget.problems, allotment.seconds)
         deadline = self._clock.now() + allotment.seconds
         while True:
@@ -227,7 +227,7 @@ class Run:
         return voted if voted in answers else max(answers, key=lambda answer: answers[answer], default=None)
 
     async def _boot_until_closed(self) -> None:
-        """Keeps a session open until `close` or the end of the clock, one after the other if necessary."""
+        """Keeps a session open until `close` or the end of the clock, replacing it if necessary."""
         while self._clock.left_s > 0 and not self._closing:
             try:
                 await self._keep_session()

@@ -1,4 +1,4 @@
-"""What a boot led to, in one line for each fact, and what the server did while a problem was solved."""
+"""The result of a boot, one line per fact, and what the server did while a problem was solved."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from aimo_solver.solve.session import Session
 LAUNCH = "launch"  # name of the check that a setting switches off
 _BURST_S = 60.0
 _LOG_BYTES = 1 << 21
-_SAMPLE_S = 2.0  # the KV cache is full only while attempts run, so it is read meanwhile
+_SAMPLE_S = 2.0  # between two readings: the KV cache is full only while attempts run
 _BACKEND = re.compile(r"Using ([^\n:\[\]]{1,60}?\b[Bb]ackend)\b(?! for)")  # "Using FLASH_ATTN attention backend out of ..."
 _LEFT_OUT = ("--port", "--seed", "--host", "--served-model-name", "--model ")
 
@@ -52,7 +52,7 @@ async def summarise_boot(session: Session, events: Sequence[Event], server_log: 
 
 
 def add_fallback(checks: Sequence[Check], steps: Sequence[str]) -> Sequence[Check]:
-    """Returns the checks of the last boot, with the `steps` to a fallback that serves since a later restart."""
+    """Returns the checks of the last boot, with the `steps` to a fallback that a later restart led to."""
     if not steps or any(check.name == LAUNCH and check.health is Health.BROKEN for check in checks):
         return checks
     found = f"a fallback serves since a restart: {'; '.join(steps)}"
@@ -110,7 +110,7 @@ class ServerMeter:
     def __init__(self, engine: VllmEngine) -> None:
         self._engine = engine
         self._faults = engine.faults
-        self._latest = self._first = (0.0, 0.0)  # tokens of all prompts, and of those the ones found in the prefix cache
+        self._latest = self._first = (0.0, 0.0)  # prompt tokens, and those of them found in the prefix cache
         self._largest_share = 0.0  # of the KV cache, taken by running requests
 
     @asynccontextmanager
@@ -123,7 +123,7 @@ class ServerMeter:
             task.cancel()
 
     def begin(self) -> None:
-        """Starts to measure another problem."""
+        """Starts measuring another problem."""
         self._faults = self._engine.faults
         self._first = self._latest
         self._largest_share = 0.0

@@ -11,7 +11,7 @@ UIDS_PER_POOL = 256  # kernels of one pool that can be alive at a time
 
 
 class Isolation(StrEnum):
-    """A mechanism that isolates a kernel. The forkserver probes at its start which ones the system allows."""
+    """A mechanism that isolates a kernel. When it starts, the forkserver tests which ones the system allows."""
 
     USER = "user"  # a user id of its own (needs root), so that file permissions and RLIMIT_NPROC hold
     NETWORK = "network-namespace"  # no network interface
@@ -79,7 +79,7 @@ class KernelLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForkserverSpec:
-    """What the forkserver gets first.
+    """The first message to the forkserver.
 
     Attributes:
         directory: the pool's directory, which the forkserver removes when it ends.

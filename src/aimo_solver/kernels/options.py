@@ -18,13 +18,13 @@ class KernelConfig:
     """The Python sessions of the model's code.
 
     Attributes:
-        size: sessions side by side at most; None means one for each running attempt.
+        size: most sessions at the same time; None means one for each running attempt.
         spares: additional kernels kept warm.
-        timeout_s: limit of a call; 12 s instead of 6 s gained nothing in public runs.
+        timeout_s: time limit of a call; 12 s instead of 6 s gained nothing in public runs.
         output_chars: longest output shown to the model; longer output is cut in the middle with a note. The upper bound exists
             because output is tokenised on the event loop: 20 to 180 ms for 100,000 characters.
-        memory_mb: growth of a kernel's address space at most.
-        pool_memory_mb: memory of all kernels together at most; None means half of the machine's memory.
+        memory_mb: most memory that a kernel may use beyond that of a fresh one.
+        pool_memory_mb: most memory of all kernels together; None means half of the machine's memory.
         preload: modules imported before kernels are forked, besides numpy, sympy and mpmath; missing ones are skipped.
     """
 

@@ -6,7 +6,7 @@
 **Warm.** Kernels are forked from a process that has imported numpy, sympy and mpmath, and wait to be leased.
 
 **Clean.** A kernel is leased once. At the end of its lease it is killed with all processes that it started, and its files are
-removed. A process that hangs, dies or floods within a lease is replaced, and the session is rebuilt if that is cheap.
+removed. A process that hangs, dies or prints too much is replaced within the lease, and the session is rebuilt if that is cheap.
 
 **Isolated.** docs/isolation.md lists the limits, what is isolated on which system, and what is not.
 """
@@ -29,9 +29,9 @@ from aimo_solver.kernels.process import KernelProcess
 from aimo_solver.kernels.session import Kernel
 from aimo_solver.kernels.spawner import Spawner
 
-PATIENCE_S = 5.0  # time of failed starts after which waiting leases fail
+PATIENCE_S = 5.0  # waiting leases fail once starts have failed for this long
 _PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0  # between failed starts, doubled each time
-_STARTS = 2  # that run concurrently
+_STARTS = 2  # at the same time
 _FAILURES = 3  # in a row, after which the forkserver is replaced
 
 
@@ -64,7 +64,7 @@ class KernelPool:
     A failed start is repeated after a pause for as long as the pool is open. After `PATIENCE_S` of failures, waiting leases
     raise the error, and so do new ones immediately, until a start succeeds.
 
-    All work happens in the event loop in which `start` was called, in any thread; the pool starts no threads.
+    All work happens in the event loop that called `start`, which may run in any thread; the pool starts no threads.
 
     Args:
         size: concurrent leases; further ones wait.
@@ -153,7 +153,7 @@ class KernelPool:
         """Leases a fresh session; waits while `size` are leased. The end of the block kills everything that it started.
 
         Raises:
-            LeaseTimeoutError: none was free within `timeout_s`; None waits for as long as kernels start.
+            LeaseTimeoutError: none was free within `timeout_s`; None sets no limit.
             KernelStartError: kernels do not start.
             PoolClosedError: the pool is closed, or was closed during the wait.
         """
@@ -246,7 +246,7 @@ class KernelPool:
             if self._spawner is None:
                 self._spawner = Spawner(self.limits, self._preload)
             process = await self._spawner.spawn()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the start is repeated, and leases get the error in time
+        except Exception as error:  # noqa: BLE001 - the start is repeated, and leases get the error after PATIENCE_S
             self._start_failed(error, began)
             await asyncio.sleep(self._failures.pause_s)
             return

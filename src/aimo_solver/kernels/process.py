@@ -88,7 +88,7 @@ class _Output:
 
 
 class KernelProcess:
-    """A kernel's process, from the request to the forkserver on.
+    """A kernel's process, from the moment it is requested from the forkserver.
 
     Attributes:
         isolation: empty until it is ready.
@@ -173,7 +173,7 @@ class KernelProcess:
             self.ready.exception()  # marks it as retrieved
 
     async def call(self, code: str, timeout_s: float) -> Outcome:
-        """Runs `code`. Takes at most `timeout_s`, the grace period and the time of killing."""
+        """Runs `code`. Takes at most `timeout_s` plus the grace period and the time to kill the process."""
         started = time.monotonic()
         limits = self._limits
         output = _Output(self._pipe, limits.output_bytes)
@@ -224,13 +224,13 @@ class KernelProcess:
                 output.read(limit)
 
     def read_output(self) -> str:
-        """Returns the end of what it printed outside of calls."""
+        """Returns the end of what the kernel printed outside of calls."""
         output = _Output(self._pipe, 4_000)
         output.read()
         return output.text().strip()
 
     async def close(self) -> None:
-        """Kills it, waits for that, and frees its resources, including the directory. Never raises."""
+        """Kills the process, waits for its end, and frees its resources, including the directory. Never raises."""
         if self.alive:
             self.kill(None)
             await asyncio.wait({self.ended}, timeout=_END_TIMEOUT_S)
@@ -238,7 +238,7 @@ class KernelProcess:
         await remove_tree(self.directory)
 
     def release(self) -> None:
-        """Closes descriptors. At the end of its socket the monitor kills what is still alive."""
+        """Closes the descriptors. When its socket closes, the monitor kills what is still alive."""
         if self._control.fileno() >= 0:
             self._end(self._killed.reason, "it was given up")
             self._control.close()
@@ -247,7 +247,7 @@ class KernelProcess:
 
 
 async def remove_tree(directory: Path) -> None:
-    """Removes a directory of any size and depth in a process of its own. What cannot be removed stays. Never raises."""
+    """Removes a directory of any size and depth in a separate process. What cannot be removed stays. Never raises."""
     remover = _start_removal(directory)
     if remover is not None and not await wait_for_exit(remover, _REMOVE_TIMEOUT_S):
         remover.kill()

@@ -48,7 +48,7 @@ class ExecutionResult:
 
     @property
     def failed(self) -> bool:
-        """The code did not run to its end."""
+        """Whether the code did not run to its end."""
         return self.error_name is not None or self.timed_out or self.killed_for is not None
 
     def as_text(self, limit: int = 4_000) -> str:
@@ -67,7 +67,7 @@ class Kernel:
     """A Python session. If its process has to be killed, another one takes its place within the lease.
 
     Args:
-        exchange: discards a process and returns a new one within that many seconds.
+        exchange: discards a process and returns a new one within the given seconds.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Kernel:
         self.process: KernelProcess | None = process
         self._exchange = exchange
         self._limits = limits
-        self._cells: list[tuple[str, float]] = []  # those that ran to their end, with their seconds
+        self._cells: list[tuple[str, float]] = []  # those that ran to their end, with their durations
         self._lock = asyncio.Lock()
         self._replayed = False  # the cells were run again, and no call has succeeded since
         self._unusable = False  # a cancelled call may still run, or the process was discarded
@@ -85,7 +85,7 @@ class Kernel:
         """Runs a cell. Calls of one lease run one after another.
 
         Takes at most `timeout_s`, including the replacement of a lost process, and in the worst case a few seconds more: the
-        grace period, the time of killing, and `_SUCCESSOR_S` for a new process.
+        grace period, the time to kill it, and `_SUCCESSOR_S` for a new process.
 
         Raises:
             PoolClosedError: the pool was closed.
@@ -118,7 +118,7 @@ class Kernel:
 
     async def _call(self, code: str, timeout_s: float) -> Outcome:
         process = self._current()
-        self._unusable = True  # should this be cancelled
+        self._unusable = True  # in case this is cancelled
         outcome = await process.call(code, timeout_s)
         self._unusable = False
         return outcome

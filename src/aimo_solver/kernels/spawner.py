@@ -23,8 +23,8 @@ from aimo_solver.errors import KernelStartError
 from aimo_solver.kernels.limits import UIDS_PER_POOL, ForkserverSpec, KernelLimits
 from aimo_solver.kernels.process import KernelProcess, remove_tree, wait_for_exit
 
-_IMPORT_TIMEOUT_S = 60.0  # for the first fork, which the forkserver's imports precede
-_FORK_TIMEOUT_S = 10.0  # for every other fork, which takes milliseconds; the forkserver is then stopped or stuck
+_IMPORT_TIMEOUT_S = 60.0  # for the first fork, which has to wait for the forkserver's imports
+_FORK_TIMEOUT_S = 10.0  # for every later fork, which takes milliseconds unless the forkserver is stopped or stuck
 _START_TIMEOUT_S = 60.0
 _END_TIMEOUT_S = 15.0
 _LOG_BYTES = 2_000
@@ -32,7 +32,7 @@ _FALLBACK_PLACES = ("/tmp", "/var/tmp", "/dev/shm")  # for the pool's directory,
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 _PROBE_BYTES = 16_384
 
-# all that a kernel inherits of the solver's environment
+# all that a kernel inherits from the solver's environment
 _INHERITED = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "CONDA_PREFIX")
 _THREADS = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB", "BLIS")}
 _SETTINGS = {
@@ -108,7 +108,7 @@ class Spawner:
 
     @property
     def alive(self) -> bool:
-        """The forkserver runs and forks, and its directory has room."""
+        """Whether the forkserver runs and forks, and its directory has room."""
         return not (self._broken or self._without_room) and self.forkserver.poll() is None
 
     async def spawn(self) -> KernelProcess:
@@ -221,7 +221,7 @@ def _make_directory() -> Path:
     """Creates a directory in the first place that has room.
 
     Raises:
-        OSError: none has; the error of the temporary directory.
+        OSError: none has; the error is that of the temporary directory.
     """
     errors = []
     for place in (tempfile.gettempdir(), *_FALLBACK_PLACES):

@@ -16,7 +16,7 @@ _DROPPED = dict.fromkeys([*range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0)])
 
 
 def cut_middle(text: str, limit: int) -> str:
-    """Returns head and tail of a text, `limit` characters together, with a note between them; a shorter text as it is."""
+    """Returns the head and tail of a text, `limit` characters in total, with a note between them; shorter text is unchanged."""
     if len(text) <= limit:
         return text
     head = limit // 2

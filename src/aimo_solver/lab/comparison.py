@@ -35,7 +35,7 @@ class ConfigurationDifference:
 
     Attributes:
         paired: by problem: the mean share of right runs. Its interval is for problems like these.
-        repeated: interval for runs on these very problems, from the scores of the runs (Welch's t-test); None unless both have
+        repeated: interval for runs on exactly these problems, from the scores of the runs (Welch's t-test); None unless both have
             two runs whose scores differ.
         spread: of one run's score.
         needed: runs of each that find a true difference of this size in four of five cases; None if none do.

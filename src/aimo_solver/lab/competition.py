@@ -1,4 +1,4 @@
-"""Plays all competitions of one configuration in step, on arrays.
+"""Plays all competitions of one configuration in lockstep, on arrays.
 
 N = competitions * RUNS plays; a play is one run over all problems.
 """
@@ -45,7 +45,7 @@ class Order(StrEnum):
 def draw_problems(
     groups: Sequence[Group], competitions: int, problems: int | None, seed: int, order: Order = Order.RANDOM
 ) -> Ints:
-    """Returns the numbers of the groups that each competition plays, in its order, (competitions, problems).
+    """Returns the indices of the groups that each competition plays, in order, (competitions, problems).
 
     Args:
         problems: drawn with replacement; None means every group once.

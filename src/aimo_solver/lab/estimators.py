@@ -1,4 +1,4 @@
-"""What k attempts at a problem would give, from the outcomes of n >= k; exact averages over all choices of k of the n."""
+"""What k attempts at a problem would yield, from the outcomes of n >= k; exact averages over all choices of k of the n."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Forecasts a notebook's score from published pass@N figures of the model alone.
+"""Forecasts a notebook's score from published pass@N values of the model alone.
 
 The forecast is a simulation of attempts that are drawn from a model of four parts:
 
     difficulty   the chance p that an attempt without tools is right varies between problems as Beta(a, b), so that
-                 pass@N = 1 - E[(1 - p)^N] = 1 - B(a, b + N) / B(a, b); a and b by least squares on the published figures
+                 pass@N = 1 - E[(1 - p)^N] = 1 - B(a, b + N) / B(a, b); a and b by least squares on the published values
     uplift       tools multiply the odds p / (1 - p) by the Mantel-Haenszel odds ratio of attempts with and without Python calls
                  at the same problem in the same run
     errors       an attempt that is not right has no answer, or a new wrong one, or repeats one of the k wrong ones before it,
@@ -36,10 +36,10 @@ from aimo_solver.lab.throughput import Throughput
 from aimo_solver.problems import Answer
 from aimo_solver.results import Attempt, FinishReason
 
-_ATTEMPTS = 200  # of a made group; a competition draws 8 or 16 of them, so that hardly any is drawn twice
-_NEIGHBOURS = 5  # groups of similar difficulty that lend their lengths
+_ATTEMPTS = 200  # of a made-up group; a competition draws 8 or 16 of them, so hardly any is drawn twice
+_NEIGHBOURS = 5  # groups of similar difficulty that lengths are taken from
 _CELLS = 200  # of the grid for c
-_TRUTH = 0  # answer of a made attempt that is right; wrong ones count from 1
+_TRUTH = 0  # answer of a made-up attempt that is right; wrong ones count from 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Difficulty:
     b: float
 
     def pass_at(self, attempts: int) -> float:
-        """Returns the expected share of problems that at least one of so many attempts solves."""
+        """Returns the expected share of problems that at least one of `attempts` attempts solves."""
         return 1 - math.exp(scipy.special.betaln(self.a, self.b + attempts) - scipy.special.betaln(self.a, self.b))
 
     def chances(self, problems: int, uplift: float = 1.0) -> Floats:
@@ -67,7 +67,7 @@ class Errors:
     Attributes:
         silent: share of them without an answer.
         level, slope: two wrong answers to a problem are equal with a probability of mean 1 / (1 + exp(-level - slope * chance)).
-        precision: a + b of that probability's Beta(a, b) over problems; the smaller, the more they differ.
+        precision: a + b of that probability's Beta(a, b) over problems; the smaller it is, the more problems differ.
     """
 
     silent: float
@@ -110,7 +110,7 @@ def fit_difficulty(pass_at: Mapping[int, float]) -> Difficulty:
     """Fits Beta(a, b) to shares of problems solved in N attempts, by least squares.
 
     Raises:
-        ConfigError: there are fewer than two figures, or one is not between 0 and 1, or they do not rise.
+        ConfigError: there are fewer than two values, or one is not between 0 and 1, or they do not rise.
     """
     figures = [pass_at[count] for count in sorted(pass_at)]
     rising = all(low < high for low, high in itertools.pairwise(figures))
@@ -246,7 +246,7 @@ def forecast(
 
     Args:
         uplifts: from `fit_uplift`.
-        records: groups that lend their lengths; from `simulate.select_playable`.
+        records: groups that lengths are taken from; from `simulate.select_playable`.
         configs: by name; the others are compared with the first, on the same sets and attempts.
     """
     played: list[tuple[Simulation, ...]] = []

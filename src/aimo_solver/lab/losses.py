@@ -2,7 +2,7 @@
 
 A pure function of what `log.reader` read. A trajectory shows more than the attempt's record: a right value before the end, or a
 loop. What would have saved a problem is computed where it can be (another voter on the same attempts); otherwise it is the option
-that limited the attempts, not a promise.
+that limited the attempts, as a hint.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Loss:
     Attributes:
         reason: in words.
         remedy: what would have saved it, or may have.
-        attempt: index of the attempt that shows it best; None if there is none.
+        attempt: index of the attempt that best shows why; None if there is none.
     """
 
     cause: Cause
@@ -102,7 +102,7 @@ def _outvoted(case: LostProblem) -> Loss | None:
 
 
 def _other_votes(case: LostProblem, missing: int) -> str:
-    """The voters that choose the truth from the same attempts; else what is missing."""
+    """The voters that choose the truth from the same attempts, or else what is missing."""
     others = [name for name in VOTER_NAMES if name != case.voting.voter]
     ranked = {name: rank(case.attempts, parse_policy(name, case.voting).voting) for name in others}
     better = [name for name, candidates in ranked.items() if candidates and candidates[0].answer == case.problem.truth]
@@ -214,7 +214,7 @@ def _restarts(case: LostProblem) -> str:
 
 
 def _limited(case: LostProblem) -> Loss | None:
-    """If limits ended half of the attempts or more: the commonest of them."""
+    """The loss by the most common limit, if limits ended half of the attempts or more."""
     if 2 * len(case.limits) < len(case.attempts):
         return None
     cause, count = Counter(case.limits.values()).most_common(1)[0]
@@ -224,7 +224,7 @@ def _limited(case: LostProblem) -> Loss | None:
 
 
 def _not_found(case: LostProblem) -> Loss:
-    """No attempt had it, and most ended by themselves."""
+    """The loss of a problem whose truth no attempt had, and whose attempts mostly ended by themselves."""
     given = Counter(attempt.answer for attempt in case.attempts if attempt.answer is not None).most_common()
     count = len(case.attempts)
     if not given:

@@ -29,7 +29,7 @@ class Cause(StrEnum):
     OVERRULED = "overruled"  # the truth won the vote, a second look chose another answer
     UNFINISHED = "unfinished"  # an attempt had the truth in sight, but gave no answer in time
     NOT_STARTED = "not started"
-    SERVER = "server"  # lost, or too long in restarting
+    SERVER = "server"  # lost, or restarted for too long
     DEFECT = "defect"
     LOOP = "loop"
     CONTEXT = "context full"
@@ -47,7 +47,7 @@ class Cause(StrEnum):
 
     @property
     def technical(self) -> bool:
-        """Whether the machinery failed, not the model."""
+        """Whether a technical fault, not the model, was the cause."""
         return self in (Cause.NOT_STARTED, Cause.SERVER, Cause.DEFECT, Cause.PYTHON)
 
 
@@ -96,7 +96,7 @@ class LostProblem:
 
     @cached_property
     def down(self) -> tuple[float, ...]:
-        """Seconds without a server during this problem, one figure for each loss of the server."""
+        """Seconds without a server during this problem, one value for each loss of the server."""
         start, end = self.problem.t, self.problem.t + self.result.seconds
         spans: list[float] = []
         lost: float | None = None
@@ -114,7 +114,7 @@ class LostProblem:
 
     @cached_property
     def limits(self) -> dict[int, Cause]:
-        """What ended the attempts that were ended by something else than their own answer, by index."""
+        """What ended the attempts that did not end with their own answer, by index."""
         found = {attempt.index: self._limit(attempt) for attempt in self.attempts}
         return {index: cause for index, cause in found.items() if cause is not None}
 

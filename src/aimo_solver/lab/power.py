@@ -1,6 +1,6 @@
 """How many runs it takes to see a difference between two configurations on the same problems.
 
-The spread is that of one run's score when the same configuration runs again on the same problems. Differences are tested by the
+The spread is that of one run's score when the same configuration runs again on the same problems. Differences are tested with a
 t-test of the scores of n runs against n runs, at 5 %.
 """
 
@@ -36,7 +36,7 @@ class Spread:
 
 
 def measure_spread(right: ArrayLike, source: str, problems: int | None = None) -> Spread:
-    """Measures the spread on repeats of a configuration, for a competition of `problems` of these problems' mixture.
+    """Measures the spread on repeats of a configuration, for a competition of `problems` problems like these.
 
     The variances of the problems are added, which assumes that the problems of a run are independent.
 
@@ -87,7 +87,7 @@ def power_of_runs(difference: float, spread: Spread, runs: int) -> float:
 def runs_needed(difference: float, spread: Spread, power: float = 0.8) -> int | None:
     """Returns the smallest number of runs of each configuration that finds the difference with that probability.
 
-    None: not even 100,000 are enough.
+    Returns None if 100,000 are not enough.
     """
     low, high = 1, 2
     while power_of_runs(difference, spread, high) < power:

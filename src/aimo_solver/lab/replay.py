@@ -138,7 +138,7 @@ class Replay:
 
 
 def parse_policy(name: str, voting: VotingConfig, *, stop: str = "never") -> Policy:
-    """Returns the policy of a name.
+    """Returns the policy with a name.
 
     Args:
         voting: gives `default` its voter, and rules the values that the name leaves out.

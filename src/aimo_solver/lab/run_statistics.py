@@ -1,8 +1,8 @@
-"""Statistics of any number of runs of one configuration: pass@k, maj@k, scores, their spread, and what goes with right answers.
+"""Statistics of any number of runs of one configuration: pass@k, maj@k, scores, their spread, and correlates of right answers.
 
 Problems are the independent units: every interval is clustered by problem, and covers the choice of the problems as well as the
 luck of the attempts. Attempts that were cancelled when their problem was decided have no known outcome. They are counted, but
-belong to no estimate; `KEstimate.bounds` says how much they could change one.
+enter no estimate; `KEstimate.bounds` says how much they could change one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ENOUGH = 0.9  # share of the problems that must have k attempts for k to be sho
 
 @dataclass(frozen=True, slots=True)
 class KEstimate:
-    """What k attempts at a problem give, over the problems with at least k attempts that ended.
+    """What k attempts at a problem yield, over the problems with at least k attempts that ended.
 
     Attributes:
         pass_at: probability that one of k attempts is right.
@@ -80,7 +80,7 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class RunStatistics:
-    """Everything; `agreement` is None for a single run, `by_error` is empty without trajectories."""
+    """All statistics; `agreement` is None for a single run, `by_error` is empty without trajectories."""
 
     runs: tuple[RunScore, ...]
     problems: int

@@ -145,7 +145,7 @@ def unfinished_attempt(trajectory: TrajectoryRecord, problem: ProblemRecord) -> 
 def read_tool_errors(
     runs: Sequence[LoggedRun], progress: Callable[[float], None] = lambda share: None
 ) -> list[dict[Key, Counter[str]]]:
-    """Returns the failed tool calls by family, by attempt of each run; without a trajectory, as in a CSV, it is missing.
+    """Returns, for each run, the failed tool calls by attempt and family, without attempts that have no trajectory (as in a CSV).
 
     Only trajectories of attempts with failed calls are read. `progress` is called with the share done, 0..1.
     """

@@ -81,7 +81,7 @@ def simulation_table(simulations: Sequence[Simulation]) -> Table:
 
 
 def replay_values(replay: Replay) -> dict[str, Any]:
-    """Returns plain values: `policies` maps names to figures, `oracle` counts the groups in which the truth is present.
+    """Returns plain values: `policies` maps names to results, `oracle` counts the groups in which the truth is present.
 
     Accuracies and differences are shares of 1, times seconds.
     """
@@ -95,7 +95,7 @@ def _score_values(score: Score) -> dict[str, Any]:
 
 
 def simulation_values(simulations: Sequence[Simulation]) -> dict[str, Any]:
-    """Returns plain values: `policies` maps names to figures; scores are right answers of one run, times seconds."""
+    """Returns plain values: `policies` maps names to results; scores are right answers of one run, times seconds."""
     figures = (
         "score", "spread", "run_spread", "two_run", "diff", "mean_seconds", "longest_seconds", "mean_tokens", "overruns",
         "undecided",
@@ -144,7 +144,7 @@ def forecast_values(forecasts: Sequence[Forecast]) -> dict[str, Any]:
 
 
 def _plain(record: object, *names: str) -> dict[str, Any]:
-    """Returns some attributes by name, intervals as three figures."""
+    """Returns some attributes by name, intervals as three numbers."""
     values: dict[str, Any] = {}
     for name in names:
         value = getattr(record, name)

@@ -2,7 +2,7 @@
 
 Each competition draws its problems from the groups, and each problem its attempts from the group's, both with replacement; or
 it plays every group once. Problems can be ordered by difficulty.
-Attempts run side by side in the slots, with backfill, at the speed of `Throughput`; the stop rule is evaluated after each
+Attempts run in parallel in the slots, with backfill, at the speed of `Throughput`; the stop rule is evaluated after each
 attempt, and the budget before each problem. Voters, stop rules and budgets are the solver's own functions, applied to arrays.
 Each competition runs twice on the same problems, as the private set does. Under the same seed all policies see the same
 problems and attempts, so differences between them are paired.

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 
 _UNSEEN = 0.15
-"""With less, pass@16 of 40 attempts is covered too rarely at 30 and 50 problems; with 0.2, in more than 97 % at 50."""
+"""With less, intervals of pass@16 of 40 attempts cover too rarely at 30 and 50 problems; with 0.2, more than 97 % at 50."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def clustered_share(hits: ArrayLike, counts: ArrayLike | None = None) -> Interva
     """Returns the ratio of two sums over problems, the independent units, with its interval.
 
     Wilson's score interval with the effective sample size, as `survey::svyciprop(method = "wilson")` in R, and a quantile of t
-    with one degree of freedom less than there are problems. Where nearly all problems have the same value, the few that would
+    with one degree of freedom fewer than there are problems. Where nearly all problems have the same value, the few that would
     show the spread may be missing, so the variance also counts `_UNSEEN` problems that failed and as many that succeeded, as
     long as it stays below that of problems that only fail or succeed. docs/statistics.md has the coverage.
 
@@ -114,7 +114,7 @@ class PairedDifference:
         interval: mean difference A - B per problem; interval of the paired t-test over problems. If all differences are equal it
             reaches as far as the share of problems that may still differ (one-sided 97.5 % bound for none of n).
         probability: that A is better on problems like these: the posterior of the mean difference under a flat prior,
-            which is too sure where true differences are small.
+            which is overconfident where true differences are small.
         better, worse: problems on which A is better, and worse.
         p_value: of the sign test over these problems.
     """
@@ -141,7 +141,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike) -> PairedDifference:
     if np.ptp(differences) < 1e-9:
         reach = 1 - 0.025 ** (1 / problems)
         interval = Interval(mean, max(-1.0, mean - reach), min(1.0, mean + reach))
-        # Of n problems all are better: under a uniform prior, the share that is better is above one half.
+        # All n problems are better: how likely it is, under a uniform prior, that more than half of such problems are.
         surely = 1 - 0.5 ** (problems + 1)
         probability = surely if better else 1 - surely if worse else 0.5
     else:

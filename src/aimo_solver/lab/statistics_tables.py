@@ -114,7 +114,7 @@ def _percent(interval: Interval | None) -> str:
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Returns a table whose source is aligned, too; all columns but the first to the right."""
+    """Returns a table whose source is aligned too; all columns but the first are right-aligned."""
     cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (columns, *rows)]
     widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]

@@ -1,7 +1,7 @@
 r"""Symbolic answers: equal values get the same text, so that votes and verdicts compare texts.
 
 math-verify compares two values. It runs in kernels of its own: answers are text of a model, and LaTeX such as ``9^{9^{9^9}}``
-keeps a process busy for ever. A comparison that takes too long or fails means "not equal".
+keeps a process busy forever. A comparison that takes too long or fails means "not equal".
 
 Numbers are compared exactly; a decimal fraction equals a value with the same first `DIGITS` decimals. math-verify ignores units,
 the signs of degree and percent and the base of a number (``4343_6``), and does not read ``i`` as the imaginary unit.
@@ -39,7 +39,7 @@ any(verify(a, b, float_rounding={digits}, timeout_seconds=None) for a, b in (val
 
 
 class SymbolicAnswers(AbstractAsyncContextManager["SymbolicAnswers"]):
-    """Unifies the answers of attempts while a run is under way.
+    """Unifies the answers of attempts during a run.
 
     Args:
         on_event: called with ``comparison_failed``, the two texts and ``error`` for a comparison without a result.
@@ -87,7 +87,7 @@ class SymbolicAnswers(AbstractAsyncContextManager["SymbolicAnswers"]):
         return replace(attempt, answer=equal or answer)
 
     async def _find(self, answer: str, known: Sequence[str]) -> str | None:
-        """Returns the known answer that equals this one, None if there is none."""
+        """Returns the known answer that equals this one; None if there is none."""
         end = time.monotonic() + self._answer_s
         if answer in known:
             return answer

@@ -20,18 +20,18 @@ from aimo_solver.lab.statistics import Floats
 
 CURVES_FILE = Path(__file__).with_name("throughput.json")
 REFERENCE_STREAMS, REFERENCE_DEPTH = 8, 16_000
-"""What a speed given as one number is about. 16,000 tokens is the mean depth of an attempt of 32,000."""
+"""Where a speed given as one number applies. 16,000 tokens is the mean depth of an attempt of 32,000."""
 
 USUAL_CURVE, USUAL_SPEED = "h100-uniform", 640.0
-"""The simulations' default: the H100's shape, scaled to the mean of whole runs that public notebooks logged on Kaggle."""
+"""The simulations' default: the H100's curve, scaled to the mean of whole runs that public notebooks logged on Kaggle."""
 
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """Milliseconds of a decode step by depth and number of streams, interpolated linearly in both and extended in depth.
+    """Milliseconds of a decode step by depth and number of streams, interpolated linearly in both and extrapolated in depth.
 
     Attributes:
-        source: where the figures come from.
+        source: where the numbers come from.
         depths: tokens of context, ascending.
         streams: numbers of streams, ascending from 1.
         step_ms: by depth, then by number of streams.

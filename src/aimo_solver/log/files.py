@@ -61,7 +61,7 @@ def lock_events(directory: Path) -> BinaryIO:
         OSError: the file cannot be opened.
     """
     file = (directory / "events.jsonl").open("ab", buffering=0)
-    for wait_s in (0.05, 0.2, None):  # `reader.is_running` in another process holds the lock for an instant
+    for wait_s in (0.05, 0.2, None):  # `reader.is_running` in another process holds the lock for a moment
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break

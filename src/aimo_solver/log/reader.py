@@ -1,4 +1,4 @@
-"""Reads a run directory, at any moment; docs/run-directory.md describes every file and field.
+"""Reads a run directory at any time; docs/run-directory.md describes every file and field.
 
 Runs that are still written or were killed can be read too: torn lines are skipped and counted.
 """
@@ -47,7 +47,7 @@ class VoteRecord:
 
 @dataclass(frozen=True, slots=True)
 class ProblemRecord:
-    """One problem of a run; `result` is None until it ends. `t` is its start, `ended` its end, seconds of the run."""
+    """One problem of a run; `result` is None until it ends. `t` and `ended` are its start and end in seconds of the run."""
 
     problem_id: str
     t: float
@@ -60,7 +60,7 @@ class ProblemRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One line of a trajectory. `t` is when it began, seconds of the run; fields that its kind lacks are empty.
+    """One line of a trajectory. `t` is when it began, in seconds of the run; fields that its kind lacks are empty.
 
     Attributes:
         kind: "prompt", "turn" (sampled by the model), "tool" (a Python call) or "inserted" (tokens that were not sampled).
@@ -191,7 +191,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any] | None]:
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any] | None]:
-    """Yields the records of a run's file as `read_lines`, without those of a problem's earlier starts."""
+    """Yields the records of a run's file as `read_lines` does, without those of a problem's earlier starts."""
     lines = list(read_lines(path))
     restarts = {line["problem_id"]: place for place, line in enumerate(lines) if line is not None and line.get("restarted")}
     for place, line in enumerate(lines):
@@ -200,7 +200,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any] | None]:
 
 
 def is_running(directory: Path) -> bool:
-    """Returns whether some process writes this run."""
+    """Returns whether a process is writing this run."""
     try:
         with (directory / "events.jsonl").open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -22,7 +22,7 @@ def resume_run(directory: Path | str, *, config: Config | None = None, clock: Ca
     """Opens the log of an interrupted run: problems in its `finished` are done, all others start afresh.
 
     So does a problem that a lost server or a defect ended before any attempt gave an answer. The seconds continue from the last
-    one written. The records of open problems move to ``interrupted/K/``. `config` is what the run continues with, by default its
+    one written. The records of open problems move to ``interrupted/K/``. The run continues with `config`, by default its
     earlier configuration; a change is written to ``run.json``.
 
     Raises:

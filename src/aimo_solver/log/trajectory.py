@@ -9,7 +9,7 @@ from typing import Any
 
 from aimo_solver.log.files import append_line, json_line, replace_file
 
-_FLUSH_S = 1.0  # sampled tokens are written that often
+_FLUSH_S = 1.0  # how often sampled tokens are written
 
 
 class TrajectoryWriter:
@@ -43,7 +43,7 @@ class TrajectoryWriter:
         self._write("prompt", self._clock(), tokens=list(tokens), text=text)
 
     def add_sampled(self, tokens: Sequence[int], entropies: Sequence[float] = ()) -> None:
-        """Adds tokens of the turn under way. They reach the disk about once a second; `write_turn` supersedes them."""
+        """Adds tokens of the current turn. They reach the disk about once a second; `write_turn` supersedes them."""
         self._tokens += tokens
         self._entropies += entropies
         if self._clock() - self._flushed >= _FLUSH_S:
@@ -90,7 +90,7 @@ class TrajectoryWriter:
         self._write("inserted", self._clock(), tokens=list(tokens), text=text, why=why)
 
     def close(self) -> None:
-        """Ends the trajectory; the file is compressed in the background. Does nothing the second time."""
+        """Ends the trajectory; the file is compressed in the background. A second call does nothing."""
         if self._closed:
             return
         self._flush()

@@ -1,7 +1,7 @@
 """Writes a run directory during the run; docs/run-directory.md describes every file and field.
 
-Every record is one line, written at once: a run that is killed loses at most the last second. Writing never stops a run: when
-the disk fails, that is logged once and the run continues without its log.
+Every record is one line, written at once: a run that is killed loses at most the last second. Writing never stops a run: if
+the disk fails, that is reported once and the run continues without its log.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ class RunLog(AbstractContextManager["RunLog"]):
         return full
 
     def close(self) -> None:
-        """Closes all files; the run can be resumed. Does nothing the second time."""
+        """Closes all files; the run can be resumed. A second call does nothing."""
         self._close_trajectories()
         with self._lock:
             self._off = True
@@ -223,7 +223,7 @@ class RunLog(AbstractContextManager["RunLog"]):
 
 
 class NullLog(RunLog):
-    """Writes nothing; everything else is as in `RunLog`."""
+    """A `RunLog` that writes nothing."""
 
     def __init__(self, config: Config | None = None, started: float | None = None) -> None:
         started = time.monotonic() if started is None else started

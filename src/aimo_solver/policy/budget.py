@@ -1,7 +1,7 @@
 """Decides how many seconds a problem gets. Pure: time left and problems left in, an allotment out.
 
-`left` is the time left for all problems, `later` the number of problems after this one (of waves, if problems run side by
-side), and `even` is left / (later + 1). No problem gets more than `left`.
+`left` is the time left for all problems, `later` the number of problems after this one (of waves, if problems run in
+parallel), and `even` is left / (later + 1). No problem gets more than `left`.
 
     greedy     left - reserve_s * later, at least `even`, at most cap_s
     clamp      left - reserve_s * later, at least reserve_s, at most cap_s: common in public notebooks
@@ -31,9 +31,9 @@ class Allotment:
 
     Attributes:
         seconds: 0 <= seconds <= left_s.
-        max_attempts: None means that of the configuration.
-        confidence: of the vote, at which the problem ends early, 0..1; None means by the configured stop rule.
-        left_s: seconds left, of which `seconds` are a part. later: problems, or waves of them, that share the rest.
+        max_attempts: None means the configured number.
+        confidence: of the vote, 0..1, at which the problem ends early; None leaves that to the configured stop rule.
+        left_s: seconds left, including `seconds`. later: problems, or waves of them, that share the rest.
     """
 
     seconds: float
@@ -59,7 +59,7 @@ TIERS = (
     Tier(even_s=60, times=1.5, max_attempts=6),
     Tier(even_s=0, times=1.0, max_attempts=4),
 )
-"""Five tiers like those of AIMO2's second place, with figures of our own."""
+"""Five tiers like those of AIMO2's second place, with values of our own."""
 
 
 def allot(left_s: float, later: int, budget: BudgetConfig, *, parallel: int = 1) -> Allotment:

@@ -1,10 +1,10 @@
-"""Finds out from the sampled tokens whether a model repeats itself. Pure and incremental.
+"""Detects from the sampled tokens whether a model repeats itself. Pure and incremental.
 
 The last `WINDOW` tokens are compressed in two forms:
 
     as they are       four bytes per token. Small if a token, a phrase or a text of up to 1,000 tokens is repeated, within a turn
                       or from turn to turn
-    their skeleton    one byte per token: the 32 most common tokens, and a common mark for all others. Small if the same pattern
+    their skeleton    one byte per token: the 32 most common tokens, and one mark for all others. Small if the same pattern
                       is repeated with other numbers or names: counting, tables, cases, generated lines of code; and for
                       repeated texts of up to 2,000 tokens
 
@@ -23,7 +23,7 @@ from collections.abc import Sequence
 
 WINDOW = 4_096
 _STEP = 512  # tokens between checks; a check takes 0.7 ms
-_LEAST_BYTES = 0.9  # per token as it is
+_LEAST_BYTES = 0.9  # per token of the tokens as they are
 _LEAST_SKELETON_BYTES = 0.25  # per token of the skeleton
 _COMMON = 32  # tokens that the skeleton keeps
 _ID_BITS = 0xFFFFFFFF
@@ -47,7 +47,7 @@ class LoopDetector:
         return measure_novelty(self._tokens) < 1
 
     def forget(self) -> None:
-        """Begins again, after a loop that the model has been told of."""
+        """Starts over, after a loop that the model has been told about."""
         del self._tokens[:]
         self._unchecked = 0
 

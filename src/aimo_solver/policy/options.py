@@ -12,7 +12,7 @@ from aimo_solver.options import STRICT, Count, NonNegative, Positive, Share
 
 @dataclass(frozen=True)
 class Plan:
-    """Attempts of one problem: side by side, in total, and equal answers that end it under the stop rule `equal`."""
+    """Attempts of one problem: at a time, in total, and the equal answers that end it under the stop rule `equal`."""
 
     slots: int
     max_attempts: int
@@ -20,7 +20,7 @@ class Plan:
 
 
 LARGER_PLANS = (Plan(12, 12, 5), Plan(16, 16, 8))
-"""With `solver.grow`: what the simulation supports where there is time (docs/policies.md)."""
+"""With `solver.grow`, the plans that pay off in the simulation where there is time (docs/policies.md)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -31,14 +31,14 @@ class VotingConfig:
         voter: the rule that ranks answers, see policy/voting.py.
         forced_weight: weight of an answer that had to be asked for, relative to one that an attempt gave by itself.
         error_penalty: `error-weighted` counts a vote as 1 / (1 + error_penalty * tool_errors).
-        proximity: `proximity` clusters answers that differ by at most this share of the larger one.
-        refine: how `proximity` chooses the answer of a cluster.
+        proximity: the voter `proximity` clusters answers that differ by at most this share of the larger one.
+        refine: how the voter `proximity` chooses the answer of a cluster.
         stop: the rule that ends a problem early, see policy/stopping.py.
         equal: for `equal`, votes for one answer.
         margin: for `margin`, lead in votes over every other answer.
         share: for `share`, share of all scores once there are `share_after` answers.
         consistency: for `consistency`, pairs (k, n): k equal answers among the first n.
-        confidence: for `posterior`, probability that the leader is the likelier of the first two answers.
+        confidence: for `posterior`, probability that the leader is the more likely of the first two answers.
         no_answers: attempts without an answer that end a problem under any rule; None means no limit.
     """
 

@@ -7,9 +7,9 @@ proportionally. With W the mean tokens per slot that a problem needs, and V the 
 
 What a problem needs is about exponentially distributed: its standard deviation is near its mean. Problems that ran out of time
 are censored observations, so W is the sum over all problems divided by the number k of those that did not. The mean over n
-problems to come, predicted from k, has a relative standard deviation of sqrt(1/n + 1/k). The largest plan is taken whose expected
+problems to come, predicted from k, has a relative standard deviation of sqrt(1/n + 1/k). It takes the largest plan whose expected
 seconds, plus one such deviation, fit into the time left per problem; a plan that turns out to be too slow is not taken again. The
-first problem gets the smallest.
+first problem gets the smallest plan.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class PlanTotals:
 
 
 def expected_s(plans: Sequence[Plan], totals: PlanTotals, number: int) -> float:
-    """Returns the expected seconds of a problem under a plan, infinite if no problem was measured to its end.
+    """Returns the expected seconds of a problem under a plan; infinite if no problem was measured to its end.
 
-    The speed of a plan that was not measured is that of the nearest one that was, times the root of the ratio of their slots: 16
+    An unmeasured plan gets the speed of the nearest measured one times the square root of the ratio of their slots: 16
     streams of gpt-oss-120b decode 1.41 times as fast as 8 on an H100.
     """
     speeds = totals.speeds()

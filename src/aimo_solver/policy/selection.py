@@ -80,7 +80,7 @@ class SelectionResult:
     """The result of a second look.
 
     Attributes:
-        answer: the candidate with most picks; of equal ones the one ranked higher by the first vote. None without a pick.
+        answer: the candidate with the most picks; in a tie, the one ranked higher by the first vote. None without a pick.
         picks: one per reply; None for a reply that picked nothing.
         votes: picks for `answer`.
     """
@@ -92,7 +92,7 @@ class SelectionResult:
 
     @property
     def clear(self) -> bool:
-        """More than half of the replies picked the answer."""
+        """Whether more than half of the replies picked the answer."""
         return 2 * self.votes > len(self.picks)
 
 
@@ -104,7 +104,7 @@ def is_contested(candidates: Sequence[Candidate], selection: SelectionConfig) ->
 def shortlist(
     candidates: Sequence[Candidate], attempts: Sequence[Attempt], finals: Mapping[int, str], selection: SelectionConfig
 ) -> tuple[Contender, ...]:
-    """Returns the best candidates, each with a summary of the attempt with most `evidence` that has a final text.
+    """Returns the best candidates, each with a summary of the attempt with the most `evidence` that has a final text.
 
     Args:
         finals: final texts by attempt index.
@@ -137,7 +137,7 @@ def shorten(final: str, chars: int) -> str:
 def write_questions(
     method: Method, problem: Problem, shown: Sequence[Contender], selection: SelectionConfig
 ) -> tuple[Problem, ...]:
-    """Returns the problem with the candidates, `selection.asks` times; every second text lists them in reversed order."""
+    """Returns the problem with the candidates, `selection.asks` times; every other text lists them in reversed order."""
     orders = (tuple(shown), tuple(reversed(shown)))
     return tuple(_write_question(method, problem, orders[number % 2]) for number in range(selection.asks))
 

@@ -13,7 +13,7 @@ The attempts that gave one answer form its ballot; attempts without an answer do
     proximity        answers within 5 % of a neighbour form a cluster. Its score is the sum of its votes, its answer the median
                      or, with refine = "trimmed-mean", the rounded mean of the middle half, which no attempt need have given
 
-Candidates are ordered by score, then by weighted votes, then the smaller answer first. The order of the attempts does not matter.
+Candidates are ordered by score, then by weighted votes; ties go to the smaller answer. The order of attempts does not matter.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from aimo_solver.policy.options import VotingConfig
 from aimo_solver.problems import Answer, Candidate
 from aimo_solver.results import Attempt, FinishReason
 
-TYPICAL_ENTROPY = 0.63  # nats, if not measured: the median of 1,614 logged attempts of gpt-oss-120b
+TYPICAL_ENTROPY = 0.63  # nats, assumed if not measured: the median of 1,614 logged attempts of gpt-oss-120b
 LEAST_ENTROPY = 0.05  # nats; lower ones count as this much
 _DIGITS = 9  # scores are rounded before they are compared, so that rounding errors decide no tie
 

@@ -19,7 +19,7 @@ from aimo_solver.server.machine import Gpu, cuda_version, difference, recorded_v
 from aimo_solver.server.speculation import read_model_config
 from aimo_solver.server.wheels import Installation
 
-# Least major version of the driver by the major version of CUDA (NVIDIA's table "CUDA Toolkit and Minimum Driver Versions").
+# Minimum major version of the driver by the major version of CUDA (NVIDIA's table "CUDA Toolkit and Minimum Driver Versions").
 _DRIVERS = {"11": 450, "12": 525, "13": 580}
 _OVERHEAD = 3.5e9  # bytes per GPU for activations and graphs: what gpt-oss-120b leaves of an H100 besides weights and KV cache
 _CLOCK_S = 0.2
@@ -70,7 +70,7 @@ def gpu_check(gpus: Sequence[Gpu], path: Sequence[str] | None = None) -> Check:
 
 
 def versions_check(wheels: Installation, gpus: Sequence[Gpu] = ()) -> Check:
-    """Names the versions of Python, torch and vLLM, without importing them, and where the wheels were tried on others."""
+    """Names the versions of Python, torch and vLLM without importing them; warns if the wheels were tested with others."""
     versions = running_versions(wheels.path, gpus)
     found = f"Python {versions.python}, vLLM {versions.vllm or '-'}, torch {versions.torch or '-'}, CUDA {versions.cuda or '-'}"
     found += ", beside the image's packages" if wheels.overlay else ""
@@ -124,7 +124,7 @@ def disk_check() -> Check:
 def kv_check(tokens: int | None, streams: int, context: int, *, estimated: bool = False) -> Check:
     """Compares a KV cache with what attempts need, half a context each; less than one context cannot be served.
 
-    Attempts are of all lengths at any moment, so half a context each is what a run of long attempts needs. Where it is missing,
+    Attempts are of all lengths at any moment, so half a context each is what a run of long attempts needs. With less,
     vLLM evicts the prefixes of conversations that wait for Python, and computes them again.
     """
     if tokens is None:

@@ -31,10 +31,10 @@ class VllmEngine:
     Attributes:
         context_tokens: the served model's longest prompt and answer together.
         tokens_streamed: all tokens so far.
-        running: requests under way.
-        failures: requests in a row that failed before their first token.
+        running: requests in progress.
+        failures: consecutive requests that failed before their first token.
         faults: how often the supervisor found the server lost or hung.
-        lost: why there is no server any more; set by the supervisor.
+        lost: why the server is gone for good; set by the supervisor.
         speculates: whether the server drafts tokens, and so takes no min_p: `without_min_p` replaces it in every request.
     """
 
@@ -127,7 +127,7 @@ class VllmEngine:
                 self._running_on[rank] -= 1
 
     def _rank(self, conversation: str) -> int | None:
-        """The copy of the model that has a conversation; None leaves the choice to the server."""
+        """Returns the copy of the model that serves a conversation; None leaves the choice to the server."""
         if len(self._running_on) == 1 or not conversation:
             return None
         return self._ranks.setdefault(conversation, self._running_on.index(min(self._running_on)))
@@ -193,7 +193,7 @@ class VllmEngine:
             return ""
 
     async def healthy(self, timeout_s: float = 5.0) -> bool:
-        """Returns whether the server's `/health` answers 200 in time."""
+        """Returns whether the server's `/health` returns 200 in time."""
         try:
             await self._get("/health", timeout_s)
         except errors.EngineError:

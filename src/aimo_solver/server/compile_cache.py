@@ -27,8 +27,8 @@ from aimo_solver.server.flags import Variable
 from aimo_solver.server.launch import LaunchPlan
 from aimo_solver.server.machine import cuda_version, installed_version, installed_vllm, package_folder
 
-# Kaggle unpacks archives with the usual endings on upload, and FlashInfer's files would lose their times, by which it
-# decides what is up to date.
+# Kaggle unpacks archives with the usual endings on upload, and FlashInfer's files would lose their modification
+# times, by which it decides what is up to date.
 ARCHIVE_SUFFIX = ".aimocache"
 _STAMP_NAME = "stamp.json"
 _MUST_MATCH = ("gpu", "cuda", "python", "torch", "triton", "vllm", "flashinfer")
@@ -126,7 +126,7 @@ def read_stamp(archive: Path) -> Stamp:
 def place_cache(archive: Path, here: Stamp) -> Path | None:
     """Unpacks a cache to the folder that it was made in, and returns that folder.
 
-    Returns None, with a warning in the log, if the cache does not fit `here` or cannot be unpacked: vLLM compiles then.
+    Returns None, with a warning in the log, if the cache does not fit `here` or cannot be unpacked: vLLM then compiles.
     """
     began = time.monotonic()
     try:
@@ -153,7 +153,7 @@ def place_cache(archive: Path, here: Stamp) -> Path | None:
 
 
 def add_cache(plan: LaunchPlan, *, fill: bool = True) -> LaunchPlan:
-    """Returns the plan with the cache that `server.compile_cache` names, if it fits, else with one that the server fills.
+    """Returns the plan with the cache that `server.compile_cache` names, if it fits, or else with one that the server fills.
 
     With `fill` false, the plan is returned as it is if no cache fits.
 

@@ -1,6 +1,6 @@
-"""What a vLLM server answers: the events of a stream, with token ids and entropies; models, figures, refusals.
+"""Reads the responses of a vLLM server: stream events with token ids and entropies, lists of models, metrics, refusals.
 
-Answers are not trusted: one that cannot be read is an `EngineUnavailable`.
+Responses are not trusted: one that cannot be read raises `EngineUnavailable`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def read_models(body: str) -> list[ServedModel]:
 
 
 def read_metrics(metrics: str) -> dict[str, list[float]]:
-    """Reads the figures of `/metrics` by name, without "vllm:" and "_total"; one figure for each copy of the model."""
+    """Reads the values of `/metrics` by name, without "vllm:" and "_total"; one value for each copy of the model."""
     values: dict[str, list[float]] = {}
     for name, text in _METRIC.findall(metrics):
         with contextlib.suppress(ValueError):
@@ -152,7 +152,7 @@ def _chunk(message: Mapping[str, Any]) -> Chunk:
 
 
 def entropy(candidates: Mapping[str, float]) -> float:
-    """Returns the entropy in nats of a next-token distribution, from the log-probabilities of its likeliest tokens.
+    """Returns the entropy in nats of a next-token distribution, from the log-probabilities of its most likely tokens.
 
     This is a lower bound: the tokens that are not among the candidates are left out.
     """
@@ -161,7 +161,7 @@ def entropy(candidates: Mapping[str, float]) -> float:
 
 def refusal(status: int, body: str) -> EngineError:
     """Returns the error for a request that the server refused with that HTTP status and text."""
-    # 5xx (a dead engine answers 500) and 429 may pass; any other status is caused by the request.
+    # 5xx (a dead engine answers 500), 408 and 429 may pass; any other status is caused by the request.
     if status >= 500 or status in (408, 429):
         return EngineUnavailable(f"server answered {status}: {body[:300]}")
     match = _TOO_LONG.search(body)

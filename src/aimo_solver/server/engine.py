@@ -16,7 +16,7 @@ class CompletionRequest:
     Attributes:
         tokens: the prompt, token ids.
         max_tokens: most tokens to sample.
-        sampling: None means as the engine was made for.
+        sampling: None means the engine's own.
         label: CONVERSATION-TURN; names the request in the server's log.
     """
 

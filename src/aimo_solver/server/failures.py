@@ -41,7 +41,7 @@ class Failure:
     Attributes:
         line: the line of the output that the cause was read from; "" if none.
         flags: the names of the refused flags.
-        memory_share: largest share of the GPU's memory that was free, if the server reports it.
+        memory_share: share of the GPU's memory that the next start can take, if the server reports what was free.
         context_tokens: longest context that the model and the KV cache have room for, if the server reports it.
     """
 
@@ -77,11 +77,11 @@ _MESSAGES = tuple((cause, re.compile(pattern)) for cause, pattern in (
 _CAPTURE = re.compile(r'Capturing CUDA graph|File "[^"]{0,300}(?:cuda_?graph|torch/cuda/graphs)|in capture_model')
 _FREE = re.compile(r"Free memory on device .{0,50}?\((\d+(?:\.\d+)?)/(\d+(?:\.\d+)?) GiB\)")
 _LONGEST = re.compile(r"estimated maximum model length is (\d+)|stored in KV cache \((\d+)\)|derived max_model_len \(\w+=(\d+)")
-_HARMLESS = re.compile(r"\b(?:DEBUG|INFO|WARNING)(?: \d\d-\d\d |: )|^\s*$")  # servers that come up have such lines, too
+_HARMLESS = re.compile(r"\b(?:DEBUG|INFO|WARNING)(?: \d\d-\d\d |: )|^\s*$")  # healthy servers print such lines too
 _RUNS = re.compile(r"^\(\w+ pid=\d+\) ")  # vLLM marks its processes' output once they run
 _ERROR = re.compile(r"\w(?:Error|Exception): ")
 _NAME = re.compile(r"--?[a-zA-Z][\w-]*")
-_SPARE_SHARE = 0.02  # of the memory that was free, kept so for what other processes take meanwhile
+_SPARE_SHARE = 0.02  # of the GPU's memory, left free for what other processes take meanwhile
 
 
 def read_failure(output: Sequence[str], exit_code: int | None) -> Failure:

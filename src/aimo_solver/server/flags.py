@@ -50,7 +50,7 @@ class Adjustments:
 
     @property
     def refused(self) -> frozenset[str]:
-        """Names of the flags that are left out of the user's own arguments: they are refused, or undo an adjustment."""
+        """Names of the flags that are left out of the user's own arguments: vLLM refused them, or they undo an adjustment."""
         return self.dropped | (frozenset() if self.graphs is Graphs.ALL else frozenset(GRAPH_FLAGS))
 
 
@@ -80,7 +80,7 @@ class PresetInput:
     """What the flags and variables of a server depend on.
 
     Attributes:
-        slots: requests that run side by side.
+        slots: concurrent requests.
         speculation: how tokens are drafted; None if they are not. Failed starts may leave drafts out, not their sampling.
         longest: tokens of the longest prompt and answer together; failed starts may lower it.
         adjustments: what failed starts have changed.
@@ -100,7 +100,7 @@ class PresetInput:
 
     @property
     def drafting(self) -> Speculation | None:
-        """The speculation, None after failed starts that left it out."""
+        """The speculation; None once failed starts have dropped it."""
         return self.speculation if self.adjustments.speculation else None
 
     @property
@@ -110,7 +110,7 @@ class PresetInput:
 
 
 COMMON_VARIABLES = (
-    Variable("HF_HUB_OFFLINE", "1", "the model is a local folder; asking the hub would wait for a time-out"),
+    Variable("HF_HUB_OFFLINE", "1", "the model is a local folder; asking the hub would wait for a timeout"),
     Variable("VLLM_NO_USAGE_STATS", "1", "no network"),
     Variable("VLLM_DO_NOT_TRACK", "1", "no network"),
     Variable("USE_TF", "0", "transformers would import the image's TensorFlow, if it saw it"),
@@ -138,7 +138,7 @@ def _cpu(given: PresetInput) -> _Settings:
         Flag("--dtype", "float32", "exact on every CPU; models that run on a CPU are small"),
         Flag("--block-size", "32", "the smallest block; only whole blocks are cached"),
         Flag("--enforce-eager", None, "compiling takes longer than a small model runs"),
-        Flag("--max-num-seqs", str(_round_up(given.slots)), "as many requests as run side by side"),
+        Flag("--max-num-seqs", str(_round_up(given.slots)), "as many requests as run at the same time"),
     )
     threads = str(max(1, len(os.sched_getaffinity(0)) - 1))
     variables = (
@@ -155,7 +155,7 @@ def _gpu(given: PresetInput, *, memory_share: float, fp8_cache: bool) -> _Settin
     sequences = _round_up(given.slots)
     flags = [
         Flag("--gpu-memory-utilization", f"{memory_share:.2f}", "the GPU is for vLLM alone; the rest becomes KV cache"),
-        Flag("--max-num-seqs", str(sequences), "as many requests as run side by side"),
+        Flag("--max-num-seqs", str(sequences), "as many requests as run at the same time"),
         Flag("--max-num-batched-tokens", "4096", "a long tool result delays the other streams by only one short step"),
         Flag(
             "--max-cudagraph-capture-size",

@@ -2,7 +2,7 @@
 
 Its standard input is a socket whose other end the solver holds, so it closes when the solver is gone, even by SIGKILL. It
 is the subreaper of its descendants: those whose parents have died become its children, so none can leave the tree. If this
-process is stopped, the death of the solver continues it; if it is killed, the server is killed with it.
+process is stopped, it is continued when the solver dies; if it is killed, the server is killed with it.
 
     python keeper.py COMMAND...
 
@@ -67,7 +67,7 @@ def _become_server(command: list[str], keeper: int) -> None:
 
 
 def _kill_tree() -> dict[int, int]:
-    """Kills all descendants, also those started meanwhile; returns the wait statuses of children by process id.
+    """Kills all descendants, including those started meanwhile; returns the wait statuses of children by process id.
 
     Python's resource trackers get 3 s to end by themselves: they remove the shared memory that killed processes leave.
     """

@@ -1,6 +1,6 @@
 """The ladder of server starts: a failure is answered by the smallest change of the command line that can help.
 
-Changes add up, and a command that served is kept for later restarts. The GPU memory's share is never raised.
+Changes add up, and a command that served is kept for later restarts. The share of GPU memory is never raised.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def next_plan(plan: LaunchPlan, failure: Failure, *, last: bool, port: int) -> L
 
     Args:
         last: no further start follows, so all that can be left out is left out, unless the cause has nothing to do with it.
-        port: a free one, in case that the other was taken.
+        port: a free one, in case the current one is taken.
     """
     if failure.cause in (FailureCause.NOT_STARTED, FailureCause.MEASURED):
         return plan
@@ -61,7 +61,7 @@ def _drop_flags(plan: LaunchPlan, failure: Failure) -> tuple[Adjustments, str]:
 
 
 def _less_memory(plan: LaunchPlan, failure: Failure) -> tuple[Adjustments, str]:
-    """One step; or as much as was free, if the server reports that."""
+    """Lowers the memory share by one step, or to what was free if the server reports that."""
     flag = plan.flag("--gpu-memory-utilization")
     if flag is None or flag.value is None:
         return plan.adjustments, ""
@@ -77,7 +77,7 @@ def _less_memory(plan: LaunchPlan, failure: Failure) -> tuple[Adjustments, str]:
 
 
 def _smaller_context(plan: LaunchPlan, failure: Failure) -> tuple[Adjustments, str]:
-    """Three quarters; or as much as there is room for, if the server reports that."""
+    """Lowers the context to three quarters, or to what there is room for if the server reports that."""
     context = plan.context_tokens
     if failure.context_tokens is not None:
         lower = failure.context_tokens

@@ -28,7 +28,7 @@ _LONG_CONTEXT = 81_920  # saved two or three attempts at the hardest problem in 
 _H100_BYTES = 79 << 30
 _CACHE_TOKENS = 733_808  # of gpt-oss-120b on an H100 with 80 GB, measured with 0.96 of its memory, an FP8 cache and vLLM 0.26
 _VALUE = re.compile(r"-?\d|[^-]")  # how a flag's value begins
-_MOST_GPUS = 64  # of the numbers that a message names
+_MOST_GPUS = 64  # largest number of GPUs that a message suggests
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +120,7 @@ def plan_launch(
     """Plans the start of a server with the preset that `server.preset` names or that fits, and the user's options on top.
 
     Args:
-        slots: requests that run side by side, `solver.streams` by default.
+        slots: concurrent requests, `solver.streams` by default.
         gpus: those of this machine by default.
 
     Raises:
@@ -162,7 +162,7 @@ def check_model(model: Path) -> None:
 
 
 def _longest_context(preset: str, server: ServerConfig, slots: int, gpus: Sequence[Gpu], *, drafts: bool) -> int:
-    """Returns the context, in tokens, of a model that takes any: longer where the KV cache holds it for all slots at once.
+    """Returns the context of a model that takes any length, in tokens: longer where the KV cache holds it for all slots at once.
 
     Args:
         drafts: whether a draft takes memory, too.

@@ -1,6 +1,6 @@
-"""The GPUs, the memory and the installed packages of this machine, found without importing torch or vLLM (10 s and more).
+"""The GPUs, memory and installed packages of this machine, found without importing torch or vLLM, which takes 10 s or more.
 
-`notebook/wheels/build_wheels.py` records beside the wheels the versions that they were tried on; `difference` compares.
+`notebook/wheels/build_wheels.py` records beside the wheels the versions that they were tested with; `difference` compares.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def detect_gpus(path: Sequence[str] | None = None, root: Path = Path("/")) -> tu
 
     NVML is asked first, then `nvidia-smi`, twice, each in a process with a time limit, because both hang while the driver does.
     If neither answers, the GPUs are those with a device file below `root`, with memory and capability 0, on which no preset
-    counts: a machine with a GPU is never taken for one without. CUDA_VISIBLE_DEVICES is respected as far as it hides GPUs by
-    index or hides them all.
+    relies: a machine with a GPU is never taken for one without. CUDA_VISIBLE_DEVICES is respected if it hides GPUs by index or
+    hides them all.
 
     Args:
         path: where the packages are (default `sys.path`); vLLM brings pynvml.
@@ -104,7 +104,7 @@ def _output(command: Sequence[str], environment: Mapping[str, str], limit_s: flo
 
 
 def _device_files(root: Path) -> tuple[Gpu, ...]:
-    """Returns a GPU for each /dev/nvidiaN, or each of the driver's files where there are none, with the names in the latter."""
+    """Returns a GPU for each /dev/nvidiaN, or else for each of the driver's files, which also hold the names."""
     minors = {int(file.name[6:]) for file in (root / "dev").glob("nvidia[0-9]*") if file.name[6:].isdecimal()}
     names: dict[int, str] = {}
     for number, file in enumerate(sorted((root / "proc/driver/nvidia/gpus").glob("*/information"))):
@@ -180,7 +180,7 @@ def _visible(gpus: tuple[Gpu, ...], setting: str | None) -> tuple[Gpu, ...]:
     chosen: list[Gpu] = []
     for entry in setting.split(","):
         if not entry.strip().isdigit():
-            # CUDA hides everything from the first invalid index on; the GPUs of UUIDs are only counted.
+            # CUDA hides everything from the first invalid index on; GPUs given by UUID are only counted.
             return tuple(chosen) if not entry.strip().startswith(("GPU-", "MIG-")) else gpus[: setting.count(",") + 1]
         if int(entry) >= len(gpus):
             break
@@ -231,7 +231,7 @@ def difference(recorded: Versions | None, running: Versions) -> str | None:
 
 
 def memory_room() -> int:
-    """Returns how many bytes of page cache files may fill, without what the server needs.
+    """Returns how many bytes of page cache files may fill, leaving what the server needs.
 
     Free and reclaimable memory of the machine, or of the control group if that has less: a container's limit counts page
     cache too, although the kernel reclaims it when the group needs more.

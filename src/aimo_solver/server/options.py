@@ -22,16 +22,16 @@ class ServerConfig:
         memory_share: share of the GPU's memory that vLLM takes.
         kv_cache_dtype, attention_backend, moe_backend, quantization, load_format: vLLM's names.
         tensor_parallel, data_parallel: GPUs per copy of the model, and copies. The turns of an attempt stay on one.
-        speculative: how tokens are drafted. "auto" takes what the files of `draft_model` are for, and drafts nothing without one;
-            "eagle" (an EAGLE-3 head) and "draft" (a smaller model) need one too. `sampling.min_p`, which vLLM refuses under
-            speculation, becomes the top_p of 1 / (1 + min_p) (server/speculation.py), also in prompt variants.
+        speculative: how tokens are drafted. "auto" picks the method that fits `draft_model`, and drafts nothing without one;
+            "eagle" (an EAGLE-3 head) and "draft" (a smaller model) need one too. `sampling.min_p`, which vLLM rejects under
+            speculation, becomes a top_p of 1 / (1 + min_p) (server/speculation.py), also in prompt variants.
         draft_model: folder of the draft.
         speculative_tokens: tokens drafted per step; None chooses 2 or 3 by slots and experts.
         speculative_options: further fields of vLLM's --speculative-config, such as {draft_sample_method = "probabilistic"}.
         compile_cache: a packed compile cache (`aimo-solver cache pack`) that is put in place before the start.
         start_timeout_s: longest wait for the server to become ready.
-        stall_s: the server counts as hung after so many seconds without a token while requests run.
-        restarts: how often a failed server is started again; counted anew after every problem that ended well.
+        stall_s: the server counts as hung after this many seconds without a token while requests run.
+        restarts: how often a failed server is started again; reset after every problem that ended well.
         extra_args: appended to the command line unchanged.
     """
 

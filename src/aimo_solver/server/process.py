@@ -46,7 +46,7 @@ class ServerProcess:
     """A server and its process tree, below a `keeper` that ends the tree when the solver ends."""
 
     def __init__(self, command: ServerCommand, log_path: Path | None) -> None:
-        """The server's output is appended to `log_path`, as far as that can be written."""
+        """The server's output is appended to `log_path`, if that can be written."""
         self.command = command
         self._log_path = log_path
         self._keeper: subprocess.Popen[bytes] | None = None
@@ -155,7 +155,7 @@ class ServerOutput:
         """
         self._pipe = pipe
         self._path = path
-        self._lost = 0  # bytes that are missing in the file
+        self._lost = 0  # bytes missing from the file
         self._tail = b""
         self._thread = threading.Thread(target=self._read, name="server-output", daemon=True)
         try:

@@ -24,8 +24,8 @@ from aimo_solver.server.machine import memory_room
 
 _READ_BYTES = 16 << 20  # each read announces the next one to the kernel, so that the disk never waits for a reader
 _OVERTAKEN_PIECES = 4
-_EVIDENT_BYTES = 64 << 20  # of a piece that counts as overtaken; Linux reads 128 KiB ahead, network file systems up to 16 MiB
-_SAMPLES = 16  # resident pages that are tried
+_EVIDENT_BYTES = 64 << 20  # smaller pieces may just have been read ahead: 128 KiB by Linux, up to 16 MiB by network file systems
+_SAMPLES = 16  # resident pages that are tested
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -107,7 +107,7 @@ def read_ahead(
             that the server does not read.
         limit_bytes: most bytes of these files to hold in memory; None takes `memory_room`, computed again for each piece.
 
-    A missing or unreadable file is reported in `problems` and never fatal.
+    A missing or unreadable file is reported in `problems` and is never fatal.
     """
     began = time.monotonic()
     problems: dict[Path, str] = {}
@@ -151,7 +151,7 @@ def _files(paths: Iterable[Path], problems: dict[Path, str]) -> Iterator[tuple[P
 
 
 def _survey(pieces: Sequence[_Piece], threads: int) -> list[_Piece]:
-    """Fills in what is resident of each piece; in parallel, since a look takes about 0.1 µs per page."""
+    """Fills in how much of each piece is resident; in parallel, since a check takes about 0.1 µs per page."""
 
     def look(piece: _Piece) -> _Piece:
         try:

@@ -1,6 +1,6 @@
 """Speculative decoding: a draft proposes tokens, and the model checks them in one step.
 
-What is sampled has the model's own distribution, so the answers stay as good; only the speed changes. `plan_speculation`
+Tokens are still sampled from the model's own distribution, so only the speed changes. `plan_speculation`
 chooses the method from the draft's files and checks that they fit the model.
 """
 
@@ -50,7 +50,7 @@ def plan_speculation(config: Config, model_config: Mapping[str, Any], streams: i
 
     Args:
         model_config: the model's config.json.
-        streams: requests that run side by side.
+        streams: concurrent requests.
 
     Raises:
         ModelError: the draft's folder cannot be used, or does not fit the model.
@@ -98,8 +98,8 @@ def read_model_config(folder: Path) -> Mapping[str, Any]:
 def draft_length(streams: int, experts: int, experts_per_token: int) -> int:
     """Returns how many tokens to draft per step where the user sets none: 3, or 2 where each reads many experts of its own.
 
-    EAGLE-3 heads are trained for a few steps, and public measurements use 3. The bounds follow from a model of the step, which
-    is in tests/server/test_speculation.py; a dense model reads the same for every step.
+    EAGLE-3 heads are trained for a few steps, and public measurements use 3. The bounds follow from a cost model of a step in
+    tests/server/test_speculation.py; a dense model reads the same weights in every step.
     """
     return 2 if 1 / 16 <= streams * experts_per_token / experts <= 3 / 8 else 3
 
@@ -109,10 +109,10 @@ def without_min_p(sampling: SamplingConfig) -> SamplingConfig:
 
     vLLM 0.26 and 0.32 answer 400 to a request with min_p under speculation.
 
-    min_p = m drops tokens less likely than m times the likeliest one. Once that one has more than 1 / (1 + m), all others
-    together have less than m times as much, and only it is left. top_p = 1 / (1 + m) does the same from the same probability
-    on, and drops at most m / (1 + m) of the distribution elsewhere: 2 % for m = 0.02. docs/benchmarks.md compares what both
-    drop, and has the cost of the search for the nucleus: 2 of 19 ms per step of 8 streams of gpt-oss-120b.
+    min_p = m drops tokens less likely than m times the most likely one. Once that one has more than 1 / (1 + m), all others
+    together have less than m times as much, and only it is left. top_p = 1 / (1 + m) does the same above the same probability,
+    and drops at most m / (1 + m) of the distribution elsewhere: 2 % for m = 0.02. docs/benchmarks.md compares what both
+    drop, and gives the cost of finding the nucleus: 2 of 19 ms per step of 8 streams of gpt-oss-120b.
     """
     return replace(sampling, min_p=0.0, top_p=min(sampling.top_p, 1.0 / (1.0 + sampling.min_p)))
 
@@ -143,7 +143,7 @@ def _check_draft(draft: Path, method: Method, config: Mapping[str, Any], model: 
 
 
 def _head_problem(config: Mapping[str, Any], layer: Mapping[str, Any], model: Mapping[str, Any], vocabulary: int) -> str | None:
-    """Returns why an EAGLE head does not fit, None if it does."""
+    """Returns why an EAGLE head does not fit; None if it does."""
     drafts = int(config.get("draft_vocab_size") or layer.get("vocab_size") or 0)
     if drafts > vocabulary:
         return f"drafts from {drafts} tokens, and the model has {vocabulary}; take a head trained for this model"

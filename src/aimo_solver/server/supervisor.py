@@ -1,4 +1,4 @@
-"""Supervision of a vLLM server: one that died, hangs or does not answer is restarted; how, is kept for later boots."""
+"""Supervises a vLLM server: restarts one that died, hangs or does not answer, and keeps what served for later boots."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Supervisor:
 
     Attributes:
         plan: how the last start was made.
-        served: how the last start that succeeded was made, None before one did.
+        served: how the last successful start was made; None before there is one.
         server: the last one started.
     """
 
@@ -48,7 +48,7 @@ class Supervisor:
             engine: a client of the server; follows it to another port.
             log_path: where the server's output goes.
             on_event: called as `on_event(kind, **values)` at every start, fault and restart.
-            pause_s: after a start that failed; doubled from one to the next.
+            pause_s: pause after the first failed start; doubled after each further one.
         """
         self.plan = plan
         self.served: LaunchPlan | None = None
@@ -186,16 +186,16 @@ class Supervisor:
 
 
 class StartHistory:
-    """The starts of a run: a boot begins with the adjustments that served before, and the last that fits with the safest flags.
+    """The starts of a run: a boot begins with the adjustments that served before, and the last one in time with the safest flags.
 
     A boot whose server never came up leaves no adjustments: what failed then may be gone, such as memory that another process
-    took or a mount that came late.
+    took or a mount that appeared late.
     """
 
     def __init__(self, left_s: Callable[[], float] = lambda: float("inf")) -> None:
         """`left_s` returns the seconds that the run has left."""
         self.left_s = left_s
-        self._failed_s = 0.0  # that the last boot needed to fail
+        self._failed_s = 0.0  # how long the last boot took to fail
         self._supervisor: Supervisor | None = None
 
     @property
@@ -213,7 +213,7 @@ class StartHistory:
         return plan
 
     async def start(self, supervisor: Supervisor) -> None:
-        """Starts a server, and notes how that ended.
+        """Starts a server, and records how that ended.
 
         Raises:
             ServerStartError: it did not come up.

@@ -19,9 +19,9 @@ _BURST_PROMPT, _BURST_TOKENS = 64, 200
 
 
 async def warm_up(engine: Engine, *, slots: int, vocabulary: int) -> float:
-    """Runs `slots` conversations of two turns side by side; returns the seconds it took.
+    """Runs `slots` concurrent conversations of two turns; returns the seconds it took.
 
-    They end one after another, so every number of streams up to `slots` occurs, and second turns begin while others still
+    They do not end together, so every number of streams up to `slots` occurs, and second turns begin while others still
     decode, as tool results arrive in a run.
 
     Args:
@@ -38,9 +38,9 @@ async def warm_up(engine: Engine, *, slots: int, vocabulary: int) -> float:
 
 
 async def measure_speed(engine: Engine, *, slots: int, vocabulary: int) -> float:
-    """Returns the tokens per second of `slots` short requests side by side.
+    """Returns the tokens per second of `slots` short concurrent requests.
 
-    Some may end early, since their prompts are random tokens: the figure is a lower bound.
+    Some may end early, since their prompts are random tokens: the result is a lower bound.
 
     Raises:
         EngineError: as `warm_up`.

@@ -1,9 +1,9 @@
 """Installs vLLM from attached wheels, offline, in an environment of its own.
 
 The wheels hold everything that vLLM needs, so its environment does not see the image's packages and none of them can break
-it. The vLLM server runs on that environment's Python; this process finds there only what it lacks. If that cannot be installed,
-or vLLM cannot be imported from it, the next installation is an overlay: an environment that sees the image's packages behind
-its own, and needs only the wheels of what the image lacks. So is the first if the image has vLLM itself.
+it. The vLLM server runs on that environment's Python; this process takes from it only what it lacks itself. If it cannot be
+installed, or vLLM cannot be imported from it, the next installation is an overlay: an environment that sees the image's
+packages behind its own, and needs wheels only for what the image lacks. The first is an overlay too if the image has vLLM.
 
 Whether vLLM can be imported is only tested after a server that did not start: the import takes about as long as the first
 third of the server's start, and would delay every boot for a fault that is rare.
@@ -44,8 +44,8 @@ SERVER_MODULE = "vllm.entrypoints.openai.api_server"
 
 _NAME = "aimo-wheels"
 _IMPORT_S = 180.0  # it takes 10 to 20 s
-# Nothing from the image reaches an environment of its own: an empty variable is like none. No file of the working directory is
-# imported, either.
+# These keep the image's packages and files of the working directory out of an isolated environment; an empty variable counts
+# as unset.
 _OWN_PACKAGES: Mapping[str, str] = {"PYTHONPATH": "", "PYTHONHOME": "", "PYTHONNOUSERSITE": "1", "PYTHONSAFEPATH": "1"}
 _COMPLETE = "complete"  # a file in a finished environment that holds its fingerprint
 
@@ -77,7 +77,7 @@ class Installation:
 
     @property
     def variables(self) -> Mapping[str, str]:
-        """Environment variables for `python`, which keep other packages out of an environment of its own."""
+        """Environment variables for `python`, which keep other packages out of an isolated environment."""
         return {} if self.environment is None or self.overlay else _OWN_PACKAGES
 
     @property
@@ -91,8 +91,8 @@ class Installation:
     def renewed(self, failure: BaseException | None = None) -> Installation:
         """Returns the installation for the next boot, after the last one ended with `failure`.
 
-        It is a new one if this one found no wheels, since a mount can come late; and one of the other kind, an overlay or none,
-        if this one failed, or the server did not start and cannot be imported. Else it is this one.
+        It is a new one if this one found no wheels, since a mount can appear late; one of the other kind (overlay or not) if this
+        one failed, or if the server did not start and cannot be imported; and this one otherwise.
         """
         if self.environment is None:
             return install()
@@ -142,7 +142,7 @@ class Installation:
                 return
             problem = f"pip ended with exit code {code}"
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # with its child pip, which would go on writing
+            os.killpg(process.pid, signal.SIGKILL)  # with its child pip, which would keep writing
             problem = f"pip was not ready after {timeout_s:.0f} s"
         if self.lock is not None:
             fcntl.flock(self.lock, fcntl.LOCK_UN)

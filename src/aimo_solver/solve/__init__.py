@@ -1,4 +1,4 @@
-"""Solves problems: attempts side by side, votes, an answer in time.
+"""Solves problems: concurrent attempts, votes, and an answer in time.
 
 Start reading at `solver`, then `attempt`, then `conversation`. `session` brings up what they need; `evaluate` runs many problems.
 

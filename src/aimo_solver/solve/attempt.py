@@ -26,7 +26,7 @@ from aimo_solver.solve.python import LeasedPython, PythonPool
 
 _LEAST_ANSWER_TOKENS = 32  # room for the answer itself when it is asked for
 _KINDS: dict[type, str] = {ToolCalls: "tool_call", FinalText: "final", Malformed: "malformed"}  # in the trajectory
-_MOST_UNANSWERED = 2  # final texts without an answer after which an attempt continues
+_MOST_UNANSWERED = 2  # an attempt continues after this many final texts without an answer
 _REASONS = {
     FinishReason.DEADLINE: prompts.TIME_UP,
     FinishReason.TOKEN_LIMIT: prompts.TOKENS_UP,
@@ -51,7 +51,7 @@ class Resources:
 
     Attributes:
         clock: monotonic, in seconds.
-        unify: gives an attempt that has ended the same answer as the problem's other attempts with an equal one.
+        unify: returns a finished attempt, its answer rewritten to match an equal one from the problem's other attempts.
     """
 
     engine: Engine
@@ -82,7 +82,7 @@ class RunningAttempt:
         trajectory: TrajectoryWriter,
         on_change: Callable[[RunningAttempt], None] = lambda attempt: None,
     ) -> None:
-        """`deadline` and `problem_started` are times of the clock. `on_change` is called before every turn and its calls."""
+        """`deadline` and `problem_started` are clock times. `on_change` is called before every turn and its calls."""
         self.problem = problem
         self.index = index
         self.turns = 0
@@ -168,7 +168,7 @@ class RunningAttempt:
         )
 
     def _read(self, text: str) -> Reading:
-        """The answer that a final text states."""
+        """Returns the answer that a final text states."""
         answers = self._config.answers
         return read_symbolic(text) if answers.kind == "symbolic" else read_answer(text, answers.possible, answers.modulus)
 
@@ -197,7 +197,7 @@ class RunningAttempt:
         return FinishReason.TURN_LIMIT
 
     async def _reply(self, sampled: Sequence[int], turn: Turn) -> FinishReason | None:
-        """Appends the reply to a turn, tool results or a complaint. Returns a finish reason if the attempt cannot continue."""
+        """Appends the reply to a turn: tool results or a complaint. Returns a finish reason if the attempt cannot continue."""
         match turn:
             case ToolCalls():
                 fits = await self._run_calls(sampled, turn)
@@ -224,7 +224,7 @@ class RunningAttempt:
         return self._loops == 1 and self._complain(sampled, prompts.LOOPED)
 
     def _question(self, sampled: Sequence[int], answer: Answer) -> bool:
-        """Asks the model to check an early answer; returns False if that is not necessary."""
+        """Asks the model to check an early answer; returns False if that is unnecessary or does not fit."""
         if self._unconfirmed is not None or self.tokens >= self._options.least_thinking:
             return False
         self._unconfirmed = answer
@@ -238,7 +238,7 @@ class RunningAttempt:
         self._change("tool")
         outputs = []
         for code in turn.codes:
-            # A call that ends slowly after its interrupt may use a part of the answer's time.
+            # A call that ends slowly after its interrupt may use part of the time reserved for the answer.
             outputs.append(await self._python.run(code, until=self._soft_deadline, grace_s=self._answer_s / 3))
             self._error = self._python.fault or self._error
         if turn.left_out:

@@ -25,7 +25,7 @@ TAIL_TOKENS = 256  # window of `tail_entropy`, as in the second-placed public so
 _CHARS_PER_TOKEN = 8  # about twice the usual number; longer texts are cut before they are tokenised
 _SHORTEST_CHARS = 100  # texts that would have to be shorter are left out
 _CLOSING_TOKENS = 64  # closing a turn that was cut in the middle may take up to this many more
-LOST_TOKENS = 256  # fewer missing tokens are no loss: only whole blocks are cached, and some with drafted tokens not even these
+LOST_TOKENS = 256  # fewer missing tokens are no loss: only whole blocks are cached, and not even all of those with drafted tokens
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0  # before a failed request is sent again
 
 Guard = Callable[[Sequence[int]], FinishReason | None]
@@ -40,10 +40,10 @@ class SampledTurn:
         entropies: nats, one per token; empty if not measured.
         cut_by: the limit that cut the turn; None if it ended by itself.
         error: the fault of the last request, None if it succeeded.
-        seconds: duration; waited_s: the part of it before the first token.
+        seconds, waited_s: duration, and the part of it before the first token.
         cached: prompt tokens found in the server's prefix cache, over its requests; None if the server did not report any.
         lost: tokens that the server had computed for this conversation before and computed again, if more than `LOST_TOKENS`.
-        lost_s: estimated seconds of that: their part of the wait for the first token, without what other attempts waited.
+        lost_s: estimated seconds that cost: their share of the wait for the first token, not counting the wait of other attempts.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -61,8 +61,8 @@ class Conversation:
     """Grows by `begin`, `sample`, `insert` and `ask_answer`; each step is written to the trajectory.
 
     Attributes:
-        tokens: the whole conversation, except for a turn under way.
-        sampled: tokens sampled by the model so far, including a turn under way.
+        tokens: the whole conversation, except for a turn in progress.
+        sampled: tokens sampled by the model so far, including a turn in progress.
         prompt_tokens: length of the longest prompt.
         cached_tokens: tokens found in the server's prefix cache, summed over all prompts.
         lost_turns, lost_tokens, lost_s: turns that lost their prefix, and the sums of `SampledTurn.lost` and `lost_s`.

@@ -1,4 +1,4 @@
-"""Examines a machine and a model before a run: what is fit, what will be slow, what is broken."""
+"""Examines a machine and a model before a run: what works, what will be slow, what is broken."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _model_checks(model: Path, config: Config, wheels: Installation) -> list[Che
 
 
 def kernels_check(isolation: tuple[Isolation, ...] | None) -> Check:
-    """Names what isolates the model's Python; None if no kernel starts."""
+    """Names what isolates the model's Python. `isolation` is None if no kernel starts."""
     if isolation is None:
         return Check("kernels", Health.BROKEN, "no kernel starts: attempts reason without Python", "pip install ipython")
     found = f"isolated by {', '.join(sorted(isolation)) or 'limits only'}"

@@ -54,11 +54,11 @@ async def endpoint_session(
     observers: Sequence[Observer] = (),
     unify: Unify = keep_answer,
 ) -> AsyncIterator[Session]:
-    """Starts a session on one server or more. `model` is the folder with the served model's tokenizer.
+    """Starts a session on one or more servers. `model` is the folder with the served model's tokenizer.
 
     Raises:
         EndpointError: one does not answer, serves another model, or sends no token ids.
-        ConfigError: an option that only the server itself can follow, or fewer problems side by side than servers.
+        ConfigError: an option that only the server can apply, or fewer concurrent problems than servers.
     """
     if config.sampling.seed is not None:
         raise ConfigError("sampling.seed", "belongs to the server; start the endpoint with --seed instead")

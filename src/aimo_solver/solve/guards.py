@@ -17,7 +17,7 @@ _REACH = 128  # tokens in which a box must open and close
 
 
 def last_closed_box(text: str) -> str | None:
-    """Returns the last box of an unfinished text, None if its brace is not closed."""
+    """Returns the last box of an unfinished text; None if its brace is not closed."""
     start = text.rfind(_BOX)
     inside = last_box(text[start:]) if start >= 0 else None
     return None if inside is None else f"{_BOX}{inside}}}"
@@ -60,7 +60,7 @@ class TurnGuard:
             self._loops.forget()
 
     def _read_box(self) -> Answer | None:
-        """The answer in the last box of the recent tokens, if it is closed."""
+        """Returns the answer in the last box of the recent tokens, if it is closed."""
         del self._recent[: -(_REACH + self._unread)]
         self._unread = 0
         box = last_closed_box(self._chat.decode(self._recent))

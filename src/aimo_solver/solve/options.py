@@ -19,10 +19,10 @@ class AttemptConfig:
         max_turns: model turns, with tool calls between them.
         max_tokens: sampled tokens over all turns; None means as many as the context holds.
         answer_tokens, answer_s: tokens and seconds reserved for asking for the answer near a limit.
-        time_limit_s: seconds of an attempt at most; None means as many as its problem has.
-        stop_loops: an attempt that repeats itself (policy/loops.py) is told so, and the second time asked for its answer.
-        stop_at_box: the first closed box with an answer ends the attempt, also within its thinking or code.
-        least_thinking: an answer within the first so many sampled tokens is questioned once ("Wait"); 0 never does.
+        time_limit_s: most seconds of an attempt; None means as many as its problem has.
+        stop_loops: an attempt that repeats itself (policy/loops.py) is told so, and asked for its answer the second time.
+        stop_at_box: the first closed box with an answer ends the attempt, even in its thinking or code.
+        least_thinking: an answer within this many sampled tokens is questioned once ("Wait"); 0 questions none.
     """
 
     max_turns: Count = 128
@@ -40,11 +40,11 @@ class SolverConfig:
     """How many attempts a problem gets.
 
     Attributes:
-        slots: attempts that run side by side.
+        slots: attempts of one problem that run at the same time.
         max_attempts: attempts in total; if more than `slots`, a slot that becomes free takes the next attempt while the
             problem is undecided.
-        parallel: problems solved side by side; Kaggle's gateway asks one at a time.
-        grow: a problem gets 12 or 16 attempts side by side where the time left and the speed measured so far allow it
+        parallel: problems solved at the same time; Kaggle's gateway asks one at a time.
+        grow: a problem gets 12 or 16 concurrent attempts where the time left and the speed measured so far allow it
             (policy/pace.py). The server and the kernels are then prepared for 16.
     """
 
@@ -55,10 +55,10 @@ class SolverConfig:
 
     @property
     def most_slots(self) -> int:
-        """Attempts side by side at one problem at most."""
+        """Most concurrent attempts at one problem."""
         return LARGER_PLANS[-1].slots if self.grow else self.slots
 
     @property
     def streams(self) -> int:
-        """Attempts side by side over all problems at most; the server and the kernel pool are sized for it."""
+        """Most concurrent attempts over all problems; the server and the kernel pool are sized for it."""
         return self.most_slots * self.parallel

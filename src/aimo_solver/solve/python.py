@@ -38,7 +38,7 @@ class LeasedPython:
 
     Attributes:
         calls: calls so far; errors: those that ended in an error, a timeout or a kill.
-        seconds: spent in calls, waiting for a session included.
+        seconds: time spent in calls, including the wait for a session.
         fault: why the last call got no result; None if it got one.
     """
 
@@ -64,7 +64,7 @@ class LeasedPython:
     async def run(self, code: str, *, until: float, grace_s: float) -> str:
         """Runs one call; returns its output, or a note on why there is none, for the model.
 
-        The call is interrupted at `until`, by the clock; one that ends slowly after that is given up `grace_s` later.
+        The call is interrupted at `until`, by the clock; one that ends slowly after that is abandoned `grace_s` later.
         """
         started = self._clock()
         left = until - started
@@ -100,7 +100,7 @@ class LeasedPython:
     async def _acquire(self, left_s: float) -> PythonSession:
         """Returns the session with the definitions of earlier calls, or leases a new one within `left_s`.
 
-        A wait without success halves the next one, so an attempt that gets no session loses at most twice `_PATIENCE_S`.
+        A failed wait halves the next one, so an attempt that gets no session loses at most twice `_PATIENCE_S`.
 
         Raises:
             KernelError: kernels do not start, or none was free in time.
@@ -113,7 +113,7 @@ class LeasedPython:
         return self._session
 
     def _describe(self, fault: Exception) -> str:
-        """The note for the model on a call without a result."""
+        """Returns the note for the model on a call without a result."""
         if isinstance(fault, PoolClosedError) or self._misses >= _MOST_MISSES:
             return NO_PYTHON
         return NO_SESSION if self._session is None else SESSION_LOST

@@ -22,7 +22,7 @@ from aimo_solver.solve.observer import Observer
 from aimo_solver.solve.solver import Solver
 
 _PROBE_S = 5.0  # between two health checks of all servers
-_MISSES = 3  # failed health checks in a row after which a server's requests are given up
+_MISSES = 3  # failed health checks in a row after which a server's requests are abandoned
 _WAIT_S = 0.25
 
 
@@ -30,7 +30,7 @@ _WAIT_S = 0.25
 class _Member:
     """One server. `problems` are those placed on it; `misses` counts failed health checks in a row.
 
-    `streams` are the time limits of its requests under way: none, until the server is given up.
+    `streams` are the time limits of its running requests, which have none until the server is abandoned.
     """
 
     engine: VllmEngine
@@ -98,7 +98,7 @@ class ServerGroup:
 
 
 class PlacedEngine:
-    """The engine of one problem: all its attempts stay on one server of the group until that fails. See `engine.Engine`.
+    """The engine of one problem: all its attempts stay on one server of the group until it fails. See `engine.Engine`.
 
     Attributes:
         faults: how often the problem had to move.
@@ -112,7 +112,7 @@ class PlacedEngine:
 
     @property
     def context_tokens(self) -> int:
-        """The context of the server that has the problem at present."""
+        """The context length of the server that the problem is on."""
         return self._member.engine.context_tokens
 
     async def stream(self, request: CompletionRequest) -> AsyncGenerator[Chunk, None]:

@@ -1,7 +1,7 @@
-"""A session: everything a run needs, started side by side and closed together: server, engine, chat format, kernels, solver.
+"""A session: server, engine, chat format, kernels and solver, started concurrently and closed together.
 
 The optional stages (kernels, read-ahead, compile cache, first requests) never stop a boot, and a part that cannot be closed
-does not keep the others open. The run's log has both.
+does not keep the others open. The run's log records both.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _WHEELS_S = 900.0  # pip takes a minute or two; if it takes longer than this, it
 _CACHE_S = 120.0  # a compile cache is in place within seconds
 _WARM_UP_S = 120.0  # first requests took 10 s on an H200
 STRAGGLERS_S = 30.0  # kernels are ready long before a server; if not, attempts wait for them or go without
-_CLOSE_S = 20.0  # for each part; a server gets 5 s to end by itself and 10 s to die
+_CLOSE_S = 20.0  # for each part; a server gets 5 s to end by itself and 10 s to be killed
 
 _T = TypeVar("_T")
 
@@ -78,9 +78,9 @@ async def local_session(
 ) -> AsyncIterator[Session]:
     """Starts a session on a vLLM server of its own, whose output goes to the log's ``server.log``; for `unify` see `Resources`.
 
-    `history` is that of the run, if it opens several sessions.
+    `history` is shared by the sessions of a run that opens several.
 
-    Its stages run side by side, each with two events in the log: the kernels start, the model's files are read into the
+    Its stages run concurrently, each with two events in the log: the kernels start, the model's files are read into the
     page cache, and the server starts, which waits only for the wheels and the compile cache.
 
     Raises:
@@ -143,7 +143,7 @@ async def check_cache(engine: VllmEngine, streams: int, log: RunLog) -> str | No
 
 
 class _RestartRefill(Observer):
-    """Gives the server's restarts back after a problem that was answered."""
+    """Resets the server's restarts after a problem that was answered."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
@@ -229,7 +229,7 @@ class Boot:
         return pool, self.in_background("kernels", pool.start())
 
     def close_later(self, part: str, close: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Calls `close` when the stack unwinds; if it fails or hangs, the other parts are closed all the same."""
+        """Calls `close` when the stack unwinds; if it fails or hangs, the other parts are closed anyway."""
 
         async def close_part() -> None:
             try:

@@ -1,6 +1,6 @@
-"""One problem: attempts side by side, a vote whenever one ends, an early stop, and new attempts in freed slots.
+"""One problem: concurrent attempts, a vote whenever one ends, an early stop, and new attempts in freed slots.
 
-A `Solver` is re-entrant: several problems can be solved side by side on one engine and one kernel pool.
+A `Solver` is re-entrant: several problems can be solved at the same time on one engine and one kernel pool.
 
 No defect loses an answer that an attempt has given. Attempts run inside `_ProblemWork._run_attempt`; everything else (the vote,
 a second look, the log, observers) runs inside `_ProblemWork._contained`.
@@ -32,7 +32,7 @@ from aimo_solver.solve.attempt import Resources, RunningAttempt
 from aimo_solver.solve.observer import Observer
 
 _LAST_VOTE_S = 0.5  # attempts end this long before their problem, so that their last answers still count
-_SERVER_LOSSES = 2  # losses of the server during one problem that end its attempts
+_SERVER_LOSSES = 2  # how often the server may be lost during one problem until its attempts end
 _CHECK_S = 1.0  # how often the losses are counted
 _END_S = 5.0  # longest wait for cancelled attempts
 _PLAIN_VOTE = VotingConfig(voter="majority")
@@ -112,7 +112,7 @@ class _ProblemWork:
         self._finals: dict[int, str] = {}  # final texts by attempt index
         self._settled: Answer | None = None  # the answer of a second look
         self._running: dict[asyncio.Task[Attempt], RunningAttempt] = {}
-        self._finished: list[Attempt] = []  # by themselves, in order of finishing
+        self._finished: list[Attempt] = []  # those not cancelled, in the order in which they ended
         self._cancelled: list[Attempt] = []
 
     async def solve(self) -> ProblemResult:
@@ -273,7 +273,7 @@ class _ProblemWork:
 
     @contextlib.contextmanager
     def _contained(self) -> Iterator[None]:
-        """Records a defect in the block, which ends the block only."""
+        """Records a defect in the block, which ends only the block."""
         try:
             yield
         except Exception as fault:  # noqa: BLE001 (any defect; none becomes an answer)

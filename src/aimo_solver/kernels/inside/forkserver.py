@@ -6,7 +6,7 @@
 Over a Unix socket, the solver sends a `ForkserverSpec`, then one datagram per kernel, for example
 ``{"directory": "/tmp/aimo-kernels-x/k0", "slot": 0}``, with three file descriptors: the monitor's socket, the pipe for the
 kernel's output and its socket for calls. The forkserver has one thread, which makes its forks safe. It ends when the solver
-closes the socket or dies in any way; so do the monitors, each with all processes below it. Last the forkserver removes the
+closes the socket or dies in any way; so do the monitors, each with all processes below it. Finally the forkserver removes the
 pool's directory.
 """
 
@@ -80,7 +80,7 @@ def _end(spec: ForkserverSpec, monitors: set[int]) -> NoReturn:
 
 
 def _open_pidfd(pid: int) -> int | None:
-    """Returns a descriptor that becomes readable when the process ends; None where the system has none."""
+    """Returns a descriptor that becomes readable when the process ends; None where the system provides none."""
     try:
         return os.pidfd_open(pid)
     except OSError:
@@ -158,8 +158,8 @@ def _serve(requests: socket.socket, solver: int | None, spec: ForkserverSpec, mo
 
 
 def _kill_orphans(spec: ForkserverSpec, monitors: set[int]) -> None:
-    """Kills what killed monitors left behind, children that are not monitors; removes ended ones from `monitors`."""
-    if Isolation.NAMESPACES in spec.limits.isolation:  # it died with its pid namespace
+    """Kills children that are not monitors, which killed monitors left behind; removes ended monitors from `monitors`."""
+    if Isolation.NAMESPACES in spec.limits.isolation:  # orphans died with their pid namespace
         return
     children = set(usage.children(os.getpid()))
     monitors &= children

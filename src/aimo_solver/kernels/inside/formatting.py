@@ -31,7 +31,7 @@ _OWN = str(Path(__file__).parent)
 
 
 def clean(text: str, limit: int = _TEXT_CHARS) -> str:
-    """Cuts the middle out beyond `limit` characters, and escapes lone surrogates."""
+    """Cuts the middle out of text longer than `limit` characters, and escapes lone surrogates."""
     return cut_middle(text, limit).encode("utf-8", "backslashreplace").decode()
 
 

@@ -43,8 +43,8 @@ _NAMES = {
     "np": "numpy",
     "sp": "sympy",
 }
-_PART_BYTES = 4_096  # read at a time: more may not be left of the kernel's memory
-DIGITS = 64  # of mpmath's numbers; its own 15 are no more than a float has
+_PART_BYTES = 4_096  # read at a time: the kernel may have no memory left for more
+DIGITS = 64  # precision of mpmath; its default of 15 is no more than a float has
 # otherwise imported when a kernel starts or by its first calls; not every version of the packages has all of them
 _LATE = (
     *("IPython.core.magics.ast_mod", "IPython.core.magics.execution", "IPython.core.completerlib", "IPython.core.oinspect"),
@@ -184,7 +184,7 @@ class _Shell(InteractiveShell):
     exiter: Any = staticmethod(_exit)  # IPython's own would end the kernel
     compile: _Compiler
     displayhook: _Value
-    source = ""  # of the running cell, after transformation
+    source = ""  # of the running cell, after IPython's transformations
     error: str | None = None  # of the running cell, with its traceback
 
     def init_instance_attrs(self) -> None:
@@ -220,7 +220,7 @@ class _Shell(InteractiveShell):
 
 
 class _Session:
-    """IPython's shell and what it must find at each call, whatever the calls before have changed."""
+    """IPython's shell, with what each call must find restored, whatever earlier calls have changed."""
 
     def __init__(self) -> None:
         self._streams = _Streams()
@@ -277,7 +277,7 @@ class _Session:
         try:
             transformed = shell.transform_cell(code)
             awaits = shell.should_run_async(code, transformed_cell=transformed)
-        except Exception:  # noqa: BLE001 - the cell is no Python; `run_cell` reports it
+        except Exception:  # noqa: BLE001 - the cell is not valid Python; `run_cell` reports it
             awaits = False
         if not awaits:
             done: ExecutionResult = shell.run_cell(code, store_history=True)

@@ -1,4 +1,4 @@
-"""Isolates a process step by step, namespaces, user, system call filter, limits, and turns it into a kernel."""
+"""Isolates a process step by step (namespaces, user, system call filter, limits) and turns it into a kernel."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from aimo_solver.kernels.limits import Isolation, KernelLimits
 
 _START_NICE = 15  # until the kernel is leased
 _STACK_BYTES = 64 << 20
-_RESERVED_BYTES = 4 << 30  # address space without memory: malloc takes 64 MB for every thread
+_RESERVED_BYTES = 4 << 30  # address space that takes no memory: malloc reserves 64 MB for every thread
 _CPU_SPARE_S = 5  # between SIGXCPU and SIGKILL
 _WRITABLE_DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts", "shm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
-    """The surroundings of one kernel.
+    """What confines one kernel.
 
     Attributes:
         directory: its scratch directory; not used with namespaces, which have a file system of their own.
@@ -146,7 +146,7 @@ def needs_to_read_all() -> bool:
 
 
 def _set_limits(limits: KernelLimits, count_user: bool) -> None:
-    """With `count_user`, RLIMIT_NPROC counts all processes of the solver's user, so those that run now are added to it."""
+    """Sets the resource limits. With `count_user`, processes that the solver's user already runs are added to RLIMIT_NPROC."""
     space, _, _, _, _, data, _ = (int(n) * PAGESIZE for n in Path("/proc/self/statm").read_text().split())
     memory = limits.memory_mb << 20
     for kind, value in (

@@ -191,7 +191,7 @@ def filter_syscalls(allow_connect: bool) -> None:
 def restrict_writes(writable: Iterable[Path]) -> None:
     """Uses Landlock to allow reading and executing everywhere, and writing below `writable`.
 
-    Also forbids TCP from version 4 on, and signals and abstract Unix sockets to other processes from version 6 on. Needs
+    Landlock ABI 4 or later also forbids TCP; ABI 6 or later, signals and abstract Unix sockets to other processes. Needs
     `forbid_privileges`.
     """
     version = _syscall("landlock_create_ruleset", None, ctypes.c_size_t(0), 1)

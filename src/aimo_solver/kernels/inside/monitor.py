@@ -4,8 +4,8 @@ With `Isolation.NAMESPACES` the monitor is process 1 of a pid namespace, whose p
 subreaper of its descendants and kills them until none is left.
 
 Datagrams to the monitor: ``i`` interrupts the kernel, ``l`` marks it as leased, ``k`` or the end of the stream kills it.
-Datagrams to the solver are JSON: ``{"isolation"}`` by the kernel when it is ready, ``{"memory_mb"}`` when that has changed
-much, ``{"failed"}`` with a traceback if the start failed, and finally ``{"reason", "detail"}``.
+Datagrams to the solver are JSON: ``{"isolation"}`` from the kernel when it is ready, ``{"memory_mb"}`` after a large
+change, ``{"failed"}`` with a traceback if the start failed, and finally ``{"reason", "detail"}``.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from aimo_solver.kernels.limits import Ending, Isolation, KillReason
 _NICE = 5  # of a leased kernel
 _TICK_S = 0.25  # between two checks of a leased kernel's usage
 _MEMORY_STEP_MB = 64  # smaller changes are not reported
-_EXACT_PAUSE = 4  # pause after an exact measurement of memory, in durations of the measurement
+_EXACT_PAUSE = 4  # pause after an exact measurement of memory, as a multiple of its duration
 _LONGEST_PAUSE_S = 1.0
-_REWRITES = 4  # times scratch_mb that a kernel may write; unlinked open files show up in what was written only
+_REWRITES = 4  # times scratch_mb that a kernel may write; unlinked open files show up only in what was written
 _SHARED_MEMORY = Path("/dev/shm")  # the only place outside its directory that multiprocessing must write to
 
 
@@ -78,7 +78,7 @@ class _Monitor:
         end = self._wait_for_end()
         self._kill_all()
         _wipe_shared_memory(self._sandbox)  # visible to other kernels
-        send_message(self._control, reason=end.reason, detail=end.detail)  # a call waits for it, so private files go afterwards
+        send_message(self._control, reason=end.reason, detail=end.detail)  # a call waits for it; private files are removed later
         if not self._namespaces:
             os.spawnvp(os.P_WAIT, "rm", ["rm", "-rf", "--", str(self._sandbox.directory)])
 
@@ -138,7 +138,7 @@ class _Monitor:
 
     def _check_memory(self, pids: list[int], shm_mb: float) -> Ending | None:
         limit = self._limits.memory_mb
-        held = sum(map(usage.resident_mb, pids)) - self._fresh_mb + shm_mb  # too much where processes share pages
+        held = sum(map(usage.resident_mb, pids)) - self._fresh_mb + shm_mb  # an overestimate where processes share pages
         if held > limit or (len(pids) > 1 and held - self._reported_mb >= _MEMORY_STEP_MB):
             began = time.monotonic()
             if began < self._next_exact:

@@ -1,8 +1,8 @@
 """Decode speed by the number of streams and the depth of their context, beside what the memory bandwidth allows.
 
-A decode step reads every weight that it uses once, and each stream's KV cache; of a mixture of experts, those that any of the
-step's tokens takes. `Shape.step_bytes` adds that up from the model's configuration; the share of the bandwidth that a row reaches
-is those bytes over the step's time and the GPU's bandwidth.
+A decode step reads every weight that it uses once, and each stream's KV cache; of a mixture of experts, only the experts that the
+step's tokens take. `Shape.step_bytes` adds that up from the model's configuration; the share of the bandwidth that a row reaches is
+those bytes over the step's time and the GPU's bandwidth.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _weight_bits(quantization: Mapping[str, Any]) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """Steady decoding, measured from the last stream's first token on, while all streams decode."""
+    """Steady decoding, measured from the last stream's first token, while all streams decode."""
 
     tokens: int
     seconds: float
@@ -198,7 +198,7 @@ def _share(read: float | None, pace: Pace, bandwidth: float | None) -> tuple[Val
 
 
 async def _pace(target: Target, streams: int, depth: int, tokens: int) -> Pace:
-    """Decodes `streams` streams side by side until each has sampled `tokens` tokens on average since the last one began."""
+    """Decodes `streams` concurrent streams until each has sampled `tokens` tokens on average since the last one began."""
     began: float | None = None
     ended = 0.0
     counted = 0
@@ -265,7 +265,7 @@ async def probe_experts(target: Target, streams: Sequence[int], *, tokens: int =
 
 
 def long_prompt(target: Target, number: int, depth: int) -> list[int]:
-    """Returns the first `depth` tokens of a sequence of the stream's own, so that deeper prompts find shallower ones cached."""
+    """Returns the first `depth` tokens of a sequence unique to the stream, so that deeper prompts find shallower ones cached."""
     draw = random.Random(number)
     return [draw.randrange(target.vocabulary) for _ in range(depth)]
 

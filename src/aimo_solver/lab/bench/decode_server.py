@@ -27,7 +27,7 @@ _CONTROL = "aimo_solver.lab.bench.random_weights.RoutingControl"
 def server_options(weights: Weights, skew: float = 0.0, *, control: bool = False) -> dict[str, Any]:
     """Returns the options of `ServerConfig` for these weights.
 
-    No restart: a fallback would be measured in place of what was asked for.
+    Restarts are off: a fallback would be measured instead of what was asked for.
 
     Args:
         control: makes `set_skew` possible; the server has to be started with VLLM_SERVER_DEV_MODE=1.

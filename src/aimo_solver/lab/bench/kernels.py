@@ -1,4 +1,4 @@
-"""Measures the kernel pool beside plain jupyter_client in the same run. Figures are valid only on a quiet machine."""
+"""Measures the kernel pool beside plain jupyter_client in the same run. Results are valid only on an idle machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def bench_kernels(kernels: int = 16, rounds: int = 3, report: Callable[[st
     """Measures start, throughput, call latency and leases; about a minute on two cores.
 
     Args:
-        kernels: how many start, and then work, side by side.
+        kernels: how many start, and then work, at the same time.
         rounds: how often everything is measured, the pool and plain kernels in turn.
         report: called with the name of each measurement.
     """
@@ -86,7 +86,7 @@ async def _start_and_rate_plain(kernels: int) -> tuple[float, float]:
 
 @asynccontextmanager
 async def _plain_kernels(count: int) -> AsyncIterator[list[Any]]:
-    """Bare kernels, started side by side, with the usual imports done."""
+    """Bare kernels, started concurrently, with the usual imports done."""
     directory = tempfile.TemporaryDirectory(prefix="aimo-plain-")
     managers = [
         AsyncKernelManager(transport="ipc", connection_file=os.path.join(directory.name, f"{number}.json"))

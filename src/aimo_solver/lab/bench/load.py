@@ -1,4 +1,4 @@
-"""How long turns and tool results are: as in logged attempts of gpt-oss-120b, or all equal."""
+"""Lengths of turns and tool results: as in logged attempts of gpt-oss-120b, or all equal."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import numpy as np
 from aimo_solver.errors import ConfigError
 
 _CALL, _END = 200_012, 200_007  # o200k_harmony's <|call|> and <|end|>
-_OPENING = 2  # <|start|>assistant, behind a tool result
+_OPENING = 2  # <|start|>assistant, after a tool result
 _DRAWN = 10_000
-# Logged attempts of gpt-oss-120b (550): turns of 320 tokens in the median and 1,298 on average; tool results of 19 in the
-# median, 99 % below 503. Log-normal distributions with these figures.
+# Logged attempts of gpt-oss-120b (550): turns have a median of 320 tokens and a mean of 1,298; tool results have a
+# median of 19, and 99 % are below 503. Log-normal distributions with these values.
 _TURN = (math.log(320), math.sqrt(2 * math.log(1_298 / 320)))
 _RESULT = (math.log(19), math.log(503 / 19) / 2.326)
 
@@ -28,7 +28,7 @@ class TurnLength:
 
     Attributes:
         sampled: tokens until it ends.
-        result: tokens of the tool result behind it.
+        result: tokens of the tool result after it.
     """
 
     sampled: int
@@ -90,7 +90,7 @@ class Lengths:
 
 
 def _turns(attempt: np.ndarray) -> list[TurnLength]:
-    """The turns of one attempt that ended in a call, with what was inserted behind each."""
+    """The turns of one attempt that ended in a call, with what was inserted after each."""
     found = []
     start = 0
     ends = np.flatnonzero(attempt == _END)

@@ -1,6 +1,6 @@
 """Runs the agent loop with synthetic turns: each ends after a given number of tokens, in a tool call or in the answer.
 
-Everything else is real: the engine's client, kernels, the run directory. So random weights measure the same as trained ones.
+Everything else is real: the engine's client, kernels, the run directory. So random weights give the same results as trained ones.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Target:
 
 @dataclass(slots=True)
 class Measurement:
-    """The times of some streams that run side by side.
+    """The times of concurrent streams.
 
     Attributes:
         tokens, seconds: sampled by all streams together, from the first request to the last token.
@@ -119,7 +119,7 @@ class Measurement:
         self.received_at = now
 
     async def time(self, streams: Iterator[Coroutine[Any, Any, None]]) -> None:
-        """Runs the streams side by side and measures them."""
+        """Runs the streams concurrently and measures them."""
         began = self.received_at = time.perf_counter()
         async with asyncio.TaskGroup() as group:
             for stream in streams:

@@ -172,7 +172,7 @@ def bench_parse(
     every: bool = False,
     progress: Callable[[float], None] = lambda share: None,
 ) -> BenchResult:
-    """Measures readers on degenerate inputs; at each size only the slowest inputs of the size before.
+    """Measures readers on degenerate inputs; at each larger size, only on the slowest inputs of the size before.
 
     Args:
         sizes: characters, ascending.

@@ -1,6 +1,6 @@
 """Whether conversations that wait for a tool keep their prefix in the server's cache while others fill it.
 
-Conversations grow side by side, turn by turn, to lengths that add up to a share of the KV cache; then they continue for a few
+Conversations grow concurrently, turn by turn, to lengths that add up to a share of the KV cache; then they continue for a few
 turns at that size. Between two turns each waits as for a tool. The cached tokens of a turn are compared with all whole blocks
 that its conversation had computed before, by how full the cache was.
 
@@ -25,7 +25,7 @@ from aimo_solver.lab.bench.loop import EndlessEngine, Target
 from aimo_solver.lab.bench.table import BenchResult, Value
 from aimo_solver.server.engine import CompletionRequest
 
-DEPTHS = (30_000, 60_000)  # tokens of a conversation in the end
+DEPTHS = (30_000, 60_000)  # final tokens of a conversation
 WAIT_S = (0.01, 6.0)
 BANDS = (0.5, 0.75, 0.9)  # of the KV cache, by the tokens of all conversations
 _LONGEST_RESULT = 600
@@ -60,7 +60,7 @@ class CacheLoad:
 
     Attributes:
         kv_tokens: what the KV cache holds.
-        conversations: how many, side by side.
+        conversations: how many run at the same time.
         share: of the KV cache that they fill in the end.
         depths: their lengths are drawn between these and scaled to the share.
         growing, steady: turns until a conversation has its final length, and turns after that.

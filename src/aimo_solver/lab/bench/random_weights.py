@@ -5,7 +5,7 @@
 vLLM's own ``--load-format dummy`` draws every parameter, norms included, from +-0.001. What reaches a router is then so small
 that its bias decides, every token of a layer takes the same experts, and a decode step reads far fewer weights than a trained
 model's step. Here norms are 1, every weight and router is drawn from N(0, 0.02), biases are 0, and the blocks of MXFP4 experts
-are random with scales from 2^-9 to 2^-6. FP8 weights use the range of their type, with scales that make them N(0, 0.02), too.
+are random with scales from 2^-9 to 2^-6. FP8 weights use the range of their type, with scales that make them N(0, 0.02) too.
 Nothing is read from disk: weights are drawn on the device, parameter by parameter, from a seed and the parameter's name.
 
 `skew` is the standard deviation of the routers' bias, in logits; without it a router's logits have a deviation of about 1. 0
@@ -27,7 +27,7 @@ LOAD_FORMAT = "aimo-random"
 DEVIATION = 0.02
 _FP8_DEVIATION = 64.0  # of the stored values, which end at 448
 _LAYERS = 360  # simulated
-SCALES = (118, 122)  # biased exponents of MXFP4 scales, the second one excluded: 2^-9 to 2^-6
+SCALES = (118, 122)  # biased exponents of MXFP4 scales, the second exclusive: 2^-9 to 2^-6
 
 
 def register() -> None:

@@ -25,7 +25,7 @@ _DIRECT_THREADS = (4, 8, 16, 32)
 
 
 def bench_read_ahead(files: Sequence[Path], *, threads: int = 8, rounds: int = 1, limit_bytes: int | None = None) -> BenchResult:
-    """Reads the same files each way, evicted from the page cache before each, best of `rounds`.
+    """Reads the same files each way, evicted from the page cache before each; best of `rounds`.
 
     Raises:
         UserError: there are no files, or they cannot be evicted (a tmpfs, or pages not yet written back).

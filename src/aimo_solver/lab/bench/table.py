@@ -1,4 +1,4 @@
-"""The result of a benchmark: a table of figures with the machine, the versions and the command they belong to."""
+"""The result of a benchmark: a table of numbers with the machine, the versions and the command that produced them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class BenchResult:
 
     Attributes:
         columns: names with units; every row has one value per column.
-        notes: what a reader must know to trust the figures.
-        details: further figures, in JSON only.
+        notes: what a reader must know to trust the numbers.
+        details: further values, in JSON only.
     """
 
     name: str
@@ -68,7 +68,7 @@ class BenchResult:
 
 
 def format_cell(value: Value) -> str:
-    """Formats a figure with three significant digits or as an integer; empty for None."""
+    """Formats a number with three significant digits or as an integer; empty for None."""
     if not isinstance(value, float):
         return "" if value is None else f"{value:,}" if isinstance(value, int) else value
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -129,7 +129,7 @@ def _usage(attempts: Sequence[Attempt]) -> Any:
 
 
 def _messages(steps: Sequence[Step]) -> list[Any]:
-    """The conversation. Texts are exact, with the model's own marks; a tool's output occurs once, as the tool's message."""
+    """The conversation. Texts are exact, with control tokens; a tool's output occurs once, as the tool's message."""
     api, tool = load_extra("inspect_ai.model", _REMEDY), load_extra("inspect_ai.tool", _REMEDY)
     messages: list[Any] = []
     calls: list[Any] = []  # of the last turn

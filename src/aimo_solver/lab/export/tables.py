@@ -46,7 +46,7 @@ class Schemas:
     """The columns of the tables.
 
     Attributes:
-        problems: one row per problem that was started; what an open problem has not yet is null.
+        problems: one row per problem that was started; what an open problem does not have yet is null.
         attempts: one row per attempt that ended, in the order of their ends.
         turns: one row per step of a trajectory: a prompt, a turn of the model, a Python call or inserted tokens.
     """

@@ -53,10 +53,10 @@ class Filters:
 
     Attributes:
         least_tokens, most_tokens: bounds for all tokens of a conversation; None means no upper bound.
-        per_problem: attempts or pairs of one problem at most, drawn with `seed`.
-        keep_solved: problems that every attempt solved are used, too. Those that none solved never are.
+        per_problem: most attempts or pairs of one problem, drawn with `seed`.
+        keep_solved: problems that every attempt solved are used too. Those that none solved never are.
         pairs: kinds of pairs.
-        length_ratio: the rejected attempt has at least so many times the sampled tokens of the chosen one, for `Pairs.LENGTH`.
+        length_ratio: the rejected attempt has at least this many times the sampled tokens of the chosen one, for `Pairs.LENGTH`.
         least_similarity, most_similarity: of the sampled tokens of a pair, from 0 (nothing in common) to 1 (equal).
         held_out: share of the problems that is kept for testing, 0..1.
     """
@@ -155,7 +155,7 @@ class TrainingData(Generic[Row]):
 
     Attributes:
         rows: examples or pairs, problem by problem.
-        test: those of the problems that are held out.
+        test: those of held-out problems.
         left_out: attempts that are not used, by reason.
         attempts: attempts in all. used: attempts in `rows` or `test`.
     """
@@ -280,7 +280,7 @@ def _split(rows: Sequence[Row], filters: Filters) -> tuple[tuple[Row, ...], tupl
 
 
 def _rng(filters: Filters, what: str) -> Random:
-    """A generator of its own for each problem, so that further runs change nothing for the others."""
+    """Returns a separate generator for each purpose, so that further runs do not change the draws for other problems."""
     return Random(hashlib.sha256(f"{filters.seed} {what}".encode()).digest())
 
 

@@ -16,7 +16,7 @@ _TYPES = {"_ids": pl.List(pl.Int32()), "_mask": pl.List(pl.Int8()), "_masks": pl
 
 
 def write_training_data(data: TrainingData[Row], path: Path, filters: Filters, *, shown: int) -> list[Path]:
-    """Writes ``NAME.parquet`` and, of problems that are held out, ``NAME.test.parquet``; returns all paths.
+    """Writes ``NAME.parquet`` and, for held-out problems, ``NAME.test.parquet``; returns all paths.
 
     ``NAME.txt`` shows the first rows as text, with the mask of each piece; ``NAME.json`` holds the statistics and the filters.
 

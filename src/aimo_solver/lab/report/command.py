@@ -30,7 +30,7 @@ def report_runs(directories: Sequence[Path], console: Console, out: Path | None 
 
     Args:
         directories: runs, or folders of runs such as the repeats of one configuration.
-        out: path of the page; ``report.html`` in the first directory by default, ``runs.html`` for three runs and more.
+        out: path of the page; by default ``report.html`` in the first directory, or ``runs.html`` for three or more runs.
 
     Returns:
         The path of the page.

@@ -98,7 +98,7 @@ class ProblemReport:
 
     @property
     def outcome(self) -> Verdict | Cause:
-        """The cause of a loss, else the verdict."""
+        """The cause of a loss, or else the verdict."""
         return self.verdict if self.loss is None else self.loss.cause
 
     @property
@@ -113,7 +113,7 @@ class ProblemReport:
 
     @property
     def slots(self) -> int:
-        """Attempts side by side at most; 0 if it has not ended, or in runs of earlier versions."""
+        """Most concurrent attempts; 0 if it has not ended, or in runs of earlier versions."""
         return self.record.result.slots if self.record.result else 0
 
 
@@ -163,7 +163,7 @@ class RunReport:
 
     @property
     def slots(self) -> int:
-        """Attempts that ran side by side at one problem at most."""
+        """Most attempts that ran concurrently at one problem."""
         return max((problem.slots for problem in self.problems), default=0) or int(self.run.config["solver"]["slots"])
 
     @property
@@ -173,7 +173,7 @@ class RunReport:
 
 
 def order_outcomes(outcomes: Iterable[Verdict | Cause]) -> list[tuple[Verdict | Cause, int]]:
-    """Counts outcomes: right ones, losses in which an attempt had the truth, other losses, the rest; the commonest first."""
+    """Counts outcomes: right ones, losses in which an attempt had the truth, other losses, the rest; most common first."""
 
     def order(item: tuple[Verdict | Cause, int]) -> tuple[int, int]:
         outcome, count = item

@@ -1,4 +1,4 @@
-"""The page of many runs: a matrix of problems and runs, coloured by outcome, with what the runs score together."""
+"""The page of many runs: a matrix of problems and runs, coloured by outcome, with the scores of all runs together."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class MatrixCell:
 
     @property
     def order(self) -> int:
-        """Right ones sort before lost ones."""
+        """Sort key: right cells come before lost ones."""
         return -1 if self.outcome is None else len(_MARKS) - list(_MARKS).index(self.style)
 
 
@@ -76,7 +76,7 @@ class MatrixRow:
 
     @property
     def causes(self) -> str:
-        """The causes of its losses with their number of runs, the commonest first."""
+        """The causes of its losses with their number of runs, most common first."""
         counts = Counter(cell.outcome for cell in self.cells if isinstance(cell.outcome, Cause)).most_common()
         return ", ".join(cause if count == 1 else f"{count} {cause}" for cause, count in counts)
 
@@ -137,7 +137,7 @@ def write_matrix(path: Path, matrix: Matrix, pages: Sequence[Path]) -> None:
 
 
 def matrix_tiles(matrix: Matrix) -> list[Tile]:
-    """The figures of all runs together; scores in points."""
+    """The score card of all runs together; scores in points."""
     found, agreement = matrix.statistics, matrix.statistics.agreement
     scores = [score.right for score in matrix.scores if score is not None]
     kinds = Counter(row.kind for row in matrix.rows)

@@ -41,7 +41,7 @@ _ANSWER_LEGEND = Markup(
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A figure of the score card."""
+    """One number of the score card."""
 
     name: str
     value: str
@@ -119,7 +119,7 @@ def write_page(path: Path, reports: Sequence[RunReport], comparison: Comparison 
 
 
 def tiles(report: RunReport) -> list[Tile]:
-    """The figures beside the score."""
+    """The score card of a run."""
     attempts, problems = len(report.attempts), len(report.problems)
     limit = report.run.config["budget"]["time_limit_s"]
     failed = report.tool_errors.total()

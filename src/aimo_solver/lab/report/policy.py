@@ -19,7 +19,7 @@ _UNKNOWN = -1  # never an answer; a problem of unknown truth counts for tokens o
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Had each problem been stopped after `seconds`: how many the vote has right, and how many have an attempt with the truth."""
+    """Problems that the vote has right, and that have an attempt with the truth, if each had been stopped after `seconds`."""
 
     seconds: float
     right: int
@@ -53,7 +53,7 @@ class PolicyReport:
     Attributes:
         known: problems that ended and whose truth is known; `moments` and `bins` are about them, and empty without any.
         right: those answered right.
-        moments: by time, from second 0 on.
+        moments: by time, from second 0.
         rules: over all problems that ended; empty if no tokens were logged.
         bins: shares of the vote, and how often they were right.
     """
@@ -82,7 +82,7 @@ def assess_policy(report: RunReport) -> PolicyReport:
 
 
 def stop_rule(name: str, style: str, outcomes: Sequence[GroupOutcome]) -> StopRule:
-    """Collects what a stop rule made of each problem."""
+    """Collects what a stop rule did on each problem."""
     tokens = sorted(outcome.tokens for outcome in outcomes if outcome.tokens)
     return StopRule(name, style, tuple(tokens), sum(outcome.right for outcome in outcomes))
 

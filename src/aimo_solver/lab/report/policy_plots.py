@@ -44,7 +44,7 @@ def tokens_chart(rules: Sequence[StopRule]) -> Chart:
 
 
 def calibration_chart(bins: Sequence[Bin]) -> Chart:
-    """The part that is right against the winner's share of the vote: 95 % intervals, areas and numbers for counts."""
+    """The share that is right against the winner's share of the vote: 95 % intervals, areas and numbers for counts."""
     chart = Chart("Part right by the winner's share of the vote", _SIZE, (0, 1), right=24)
     chart.x_axis([0, 0.2, 0.4, 0.6, 0.8, 1], percent)
     y = chart.y_axis([0, 0.25, 0.5, 0.75, 1], 1, percent)

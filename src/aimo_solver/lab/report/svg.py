@@ -128,7 +128,7 @@ class Chart:
 
     @contextmanager
     def group(self, *, title: str = "", link: str = "") -> Iterator[None]:
-        """What is drawn within shares a tooltip, or a link to an anchor of the page."""
+        """Gives everything drawn in the block one tooltip, or one link to an anchor of the page."""
         name = "a" if link else "g"
         self._parts.append(f'<a href="#{escape(link)}">' if link else "<g>")
         self._parts.append(f"<title>{escape(title)}</title>" if title else "")
@@ -142,7 +142,7 @@ class Chart:
         return f"<svg {head}>{''.join(self._parts)}</svg>"
 
     def save(self, path: Path, legend: Sequence[tuple[str, str]] = ()) -> None:
-        """Writes an SVG file of its own, light: the label above the chart, the legend below, as (class, text).
+        """Writes a standalone SVG file in the light theme: the label above the chart, the legend below, as (class, text).
 
         Colours are written out, because most viewers of SVG files do not read CSS variables.
         """

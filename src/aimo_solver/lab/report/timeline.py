@@ -21,7 +21,7 @@ _GAP_S = 0.02  # shorter pauses between two steps are not waiting
 
 
 class Activity(StrEnum):
-    """What an attempt does at a moment."""
+    """What an attempt is doing."""
 
     THINKING = "thinking"
     TOOL = "tool"

@@ -80,7 +80,7 @@ class Follower:
         Raises:
             RunDirectoryError: there is no run.
         """
-        running = is_running(self._directory)  # asked first: a run that ends in between has written its last lines
+        running = is_running(self._directory)  # checked first: a run that ends in between has then written its last lines
         run = read_run(self._directory)
         now = self._clock()
         unsolved = tuple(_live_problem(run, problem) for problem in run.problems if problem.result is None)
