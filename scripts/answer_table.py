@@ -33,7 +33,7 @@ def read(ending: Ending) -> Answer | None:
 
 
 def read_with_math_verify(ending: Ending) -> int | None:
-    """Returns the right answer if math-verify considers the text equal to it, otherwise the first integer in range.
+    """Returns the right answer if math-verify considers the text equal to it, otherwise the integer in range that it reads.
 
     An equation, or a set of one number, counts as the number.
     """

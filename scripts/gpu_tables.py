@@ -32,7 +32,7 @@ def render(out: Path) -> str:
 
 
 def _decode(tables: dict[str, Any]) -> Iterator[str]:
-    """One table of streams and depth: uniform routing, and the speed with other routing beside it."""
+    """One table of streams and depth: uniform routing, and the speed with other routing alongside."""
     uniform = [tables[name] for name in _UNIFORM if name in tables]
     if not uniform:
         return

@@ -137,7 +137,7 @@ def _contested(whole: RunRecord, groups: Sequence[Group]) -> list[str]:
 
 
 def _repeated(out: Path) -> list[str]:
-    """Returns the table of the rules that were run several times; `lab.power` beside resampled runs."""
+    """Returns the table of the rules that were run several times; `lab.power` next to resampled runs."""
     lines = [
         "| rule | runs | mean | standard deviation | from the problems | equal halves that differ at 5 % | "
         "power for +5, 5 runs each: formula, resampled |",

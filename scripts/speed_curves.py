@@ -27,7 +27,7 @@ H100 = {(1_000, 1): 202.0, (1_000, 8): 813.0, (1_000, 16): 1_150.0, (16_000, 8):
 """Tokens per second of gpt-oss-120b's shape with uniform routing on one H100 80 GB, vLLM 0.26, by depth and streams."""
 
 ACCEPTED = 2.2
-"""Tokens per step at temperature 1 that public heads for gpt-oss-120b at least reach, with three drafted."""
+"""Tokens per step at temperature 1 that public heads for gpt-oss-120b reach or exceed, with three drafted."""
 
 
 def read(folders: Sequence[Path], *names: str) -> list[Table]:

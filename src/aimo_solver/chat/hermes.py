@@ -134,7 +134,7 @@ def _without_tags(text: str) -> str:
 
 
 def _split_call(text: str) -> list[str]:
-    """The calls in the text of one call: more than one if several JSON objects follow one another."""
+    """The calls in the text of one call: several if functions or JSON objects follow one another."""
     functions = _NEXT_FUNCTION.split(text)
     return functions if len(functions) > 1 else calls_in_json(text)
 

@@ -182,7 +182,7 @@ def bench_decode_command(
     config_file: ConfigFile = None,
     settings: Settings = None,
 ) -> None:
-    """Measures decoding by streams and depth, beside the bytes that a step has to read."""
+    """Measures decoding by streams and depth, with the bytes that a step has to read."""
     kind = next((kind for kind in get_args(Weights) if kind == weights), None)
     if kind is None:
         raise ConfigError("--weights", f"unknown {weights}; known: {', '.join(get_args(Weights))}")

@@ -2,7 +2,7 @@
 
 One exception, one missing answer or one answer of the wrong shape loses a whole submission, and an exception that is not an
 `Exception` (SystemExit) makes the gateway wait for hours. So `predict` catches everything, waits no longer than the clock
-allows, and builds its frame in one place. It cannot help only if the process is killed or runs out of memory.
+allows, and builds its frame in one place. Nothing helps if the process is killed or runs out of memory.
 
 This module must import quickly: the gateway is served before anything heavy is loaded.
 """

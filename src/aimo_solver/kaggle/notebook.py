@@ -76,7 +76,7 @@ def notebook_run(
 
 
 class NotebookRun(Run):
-    """The run of the notebook. With `dry_run` every problem is answered with 0 after that many seconds."""
+    """The run of the notebook. Unless `dry_run` is 0, every problem is answered with 0 after that many seconds."""
 
     def __init__(self, sessions: NotebookSessions, dry_run: float, budget: BudgetConfig, clock: RunClock, progress: Path) -> None:
         self.sessions = sessions

@@ -85,7 +85,7 @@ class Kernel:
         """Runs a cell. Calls of one lease run one after another.
 
         Takes at most `timeout_s`, including the replacement of a lost process, and in the worst case a few seconds more: the
-        grace period, the time to kill it, and `_SUCCESSOR_S` for a new process.
+        grace period, the time to kill the process, and `_SUCCESSOR_S` for a new process.
 
         Raises:
             PoolClosedError: the pool was closed.

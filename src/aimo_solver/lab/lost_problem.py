@@ -29,7 +29,7 @@ class Cause(StrEnum):
     OVERRULED = "overruled"  # the truth won the vote, a second look chose another answer
     UNFINISHED = "unfinished"  # an attempt had the truth in sight, but gave no answer in time
     NOT_STARTED = "not started"
-    SERVER = "server"  # lost, or restarted for too long
+    SERVER = "server"  # lost, or took too long to restart
     DEFECT = "defect"
     LOOP = "loop"
     CONTEXT = "context full"

@@ -138,7 +138,7 @@ class Replay:
 
 
 def parse_policy(name: str, voting: VotingConfig, *, stop: str = "never") -> Policy:
-    """Returns the policy with a name.
+    """Returns the policy that a name stands for.
 
     Args:
         voting: gives `default` its voter, and rules the values that the name leaves out.

@@ -20,7 +20,7 @@ from aimo_solver.lab.statistics import Floats
 
 CURVES_FILE = Path(__file__).with_name("throughput.json")
 REFERENCE_STREAMS, REFERENCE_DEPTH = 8, 16_000
-"""Where a speed given as one number applies. 16,000 tokens is the mean depth of an attempt of 32,000."""
+"""What a speed given as one number refers to. 16,000 tokens is the mean depth of an attempt of 32,000."""
 
 USUAL_CURVE, USUAL_SPEED = "h100-uniform", 640.0
 """The simulations' default: the H100's curve, scaled to the mean of whole runs that public notebooks logged on Kaggle."""

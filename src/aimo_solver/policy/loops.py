@@ -23,7 +23,7 @@ from collections.abc import Sequence
 
 WINDOW = 4_096
 _STEP = 512  # tokens between checks; a check takes 0.7 ms
-_LEAST_BYTES = 0.9  # per token of the tokens as they are
+_LEAST_BYTES = 0.9  # per token, with tokens as they are
 _LEAST_SKELETON_BYTES = 0.25  # per token of the skeleton
 _COMMON = 32  # tokens that the skeleton keeps
 _ID_BITS = 0xFFFFFFFF

@@ -176,7 +176,7 @@ def clock_check(budget: BudgetConfig, wall: Callable[[], float] = time.time) -> 
     limit = f"{budget.time_limit_s:,.0f} s for {budget.problems} problems, at most {budget.cap_s:.0f} s each"
     if abs(elapsed - passed) > _CLOCK_S / 2:
         found = f"{limit}; the date moved by {passed:.2f} s in {elapsed:.2f} s"
-        return Check("clock", Health.WARNING, found, "the date is being set; a run is timed by the monotonic clock all the same")
+        return Check("clock", Health.WARNING, found, "the date is being changed; a run is timed by the monotonic clock anyway")
     return Check("clock", Health.OK, limit)
 
 

@@ -1,7 +1,7 @@
 """Speculative decoding: a draft proposes tokens, and the model checks them in one step.
 
-Tokens are still sampled from the model's own distribution, so only the speed changes. `plan_speculation`
-chooses the method from the draft's files and checks that they fit the model.
+Tokens are still sampled from the model's own distribution, so only the speed changes. `plan_speculation` chooses the method from
+the draft's files and checks that they fit the model.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def read_model_config(folder: Path) -> Mapping[str, Any]:
 
 
 def draft_length(streams: int, experts: int, experts_per_token: int) -> int:
-    """Returns how many tokens to draft per step where the user sets none: 3, or 2 where each reads many experts of its own.
+    """Returns how many tokens to draft per step where the user sets none: 3, or 2 where each brings many more experts to read.
 
     EAGLE-3 heads are trained for a few steps, and public measurements use 3. The bounds follow from a cost model of a step in
     tests/server/test_speculation.py; a dense model reads the same weights in every step.

@@ -186,7 +186,7 @@ class Supervisor:
 
 
 class StartHistory:
-    """The starts of a run: a boot begins with the adjustments that served before, and the last one in time with the safest flags.
+    """The starts of a run: a boot begins with the adjustments that served before, plus the safest flags if time is short.
 
     A boot whose server never came up leaves no adjustments: what failed then may be gone, such as memory that another process
     took or a mount that appeared late.

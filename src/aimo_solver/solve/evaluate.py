@@ -23,11 +23,11 @@ async def evaluate(
 ) -> list[ProblemResult]:
     """Solves problems in their order, `parallel` at a time, each within the seconds that are allotted when it starts.
 
-    Cancellation cancels the problems under way; the run log holds those that finished.
+    Cancellation ends the problems in progress; the run log holds those that finished.
 
     Args:
         solve: `Solver.solve`.
-        lost: returns why no problem can be solved any more, None while they can.
+        lost: returns why no more problems can be solved; None while they can.
 
     Raises:
         EngineLost: the server was lost before the last problem started; the run can be resumed.

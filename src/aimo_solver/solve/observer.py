@@ -1,4 +1,4 @@
-"""The interface of what follows the problems of a run while they are solved: logs, progress, counters."""
+"""The interface of observers, which follow the problems of a run while they are solved: logs, progress, counters."""
 
 from __future__ import annotations
 

@@ -212,7 +212,7 @@ class Boot:
             return fallback
 
     def in_background(self, name: str, work: Awaitable[None]) -> asyncio.Task[None]:
-        """Runs an optional stage beside the others; cancels it when the stack unwinds."""
+        """Runs an optional stage alongside the others; cancels it when the stack unwinds."""
         task = asyncio.create_task(self.optional_stage(name, work, None), name=name)
 
         async def cancel() -> None:

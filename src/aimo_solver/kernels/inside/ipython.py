@@ -220,7 +220,7 @@ class _Shell(InteractiveShell):
 
 
 class _Session:
-    """IPython's shell, with what each call must find restored, whatever earlier calls have changed."""
+    """IPython's shell; whatever earlier calls have changed, what a call relies on is restored before it."""
 
     def __init__(self) -> None:
         self._streams = _Streams()

@@ -1,4 +1,4 @@
-"""Benchmarks of kernels, engine, boot, read-ahead and parsers, each beside an alternative in the same run.
+"""Benchmarks of kernels, engine, boot, read-ahead and parsers, each against an alternative in the same run.
 
 Never in the notebook.
 

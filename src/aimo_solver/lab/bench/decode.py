@@ -1,8 +1,8 @@
-"""Decode speed by the number of streams and the depth of their context, beside what the memory bandwidth allows.
+"""Decode speed by the number of streams and the depth of their context, compared with what the memory bandwidth allows.
 
 A decode step reads every weight that it uses once, and each stream's KV cache; of a mixture of experts, only the experts that the
-step's tokens take. `Shape.step_bytes` adds that up from the model's configuration; the share of the bandwidth that a row reaches is
-those bytes over the step's time and the GPU's bandwidth.
+step's tokens take. `Shape.step_bytes` adds that up from the model's configuration; a row's share of the bandwidth is those bytes
+over the step's time and the GPU's bandwidth.
 """
 
 from __future__ import annotations

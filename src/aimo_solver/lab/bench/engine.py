@@ -87,7 +87,7 @@ async def bench_load(
     rounds: int = 1,
     on_rows: Callable[[BenchResult], None] = lambda result: None,
 ) -> BenchResult:
-    """Measures the loop with turns and results as long as logged ones, beside the bare engine, `tokens` tokens per stream.
+    """Measures the loop with turns and results as long as logged ones, against the bare engine, `tokens` tokens per stream.
 
     Args:
         on_rows: called after each number of streams with the table so far.

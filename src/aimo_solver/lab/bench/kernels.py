@@ -1,4 +1,4 @@
-"""Measures the kernel pool beside plain jupyter_client in the same run. Results are valid only on an idle machine."""
+"""Measures the kernel pool against plain jupyter_client in the same run. Results are valid only on an idle machine."""
 
 from __future__ import annotations
 

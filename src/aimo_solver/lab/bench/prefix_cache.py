@@ -25,7 +25,7 @@ from aimo_solver.lab.bench.loop import EndlessEngine, Target
 from aimo_solver.lab.bench.table import BenchResult, Value
 from aimo_solver.server.engine import CompletionRequest
 
-DEPTHS = (30_000, 60_000)  # final tokens of a conversation
+DEPTHS = (30_000, 60_000)  # final length of a conversation, in tokens
 WAIT_S = (0.01, 6.0)
 BANDS = (0.5, 0.75, 0.9)  # of the KV cache, by the tokens of all conversations
 _LONGEST_RESULT = 600

@@ -1,4 +1,4 @@
-"""Measures how fast files are read into the page cache: read-ahead beside `cat`, `dd` and direct reads.
+"""Measures how fast files are read into the page cache: read-ahead against `cat`, `dd` and direct reads.
 
 The disk's own limit is the best of several numbers of threads that bypass the page cache (O_DIRECT).
 """

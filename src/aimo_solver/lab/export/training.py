@@ -185,7 +185,7 @@ def select_sft(
 def select_dpo(
     runs: Sequence[LoggedRun], filters: Filters, progress: Callable[[float], object] = lambda share: None
 ) -> TrainingData[Pair]:
-    """Selects pairs of attempts with the same prompt; an attempt is in one pair at most.
+    """Selects pairs of attempts with the same prompt; an attempt is in at most one pair.
 
     Raises:
         UserError: rapidfuzz is not installed.

@@ -70,7 +70,7 @@ def prefix_losses(attempts: Iterable[Attempt]) -> str:
 
 
 def ticks(high: float, most: int = 6) -> list[float]:
-    """Round values from 0 to `high`, about `most` of them at most."""
+    """Round values from 0 to `high`, at most about `most` of them."""
     if high <= 0:
         return [0.0]
     scale = 10.0 ** math.floor(math.log10(high / most))
