@@ -44,7 +44,7 @@ def forecast_command(
     config_file: ConfigFile = None,
     settings: Settings = None,
 ) -> None:
-    """Forecasts scores from a model's pass@N without tools; the effect of tools, and the errors and lengths of attempts, are fitted."""
+    """Forecasts scores from a model's pass@N without tools; tool effects, errors and lengths of attempts are fitted."""
     given = _parse_pass_at(pass_at or _PRIVATE, problems)
     config = load_config(config_file, settings=settings or ())
     plays = {name: parse_configuration(name, config) for name in policy or ("default", "default/equal=6@16")}

@@ -89,7 +89,7 @@ class LeasedPython:
         return output
 
     async def release(self) -> None:
-        """Returns the session to the pool. Does nothing if there is none."""
+        """Ends the lease of the session. Does nothing if there is none."""
         self._session = None
         await self._lease.aclose()
 

@@ -173,7 +173,7 @@ class RunReport:
 
 
 def order_outcomes(outcomes: Iterable[Verdict | Cause]) -> list[tuple[Verdict | Cause, int]]:
-    """Counts outcomes: right ones, losses in which an attempt had the truth, other losses, the rest; in each, most common first."""
+    """Counts outcomes: right ones, losses in which an attempt had the truth, other losses, the rest; each by frequency."""
 
     def order(item: tuple[Verdict | Cause, int]) -> tuple[int, int]:
         outcome, count = item
