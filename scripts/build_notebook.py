@@ -30,7 +30,7 @@ PACKAGE = "aimo_solver"
 # The modules that the notebook's own cells import, and the one that is started as a separate process.
 ENTRY_POINTS = ("kaggle.notebook", "kaggle.gateway", "kaggle.rehearsal", "server.wheels", "kernels.inside.forkserver")
 # The packages that may ship, from the top down; "" stands for the modules at the top. Others (lab, cli) never ship.
-READING_ORDER = ("kaggle", "solve", "policy", "chat", "server", "kernels", "kernels.inside", "log", "")
+READING_ORDER = ("kaggle", "solve", "policy", "chat", "server", "server.inside", "kernels", "kernels.inside", "log", "")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Finds what Kaggle mounts: models, wheels, a compile cache and the competition.
+"""Finds what Kaggle mounts: models, wheels, a compile cache and the competition; and where this project keeps its own files.
 
 Kaggle mounts them in one of two layouts:
 
@@ -20,6 +20,11 @@ from aimo_solver.errors import PathNotFoundError
 
 KAGGLE_INPUT = Path("/kaggle/input")
 _DEPTH = 6  # of models/OWNER/MODEL/FRAMEWORK/VARIATION/VERSION, the deepest mount
+
+
+def cache_home() -> Path:
+    """Returns the folder for what can be made again; `XDG_CACHE_HOME` moves it."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "aimo-solver"
 
 
 def find_model(name: str, root: Path = KAGGLE_INPUT) -> Path:

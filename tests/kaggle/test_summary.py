@@ -50,9 +50,12 @@ def test_backends_are_read_from_the_servers_log(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
     log.write_text(
         "INFO 11-21 [cuda.py:506] Using FLASH_ATTN attention backend out of potential backends: ['FLASH_ATTN', 'TRITON'].\n"
-        "INFO 11-21 [mxfp4.py:540] Using 'MARLIN' Mxfp4 MoE backend.\n" * 2
+        "INFO 11-21 [mxfp4.py:540] Using 'TRITON' Mxfp4 MoE backend.\n"
+        * 2
+        + "INFO 11-22 09:57:08 [aimo_experts.py:33] MXFP4 experts: 4 warps per block\n"
     )
-    assert _read_backends(log) == ["FLASH_ATTN attention backend", "'MARLIN' Mxfp4 MoE backend"]
+    found = ["FLASH_ATTN attention backend", "'TRITON' Mxfp4 MoE backend", "MXFP4 experts: 4 warps per block"]
+    assert _read_backends(log) == found
     assert _read_backends(tmp_path / "missing") == _read_backends(None) == []
 
 

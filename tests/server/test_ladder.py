@@ -66,7 +66,7 @@ def changed(before: LaunchPlan, now: LaunchPlan) -> set[str]:
         (Cause.DRIVER, {"VLLM_WORKER_MULTIPROC_METHOD"}),
         (Cause.TIMED_OUT, {"VLLM_WORKER_MULTIPROC_METHOD"}),
         (Cause.LIBRARY, {"VLLM_WORKER_MULTIPROC_METHOD"}),
-        (Cause.UNKNOWN, {"--gpu-memory-utilization"}),
+        (Cause.UNKNOWN, {"PYTHONPATH"}),
         (Cause.PORT, set()),
         (Cause.NOT_STARTED, set()),
         (Cause.MEASURED, set()),
@@ -90,6 +90,7 @@ def test_memory_comes_from_the_share_then_the_graphs_then_the_context_and_eager_
         "context 65536 -> 49152",
         "no fork",
         "no graphs, no compilation",
+        "no plugin",
     ]
 
 

@@ -22,7 +22,10 @@ LAUNCH = "launch"  # name of the check that a setting switches off
 _BURST_S = 60.0
 _LOG_BYTES = 1 << 21
 _SAMPLE_S = 2.0  # between two readings: the KV cache is full only while attempts run
-_BACKEND = re.compile(r"Using ([^\n:\[\]]{1,60}?\b[Bb]ackend)\b(?! for)")  # "Using FLASH_ATTN attention backend out of ..."
+_BACKEND = re.compile(
+    r"Using ([^\n:\[\]]{1,60}?\b[Bb]ackend)\b(?! for)"  # "Using FLASH_ATTN attention backend out of ..."
+    r"|(MXFP4 experts: \d+ warps per block)"  # of server/inside/experts.py
+)
 _LEFT_OUT = ("--port", "--seed", "--host", "--served-model-name", "--model ")
 
 Event = tuple[str, Mapping[str, Any]]
@@ -91,7 +94,7 @@ def _read_backends(server_log: Path | None) -> list[str]:
             text = file.read(_LOG_BYTES).decode("utf-8", "replace")
     except OSError:
         return []
-    return list(dict.fromkeys(_BACKEND.findall(text)))
+    return list(dict.fromkeys(found[1] or found[2] for found in _BACKEND.finditer(text)))
 
 
 async def _speed_check(session: Session, streams: int) -> Check:

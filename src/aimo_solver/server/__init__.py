@@ -3,10 +3,10 @@
 Start with `launch` (how it is started), `supervisor`, `ladder` (what follows a failed start) and `client`; `readahead`,
 `compile_cache` and `warmup` shorten a start; `speculation` is about drafted tokens.
 
-May import: nothing but the top-level modules.
+May import: server.inside.
 """
 
 __all__ = [
     "cache_build", "checks", "client", "compile_cache", "completions", "engine", "failures", "flags", "ladder",
-    "launch", "machine", "process", "readahead", "speculation", "supervisor", "warmup", "wheels",
+    "launch", "machine", "plugin", "process", "readahead", "speculation", "supervisor", "warmup", "wheels",
 ]  # fmt: skip

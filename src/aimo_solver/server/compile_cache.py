@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
 import tarfile
 import tempfile
@@ -23,6 +22,7 @@ from pydantic.dataclasses import dataclass
 
 from aimo_solver.errors import CacheError
 from aimo_solver.options import STRICT
+from aimo_solver.paths import cache_home
 from aimo_solver.server.flags import Variable
 from aimo_solver.server.launch import LaunchPlan
 from aimo_solver.server.machine import cuda_version, installed_version, installed_vllm, package_folder
@@ -64,7 +64,7 @@ class Stamp:
 
 def default_root() -> Path:
     """Returns the folder of the compile cache; `XDG_CACHE_HOME` moves it."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "aimo-solver" / "jit"
+    return cache_home() / "jit"
 
 
 def cache_environment(root: Path) -> dict[str, str]:

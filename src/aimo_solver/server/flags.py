@@ -34,6 +34,7 @@ class Adjustments:
 
     Attributes:
         fork: the engine process may be forked.
+        plugin: vLLM loads the solver's plugin.
         speculation: tokens may be drafted.
         dropped: names of flags that vLLM refused.
         steps: what was changed and why, in order, one line each.
@@ -44,6 +45,7 @@ class Adjustments:
     moe_backend: str | None = None
     graphs: Graphs = Graphs.ALL
     fork: bool = True
+    plugin: bool = True
     speculation: bool = True
     dropped: frozenset[str] = frozenset()
     steps: tuple[str, ...] = ()

@@ -42,9 +42,9 @@ def next_plan(plan: LaunchPlan, failure: Failure, *, last: bool, port: int) -> L
 
 
 def safest(plan: LaunchPlan, failure: Failure) -> LaunchPlan:
-    """Returns the plan with less memory and context, and without drafts, graphs, compilation and fork."""
+    """Returns the plan with less memory and context, and without drafts, graphs, compilation, fork and plugin."""
     lowest = plan
-    for change in (_less_memory, _smaller_context, _no_speculation, _no_graphs, _no_fork):
+    for change in (_less_memory, _smaller_context, _no_speculation, _no_graphs, _no_fork, _no_plugin):
         lowest = replace(lowest, adjustments=change(lowest, replace(failure, memory_share=None, context_tokens=None))[0])
     if lowest.command == plan.command:
         return plan
@@ -99,6 +99,7 @@ def _setting(step: str, **values: Any) -> _Change:
 
 _marlin = _setting("experts by Marlin", moe_backend="marlin")
 _no_fork = _setting("no fork", fork=False)
+_no_plugin = _setting("no plugin", plugin=False)
 _no_speculation = _setting("no speculation", speculation=False)
 _no_graphs = _setting("no graphs, no compilation", graphs=Graphs.NONE)
 
@@ -109,8 +110,8 @@ _ANSWERS: Mapping[FailureCause, tuple[_Change, ...]] = {
     FailureCause.CONTEXT: (_smaller_context, _fewer_graphs),
     FailureCause.DRAFT: (_no_speculation,),
     FailureCause.EXPERTS: (_marlin,),
-    FailureCause.UNKNOWN: (_no_speculation, _less_memory),
+    FailureCause.UNKNOWN: (_no_speculation, _no_plugin, _less_memory),
 }
 """What can help against each cause, the smallest change first; then come `_OTHERS`."""
 
-_OTHERS: tuple[_Change, ...] = (_no_fork, _no_speculation, _fewer_graphs, _smaller_context, _no_graphs)
+_OTHERS: tuple[_Change, ...] = (_no_fork, _no_speculation, _fewer_graphs, _smaller_context, _no_graphs, _no_plugin)

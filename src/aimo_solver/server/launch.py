@@ -17,8 +17,10 @@ from aimo_solver.config import Config
 from aimo_solver.errors import ConfigError, ModelError
 from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.flags import HOPPER, Flag, PresetInput, Variable, planned_settings, tensor_parallel
+from aimo_solver.server.inside.experts import WARPS
 from aimo_solver.server.machine import Gpu, detect_gpus, installed_flags
 from aimo_solver.server.options import ServerConfig
+from aimo_solver.server.plugin import python_path, write_plugin
 from aimo_solver.server.process import ServerCommand, free_port
 from aimo_solver.server.speculation import plan_speculation, read_model_config
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, SERVER_MODULE, Installation
@@ -42,6 +44,7 @@ class LaunchPlan(PresetInput):
         known_flags: flags of the installed vLLM; None keeps every flag.
         port: on the loopback interface.
         cache_variables: where compiled code is kept.
+        plugin: folder of the plugin for vLLM; None if it is of no use.
         served_name: the model's name in requests.
     """
 
@@ -53,6 +56,7 @@ class LaunchPlan(PresetInput):
     port: int
     seed: int
     cache_variables: tuple[Variable, ...] = ()
+    plugin: Path | None = None
     served_name: str = "model"
 
     @property
@@ -72,8 +76,10 @@ class LaunchPlan(PresetInput):
             if self._is_known(flag):
                 args += [flag.name] if flag.value is None else [flag.name, flag.value]
         args += ["--seed", str(self.seed), *without_flags(self.config.server.extra_args, self.adjustments.refused)]
-        variables = {variable.name: variable.value for variable in self.variables}
-        return ServerCommand(tuple(args), {**self.wheels.variables, **variables})
+        variables = {**self.wheels.variables, **{variable.name: variable.value for variable in self.variables}}
+        if self.plugin is not None and self.adjustments.plugin:
+            variables["PYTHONPATH"] = python_path(self.plugin, variables)
+        return ServerCommand(tuple(args), variables)
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -147,6 +153,7 @@ def plan_launch(
         known_flags=installed_flags(wheels.path),
         port=free_port(),
         seed=config.sampling.seed if config.sampling.seed is not None else secrets.randbelow(2**31),
+        plugin=write_plugin() if _takes_plugin(preset, config.server, gpus) else None,
     )
     _check_sharding(text, plan)
     return plan
@@ -170,6 +177,11 @@ def _longest_context(preset: str, server: ServerConfig, slots: int, gpus: Sequen
     large = all(gpu.capability >= HOPPER and gpu.memory_bytes >= _H100_BYTES for gpu in gpus) and bool(gpus)
     as_measured = (preset, server.memory_share, server.kv_cache_dtype, drafts) == ("gpt-oss-120b", None, None, False)
     return _LONG_CONTEXT if large and as_measured and slots * _LONG_CONTEXT <= _CACHE_TOKENS else _CONTEXT
+
+
+def _takes_plugin(preset: str, server: ServerConfig, gpus: Sequence[Gpu]) -> bool:
+    hopper = bool(gpus) and all(gpu.capability == HOPPER for gpu in gpus)
+    return preset == "gpt-oss-120b" and hopper and server.expert_warps == WARPS
 
 
 def _fitting_preset(hf_config: Mapping[str, Any], *, on_gpu: bool) -> str:

@@ -21,6 +21,8 @@ class ServerConfig:
             holds it for all slots.
         memory_share: share of the GPU's memory that vLLM takes.
         kv_cache_dtype, attention_backend, moe_backend, quantization, load_format: vLLM's names.
+        expert_warps: warps per block of the kernels of gpt-oss's experts on Hopper GPUs; vLLM's own choice is 8
+            (server/inside/experts.py).
         tensor_parallel, data_parallel: GPUs per copy of the model, and copies. The turns of an attempt stay on one.
         speculative: how tokens are drafted. "auto" picks the method that fits `draft_model`, and drafts nothing without one;
             "eagle" (an EAGLE-3 head) and "draft" (a smaller model) need one too. `sampling.min_p`, which vLLM rejects under
@@ -43,6 +45,7 @@ class ServerConfig:
     moe_backend: str | None = None
     quantization: str | None = None
     load_format: str | None = None
+    expert_warps: Literal[4, 8] = 4
     tensor_parallel: Count | None = None
     data_parallel: Count = 1
     speculative: Literal["auto", "none", "ngram", "eagle", "draft"] = "auto"

@@ -1,0 +1,115 @@
+"""The solver's plugin for vLLM: which servers load it, and what it changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from aimo_solver.config import load_config
+from aimo_solver.server import launch
+from aimo_solver.server.flags import Adjustments
+from aimo_solver.server.inside import experts
+from aimo_solver.server.launch import LaunchPlan, plan_launch
+from aimo_solver.server.machine import Gpu
+from aimo_solver.server.wheels import Installation
+from tests.conftest import H100
+
+MXFP4 = "vllm.model_executor.layers.quantization.utils.mxfp4_utils"
+BLACKWELL = Gpu("NVIDIA B200", 183_359 << 20, (10, 0), "580.1")
+
+# As vLLM's processes do: plugins first, then the weights are laid out.
+LOAD = f"""
+from vllm.plugins import load_general_plugins
+load_general_plugins()
+from {MXFP4} import _swizzle_mxfp4
+print("RESULT", _swizzle_mxfp4.__defaults__)
+"""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(launch, "installed_flags", lambda path: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def plan(folder: Path, kind: str = "gpt_oss", *, gpus: tuple[Gpu, ...] = (H100,), **server: object) -> LaunchPlan:
+    (folder / "config.json").write_text(json.dumps({"model_type": kind, "max_position_embeddings": 131_072}))
+    return plan_launch(folder, load_config({"server": server}), slots=8, gpus=gpus)
+
+
+def python_path(plan: LaunchPlan) -> list[str]:
+    return plan.command.env.get("PYTHONPATH", "").split(os.pathsep)
+
+
+@pytest.mark.slow
+def test_vllm_finds_the_plugin_and_lays_out_experts_for_four_warps(tmp_path: Path) -> None:
+    environment = {**os.environ, **plan(tmp_path).command.env}
+    done = subprocess.run([sys.executable, "-c", LOAD], env=environment, capture_output=True, text=True, check=True)
+    assert f"RESULT ({experts.WARPS},)" in done.stdout
+
+
+def test_a_vllm_with_another_default_stays_as_it_is(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def _swizzle_mxfp4(weights: object, scales: object, num_warps: int = 16) -> None: ...
+
+    module, package = ModuleType(MXFP4), ModuleType(MXFP4.rpartition(".")[0])
+    module._swizzle_mxfp4 = package.mxfp4_utils = _swizzle_mxfp4  # type: ignore[attr-defined]
+    package.mxfp4_utils = module  # type: ignore[attr-defined]
+    for name, value in ((module.__name__, module), (package.__name__, package)):
+        monkeypatch.setitem(sys.modules, name, value)
+    experts.set_warps()
+    assert _swizzle_mxfp4.__defaults__ == (16,)
+    assert "unchanged" in caplog.text
+
+
+def test_a_vllm_without_that_module_stays_as_it_is(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setitem(sys.modules, MXFP4.rpartition(".")[0], None)  # its import fails
+    experts.set_warps()
+    assert "unchanged" in caplog.text
+
+
+def test_the_plugin_comes_before_what_the_environment_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/theirs")
+    found = plan(tmp_path)
+    assert python_path(found) == [str(found.plugin), "/theirs"]
+
+
+def test_an_environment_of_vllms_own_sees_nothing_but_the_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/theirs")
+    found = replace(plan(tmp_path), wheels=Installation(environment=tmp_path))
+    assert python_path(found) == [str(found.plugin)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "gpus", "server"),
+    [
+        ("gpt_oss", (BLACKWELL,), {}),
+        ("gpt_oss", (), {}),
+        ("qwen3", (H100,), {}),
+        ("gpt_oss", (H100,), {"expert_warps": 8}),
+    ],
+)
+def test_other_servers_load_no_plugin(tmp_path: Path, kind: str, gpus: tuple[Gpu, ...], server: dict[str, object]) -> None:
+    found = plan(tmp_path, kind, gpus=gpus, **server)
+    assert found.plugin is None
+    assert "PYTHONPATH" not in found.command.env
+
+
+def test_a_failed_start_can_leave_the_plugin_out(tmp_path: Path) -> None:
+    found = replace(plan(tmp_path), adjustments=Adjustments(plugin=False))
+    assert "PYTHONPATH" not in found.command.env
+
+
+def test_a_cache_that_cannot_be_written_leaves_the_plugin_out(
+    tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache.write_text("a file where the folder should be")
+    assert plan(tmp_path).plugin is None
+    assert "without the solver's plugin" in caplog.text
