@@ -29,6 +29,7 @@ from aimo_solver.log.writer import RunLog
 from aimo_solver.solve.session import local_session
 
 BEGAN = time.monotonic()
+_PREFILL = 12_000  # tokens per second, at least
 _SIZES = [*range(1, 17), 32, 64, 128, 256, 512, 1_024]
 _FEWER_GRAPHS = [1, 2, 4, 8, 16, 24, 32, 64, 128, 256, 512, 1024]
 
@@ -58,7 +59,9 @@ def graphs(mode: str, sizes: Sequence[int], **more: Any) -> tuple[str, ...]:
 
 BASE = Variant(name="preset")
 FEWER_GRAPHS = Variant(name="graphs of 1, 2, 4, 8, 16, 24, ...", arguments=graphs("FULL_AND_PIECEWISE", _FEWER_GRAPHS))
+VLLMS_EXPERTS = Variant(name="experts: Triton, 8 warps (vLLM's choice)", server={"expert_warps": 8})
 VARIANTS = (
+    VLLMS_EXPERTS,
     Variant(name="no async scheduling", arguments=("--no-async-scheduling",)),
     Variant(name="model runner V2", environment={"VLLM_USE_V2_MODEL_RUNNER": "1"}),
     Variant(name="KV cache: BF16", server={"kv_cache_dtype": "auto"}),
@@ -70,6 +73,8 @@ VARIANTS = (
     Variant(name="graphs: decode steps only", arguments=graphs("FULL_DECODE_ONLY", _SIZES)),
     Variant(name="steps of up to 4,096 tokens", arguments=("--max-num-batched-tokens", "4096")),
     Variant(name="experts: FlashInfer CUTLASS", server={"moe_backend": "flashinfer_cutlass"}),
+    Variant(name="experts: Humming", server={"moe_backend": "humming"}),
+    Variant(name="dense products tuned", arguments=graphs("FULL_AND_PIECEWISE", _SIZES, compile_sizes=[8, 16])),
     Variant(name="experts: Marlin", server={"moe_backend": "marlin"}),
     Variant(name="attention: Triton", server={"attention_backend": "TRITON_ATTN"}),
 )
@@ -168,7 +173,7 @@ async def routing(
     return result
 
 
-async def profile(model: Path, out: Path, work: Path, *, streams: int, depth: int) -> BenchResult:
+async def profile(model: Path, out: Path, work: Path, *, name: str, streams: int, depth: int) -> BenchResult:
     """Kernels of decode steps, from torch's profiler: calls, milliseconds and share of each in an average step."""
     traces = work / "traces"
     shutil.rmtree(traces, ignore_errors=True)
@@ -181,11 +186,11 @@ async def profile(model: Path, out: Path, work: Path, *, streams: int, depth: in
     }
     variant = Variant(name="profile", arguments=("--profiler-config", json.dumps(options)))
     config = configuration(variant, slots=streams, weights="random")
-    async with started(model, out, work, config, name="profile", variant=variant, weights="random") as server:
+    async with started(model, out, work, config, name=name, variant=variant, weights="random") as server:
         target = server.target
         decoding = asyncio.create_task(bench_decode(target, server.shape, streams=(streams,), depths=(depth,), tokens=1_500))
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=100)) as http:
-            await asyncio.sleep(5.0)  # all streams decode by then
+            await asyncio.sleep(5.0 + streams * depth / _PREFILL)  # all streams decode by then
             for pause, verb in ((0.4, "start"), (0.0, "stop")):
                 async with http.post(f"{target.base_url}/{verb}_profile") as response:
                     response.raise_for_status()
@@ -194,7 +199,7 @@ async def profile(model: Path, out: Path, work: Path, *, streams: int, depth: in
         await asyncio.gather(decoding, return_exceptions=True)
     trace = max(traces.glob("*.json.gz"), key=lambda path: path.stat().st_size)
     if trace.stat().st_size < 8 << 20:
-        shutil.copy(trace, out / "profile.trace.json.gz")
+        shutil.copy(trace, out / f"{name}.trace.json.gz")
     return kernels(json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"], streams=streams)
 
 

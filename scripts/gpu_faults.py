@@ -116,15 +116,17 @@ def _events(path: Path, process: subprocess.Popen[bytes]) -> Iterator[dict[str, 
 
 
 @contextlib.contextmanager
-def memory_taker(share: float = 1.0) -> Iterator[Callable[[], None]]:
+def memory_taker(share: float = 1.0, below: float = 1.0) -> Iterator[Callable[[], None]]:
     """Yields a function that takes GPU memory, in ever smaller pieces, and keeps it until the block ends.
 
     Args:
         share: of the whole memory; at most what is free is taken.
+        below: it waits until the free share of the memory is below this.
     """
     code = (
         "import time, torch\nkept = [torch.empty(1, device='cuda')]\nprint('here', flush=True)\ninput()\n"
         f"left = int({share} * torch.cuda.mem_get_info()[1])\n"
+        f"while torch.cuda.mem_get_info()[0] > {below} * torch.cuda.mem_get_info()[1]: time.sleep(0.02)\n"
         "for size in (1 << 30, 1 << 27, 1 << 24, 1 << 21):\n"
         "    try:\n        while left >= size:\n"
         "            kept.append(torch.empty(size, dtype=torch.uint8, device='cuda'))\n            left -= size\n"

@@ -74,6 +74,23 @@ def routing(out: Path, tiny: bool) -> Any:
 
 
 @stage
+def experts(out: Path, tiny: bool) -> Any:
+    """Expert products of one layer alone, with 4 and 8 warps per block, for 1 to 1,024 tokens."""
+    import gpu_experts
+
+    return "needs a GPU" if tiny else gpu_experts.compare()
+
+
+@stage
+def decode_vllms_experts(out: Path, tiny: bool) -> Any:
+    """Streams by depth with 8 warps per block of the experts' kernels, as vLLM chooses; `decode-wide` has the preset's 4."""
+    import gpu_decode
+
+    streams, variant = (1, 4, 8, 12, 16, 24, 32), gpu_decode.VLLMS_EXPERTS
+    return _decode(out, tiny, "decode-vllms-experts", streams=streams, depths=(1_000, 16_000), tokens=384, variant=variant)
+
+
+@stage
 def decode_fewer_graphs(out: Path, tiny: bool) -> Any:
     """Streams by depth with graphs for fewer numbers of streams, as vLLM captures them by default."""
     import gpu_decode
@@ -164,9 +181,21 @@ def speculation_sampled(out: Path, tiny: bool) -> Any:
 @stage
 def profile(out: Path, tiny: bool) -> Any:
     """Kernels of one decode step of 8 streams, 1,000 tokens deep, uniform routing."""
+    return _profile(out, tiny, "profile", depth=1_000)
+
+
+@stage
+def profile_deep(out: Path, tiny: bool) -> Any:
+    """The same, 16,000 tokens deep."""
+    return _profile(out, tiny, "profile-deep", depth=16_000)
+
+
+def _profile(out: Path, tiny: bool, name: str, *, depth: int) -> Any:
     import gpu_decode
 
-    return "needs a GPU" if tiny else asyncio.run(gpu_decode.profile(shape_folder(tiny), out, WORK, streams=8, depth=1_000))
+    if tiny:
+        return "needs a GPU"
+    return asyncio.run(gpu_decode.profile(shape_folder(tiny), out, WORK, name=name, streams=8, depth=depth))
 
 
 @stage
