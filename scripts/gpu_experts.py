@@ -15,14 +15,17 @@ from aimo_solver.lab.bench.table import BenchResult, Value
 _EXPERTS, _PER_TOKEN, _WIDTH = 128, 4, 2_880
 _CALLS = 12  # in one CUDA graph, each with experts of its own
 _REPETITIONS = 15
-_COLUMNS = ("tokens", "warps", "experts", "first us", "second us", "first TB/s", "second TB/s", "of 8 warps", "difference")
+_COLUMNS = ("tokens", "warps", "experts", "first us", "second us", "first TB/s", "second TB/s", "of the first", "difference")
 
 
 def compare(tokens: Sequence[int] = (1, 4, 8, 12, 16, 24, 32, 64, 256, 1_024), warps: Sequence[int] = (8, 4)) -> BenchResult:
     """Times both products of a layer for numbers of tokens and of warps per block; the first of `warps` is the baseline.
 
-    "of 8 warps" is the time of both products divided by the baseline's. "difference" is the norm of the difference of the
+    "of the first" is the time of both products divided by the baseline's. "difference" is the norm of the difference of the
     layer's outputs to the baseline's, divided by the norm of those.
+
+    Raises:
+        RuntimeError: this vLLM has no Triton kernels for MXFP4.
     """
     import torch
     from vllm.utils.import_utils import has_triton_kernels

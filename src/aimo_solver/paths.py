@@ -23,8 +23,13 @@ _DEPTH = 6  # of models/OWNER/MODEL/FRAMEWORK/VARIATION/VERSION, the deepest mou
 
 
 def cache_home() -> Path:
-    """Returns the folder for what can be made again; `XDG_CACHE_HOME` moves it."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "aimo-solver"
+    """Returns the folder for what can be made again; `XDG_CACHE_HOME` moves it.
+
+    Raises:
+        RuntimeError: this user has no home folder.
+    """
+    given = os.environ.get("XDG_CACHE_HOME")
+    return (Path(given) if given else Path.home() / ".cache") / "aimo-solver"
 
 
 def find_model(name: str, root: Path = KAGGLE_INPUT) -> Path:

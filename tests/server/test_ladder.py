@@ -24,8 +24,9 @@ DRAFTING = {"speculative": "ngram", "speculative_tokens": 3}
 
 
 @pytest.fixture(autouse=True)
-def _every_flag_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def _every_flag_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(launch, "installed_flags", lambda path: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # the plugin is written there
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def changed(before: LaunchPlan, now: LaunchPlan) -> set[str]:
         (Cause.LOADING_MEMORY, {"--gpu-memory-utilization"}),
         (Cause.CAPTURE_MEMORY, {"--gpu-memory-utilization"}),
         (Cause.CONTEXT, {"--max-model-len"}),
-        (Cause.EXPERTS, {"--moe-backend"}),
+        (Cause.EXPERTS, {"--moe-backend", "PYTHONPATH"}),
         (Cause.DRIVER, {"VLLM_WORKER_MULTIPROC_METHOD"}),
         (Cause.TIMED_OUT, {"VLLM_WORKER_MULTIPROC_METHOD"}),
         (Cause.LIBRARY, {"VLLM_WORKER_MULTIPROC_METHOD"}),
@@ -72,7 +73,7 @@ def changed(before: LaunchPlan, now: LaunchPlan) -> set[str]:
         (Cause.MEASURED, set()),
     ],
 )
-def test_the_first_step_changes_one_thing(model: Path, cause: Cause, expected: set[str]) -> None:
+def test_the_first_step_changes_what_may_be_the_cause(model: Path, cause: Cause, expected: set[str]) -> None:
     before = plan(model)
     assert changed(before, after(before, cause)) == expected
 
@@ -89,14 +90,19 @@ def test_memory_comes_from_the_share_then_the_graphs_then_the_context_and_eager_
         "fewer graphs",
         "context 65536 -> 49152",
         "no fork",
-        "no graphs, no compilation",
         "no plugin",
+        "no graphs, no compilation",
     ]
 
 
 def test_a_draft_that_may_be_the_cause_costs_one_step_and_gives_the_schedule_and_the_graphs_back(model: Path) -> None:
     for cause in (Cause.DRAFT, Cause.UNKNOWN):
         assert values(after(plan(model, **DRAFTING), cause)) == values(plan(model))
+
+
+def test_a_second_unknown_failure_takes_memory(model: Path) -> None:
+    first = after(plan(model), Cause.UNKNOWN)
+    assert changed(first, after(first, Cause.UNKNOWN)) == {"--gpu-memory-utilization"}
 
 
 def test_a_refused_flag_is_dropped_alone_from_the_preset_and_from_the_users_own(model: Path) -> None:
@@ -141,6 +147,7 @@ def test_the_last_start_leaves_out_all_that_can_be_left_out(model: Path) -> None
     assert flags["--max-model-len"] == str(last.context_tokens) == "49152"
     assert not {"--speculative-config", "--async-scheduling", "--compilation-config"} & set(flags)
     assert "VLLM_WORKER_MULTIPROC_METHOD" not in last.command.env
+    assert "PYTHONPATH" not in safest(plan(model), Failure(Cause.UNKNOWN)).command.env
     assert safest(last, Failure(Cause.UNKNOWN)) is last
 
 

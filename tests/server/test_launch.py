@@ -45,8 +45,9 @@ print("RESULT" + json.dumps({"options": options, "parsed": [vars(parser.parse_ar
 
 
 @pytest.fixture(autouse=True)
-def _every_flag_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def _every_flag_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(launch, "installed_flags", lambda path: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # the plugin is written there
 
 
 @pytest.fixture

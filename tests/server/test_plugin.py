@@ -56,21 +56,29 @@ def test_vllm_finds_the_plugin_and_lays_out_experts_for_four_warps(tmp_path: Pat
     assert f"RESULT ({experts.WARPS},)" in done.stdout
 
 
-def test_a_vllm_with_another_default_stays_as_it_is(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    def _swizzle_mxfp4(weights: object, scales: object, num_warps: int = 16) -> None: ...
+@pytest.mark.parametrize(("theirs", "then"), [(8, experts.WARPS), (16, 16)])
+def test_only_the_default_that_is_known_is_changed(monkeypatch: pytest.MonkeyPatch, theirs: int, then: int) -> None:
+    def lay_out(weights: object, scales: object, num_warps: int = theirs) -> None: ...
 
-    module, package = ModuleType(MXFP4), ModuleType(MXFP4.rpartition(".")[0])
-    module._swizzle_mxfp4 = package.mxfp4_utils = _swizzle_mxfp4  # type: ignore[attr-defined]
-    package.mxfp4_utils = module  # type: ignore[attr-defined]
-    for name, value in ((module.__name__, module), (package.__name__, package)):
-        monkeypatch.setitem(sys.modules, name, value)
+    package, module = ModuleType(MXFP4.rpartition(".")[0]), ModuleType(MXFP4)
+    monkeypatch.setattr(package, "mxfp4_utils", module, raising=False)
+    monkeypatch.setattr(module, "_swizzle_mxfp4", lay_out, raising=False)
+    for name in (package.__name__, module.__name__):
+        monkeypatch.setitem(sys.modules, name, package if name == package.__name__ else module)
     experts.set_warps()
-    assert _swizzle_mxfp4.__defaults__ == (16,)
-    assert "unchanged" in caplog.text
+    assert lay_out.__defaults__ == (then,)
 
 
-def test_a_vllm_without_that_module_stays_as_it_is(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setitem(sys.modules, MXFP4.rpartition(".")[0], None)  # its import fails
+class _Broken(ModuleType):
+    def __getattr__(self, name: str) -> object:
+        raise RuntimeError("this build has no CUDA")
+
+
+@pytest.mark.parametrize("package", [None, _Broken(MXFP4.rpartition(".")[0])])
+def test_a_vllm_whose_module_cannot_be_imported_stays_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, package: ModuleType | None
+) -> None:
+    monkeypatch.setitem(sys.modules, MXFP4.rpartition(".")[0], package)
     experts.set_warps()
     assert "unchanged" in caplog.text
 
@@ -93,13 +101,20 @@ def test_an_environment_of_vllms_own_sees_nothing_but_the_plugin(tmp_path: Path,
         ("gpt_oss", (BLACKWELL,), {}),
         ("gpt_oss", (), {}),
         ("qwen3", (H100,), {}),
+        ("gpt_oss", (H100, BLACKWELL), {"expert_warps": 4}),
+        ("gpt_oss", (H100, H100), {}),
         ("gpt_oss", (H100,), {"expert_warps": 8}),
+        ("gpt_oss", (H100,), {"moe_backend": "marlin"}),
     ],
 )
 def test_other_servers_load_no_plugin(tmp_path: Path, kind: str, gpus: tuple[Gpu, ...], server: dict[str, object]) -> None:
     found = plan(tmp_path, kind, gpus=gpus, **server)
     assert found.plugin is None
     assert "PYTHONPATH" not in found.command.env
+
+
+def test_several_gpus_load_it_if_asked_to(tmp_path: Path) -> None:
+    assert plan(tmp_path, gpus=(H100, H100), expert_warps=4).plugin is not None
 
 
 def test_a_failed_start_can_leave_the_plugin_out(tmp_path: Path) -> None:
@@ -113,3 +128,24 @@ def test_a_cache_that_cannot_be_written_leaves_the_plugin_out(
     cache.write_text("a file where the folder should be")
     assert plan(tmp_path).plugin is None
     assert "without the solver's plugin" in caplog.text
+
+
+def test_a_user_without_a_home_folder_gets_no_plugin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert plan(tmp_path).plugin is None
+    assert "without the solver's plugin" in caplog.text
+
+
+def test_a_damaged_plugin_is_written_again(tmp_path: Path) -> None:
+    folder = plan(tmp_path).plugin
+    assert folder is not None
+    module = folder / "aimo_experts.py"
+    module.write_bytes(b"\xff\xfe")
+    assert plan(tmp_path).plugin == folder
+    assert module.read_text() == Path(experts.__file__).read_text()

@@ -24,7 +24,7 @@ _LOG_BYTES = 1 << 21
 _SAMPLE_S = 2.0  # between two readings: the KV cache is full only while attempts run
 _BACKEND = re.compile(
     r"Using ([^\n:\[\]]{1,60}?\b[Bb]ackend)\b(?! for)"  # "Using FLASH_ATTN attention backend out of ..."
-    r"|(MXFP4 experts: \d+ warps per block)"  # of server/inside/experts.py
+    r"|(MXFP4 experts: (?:\d+ )?warps per block(?: unchanged)?)"  # of server/inside/experts.py
 )
 _LEFT_OUT = ("--port", "--seed", "--host", "--served-model-name", "--model ")
 

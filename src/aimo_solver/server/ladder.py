@@ -97,7 +97,7 @@ def _setting(step: str, **values: Any) -> _Change:
     return lambda plan, _: (replace(plan.adjustments, **values), step)
 
 
-_marlin = _setting("experts by Marlin", moe_backend="marlin")
+_marlin = _setting("experts by Marlin", moe_backend="marlin", plugin=False)  # either may be the cause; Marlin needs no plugin
 _no_fork = _setting("no fork", fork=False)
 _no_plugin = _setting("no plugin", plugin=False)
 _no_speculation = _setting("no speculation", speculation=False)
@@ -114,4 +114,4 @@ _ANSWERS: Mapping[FailureCause, tuple[_Change, ...]] = {
 }
 """What can help against each cause, the smallest change first; then come `_OTHERS`."""
 
-_OTHERS: tuple[_Change, ...] = (_no_fork, _no_speculation, _fewer_graphs, _smaller_context, _no_graphs, _no_plugin)
+_OTHERS: tuple[_Change, ...] = (_no_fork, _no_plugin, _no_speculation, _fewer_graphs, _smaller_context, _no_graphs)

@@ -44,7 +44,7 @@ class LaunchPlan(PresetInput):
         known_flags: flags of the installed vLLM; None keeps every flag.
         port: on the loopback interface.
         cache_variables: where compiled code is kept.
-        plugin: folder of the plugin for vLLM; None if it is of no use.
+        plugin: folder of the plugin for vLLM; None if the server does not load it.
         served_name: the model's name in requests.
     """
 
@@ -125,6 +125,8 @@ def plan_launch(
 ) -> LaunchPlan:
     """Plans the start of a server with the preset that `server.preset` names or that fits, and the user's options on top.
 
+    Where the server takes the solver's plugin, its files are written.
+
     Args:
         slots: concurrent requests, `solver.streams` by default.
         gpus: those of this machine by default.
@@ -181,7 +183,8 @@ def _longest_context(preset: str, server: ServerConfig, slots: int, gpus: Sequen
 
 def _takes_plugin(preset: str, server: ServerConfig, gpus: Sequence[Gpu]) -> bool:
     hopper = bool(gpus) and all(gpu.capability == HOPPER for gpu in gpus)
-    return preset == "gpt-oss-120b" and hopper and server.expert_warps == WARPS
+    wanted = server.expert_warps == WARPS or (server.expert_warps is None and len(gpus) == 1)
+    return preset == "gpt-oss-120b" and hopper and wanted and server.moe_backend in (None, "triton")
 
 
 def _fitting_preset(hf_config: Mapping[str, Any], *, on_gpu: bool) -> str:
