@@ -100,20 +100,18 @@ async def test_the_turns_of_a_conversation_stay_token_exact_and_cached(drafting:
 
 async def test_min_p_is_answered(drafting: Served) -> None:
     """vLLM itself answers 400 to it under speculation."""
-    async with engine_of(drafting, SamplingConfig(min_p=0.02)) as engine:
-        assert len(tokens_of(await sample(engine, prompts(1)[0], 20))) == 20
-        request = CompletionRequest(
-            tokens=prompts(1)[0], max_tokens=20, sampling=SamplingConfig(min_p=0.3)
-        )  # of a prompt variant
-        async with aclosing(engine.stream(request)) as chunks:
-            assert len(tokens_of([chunk async for chunk in chunks])) == 20
+    async with engine_of(drafting, SamplingConfig(min_p=0.02), EndlessEngine) as engine:
+        for variant in (None, SamplingConfig(min_p=0.3)):  # of the run, and of a prompt variant
+            request = CompletionRequest(tokens=prompts(1)[0], max_tokens=20, sampling=variant)
+            async with aclosing(engine.stream(request)) as chunks:
+                assert len(tokens_of([chunk async for chunk in chunks])) == 20
 
 
 async def test_every_token_has_its_entropy(drafting: Served) -> None:
     async with engine_of(drafting, SamplingConfig(top_logprobs=5)) as engine:
         chunks = await sample(engine, prompts(1)[0], 40)
     entropies = [value for chunk in chunks for value in chunk.entropies]
-    assert len(entropies) == len(tokens_of(chunks)) == 40
+    assert len(entropies) == len(tokens_of(chunks)) > 0
     assert max(entropies) > 0
 
 
