@@ -15,13 +15,13 @@ from aimo_solver.lab.bench.table import BenchResult, Value
 _EXPERTS, _PER_TOKEN, _WIDTH = 128, 4, 2_880
 _CALLS = 12  # in one CUDA graph, each with experts of its own
 _REPETITIONS = 15
-_COLUMNS = ("tokens", "warps", "experts", "first us", "second us", "first TB/s", "second TB/s", "of the first", "difference")
+_COLUMNS = ("tokens", "warps", "experts", "first us", "second us", "first TB/s", "second TB/s", "of baseline", "difference")
 
 
 def compare(tokens: Sequence[int] = (1, 4, 8, 12, 16, 24, 32, 64, 256, 1_024), warps: Sequence[int] = (8, 4)) -> BenchResult:
     """Times both products of a layer for numbers of tokens and of warps per block; the first of `warps` is the baseline.
 
-    "of the first" is the time of both products divided by the baseline's. "difference" is the norm of the difference of the
+    "of baseline" is the time of both products divided by the baseline's. "difference" is the norm of the difference of the
     layer's outputs to the baseline's, divided by the norm of those.
 
     Raises:

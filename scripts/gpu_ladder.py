@@ -32,7 +32,7 @@ _TENANT = 0.6  # of the GPU's memory
 # For concurrent servers: with the cache's size given, vLLM does not measure the memory, which the others take and give back.
 _SMALL = {"memory_share": 0.05}
 _SMALL_CACHE = ("--kv-cache-memory-bytes", str(1 << 30))
-_CLOSE_TO = 0.02  # of the GPU's memory: as soon as no more is free beside the server's share, its KV cache is allocated
+_SLACK = 0.02  # of the GPU's memory; with no more than this free beyond what is left to others, the KV cache is allocated
 _LEAST_S = 30.0  # no row is started with less
 _END_S = 15.0  # for a server that is cut to end
 _COLUMNS = ("fault", "causes read", "steps", "lost s", "last start s", "serves")
@@ -65,10 +65,10 @@ def _co_tenant(plan: LaunchPlan, log: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _taken_while_capturing(plan: LaunchPlan, log: Path) -> Iterator[None]:
-    """Takes what the server leaves free, as soon as its KV cache has its share; once, and keeps it."""
+    """Takes what the server leaves free once its KV cache is allocated, and keeps it."""
     share = plan.flag("--gpu-memory-utilization")
     assert share is not None
-    left = 1.0 - float(share.value or 1.0) + _CLOSE_TO
+    left = 1.0 - float(share.value or 1.0) + _SLACK
     with gpu_faults.memory_taker(below=left) as take:
         watcher = threading.Thread(target=take, daemon=True)  # it ends with the taker
         watcher.start()

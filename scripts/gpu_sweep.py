@@ -186,7 +186,7 @@ def profile(out: Path, tiny: bool) -> Any:
 
 @stage
 def profile_deep(out: Path, tiny: bool) -> Any:
-    """The same, 16,000 tokens deep."""
+    """Kernels of one decode step of 8 streams, 16,000 tokens deep, uniform routing."""
     return _profile(out, tiny, "profile-deep", depth=16_000)
 
 

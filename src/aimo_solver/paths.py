@@ -1,6 +1,6 @@
-"""Finds what Kaggle mounts: models, wheels, a compile cache and the competition; and where this project keeps its own files.
+"""Finds folders: the user's cache, and what Kaggle mounts: models, wheels, a compile cache and the competition.
 
-Kaggle mounts them in one of two layouts:
+Kaggle uses one of two layouts:
 
     older   /kaggle/input/SLUG                                      newer   /kaggle/input/competitions/SLUG
             /kaggle/input/SLUG                                              /kaggle/input/datasets/OWNER/SLUG

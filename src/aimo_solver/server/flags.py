@@ -34,7 +34,7 @@ class Adjustments:
 
     Attributes:
         fork: the engine process may be forked.
-        plugin: vLLM loads the solver's plugin.
+        plugin: vLLM may load the solver's plugin.
         speculation: tokens may be drafted.
         dropped: names of flags that vLLM refused.
         steps: what was changed and why, in order, one line each.
