@@ -22,6 +22,7 @@ import pytest
 
 from aimo_solver.answers import ANSWER_RANGE, FALLBACK_ANSWER
 from aimo_solver.errors import BootError, LocalGatewayError, PathNotFoundError
+from aimo_solver.kaggle import gateway
 from aimo_solver.kaggle.gateway import LocalInferenceServer, PendingAnswer, make_predict, make_server
 from aimo_solver.problems import Answer
 from tests.conftest import ROOT
@@ -329,6 +330,7 @@ def test_without_kaggles_package_the_local_gateway_is_used(tmp_path: Path, caplo
 
 def test_a_rerun_without_the_package_fails_with_the_folders_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+    monkeypatch.setattr(gateway, "_PACKAGE_S", 0.0)
     with pytest.raises(PathNotFoundError, match="competitions/no-such"):
         make_server(make_predict(ScriptedBackend(done(1))), "no-such")
 
@@ -352,6 +354,24 @@ def test_the_inference_server_of_another_competition_is_taken(package: Path) -> 
     server: Any = make_server(predict, str(package.parent))
     assert type(server).__name__ == "ProofInferenceServer"
     assert server.functions == (predict,)
+
+
+def test_a_rerun_waits_for_a_package_whose_mount_appears_late(
+    package: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+    late, pauses = package.rename(package.parent / "late"), []
+    (late / "proof_inference_server.py").write_text("class ProofInferenceServer:\n    def __init__(self, *functions): ...\n")
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            late.rename(package)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    server = make_server(make_predict(ScriptedBackend(done(1))), str(package.parent))
+    assert type(server).__name__ == "ProofInferenceServer"
+    assert len(pauses) == caplog.text.count("Kaggle's package is looked for again: package kaggle_evaluation not found") == 2
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import logging
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -17,7 +19,7 @@ import pytest
 
 from aimo_solver.clock import RunClock
 from aimo_solver.config import Config
-from aimo_solver.errors import RehearsalError, ServerStartError
+from aimo_solver.errors import ConfigError, RehearsalError, ServerStartError
 from aimo_solver.kaggle.notebook import NotebookRun, notebook_run
 from aimo_solver.kaggle.observer import LoggingObserver, ProgressFile
 from aimo_solver.kaggle.rehearsal import rehearse
@@ -52,6 +54,8 @@ class ScriptedSessions:
         self.votes = 1
         self.late = False
         self.event = 2
+        self.interrupted = False
+        self.cancelled = 0
         self._fails = fails
 
     @asynccontextmanager
@@ -73,10 +77,25 @@ class ScriptedSessions:
         self.observer.problem_finished(result)
         if len(self.solved) == self.event:
             self.happens()
+            await self.paused()
         return result
 
     def happens(self) -> None:
         """Called after the problem of the number `event`."""
+
+    async def paused(self) -> None:
+        if self.interrupted:
+            self.interrupted = False
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+
+    def interrupt(self) -> None:
+        """Interrupts the main thread, while the problem goes on."""
+        self.interrupted = True
+        threading.Timer(0.2, _thread.interrupt_main).start()
 
     def best(self, problem_id: str) -> int:
         return 0
@@ -155,6 +174,73 @@ def test_repeats_are_numbered_from_one_and_the_first_is_submitted(
     assert "aa0001     11    11    11  right" in printed
     assert "score: 2, 2, 2 of 3, 2.0 on average" in printed
     assert sessions.boots == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "id,answer,problem\na,11,one\n",
+        "problem,id\none,a\n",
+        ",id,problem\n0,a,one\n",
+        "id;problem\na;one\n",
+        "id,problem\na,\xe9\n",
+        "",
+    ],
+    ids=["answer second", "id second", "index", "semicolons", "Latin-1", "empty"],
+)
+def test_problems_that_the_gateway_would_misread_are_an_error_before_the_boot(
+    folder: Path, runs: list[NotebookRun], text: str
+) -> None:
+    (folder / "problems.csv").write_bytes(text.encode("latin-1"))
+    sessions = ScriptedSessions()
+    with pytest.raises(ConfigError, match=r"^option PROBLEMS: problems\.csv (has the columns .* id and problem|cannot be read)"):
+        answer_problems(scripted(runs, sessions))
+    assert sessions.boots == 0
+
+
+def test_other_names_for_the_columns_and_a_byte_order_mark_are_read_in_every_repeat(
+    folder: Path, runs: list[NotebookRun], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "problems.csv").write_bytes(b"\xef\xbb\xbfID,question,answer\n007,one,11\n008,two,12\n")
+    answer_problems(scripted(runs, ScriptedSessions()), repeat=2)
+    assert sorted(pl.read_parquet("submission.parquet").rows()) == [(7, 11), (8, 11)]
+    assert "score: 1, 1 of 2" in capsys.readouterr().out
+
+
+def test_problems_that_reach_no_attempt_are_an_error(folder: Path, runs: list[NotebookRun]) -> None:
+    (folder / "problems.csv").write_text("id,problem\naa0001,\n")
+    with pytest.raises(RehearsalError, match="no attempt at any problem gave an answer"):
+        answer_problems(scripted(runs, ScriptedSessions()))
+
+
+@pytest.mark.parametrize("on_kaggle", [False, True])
+def test_without_kaggles_package_a_version_on_kaggle_is_not_fit(
+    folder: Path, runs: list[NotebookRun], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], on_kaggle: bool
+) -> None:
+    run = scripted(runs, ScriptedSessions())
+    if on_kaggle:
+        monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+        with pytest.raises(RehearsalError, match="gateway: Kaggle's package kaggle_evaluation is absent"):
+            answer_problems(run)
+        assert len(pl.read_parquet("submission.parquet")) == 3
+    else:
+        answer_problems(run)
+    assert f"{'broken ' if on_kaggle else 'warning'}  gateway " in capsys.readouterr().out
+
+
+def test_an_interrupt_ends_a_repeat_and_a_live_question(folder: Path, runs: list[NotebookRun]) -> None:
+    sessions = ScriptedSessions()
+    sessions.event = 4  # the first problem of the second repeat
+    sessions.happens = sessions.interrupt  # type: ignore[method-assign]
+    run = scripted(runs, sessions)
+    with pytest.raises(KeyboardInterrupt):
+        answer_problems(run, repeat=2)
+    assert len(sessions.solved) == 4
+    sessions.event = 5
+    with pytest.raises(KeyboardInterrupt):
+        run.ask("live")
+    assert run.ask("lively") == 14
+    assert sessions.cancelled == 2
 
 
 def test_a_boot_that_fails_twice_gives_a_submission_at_once_and_an_error_at_the_end(
@@ -261,7 +347,7 @@ def test_a_run_can_be_used_again_and_asked_in_a_live_session(folder: Path, runs:
 
 
 def test_a_dry_run_answers_zero_after_its_delay_without_a_model(
-    folder: Path, runs: list[NotebookRun], caplog: pytest.LogCaptureFixture
+    folder: Path, runs: list[NotebookRun], caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = notebook_run("no/such-model", {}, NOTHING_TO_INSTALL, dry_run=0.2)
     runs.append(run)
@@ -270,6 +356,7 @@ def test_a_dry_run_answers_zero_after_its_delay_without_a_model(
         assert set(answer_problems(run).values()) == {0}
     assert time.monotonic() - began >= 0.6
     assert caplog.text.count("0 after 0 s, as DRY_RUN is set") == 3
+    assert capsys.readouterr().out.endswith("\nfit to try the gateway only: with DRY_RUN every answer is 0\n")
 
 
 def test_the_progress_file_has_a_line_at_the_start_each_minute_and_at_the_end(

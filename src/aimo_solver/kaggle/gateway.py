@@ -21,7 +21,6 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any, Protocol, SupportsIndex, TypeGuard
 
 import polars as pl
@@ -32,6 +31,8 @@ from aimo_solver.paths import find_gateway_package
 from aimo_solver.problems import Answer
 
 _POLL_S = 0.5  # how often a waiting predict reads a deadline that may have moved
+_PACKAGE_S = 600.0  # for the competition's folder to appear in a rerun; the gateway waits 900 s for the server
+_PACKAGE_PAUSE_S = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -77,26 +78,34 @@ def make_server(predict: Callable[..., pl.DataFrame], competition: str) -> Infer
 
     The server is the only class of the only module ``*_inference_server`` in `kaggle_evaluation`, whatever the competition
     calls it. Its constructor binds the port. The competition's folder is added to `sys.path` only if the package cannot be
-    imported without it.
+    imported without it. In a rerun, where a mount can appear late, it is looked for until `_PACKAGE_S` have passed.
 
     Raises:
         PathNotFoundError: the package is absent in a rerun; lists every folder that was tried.
         BootError: the package has no inference server, or several.
     """
-    try:
-        if importlib.util.find_spec("kaggle_evaluation") is None:
-            sys.path.append(str(find_gateway_package(competition)))
-        server_class = _find_server_class(importlib.import_module("kaggle_evaluation"))
-    except (PathNotFoundError, ModuleNotFoundError) as error:
-        if in_rerun():
-            raise
-        log.info("using the local gateway, as Kaggle's package is absent (%s)", error)
-        return LocalInferenceServer(predict)
-    server: InferenceServer = server_class(predict)
-    return server
+    server: InferenceServer
+    ended = time.monotonic() + (_PACKAGE_S if in_rerun() else 0.0)
+    while True:
+        try:
+            server = _find_server_class(competition)(predict)
+            return server
+        except (PathNotFoundError, ModuleNotFoundError) as error:
+            if time.monotonic() < ended:
+                log.error("Kaggle's package is looked for again: %s", error)
+            elif in_rerun():
+                raise
+            else:
+                log.info("using the local gateway, as Kaggle's package is absent (%s)", error)
+                return LocalInferenceServer(predict)
+        time.sleep(_PACKAGE_PAUSE_S)
 
 
-def _find_server_class(package: ModuleType) -> type:
+def _find_server_class(competition: str) -> type:
+    importlib.invalidate_caches()  # a mount may have appeared
+    if importlib.util.find_spec("kaggle_evaluation") is None:
+        sys.path.append(str(find_gateway_package(competition)))
+    package = importlib.import_module("kaggle_evaluation")
     names = [module.name for module in pkgutil.iter_modules(package.__path__) if module.name.endswith("_inference_server")]
     where = f"{package.__name__} in {package.__path__[0]}"
     if len(names) != 1:
@@ -110,9 +119,14 @@ def _find_server_class(package: ModuleType) -> type:
     return classes[0]
 
 
-def make_predict(backend: Backend, clock: Callable[[], float] = time.monotonic) -> Callable[..., pl.DataFrame]:
-    """Returns the function for the inference server, which has to be a plain function named `predict`."""
-    endpoint = _Endpoint(backend, clock)
+def make_predict(
+    backend: Backend, clock: Callable[[], float] = time.monotonic, *, interruptible: bool = False
+) -> Callable[..., pl.DataFrame]:
+    """Returns the function for the inference server, which has to be a plain function named `predict`.
+
+    With `interruptible`, for calls from a notebook's cell, KeyboardInterrupt ends the problem and is raised.
+    """
+    endpoint = _Endpoint(backend, clock, interruptible=interruptible)
 
     def predict(id_: Any, problem: Any = None, *rest: Any) -> pl.DataFrame:
         """Returns one row with id and answer, always. `rest` may hold the true answer (reference.csv) and is ignored."""
@@ -125,9 +139,10 @@ def make_predict(backend: Backend, clock: Callable[[], float] = time.monotonic) 
 class _Endpoint:
     """Turns the arguments of `predict` into an id and an answer in range, once for each problem."""
 
-    def __init__(self, backend: Backend, clock: Callable[[], float]) -> None:
+    def __init__(self, backend: Backend, clock: Callable[[], float], *, interruptible: bool) -> None:
         self._backend = backend
         self._clock = clock
+        self._interruptible = interruptible
         self._answers: dict[tuple[str, str], int] = {}
 
     def answer(self, id_: Any, problem: Any) -> tuple[str, int]:
@@ -146,7 +161,11 @@ class _Endpoint:
                 pending = self._backend.submit(problem_id, text)
                 answer = self._wait(problem_id, pending)
             self._answers[key] = answer
-        except BaseException as error:  # noqa: BLE001 (SystemExit and the like would leave the gateway waiting for hours)
+        except BaseException as error:  # SystemExit and the like would leave the gateway waiting for hours
+            if self._interruptible and isinstance(error, KeyboardInterrupt):
+                if pending is not None:
+                    pending.future.cancel()
+                raise
             # Kaggle shows no traceback, so it has to be in the log; our own errors are complete without one.
             reason = error if isinstance(error, AimoError) else traceback.format_exc()
             answer = self._answers[problem_id, text] = _best(pending)

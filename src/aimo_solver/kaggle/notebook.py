@@ -76,10 +76,11 @@ def notebook_run(
 
 
 class NotebookRun(Run):
-    """The run of the notebook. Unless `dry_run` is 0, every problem is answered with 0 after that many seconds."""
+    """The run of the notebook. Unless `dry_run` is 0, it is `dry`: every problem is answered with 0 after that many seconds."""
 
     def __init__(self, sessions: NotebookSessions, dry_run: float, budget: BudgetConfig, clock: RunClock, progress: Path) -> None:
         self.sessions = sessions
+        self.dry = bool(dry_run)
         opener = _DrySession(dry_run).open if dry_run else sessions.open
         super().__init__(opener, budget, clock, sessions.finish, progress)
 

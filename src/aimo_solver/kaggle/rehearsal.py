@@ -1,20 +1,21 @@
 """A run outside the competition: the same server, gateway and solver, and a report that says whether to submit.
 
 Before the first problem it shows the result of the boot; at the end, the answers, and the score if the problems' CSV has a column
-`answer`. If the boot failed, a fallback serves or no attempt gave an answer, it fails after writing the submission, so that the
-commit shows it.
+`answer`. If the boot failed, a fallback serves, no attempt gave an answer, or Kaggle's package is absent on Kaggle, it fails
+after writing the submission, so that the commit shows it.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
 
-from aimo_solver.errors import CacheError, RehearsalError
-from aimo_solver.kaggle.gateway import make_predict, make_server
+from aimo_solver.errors import CacheError, ConfigError, RehearsalError
+from aimo_solver.kaggle.gateway import InferenceServer, LocalInferenceServer, make_predict, make_server
 from aimo_solver.kaggle.notebook import NotebookRun
 from aimo_solver.kaggle.summary import LAUNCH, add_fallback
 from aimo_solver.paths import find_problems
@@ -46,18 +47,20 @@ def rehearse(
 
     Raises:
         RehearsalError: at the very end, if the notebook should not be submitted as it is.
+        ConfigError: the CSV cannot be used.
         PathNotFoundError, BootError: there are no problems, or the competition's package cannot be used.
     """
     csv = find_problems(problems, competition)
+    table = read_table(csv)
     server = make_server(make_predict(run), competition)
-    table = pl.read_csv(csv)
+    gateway = _gateway_checks(server)
     _start(run, table, repeat)
     try:
         failure = run.wait_for_boot(_BOOTS)
         if failure is not None:
             run.close()  # the problems are answered at once, not after their budgets
         checks = run.sessions.checks if failure is None else run.sessions.diagnose()
-        shown = _show(_describe_boot(checks, failure))
+        shown = _show(_describe_boot([*gateway, *checks], failure))
         server.run_local_gateway((str(csv),))
         answers = [_read_submission(), *_answer_again(run, table, repeat if failure is None else 1)]
         if failure is None:  # the server may have been lost meanwhile
@@ -65,11 +68,12 @@ def rehearse(
             checks = add_fallback(run.sessions.checks, run.sessions.fallback)
     finally:
         run.close()
-    faults = _find_faults(checks, failure, allow_fallback=allow_fallback)
-    if run.unanswered and not (faults or allow_fallback):
+    faults = _find_faults([*gateway, *checks], failure, allow_fallback=allow_fallback)
+    if run.unanswered and not (faults or allow_fallback or run.dry):
         faults = ["no attempt at any problem gave an answer; the lines of the attempts above say how they ended"]
     verdict = "\n".join(f"NOT FIT TO BE SUBMITTED: {fault}" for fault in faults)
-    verdict = verdict or f"{_pack_cache(run.sessions.plan)}fit to be submitted"
+    fit = "fit to try the gateway only: with DRY_RUN every answer is 0" if run.dry else "fit to be submitted"
+    verdict = verdict or f"{_pack_cache(run.sessions.plan)}{fit}"
     shown += _show("\n".join([*_describe_answers(answers, run.truths), "", verdict]))
     _write(REPORT, shown)
     if faults:
@@ -77,11 +81,30 @@ def rehearse(
     return pl.read_parquet(_SUBMISSION)
 
 
+def read_table(csv: Path) -> pl.DataFrame:
+    """Reads the problems as the gateway does, which passes the columns by their order: the id, then the problem.
+
+    Raises:
+        ConfigError: the file cannot be read, or the columns are in another order.
+    """
+    try:
+        table = pl.read_csv(csv)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError("PROBLEMS", f"{csv} cannot be read as a UTF-8 CSV file: {reason}") from None
+    _, *later = names = [name.strip().lower() for name in table.columns]
+    texts = {"problem", "question"}
+    if not later or "id" in later or "answer" in names[:2] or (texts & {*names} and later[0] not in texts):
+        columns = ", ".join(table.columns)
+        raise ConfigError("PROBLEMS", f"{csv} has the columns {columns}; the first two have to be id and problem")
+    return table
+
+
 def read_truths(table: pl.DataFrame) -> Mapping[str, int]:
     """Returns the integers of the column `answer` by id, as `predict` gets the id; empty without that column."""
     if "answer" not in table.columns:
         return {}
-    truths = table.select("id", pl.col("answer").cast(pl.Int64, strict=False)).drop_nulls()
+    truths = table.select(table.columns[0], pl.col("answer").cast(pl.Int64, strict=False)).drop_nulls()
     return {str(id_): truth for id_, truth in truths.rows()}
 
 
@@ -103,9 +126,17 @@ def _answer_again(run: NotebookRun, table: pl.DataFrame, repeat: int) -> Iterato
     """Yields the answers of each repeat after the first, which alone goes through the gateway."""
     for number in range(2, repeat + 1):
         run.sessions.begin_repeat(number)
-        predict = make_predict(run)  # a `predict` caches its answers
-        rows = table.select("id", "problem").sample(fraction=1.0, shuffle=True).rows()
+        predict = make_predict(run, interruptible=True)  # a `predict` caches its answers
+        rows = table.select(table.columns[:2]).sample(fraction=1.0, shuffle=True).rows()
         yield {str(id_): predict(id_, problem).item(0, "answer") for id_, problem in rows}
+
+
+def _gateway_checks(server: InferenceServer) -> list[Check]:
+    if not isinstance(server, LocalInferenceServer):
+        return []
+    health = Health.BROKEN if "KAGGLE_KERNEL_RUN_TYPE" in os.environ else Health.WARNING  # Kaggle sets it
+    found = "Kaggle's package kaggle_evaluation is absent; a local gateway takes its place"
+    return [Check("gateway", health, found, "attach the competition (Add input), and set COMPETITION to its slug")]
 
 
 def _describe_boot(checks: Sequence[Check], failure: str | None) -> str:

@@ -129,13 +129,13 @@ class Run:
     def ask(self, text: str) -> int:
         """Returns the answer to one problem, in a live session; the first one waits for the boot."""
         self.start()
-        return int(make_predict(self)(f"asked-{self._submitted + 1}", text).item(0, "answer"))
+        predict = make_predict(self, interruptible=True)
+        return int(predict(f"asked-{self._submitted + 1}", text).item(0, "answer"))
 
     @property
     def unanswered(self) -> bool:
-        """Whether problems were started, but no attempt at any of them gave an answer."""
-        answers = self._observer.answers
-        return bool(answers) and not any(answers.values())
+        """Whether no attempt at any problem gave an answer."""
+        return not any(self._observer.answers.values())
 
     def describe_progress(self) -> str:
         """Returns the state of the run in one line."""
