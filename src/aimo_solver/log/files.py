@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -32,16 +33,30 @@ def json_line(record: Mapping[str, Any]) -> bytes:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Adds a line to a file at once."""
+    """Adds a line to a file at once, or leaves the file unchanged.
+
+    Raises:
+        OSError: the file cannot be opened, or the disk has no room for the whole line.
+    """
     with path.open("ab", buffering=0) as file:
-        file.write(line)
+        size = file.tell()
+        try:
+            while line:  # a disk that becomes full takes a part of it
+                line = line[file.write(line) :]
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def replace_file(path: Path, data: bytes) -> None:
     """Writes a whole file, or leaves the existing one unchanged."""
     part = path.with_suffix(".part")
-    part.write_bytes(data)
-    os.replace(part, path)
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def trajectory_path(directory: Path, problem_id: str, index: int) -> Path:
@@ -74,6 +89,12 @@ def lock_events(directory: Path) -> BinaryIO:
             _log.info("%s: no file locks on this file system", directory)
             break
     return file
+
+
+def check_events(file: BinaryIO) -> None:
+    """Raises an OSError if a locked events file is no longer in its folder, which may have become another run's."""
+    if not os.path.samestat(os.fstat(file.fileno()), os.stat(file.name)):
+        raise FileNotFoundError(errno.ENOENT, "is not the file that the run began", str(file.name))
 
 
 def next_interruption(directory: Path) -> Path:

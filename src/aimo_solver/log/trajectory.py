@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from aimo_solver.log.files import append_line, json_line, replace_file
+from aimo_solver.log.files import json_line, replace_file
 
 _FLUSH_S = 1.0  # how often sampled tokens are written
 
@@ -22,20 +22,20 @@ class TrajectoryWriter:
         index: int,
         *,
         clock: Callable[[], float],
-        guard: Callable[[Callable[[], object]], None],
+        append: Callable[[Path, bytes], bool],
         on_close: Callable[[TrajectoryWriter], None],
         decode: Callable[[Sequence[int]], str] | None,
     ) -> None:
-        """`clock` gives seconds of the run; `guard` runs functions that may fail on disk."""
+        """`clock` gives seconds of the run; `append` adds a line to a file, or returns False if it is lost."""
         self.path = path
         self._clock = clock
-        self._guard = guard
+        self._append = append
         self._on_close = on_close
         self._decode = decode
         self._tokens: list[int] = []
         self._entropies: list[float] = []
         self._since = self._flushed = clock()
-        self._closed = False
+        self._closed = self._broken = False
         self._write("start", self._since, problem_id=problem_id, index=index)
 
     def write_prompt(self, tokens: Sequence[int], text: str) -> None:
@@ -123,9 +123,9 @@ class TrajectoryWriter:
         self._flushed = self._clock()
 
     def _write(self, kind: str, t: float, **values: Any) -> None:
-        if self._closed:
+        if self._closed or self._broken:
             return
         if kind != "sampled":
             self._since = self._clock()
-        data = json_line({"kind": kind, "t": round(t, 3)} | values)
-        self._guard(lambda: append_line(self.path, data))
+        # What follows a lost step is left out: the file holds the beginning of a conversation, without holes.
+        self._broken = not self._append(self.path, json_line({"kind": kind, "t": round(t, 3)} | values))

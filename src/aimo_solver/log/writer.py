@@ -1,7 +1,7 @@
 """Writes a run directory during the run; docs/run-directory.md describes every file and field.
 
-Every record is one line, written at once: a run that is killed loses at most the last second. Writing never stops a run: if
-the disk fails, that is reported once and the run continues without its log.
+Every record is one line, written at once: a run that is killed loses at most the last second. Writing never stops a run: while
+the disk fails, records wait in memory (`write_queue`).
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import importlib.metadata
 import logging
 import os
 import platform
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +25,7 @@ from aimo_solver.config import Config
 from aimo_solver.errors import RunDirectoryError
 from aimo_solver.log.files import SCHEMA, append_line, json_line, lock_events, next_interruption, replace_file, trajectory_path
 from aimo_solver.log.trajectory import TrajectoryWriter
+from aimo_solver.log.write_queue import WriteQueue
 from aimo_solver.problems import Answer, Candidate, Problem, ProblemResult
 from aimo_solver.results import Attempt
 
@@ -58,8 +59,7 @@ class RunLog(AbstractContextManager["RunLog"]):
         self.config = config
         self.finished = {result.problem_id: result for result in finished}
         self._clock = clock
-        self._lock = threading.Lock()
-        self._off = events is None
+        self._writes = WriteQueue(directory, events, clock, self._resumed)
         self._events = events
         self._truths: dict[str, Answer | None] = {}
         self._open: dict[tuple[str, int], TrajectoryWriter] = {}
@@ -125,8 +125,11 @@ class RunLog(AbstractContextManager["RunLog"]):
 
     def problem_started(self, problem: Problem, allotted_s: float) -> None:
         """Writes that a problem starts. If it starts again, its earlier records no longer count."""
-        if problem.id in self._truths:
-            self._guard(lambda: self._start_again(problem.id))
+        if problem.id in self._truths and not self._writes.closed:
+            with contextlib.suppress(RuntimeError):  # no thread can be started
+                self._packer.submit(lambda: None).result()  # its attempts have ended, their trajectories may still be packed
+            t = self.t
+            self._writes.run(lambda: self._set_aside(problem.id, t))
         self._truths[problem.id] = problem.truth
         values = {"problem_id": problem.id, "text": problem.text, "truth": problem.truth, "allotted_s": allotted_s}
         self.event("problem_started", **values)
@@ -153,8 +156,9 @@ class RunLog(AbstractContextManager["RunLog"]):
     ) -> TrajectoryWriter:
         """Starts the record of an attempt. `decode` gives the text of turns that are cut in the middle."""
         path = trajectory_path(self.directory, problem_id, index)
-        self._guard(lambda: path.parent.mkdir(parents=True, exist_ok=True))
-        writer = TrajectoryWriter(path, problem_id, index, clock=self._now, guard=self._guard, on_close=self._pack, decode=decode)
+        self._writes.run(lambda: path.parent.mkdir(parents=True, exist_ok=True))
+        append = partial(self._writes.append, share=0.5)  # the other half is for results
+        writer = TrajectoryWriter(path, problem_id, index, clock=self._now, append=append, on_close=self._pack, decode=decode)
         self._open[problem_id, index] = writer
         return writer
 
@@ -162,16 +166,16 @@ class RunLog(AbstractContextManager["RunLog"]):
         """Closes the log and writes and returns the run's summary; the values of `summary` take precedence."""
         self._close_trajectories()
         full = summarise_run(tuple(self.finished.values()), self.t, self.config) | dict(summary or {})
-        self._guard(lambda: self.event("run_finished", bytes=_size(self.directory)))
-        self._guard(lambda: replace_file(self.directory / "summary.json", json_line(full)))
+        if not self._writes.closed:
+            self.event("run_finished", bytes=_size(self.directory), lost=self._writes.lost)
+        self._writes.run(lambda: replace_file(self.directory / "summary.json", json_line(full)))
         self.close()
         return full
 
     def close(self) -> None:
         """Closes all files; the run can be resumed. A second call does nothing."""
         self._close_trajectories()
-        with self._lock:
-            self._off = True
+        self._writes.close()
         if self._events is not None:
             with contextlib.suppress(OSError):
                 self._events.close()
@@ -184,42 +188,28 @@ class RunLog(AbstractContextManager["RunLog"]):
     def _now(self) -> float:
         return self._clock() - self.started
 
-    def _start_again(self, problem_id: str) -> None:
-        self._packer.submit(lambda: None).result()  # its attempts have ended, their trajectories may still be packed
-        for name in ("problems", "attempts", "votes"):
-            self._append(name, {"t": self.t, "problem_id": problem_id, "restarted": True})
+    def _set_aside(self, problem_id: str, t: float) -> None:
+        """Ends the earlier records of a problem that starts again."""
         folder = trajectory_path(self.directory, problem_id, 0).parent
         if folder.is_dir():
             aside = next_interruption(self.directory) / "trajectories"
             aside.mkdir(parents=True)
             folder.rename(aside / folder.name)
+        for name in ("problems", "attempts", "votes"):
+            append_line(self.directory / f"{name}.jsonl", json_line({"t": t, "problem_id": problem_id, "restarted": True}))
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
-        if self._off:
-            return
-        data = json_line(record)
+        if not self._writes.closed:
+            self._writes.append(self.directory / f"{name}.jsonl", json_line(record))
 
-        def write() -> None:
-            with self._lock:
-                if not self._off:
-                    append_line(self.directory / f"{name}.jsonl", data)
-
-        self._guard(write)
-
-    def _guard(self, write: Callable[[], object]) -> None:
-        """Runs `write`. If the disk is full or missing, turns the log off and raises nothing."""
-        if self._off:
-            return
-        try:
-            write()
-        except OSError as error:
-            self._off = True
-            _log.error("run log %s cannot be written any more; the run continues without it: %s", self.directory, error)
+    def _resumed(self, seconds: float, lost: int) -> None:
+        self.event("log_resumed", seconds=round(seconds, 3), lost=lost)
 
     def _pack(self, writer: TrajectoryWriter) -> None:
         self._open = {key: other for key, other in self._open.items() if other is not writer}
-        if not self._off:
-            self._packer.submit(self._guard, writer.pack)
+        if not self._writes.closed and not self._writes.failing:
+            with contextlib.suppress(RuntimeError):  # no thread can be started
+                self._packer.submit(writer.pack)  # if this fails, the file stays plain and can be read all the same
 
 
 class NullLog(RunLog):
@@ -272,5 +262,8 @@ def _wall(seconds_ago: float = 0.0) -> str:
     return (datetime.now(UTC) - timedelta(seconds=seconds_ago)).isoformat(timespec="milliseconds")
 
 
-def _size(directory: Path) -> int:
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+def _size(directory: Path) -> int | None:
+    try:
+        return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    except OSError:
+        return None
