@@ -598,6 +598,16 @@ def test_the_clock_starts_with_the_process_only_in_a_rerun(monkeypatch: pytest.M
     assert ends[True] == pytest.approx(18_000 - 40, abs=5)
 
 
+@pytest.mark.parametrize(("age_s", "counted_s"), [(899.0, 899.0), (901.0, 0.0), (2e9, 0.0)])
+def test_an_age_of_the_process_that_cannot_be_is_not_taken_from_the_clock(
+    monkeypatch: pytest.MonkeyPatch, age_s: float, counted_s: float
+) -> None:
+    monkeypatch.setattr("aimo_solver.kaggle.notebook.process_age_s", lambda: age_s)
+    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+    left = notebook_run("m", {}, NOTHING_TO_INSTALL)._clock.limit - time.monotonic()
+    assert left == pytest.approx(18_000 - counted_s, abs=5)
+
+
 def test_a_wrong_setting_is_refused_before_anything_starts() -> None:
     with pytest.raises(ConfigError, match=r"solver\.slotz"):
         notebook_run("m", {"solver": {"slotz": 8}}, NOTHING_TO_INSTALL)

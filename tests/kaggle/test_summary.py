@@ -13,7 +13,7 @@ import pytest
 from aimo_solver.config import Config
 from aimo_solver.kaggle import summary
 from aimo_solver.kaggle.notebook import NotebookSessions, open_log
-from aimo_solver.kaggle.summary import ServerMeter, _launch_check, _read_backends
+from aimo_solver.kaggle.summary import ServerMeter, _last_boot, _launch_check, _lost_on_the_way, _read_backends
 from aimo_solver.log.reader import read_run
 from aimo_solver.problems import Problem, ProblemResult
 from aimo_solver.server.checks import Health
@@ -44,6 +44,20 @@ def test_a_command_that_served_at_the_second_try_is_a_warning() -> None:
 
 def test_a_fallback_that_an_earlier_boot_found_is_still_one() -> None:
     assert _launch_check(("no fork (unknown)",), COMMAND, []).health is Health.BROKEN
+
+
+STARTED = ("stage_started", {"stage": "wheels"})
+BOOT_FAILED = ("boot_failed", {"error": "ServerStartError: it ended\ncommand: vllm"})
+LEFT_OUT = ("draft_left_out", {"reason": "model head not found"})
+
+
+def test_a_boot_that_failed_before_and_a_draft_that_is_not_used_are_warnings() -> None:
+    events = [LEFT_OUT, STARTED, BOOT_FAILED, STARTED, BOOT_FAILED, LEFT_OUT, STARTED, ("server_ready", {})]
+    checks = _lost_on_the_way(events, _last_boot(events), drafted=False)
+    assert [check.health for check in checks] == [Health.WARNING] * 2
+    assert checks[0].finding == "2 failed before this one: ServerStartError: it ended"
+    assert checks[1].finding == "left out: model head not found"
+    assert _lost_on_the_way(events[5:], _last_boot(events[5:]), drafted=True) == []
 
 
 def test_backends_are_read_from_the_servers_log(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from aimo_solver.server.supervisor import StartHistory
     from aimo_solver.solve.session import Session
 
+_OLDEST_S = 900.0  # Kaggle's gateway waits no longer for the server, so a process that seems older has a wrong start time
 _NUMBERS_TRIED = 3  # another run may take a number after the folder was listed
 _EVENTS_KEPT = 1_000
 
@@ -57,7 +58,8 @@ def notebook_run(
     no tokens are drafted.
 
     In a rerun the clock counts from the start of this process, because the session's time limit includes the seconds before
-    the first cell. Elsewhere the process may have been idle for hours, so the clock counts from now.
+    the first cell; an age above 15 minutes cannot be, and counts as 0. Elsewhere the process may have been idle for hours, so the
+    clock counts from now.
 
     With `dry_run` there is no model: every problem is answered with 0 after that many seconds.
 
@@ -69,7 +71,11 @@ def notebook_run(
     if config.answers.kind != "integer":
         raise ConfigError("answers.kind", "Kaggle's gateway takes integers only")
     budget = config.budget
-    started = time.monotonic() - (process_age_s() if in_rerun() else 0.0)
+    age_s = process_age_s() if in_rerun() else 0.0
+    if age_s > _OLDEST_S:  # the whole run would be over at once
+        log.error("the notebook's process seems %.0f s old; the clock counts from now", age_s)
+        age_s = 0.0
+    started = time.monotonic() - age_s
     sessions = NotebookSessions(model, settings, wheels, directory, started)
     clock = RunClock.begin(budget, time.monotonic, started)
     return NotebookRun(sessions, dry_run, budget, clock, directory.parent / "progress.txt")
