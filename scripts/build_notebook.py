@@ -45,7 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
         values=options.values or (),
     )
     try:
-        texts = {**settings.edit_metadata(options.out.parent), options.out: build(settings)}
+        settings_cell = settings.edit_cell(dict(_template())["settings"])
+        texts = {**settings.edit_metadata(options.out.parent, settings_cell), options.out: build(settings)}
     except NotebookError as error:
         print(f"build_notebook: {error}", file=sys.stderr)
         return 2

@@ -25,10 +25,10 @@ class NotebookError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserSettings:
-    """What a user chose; None leaves what is there.
+    """What a user chose; None stands for the default.
 
     Attributes:
-        user: the Kaggle name.
+        user: the Kaggle name; None leaves what is there.
         model, draft: Kaggle's handle of a model (owner/model/framework/variation with or without a version) or of a dataset
             (owner/slug), or a folder.
         competition: its slug, or a folder.
@@ -66,27 +66,29 @@ class UserSettings:
             source = "\n".join([source, "", *map(_assignment, options)])
         return source
 
-    def edit_metadata(self, folder: Path) -> dict[Path, str]:
+    def edit_metadata(self, folder: Path, settings_cell: str) -> dict[Path, str]:
         """Returns the metadata files that `folder`, the notebook's, needs, and their texts.
 
-        Files that are missing are made only for a named user.
+        They attach what the edited settings cell names. Files that are missing are made only for a named user.
 
         Raises:
             NotebookError: a name or a handle is not one of Kaggle's.
         """
         if self.user is not None and not _USER.fullmatch(self.user):
             raise NotebookError(f"--user {self.user}: write the name as in kaggle.com/NAME")
+        names: dict[str, Any] = {}
+        exec(settings_cell, names)
         texts = {}
         for path in _METADATA:
             present = folder / path
             if not present.is_file() and self.user is None:
                 continue
             text = (present if present.is_file() else ROOT / "notebook" / path).read_text(encoding="utf-8")
-            edited = self._edit(json.loads(text))
+            edited = self._edit(json.loads(text), names)
             texts[present] = text if edited == json.loads(text) else json.dumps(edited, indent=2) + "\n"
         return texts
 
-    def _edit(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    def _edit(self, metadata: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
         edited = dict(metadata)
         if self.user is not None:
             edited["id"] = _owned(self.user, metadata["id"])
@@ -94,16 +96,11 @@ class UserSettings:
             return edited
         if self.user is not None:
             edited["kernel_sources"] = [_owned(self.user, kernel) for kernel in metadata["kernel_sources"]]
-        if self.competition is not None:
-            edited["competition_sources"] = [] if "/" in self.competition else [self.competition]
-        models = [self.model, self.draft]
-        if any(models):
-            sources = [source for source in map(_source, models) if source is not None]
-            kept = metadata["model_sources"][:1] if self.model is None else []
-            edited["model_sources"] = kept + [source for source in sources if source.count("/") > 1]
-            edited["dataset_sources"] = [source for source in sources if source.count("/") == 1]
-        if self.cache is not None:
-            edited["dataset_sources"] = list(dict.fromkeys([*edited["dataset_sources"], self.cache]))
+        edited["competition_sources"] = [] if "/" in names["COMPETITION"] else [names["COMPETITION"]]
+        sources = [source for source in map(_source, (names["MODEL"], names["DRAFT"])) if source is not None]
+        edited["model_sources"] = [source for source in sources if source.count("/") > 1]
+        datasets = [source for source in (*sources, self.cache) if source is not None and source.count("/") == 1]
+        edited["dataset_sources"] = list(dict.fromkeys(datasets))
         return edited
 
 

@@ -233,6 +233,22 @@ def test_a_model_on_this_machine_is_not_attached_and_a_dataset_is(tmp_path: Path
     assert (kernel["model_sources"], kernel["dataset_sources"]) == ([], ["ada/weights"])
 
 
+def test_the_metadata_attaches_what_the_cell_names_in_every_build(tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path / "aimo_solver.ipynb")]
+    default = metadata()["model_sources"]
+    for arguments, models, datasets in (
+        (["--user", "ada", "--model", "a/b/pytorch/c/2", "--draft", "ada/head", "--cache", "ada/jit"], ["a/b/PyTorch/c/2"], 2),
+        (["--user", "ada", "--set", "REPEAT=2"], default, 0),
+        (["--set", "MODEL=a/b/pytorch/c", "--set", "COMPETITION=other"], ["a/b/PyTorch/c/1"], 0),
+        ([], default, 0),
+    ):
+        assert builder.main([*arguments, *out]) == 0
+        kernel = json.loads((tmp_path / "kernel-metadata.json").read_text())
+        assert (kernel["model_sources"], len(kernel["dataset_sources"])) == (models, datasets)
+        assert kernel["competition_sources"] == [written_settings(tmp_path)["COMPETITION"]]
+        assert kernel["id"] == "ada/aimo-solver"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
