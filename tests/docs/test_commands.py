@@ -222,7 +222,7 @@ EXCLUDED = {
     " --set sampling.temperature=2 --set sampling.min_p=0 --set solver.slots=2 --set solver.max_attempts=2"
     " --set voting.stop=never --set attempt.max_turns=6": "minutes; --repeat is run above",
     "python -m tests.lab.coverage": "half a minute; the suite runs a part of it",
-    "pip install kaggle": NETWORK,
+    "pip install --upgrade kaggle": NETWORK,
     "pip install -e .": NETWORK,
     "pip install -e '.[gpu]'": NETWORK,
     "pip install -e '.[symbolic]'": NETWORK,
@@ -275,6 +275,7 @@ EXCLUDED = {
     "kaggle kernels status YOU/aimo-solver-wheels": KAGGLE,
     "kaggle kernels push -p notebook": KAGGLE,
     "kaggle kernels status YOU/aimo-solver": KAGGLE,
+    "kaggle kernels logs YOU/aimo-solver": KAGGLE,
     "kaggle kernels output YOU/aimo-solver -p out": KAGGLE,
     "kaggle competitions submit -c ai-mathematical-olympiad-progress-prize-3 -k YOU/aimo-solver -v 1 -f submission.parquet"
     " -m first": KAGGLE,

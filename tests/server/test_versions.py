@@ -30,6 +30,16 @@ def test_recorded_versions_are_found_beside_the_wheels(mount: Path, tmp_path: Pa
     assert recorded_versions(tmp_path) == RECORDED
 
 
+def test_of_two_outputs_the_newer_vllm_is_the_recorded_one(mount: Path, tmp_path: Path) -> None:
+    for folder, vllm in (("a", "0.9.2"), ("b", "0.26.0"), ("c", "0.17.0")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "vllm.whl").touch()
+        (tmp_path / folder / "versions.json").write_text(json.dumps(asdict(RECORDED) | {"vllm": vllm}))
+    found = recorded_versions(tmp_path)
+    assert found is not None
+    assert found.vllm == "0.26.0"
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", "\udc80"])
 def test_recorded_versions_that_cannot_be_read_are_none(text: str, mount: Path, tmp_path: Path) -> None:
     (mount / "versions.json").write_text(text, errors="surrogateescape")

@@ -211,15 +211,19 @@ def running_versions(path: Sequence[str], gpus: Sequence[Gpu]) -> Versions:
 
 
 def recorded_versions(root: Path = KAGGLE_INPUT) -> Versions | None:
-    """Returns the versions in `versions.json` beside the wheels below `root`; None if there is none, or it cannot be read."""
-    file = next((file for folder in find_wheels(root) if (file := folder / "versions.json").is_file()), None)
-    if file is None:
-        return None
-    try:
-        return TypeAdapter(Versions).validate_json(file.read_bytes())
-    except (OSError, ValueError) as error:
-        log.warning("%s cannot be read: %s", file, error)
-        return None
+    """Returns the versions in the `versions.json` beside the wheels below `root`; None if there is none, or it cannot be read.
+
+    Of several it is the one with the newest vLLM, which is the one that pip installs.
+    """
+    recorded = []
+    for file in (folder / "versions.json" for folder in find_wheels(root)):
+        try:
+            recorded.append(TypeAdapter(Versions).validate_json(file.read_bytes()))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            log.warning("%s cannot be read: %s", file, error)
+    return max(recorded, key=lambda versions: [int(number) for number in re.findall(r"\d+", versions.vllm)], default=None)
 
 
 def difference(recorded: Versions | None, running: Versions) -> str | None:
