@@ -213,6 +213,16 @@ def test_problems_that_reach_no_attempt_are_an_error(folder: Path, runs: list[No
         answer_problems(scripted(runs, ScriptedSessions()))
 
 
+def test_a_problem_without_an_answer_among_others_is_named(
+    folder: Path, runs: list[NotebookRun], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "problems.csv").write_text("id,problem,answer\naa0001,,11\nbb0002,two,11\n")
+    answer_problems(scripted(runs, ScriptedSessions()))
+    printed = capsys.readouterr().out
+    assert "aa0001      0  wrong, true is 11  no attempt gave an answer\nbb0002     11  right\n" in printed
+    assert printed.endswith("fit to be submitted\n")
+
+
 @pytest.mark.parametrize("on_kaggle", [False, True])
 def test_without_kaggles_package_a_version_on_kaggle_is_not_fit(
     folder: Path, runs: list[NotebookRun], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], on_kaggle: bool

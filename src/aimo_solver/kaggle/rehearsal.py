@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -69,12 +69,12 @@ def rehearse(
     finally:
         run.close()
     faults = _find_faults([*gateway, *checks], failure, allow_fallback=allow_fallback)
-    if run.unanswered and not (faults or allow_fallback or run.dry):
+    if not (run.answered or faults or allow_fallback or run.dry):
         faults = ["no attempt at any problem gave an answer; the lines of the attempts above say how they ended"]
     verdict = "\n".join(f"NOT FIT TO BE SUBMITTED: {fault}" for fault in faults)
     fit = "fit to try the gateway only: with DRY_RUN every answer is 0" if run.dry else "fit to be submitted"
     verdict = verdict or f"{_pack_cache(run.sessions.plan)}{fit}"
-    shown += _show("\n".join([*_describe_answers(answers, run.truths), "", verdict]))
+    shown += _show("\n".join([*_describe_answers(answers, run.truths, run.answered), "", verdict]))
     _write(REPORT, shown)
     if faults:
         raise RehearsalError("; ".join(faults))
@@ -144,7 +144,7 @@ def _describe_boot(checks: Sequence[Check], failure: str | None) -> str:
     return "\n".join([*lines, "" if failure is None else f"{Health.BROKEN:8} {'boot':9} {failure}\n"])
 
 
-def _describe_answers(answers: Sequence[Mapping[str, int]], truths: Mapping[str, Answer]) -> list[str]:
+def _describe_answers(answers: Sequence[Mapping[str, int]], truths: Mapping[str, Answer], answered: Collection[str]) -> list[str]:
     """Returns one line for each problem, with its answer in each repeat, and one with the scores."""
     lines = []
     for id_ in sorted(answers[0]):
@@ -153,7 +153,8 @@ def _describe_answers(answers: Sequence[Mapping[str, int]], truths: Mapping[str,
         if right == 0:
             verdict = f"wrong, true is {truths[id_]}" if id_ in truths else ""
         given = " ".join(f"{one[id_]:5}" for one in answers)
-        lines.append(f"{id_}  {given}  {verdict}".rstrip())
+        doubt = "" if id_ in answered else "no attempt gave an answer"
+        lines.append("  ".join(filter(None, (id_, given, verdict, doubt))))
     if truths:
         scores = [sum(one.get(id_) == truth for id_, truth in truths.items()) for one in answers]
         mean = f", {sum(scores) / len(scores):.1f} on average" if len(scores) > 1 else ""

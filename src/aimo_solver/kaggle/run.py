@@ -133,9 +133,9 @@ class Run:
         return int(predict(f"asked-{self._submitted + 1}", text).item(0, "answer"))
 
     @property
-    def unanswered(self) -> bool:
-        """Whether no attempt at any problem gave an answer."""
-        return not any(self._observer.answers.values())
+    def answered(self) -> frozenset[str]:
+        """The ids of the problems to which an attempt gave an answer."""
+        return frozenset(id_ for id_, answers in self._observer.answers.items() if answers)
 
     def describe_progress(self) -> str:
         """Returns the state of the run in one line."""
