@@ -55,6 +55,28 @@ def test_shapes_that_are_missing_give_no_estimate(tmp_path: Path) -> None:
     assert estimate_kv_tokens(plan(tmp_path, {"model_type": "strange"}, 1.0), 8) is None
 
 
+@pytest.mark.parametrize("odd", [{"num_attention_heads": None}, {"num_attention_heads": 0}, {"num_hidden_layers": "2"}])
+def test_shapes_that_make_no_sense_give_no_estimate(tmp_path: Path, odd: dict[str, Any]) -> None:
+    shapes = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, "text_config": None}
+    assert estimate_kv_tokens(plan(tmp_path, shapes, 1.0), 8) is not None
+    assert estimate_kv_tokens(plan(tmp_path, shapes | odd, 1.0), 8) is None
+
+
+def test_weights_that_are_not_there_are_broken(tmp_path: Path) -> None:
+    made = plan(tmp_path, GPT_OSS, 1.0)
+    names = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict(zip("abc", names, strict=True))}))
+    (tmp_path / names[0]).touch()
+    check = weights_check(made)
+    assert (check.health, check.finding) == (Health.BROKEN, f"{names[1]} and 1 more not in {tmp_path}")
+    index.write_text("[]")
+    assert weights_check(made).health is not Health.BROKEN
+    for file in tmp_path.glob("*.safetensors"):
+        file.unlink()
+    assert weights_check(made).finding == f"*.safetensors not in {tmp_path}"
+
+
 @pytest.mark.parametrize(
     ("tokens", "health"),
     [(800_000, Health.OK), (40_000, Health.OK), (39_000, Health.WARNING), (9_999, Health.BROKEN), (None, Health.OK)],

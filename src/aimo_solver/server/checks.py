@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import time
@@ -22,6 +23,7 @@ from aimo_solver.server.wheels import Installation
 # Minimum major version of the driver by the major version of CUDA (NVIDIA's table "CUDA Toolkit and Minimum Driver Versions").
 _DRIVERS = {"11": 450, "12": 525, "13": 580}
 _OVERHEAD = 3.5e9  # bytes per GPU for activations and graphs: what gpt-oss-120b leaves of an H100 besides weights and KV cache
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
 _CLOCK_S = 0.2
 _NEEDED_DISK = 1 << 30
 
@@ -100,7 +102,10 @@ def flags_check(plan: LaunchPlan) -> Check:
 
 
 def weights_check(plan: LaunchPlan) -> Check:
-    """Checks that the weights fit: on the GPUs, or twice in free memory on a CPU (float32); page cache and disk too."""
+    """Checks that the weights are there and fit: on the GPUs, or twice in free memory on a CPU (float32); page cache too."""
+    if missing := _missing_weights(plan.model):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        return Check("weights", Health.BROKEN, f"{missing[0]}{more} not in {plan.model}", "copy the model's whole folder")
     size, free = _weights_bytes(plan.model), psutil.virtual_memory().available
     room = sum(gpu.memory_bytes for gpu in plan.gpus) * _memory_share(plan) if plan.gpus else free / 2
     found = f"{size / 1e9:.1f} GB, of {room / 1e9:.1f} GB on {'the GPU' if plan.gpus else 'the CPU'}"
@@ -150,12 +155,12 @@ def estimate_kv_tokens(plan: LaunchPlan, streams: int) -> int | None:
     of VLLM_CPU_KVCACHE_SPACE.
     """
     config = read_model_config(plan.model)
-    text: Mapping[str, Any] = config.get("text_config", config)
+    text: Mapping[str, Any] = config.get("text_config") or config
     try:
         heads = text.get("num_key_value_heads") or text["num_attention_heads"]
         width = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
         layers = text.get("layer_types") or ["full_attention"] * text["num_hidden_layers"]
-    except KeyError:
+    except (KeyError, TypeError, ZeroDivisionError):
         return None
     dtype = plan.flag("--kv-cache-dtype")
     element = 4 if not plan.gpus else 1 if dtype is not None and str(dtype.value).startswith("fp8") else 2
@@ -183,6 +188,17 @@ def clock_check(budget: BudgetConfig, wall: Callable[[], float] = time.time) -> 
 def _memory_share(plan: LaunchPlan) -> float:
     share = plan.flag("--gpu-memory-utilization")
     return float(share.value or 0.9) if share is not None else 0.9  # vLLM's default
+
+
+def _missing_weights(model: Path) -> list[str]:
+    """Returns the files that the model's index names and its folder lacks; without any weights the pattern of their names."""
+    try:
+        index = json.loads((model / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        names = {str(name) for name in index["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # vLLM reads the files without an index too
+        names = set()
+    there = any(file for pattern in _WEIGHTS for file in model.glob(pattern))
+    return sorted(name for name in names if not (model / name).is_file()) or ([] if there else [_WEIGHTS[0]])
 
 
 def _weights_bytes(model: Path) -> int:

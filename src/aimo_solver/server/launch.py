@@ -136,7 +136,7 @@ def plan_launch(
         ConfigError: the model does not divide among the GPUs.
     """
     hf_config = read_model_config(model)
-    text = hf_config.get("text_config", hf_config)
+    text = hf_config.get("text_config") or hf_config
     gpus = detect_gpus(wheels.path) if gpus is None else gpus
     preset = config.server.preset if config.server.preset != "auto" else _fitting_preset(hf_config, on_gpu=bool(gpus))
     slots = slots or config.solver.streams

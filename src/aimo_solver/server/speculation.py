@@ -57,7 +57,7 @@ def plan_speculation(config: Config, model_config: Mapping[str, Any], streams: i
         ConfigError: vLLM's CPU build would sample wrong tokens.
     """
     server = config.server
-    text = model_config.get("text_config", model_config)
+    text = model_config.get("text_config") or model_config
     method: Method | None = "ngram" if server.speculative == "ngram" else None
     draft = None
     if server.draft_model is not None and server.speculative in ("auto", "eagle", "draft"):
