@@ -14,7 +14,6 @@ import csv
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -36,6 +35,7 @@ from tests.faults import fake_vllm
 import endurance_faults as faults
 import endurance_middleware as middleware
 import endurance_report as report
+from aimo_solver.server import keeper
 from endurance_faults import KINDS, Fault, Victim
 from endurance_report import Outcome, Sample
 
@@ -145,7 +145,7 @@ class Watch:
         self._changed = threading.Condition()
         self._asked = 0
         self._seen: dict[int, psutil.Process] = {}
-        self._kernel_folders: set[str] = set()
+        self._folders: set[str] = set()  # of its kernels and servers, which may be outside the temporary folder
         self._shared: set[str] = set()  # files in /dev/shm that its processes have mapped
         self._began = time.monotonic()
         self._process: subprocess.Popen[str]
@@ -204,8 +204,8 @@ class Watch:
         with self._changed:
             self.events.append(event)
             self._asked += kind == "asked"
-            if kind == "kernels":
-                self._kernel_folders.add(values["directory"])
+            if kind == "folder":
+                self._folders.add(values["path"])
             with (self._out / "events.jsonl").open("a") as file:
                 file.write(json.dumps(event) + "\n")
             self._changed.notify_all()
@@ -262,7 +262,7 @@ class Watch:
         solver = psutil.Process(self._process.pid)
         below = solver.children(recursive=True)
         self._seen.update((process.pid, process) for process in below)
-        self._shared.update(*map(_shared_memory, below))
+        self._shared |= keeper.shared_memory(below)
         return Sample(
             t=round(time.monotonic() - self._began, 2),
             asked=self._asked,
@@ -282,12 +282,12 @@ class Watch:
         return environment
 
     def left_behind(self) -> tuple[str, ...]:
-        """Returns processes, temporary files, folders of kernels and shared memory that remain after the run."""
+        """Returns processes, temporary files, folders, shared memory and semaphores that remain after the run."""
         end = time.monotonic() + _GONE_S
         while True:
             left = [f"process {process.pid}" for process in self._seen.values() if _runs(process)]
-            left += [path.name for path in self._temporary.iterdir() if path.name.startswith("aimo-")]
-            left += sorted(path for path in self._kernel_folders if os.path.exists(path))
+            left += [path.name for path in self._temporary.iterdir() if path.name.startswith(("aimo-", "vllm_dist_"))]
+            left += sorted(path for path in self._folders if os.path.exists(path))
             if not left or time.monotonic() > end:
                 break
             time.sleep(0.5)
@@ -299,13 +299,6 @@ def _memory(process: psutil.Process) -> int:
         return int(process.memory_info().rss)
     except psutil.Error:
         return 0
-
-
-def _shared_memory(process: psutil.Process) -> set[str]:
-    try:
-        return set(re.findall(r"/dev/shm/\S+", Path(f"/proc/{process.pid}/maps").read_text()))
-    except OSError:
-        return set()
 
 
 def _runs(process: psutil.Process) -> bool:

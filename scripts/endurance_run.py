@@ -58,10 +58,10 @@ def with_events(answer_problem: Callable[..., pl.DataFrame]) -> Callable[..., pl
     return predict
 
 
-def report_kernel_folders(event: str, arguments: tuple[Any, ...]) -> None:
-    """Audit hook that reports where kernels are kept: elsewhere while the temporary folder is full."""
-    if event == "os.mkdir" and "/aimo-kernels-" in str(arguments[0]):
-        write_event("kernels", directory=str(arguments[0]))
+def report_folders(event: str, arguments: tuple[Any, ...]) -> None:
+    """Audit hook that reports the folders of kernels and servers: elsewhere while the temporary folder is full or missing."""
+    if event == "os.mkdir" and ("/aimo-kernels-" in str(arguments[0]) or "/aimo-server-" in str(arguments[0])):
+        write_event("folder", path=str(arguments[0]))
 
 
 def follow_commands(clocks: Clocks) -> None:
@@ -74,7 +74,7 @@ def follow_commands(clocks: Clocks) -> None:
 
 def main(problems: str, model: str, settings: str, runs: str, wheels: str = "") -> None:
     clocks = Clocks()  # before any module binds a clock
-    sys.addaudithook(report_kernel_folders)
+    sys.addaudithook(report_folders)
 
     from aimo_solver.kaggle.gateway import LocalInferenceServer, make_predict
     from aimo_solver.kaggle.notebook import notebook_run

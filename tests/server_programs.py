@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from aimo_solver.server.process import ServerCommand
+import psutil
+
+from aimo_solver.server.process import ServerCommand, ServerProcess
 
 # Healthy at once, with two workers, one of which has its own session and a child. While the file argv[2] exists, every
 # response has the status written in it.
@@ -35,6 +37,15 @@ SERVING = """
 def python(program: str, *args: str) -> ServerCommand:
     """Returns a command that runs the program."""
     return ServerCommand((sys.executable, "-c", textwrap.dedent(program), *args))
+
+
+async def ready() -> bool:
+    return True
+
+
+def keeper_of(server: ServerProcess) -> psutil.Process:
+    assert server._keeper is not None
+    return psutil.Process(server._keeper.pid)
 
 
 async def eventually(condition: Callable[[], bool], seconds: float = 120.0) -> None:

@@ -127,7 +127,8 @@ _SERVER = tuple(
     Row(f"server's {COMPLETIONS}: {how}", Breaking(COMPLETIONS, how), Loss.ANSWERS, deadly=True)
     for how in ("silence", "exit", "SIGKILL", "SIGSTOP")
 )
-ROWS = {row.name: row for row in (*_SOLVER, *_KERNELS, *_SERVER)}
+_SOCKETS = Row("folder of the server's sockets: mkdtemp", Failing("os.mkdir", "ENOSPC", "/aimo-server-"))
+ROWS = {row.name: row for row in (*_SOLVER, *_KERNELS, *_SERVER, _SOCKETS)}
 
 
 @dataclass(frozen=True, kw_only=True)

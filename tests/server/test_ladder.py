@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from aimo_solver.server.failures import Failure
 from aimo_solver.server.failures import FailureCause as Cause
 from aimo_solver.server.ladder import next_plan, safest
 from aimo_solver.server.launch import LaunchPlan, plan_launch, without_flags
+from aimo_solver.server.process import ServerProcess
 from aimo_solver.server.supervisor import Supervisor
 from tests.conftest import H100, MODEL
 
@@ -189,7 +192,9 @@ def test_arguments_are_left_out_with_their_values() -> None:
 
 
 @pytest.mark.vllm
-async def test_a_real_server_starts_in_spite_of_an_unknown_flag_and_a_taken_port(tmp_path: Path) -> None:
+async def test_a_real_server_starts_in_spite_of_an_unknown_flag_and_a_taken_port_and_leaves_no_socket_or_file(
+    tmp_path: Path,
+) -> None:
     """About 40 s: three starts, two of which fail."""
     if machine.installed_flags() is None:
         pytest.skip("vLLM is not installed")
@@ -208,7 +213,17 @@ async def test_a_real_server_starts_in_spite_of_an_unknown_flag_and_a_taken_port
             try:
                 await supervisor.start()
                 await engine.probe()
+                made = files_of(supervisor.server)
             finally:
                 await supervisor.stop()
     assert steps == ["without --no-such-flag (refused flag)", "another port (port in use)"]
     assert engine.base_url == supervisor.plan.url != planned.url
+    assert {stat.S_IFMT(mode) for mode in made.values()} == {stat.S_IFSOCK, stat.S_IFREG}
+    assert not list(filter(os.path.lexists, made))
+
+
+def files_of(server: ServerProcess) -> dict[str, int]:
+    """Returns the modes of the files that vLLM made outside its caches."""
+    assert server._output is not None
+    sockets = (os.path.join(server._folder, name) for name in os.listdir(server._folder))
+    return {path: os.stat(path).st_mode for path in (*sockets, *server._output.rendezvous)}

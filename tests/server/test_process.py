@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import functools
+import os
 import signal
 import subprocess
 import sys
@@ -14,14 +14,9 @@ import psutil
 import pytest
 
 from aimo_solver.errors import ServerError, ServerStartError
-from aimo_solver.server.keeper import is_resource_tracker
 from aimo_solver.server.process import ServerCommand, ServerProcess
-from tests.processes import pid_runs, runs
-from tests.server_programs import SERVING, eventually, python, worker_pids
-
-
-async def ready() -> bool:
-    return True
+from tests.processes import pid_runs
+from tests.server_programs import SERVING, eventually, keeper_of, python, ready, worker_pids
 
 
 @pytest.fixture
@@ -63,41 +58,6 @@ async def test_a_killed_keeper_leaves_nothing_once_the_server_is_stopped(log: Pa
     await eventually(lambda: not any(map(pid_runs, tree)))
 
 
-HOLDING = """
-import os, time
-from multiprocessing import shared_memory
-memory = shared_memory.SharedMemory(create=True, size=4096)
-if os.fork():  # a worker maps it too, and outlives a killed parent for a while
-    print(memory.name, flush=True)
-time.sleep(600)
-"""
-
-
-@pytest.mark.parametrize("killed", [(), ("server",), ("keeper",), ("tracker",), ("tracker", "keeper")])
-async def test_shared_memory_does_not_outlive_a_killed_server(log: Path, killed: tuple[str, ...]) -> None:
-    """Python's resource tracker removes what killed processes leave; if it was killed too, keeper and solver do."""
-    server = ServerProcess(python(HOLDING), log)
-    await server.start(ready, 120)
-    await eventually(lambda: log.exists() and log.read_text().endswith("\n"))
-    assert memory_of(log)
-    [tracker] = filter(is_resource_tracker, psutil.Process(server.pid).children())
-    victims = {"server": psutil.Process(server.pid), "keeper": keeper_of(server), "tracker": tracker}
-    for name in killed:
-        victims[name].kill()
-        await eventually(functools.partial(ended, victims[name]))
-    await server.stop(grace_s=0.0)
-    await eventually(lambda: not memory_of(log))
-
-
-def ended(process: psutil.Process) -> bool:
-    return not runs(process)
-
-
-def memory_of(log: Path) -> bool:
-    """Returns whether the shared memory named in the log exists."""
-    return Path("/dev/shm", log.read_text().split()[-1]).exists()
-
-
 async def test_the_error_of_a_failed_start_has_command_and_output(log: Path) -> None:
     server = ServerProcess(python("import sys; print('no memory left'); sys.exit(3)"), log)
     with pytest.raises(ServerStartError) as error:
@@ -127,7 +87,7 @@ async def test_a_start_that_takes_too_long_is_ended(log: Path) -> None:
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-async def test_no_process_of_a_server_outlives_a_killed_solver(log: Path, stopped: bool) -> None:
+async def test_no_process_or_folder_of_a_server_outlives_a_killed_solver(log: Path, stopped: bool) -> None:
     """Including workers in sessions of their own, and processes stopped by SIGSTOP."""
     program = textwrap.dedent(f"""
         import asyncio
@@ -138,13 +98,14 @@ async def test_no_process_of_a_server_outlives_a_killed_solver(log: Path, stoppe
         async def main():
             server = ServerProcess(python(SERVING, "0"), Path({str(log)!r}))
             await server.start(ready, 120)
-            print(server._keeper.pid, flush=True)
+            print(server._keeper.pid, server._folder, flush=True)
             await asyncio.sleep(600)
         asyncio.run(main())
     """)
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as solver:  # noqa: ASYNC220
         assert solver.stdout is not None
-        keeper = psutil.Process(int(solver.stdout.readline()))
+        pid, folder = solver.stdout.readline().split()
+        keeper = psutil.Process(int(pid))
         workers = await worker_pids(log)
         everything = [keeper.pid, *(process.pid for process in keeper.children(recursive=True))]
         assert {*workers} < {*everything}
@@ -152,6 +113,7 @@ async def test_no_process_of_a_server_outlives_a_killed_solver(log: Path, stoppe
             stop_tree(keeper)
         solver.kill()
     await eventually(lambda: not any(map(pid_runs, everything)))
+    await eventually(lambda: not os.path.lexists(folder))
 
 
 @pytest.mark.parametrize("path", [None, Path("/dev/full"), Path("/proc/no/such/folder/server.log")])
@@ -214,11 +176,6 @@ async def never_ready() -> bool:
 
 def output(server: ServerProcess) -> tuple[str, ...]:
     return server.error(ServerError, "").log_tail
-
-
-def keeper_of(server: ServerProcess) -> psutil.Process:
-    assert server._keeper is not None
-    return psutil.Process(server._keeper.pid)
 
 
 def stop_tree(keeper: psutil.Process) -> None:

@@ -4,9 +4,13 @@ Its standard input is a socket whose other end the solver holds, so it closes wh
 is the subreaper of its descendants: those whose parents have died become its children, so none can leave the tree. If this
 process is stopped, it is continued when the solver dies; if it is killed, the server is killed with it.
 
-    python keeper.py COMMAND...
+    python keeper.py FOLDER COMMAND...
 
-It writes the server's process id to its standard input and exits with the server's exit code or signal.
+It writes the server's process id to its standard input and exits with the server's exit code or signal. FOLDER has the
+server's sockets and is removed at the end; an empty word if there is none.
+
+What stays: the folder if keeper and solver are killed at once; shared memory and semaphores if Python's resource tracker is
+killed, and then every process that has them mapped before the keeper looks.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import ctypes
 import os
 import resource
 import select
+import shutil
 import signal
 import sys
 import time
@@ -24,14 +29,15 @@ import psutil
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _LIFELINE = 0  # the descriptor
-_SHARED = "/dev/shm/psm_"  # as multiprocessing.shared_memory names it
+_SHARED = "/dev/shm"
+_SHARED_NAMES = ("psm_", "sem.mp-")  # as Python's multiprocessing names shared memory and semaphores
 _POLL_S = 0.1
 _TRACKERS_S = 3.0
 _KILL_S = 10.0  # a process in an uninterruptible call of the GPU driver can take seconds to die
 
 
-def main(command: list[str]) -> None:
-    """Starts `command`, waits for its end or the solver's, and kills all its descendants."""
+def main(folder: str, command: list[str]) -> None:
+    """Starts `command`, waits for its end or the solver's, kills all its descendants and removes `folder`."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
     keeper = os.getpid()
@@ -49,6 +55,7 @@ def main(command: list[str]) -> None:
         status = _reap().get(server)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     reaped = _kill_tree()
+    shutil.rmtree(folder, ignore_errors=True)
     _exit_like(status if status is not None else reaped.get(server, 0))
 
 
@@ -87,11 +94,20 @@ def _kill_tree() -> dict[int, int]:
 
 
 def shared_memory(processes: list[psutil.Process]) -> set[str]:
-    """Returns the paths of Python's shared memory that the processes have mapped; /dev/shm may hold other people's files."""
-    found: set[str] = set()
+    """Returns the paths of Python's shared memory and semaphores that the processes have mapped.
+
+    /dev/shm may hold other people's files, so files are found by device and inode. The path of a mapped semaphore is one that
+    the C library used before it renamed the file.
+    """
+    mapped: set[tuple[str, str]] = set()
     for process in processes:
         with contextlib.suppress(OSError), open(f"/proc/{process.pid}/maps", encoding="utf-8", errors="replace") as maps:
-            found.update(line[line.index(_SHARED) :].rstrip() for line in maps if _SHARED in line)
+            mapped.update((fields[3], fields[4]) for line in maps if _SHARED in line and (fields := line.split()))
+    found: set[str] = set()
+    with contextlib.suppress(OSError), os.scandir(_SHARED) as files:
+        number = os.stat(_SHARED).st_dev
+        device = f"{os.major(number):02x}:{os.minor(number):02x}"
+        found.update(file.path for file in files if file.name.startswith(_SHARED_NAMES) and (device, str(file.inode())) in mapped)
     return found
 
 
@@ -133,4 +149,4 @@ def _prctl(option: int, value: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1], sys.argv[2:])

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -24,6 +27,11 @@ _TAIL_BYTES = _READ_BYTES = 1 << 16
 _LINE_CHARS = 1_000
 _POLL_S = 0.25
 _KILL_S = 12.0  # the keeper itself takes up to 10 s
+_SOCKETS = "VLLM_RPC_BASE_PATH"  # folder of vLLM's sockets, by default the temporary one; not part of its compile cache's key
+_SOCKET_BYTES = 107 - len("/00000000-0000-0000-0000-000000000000")  # a folder's longest path, as Linux limits a socket's
+# vLLM 0.32 makes a file for torch's rendezvous, which only TMPDIR moves, and logs its name. vLLM 0.26 uses a port instead.
+_RENDEZVOUS = re.compile(rb"file://(/\S+/vllm_dist_[0-9a-f]{32})\b")
+_RENDEZVOUS_BYTES = 1_000  # its longest URL
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,7 @@ class ServerProcess:
         self._keeper: subprocess.Popen[bytes] | None = None
         self._lifeline: socket.socket | None = None
         self._output: ServerOutput | None = None
+        self._folder = ""  # of the server's sockets
         self._pid: int | None = None
 
     @property
@@ -78,6 +87,7 @@ class ServerProcess:
         try:
             self._spawn()
         except (OSError, RuntimeError) as error:  # no process, descriptor or thread is left
+            shutil.rmtree(self._folder, ignore_errors=True)
             raise self.error(ServerSpawnError, f"the vLLM server could not be started: {error}") from error
         end = time.monotonic() + timeout_s
         async with contextlib.AsyncExitStack() as stack:
@@ -93,7 +103,7 @@ class ServerProcess:
             stack.pop_all()  # it is ready, and stays
 
     async def stop(self, grace_s: float = 5.0) -> None:
-        """Ends the process and all its descendants; returns when they are gone and their output is read.
+        """Ends the process and all its descendants; returns when they and their files are gone, and their output is read.
 
         It takes at most `grace_s` and about 20 s more; a process that the system cannot end by then is left.
         """
@@ -114,7 +124,8 @@ class ServerProcess:
         keeper_killed = self._exit_code in (None, -signal.SIGKILL)
         shared = _kill_session(server) if server is not None and keeper_killed else set()
         await _wait_until(lambda: self._output is None or self._output.ended, 5.0)
-        keeper.remove_files(shared)
+        keeper.remove_files(shared | (self._output.rendezvous if self._output is not None else set()))
+        shutil.rmtree(self._folder, ignore_errors=True)  # the keeper may have been killed
 
     def error(self, kind: type[ServerError], problem: str) -> ServerError:
         """Returns an error of that kind with the command line and the end of the output."""
@@ -128,23 +139,44 @@ class ServerProcess:
     def _spawn(self) -> None:
         self._lifeline, theirs = socket.socketpair()
         self._lifeline.setblocking(False)
+        environment = {**os.environ, **self.command.env}
+        self._folder = make_socket_folder(environment.get(_SOCKETS) or None, "/tmp")
+        if self._folder:
+            environment[_SOCKETS] = self._folder
         reader, writer = os.pipe()
         with theirs, open(writer, "wb") as pipe:
             self._output = ServerOutput(reader, self._log_path)
             self._keeper = subprocess.Popen(
-                [sys.executable, "-P", keeper.__file__, *self.command.args],
+                [sys.executable, "-P", keeper.__file__, self._folder, *self.command.args],
                 stdin=theirs.fileno(),
                 stdout=pipe,
                 stderr=pipe,
-                env={**os.environ, **self.command.env},
+                env=environment,
                 start_new_session=True,
             )
+
+
+def make_socket_folder(*places: str | None) -> str:
+    """Returns a new folder for a server's sockets, which vLLM leaves behind even if it ends in order; "" if none can be made.
+
+    It is in the first of `places` (None is the temporary folder) that exists and whose path is short enough.
+    """
+    for place in places:
+        with contextlib.suppress(OSError):
+            folder = os.path.abspath(tempfile.mkdtemp(prefix="aimo-server-", dir=place))
+            if len(os.fsencode(folder)) <= _SOCKET_BYTES:
+                return folder
+            os.rmdir(folder)
+    return ""
 
 
 class ServerOutput:
     """Reads a server's output from a pipe, in a thread: its end into memory, all of it into a file while there is room.
 
     The server itself must not write to the file, because a failed write ends a worker of vLLM. A full pipe would block it.
+
+    Attributes:
+        rendezvous: files that the server's processes made in the temporary folder, by its output.
     """
 
     def __init__(self, pipe: int, path: Path | None) -> None:
@@ -157,6 +189,7 @@ class ServerOutput:
         self._path = path
         self._lost = 0  # bytes missing from the file
         self._tail = b""
+        self.rendezvous: set[str] = set()
         self._thread = threading.Thread(target=self._read, name="server-output", daemon=True)
         try:
             self._thread.start()
@@ -177,6 +210,8 @@ class ServerOutput:
     def _read(self) -> None:
         while data := os.read(self._pipe, _READ_BYTES):
             self._tail = (self._tail + data)[-_TAIL_BYTES:]
+            unseen = len(data) + _RENDEZVOUS_BYTES
+            self.rendezvous.update(map(os.fsdecode, _RENDEZVOUS.findall(self._tail[-unseen:])))
             if self._path is not None:
                 self._write(data, self._path)
         os.close(self._pipe)
