@@ -96,7 +96,7 @@ class UserSettings:
             return edited
         if self.user is not None:
             edited["kernel_sources"] = [_owned(self.user, kernel) for kernel in metadata["kernel_sources"]]
-        edited["competition_sources"] = [] if "/" in names["COMPETITION"] else [names["COMPETITION"]]
+        edited["competition_sources"] = _competitions(names["COMPETITION"])
         sources = [source for source in map(_source, (names["MODEL"], names["DRAFT"])) if source is not None]
         edited["model_sources"] = [source for source in sources if source.count("/") > 1]
         datasets = [source for source in (*sources, self.cache) if source is not None and source.count("/") == 1]
@@ -106,6 +106,15 @@ class UserSettings:
 
 def _owned(user: str, kernel: str) -> str:
     return f"{user}/{kernel.partition('/')[2]}"
+
+
+def _competitions(name: str) -> list[str]:
+    """Returns the slug for the metadata; nothing for a folder."""
+    if name.startswith((".", "/", "~")):
+        return []
+    if "/" in name:
+        raise NotebookError(f"{name}: write the slug, as in kaggle.com/competitions/SLUG, or the path of a folder")
+    return [name]
 
 
 def _source(name: str | None) -> str | None:

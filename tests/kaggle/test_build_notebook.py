@@ -258,6 +258,10 @@ def test_the_metadata_attaches_what_the_cell_names_in_every_build(tmp_path: Path
         (["--set", "solver.slotz=4"], "option solver.slotz: unknown; known here: slots"),
         (["--set", "solver.slots=900"], "option solver.slots: 900 is more than"),
         (["--model", "gpt-oss-120b", "--user", "ada"], "gpt-oss-120b: write owner/model/framework/variation"),
+        (
+            ["--competition", "https://www.kaggle.com/competitions/x", "--user", "ada"],
+            "https://www.kaggle.com/competitions/x: write",
+        ),
         (["--user", "Ada Lovelace"], "--user Ada Lovelace: write the name as in kaggle.com/NAME"),
     ],
 )

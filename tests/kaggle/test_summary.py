@@ -13,7 +13,7 @@ import pytest
 from aimo_solver.config import Config
 from aimo_solver.kaggle import summary
 from aimo_solver.kaggle.notebook import NotebookSessions, open_log
-from aimo_solver.kaggle.summary import ServerMeter, _last_boot, _launch_check, _lost_on_the_way, _read_backends
+from aimo_solver.kaggle.summary import ServerMeter, _last_boot, _launch_check, _lost_on_the_way, _read_backends, _stages_check
 from aimo_solver.log.reader import read_run
 from aimo_solver.problems import Problem, ProblemResult
 from aimo_solver.server.checks import Health
@@ -58,6 +58,15 @@ def test_a_boot_that_failed_before_and_a_draft_that_is_not_used_are_warnings() -
     assert checks[0].finding == "2 failed before this one: ServerStartError: it ended"
     assert checks[1].finding == "left out: model head not found"
     assert _lost_on_the_way(events[5:], _last_boot(events[5:]), drafted=True) == []
+
+
+@pytest.mark.parametrize(("server_s", "health"), [(800.0, Health.OK), (891.0, Health.WARNING)])
+def test_a_boot_longer_than_a_problem_waits_is_a_warning(server_s: float, health: Health) -> None:
+    ended = (("weights", 500.0, "failed"), ("wheels", 10.0, "done"), ("server", server_s, "done"))
+    events = [("stage_ended", {"stage": stage, "seconds": seconds, "outcome": how}) for stage, seconds, how in ended]
+    check = _stages_check(events, 900.0)
+    assert check.health is health
+    assert check.finding == f"weights 500 s (failed), wheels 10 s, server {server_s:.0f} s"
 
 
 def test_backends_are_read_from_the_servers_log(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ _BACKEND = re.compile(
     r"Using ([^\n:\[\]]{1,60}?\b[Bb]ackend)\b(?! for)"  # "Using FLASH_ATTN attention backend out of ..."
     r"|(MXFP4 experts: (?:\d+ )?warps per block(?: unchanged)?)"  # of server/inside/experts.py
 )
+_ALONGSIDE = ("kernels", "weights")  # stages that run while others do
 _LEFT_OUT = ("--port", "--seed", "--host", "--served-model-name", "--model ")
 
 Event = tuple[str, Mapping[str, Any]]
@@ -50,7 +51,7 @@ async def summarise_boot(session: Session, events: Sequence[Event], server_log: 
         Check("backends", Health.OK, ", ".join(backends) or "none named in the server's log"),
         kv_check(tokens, streams, session.engine.context_tokens),
         kernels_check(None if ended.get("kernels") == "failed" else pool.isolation),
-        Check("stages", Health.OK, ", ".join(_stages(boot))),
+        _stages_check(boot, config.budget.cap_s),
         await _speed_check(session, streams),
     ]
 
@@ -95,9 +96,14 @@ def _lost_on_the_way(events: Sequence[Event], boot: Sequence[Event], *, drafted:
     return made
 
 
-def _stages(boot: Sequence[Event]) -> list[str]:
+def _stages_check(boot: Sequence[Event], cap_s: float) -> Check:
+    """Names the stages; warns if those that follow each other take longer than `cap_s`, which is how long a problem waits."""
     ended = [values for kind, values in boot if kind == "stage_ended"]
-    return [f"{one['stage']} {one['seconds']:.0f} s" + ("" if one["outcome"] == "done" else " (failed)") for one in ended]
+    named = [f"{one['stage']} {one['seconds']:.0f} s" + ("" if one["outcome"] == "done" else " (failed)") for one in ended]
+    found, seconds = ", ".join(named), sum(one["seconds"] for one in ended if one["stage"] not in _ALONGSIDE)
+    if seconds > cap_s:
+        return Check("stages", Health.WARNING, found, f"the first problem waits {cap_s:.0f} s (budget.cap_s), and then gets 0")
+    return Check("stages", Health.OK, found)
 
 
 def _read_backends(server_log: Path | None) -> list[str]:
