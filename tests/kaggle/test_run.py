@@ -613,6 +613,10 @@ def test_a_wrong_setting_is_refused_before_anything_starts() -> None:
         notebook_run("m", {"solver": {"slotz": 8}}, NOTHING_TO_INSTALL)
     with pytest.raises(ConfigError, match=r"answers\.kind: Kaggle's gateway takes integers only"):
         notebook_run("m", {"answers": {"kind": "symbolic"}}, NOTHING_TO_INSTALL)
+    for outside in ({"range": [0, 100_000]}, {"range": [-1, 999]}, {"modulus": 1_000_000}):
+        with pytest.raises(ConfigError, match=r"answers\.range: .*; the notebook answers with 0 to 99999 only"):
+            notebook_run("m", {"answers": outside}, NOTHING_TO_INSTALL)
+    notebook_run("m", {"answers": {"range": [0, 999], "modulus": 1_000}}, NOTHING_TO_INSTALL)
 
 
 def test_a_missing_model_is_a_failed_boot_that_lists_the_folders_tried(

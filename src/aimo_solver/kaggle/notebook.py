@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aimo_solver.answers import FALLBACK_ANSWER
+from aimo_solver.answers import ANSWER_RANGE, FALLBACK_ANSWER
 from aimo_solver.clock import RunClock, process_age_s
 from aimo_solver.config import Config, load_config
 from aimo_solver.errors import AimoError, ConfigError, PathNotFoundError, RunDirectoryError
@@ -70,6 +70,11 @@ def notebook_run(
     config = load_config(settings)
     if config.answers.kind != "integer":
         raise ConfigError("answers.kind", "Kaggle's gateway takes integers only")
+    possible = range(config.answers.modulus) if config.answers.modulus else config.answers.possible
+    if not ANSWER_RANGE[0] <= possible[0] <= possible[-1] <= ANSWER_RANGE[-1]:
+        raise ConfigError(
+            "answers.range", f"{possible[0]} to {possible[-1]}; the notebook answers with 0 to {ANSWER_RANGE[-1]} only"
+        )
     budget = config.budget
     age_s = process_age_s() if in_rerun() else 0.0
     if age_s > _OLDEST_S:  # the whole run would be over at once
