@@ -37,7 +37,7 @@ class Sample:
         asked: problems so far.
         memory_mb, descriptors, threads: of the solver's process.
         below_mb, processes: of all its descendants; shared memory counts once for each.
-        files: the solver's in the temporary folder, without those that a killed vLLM leaves there.
+        files: in the folders of kernels and servers in the temporary folder, without compile caches.
     """
 
     t: float
