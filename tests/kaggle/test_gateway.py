@@ -361,17 +361,20 @@ def test_a_rerun_waits_for_a_package_whose_mount_appears_late(
 ) -> None:
     monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
     late, pauses = package.rename(package.parent / "late"), []
-    (late / "proof_inference_server.py").write_text("class ProofInferenceServer:\n    def __init__(self, *functions): ...\n")
 
     def sleep(seconds: float) -> None:
         pauses.append(seconds)
-        if len(pauses) == 2:
+        if len(pauses) == 1:
             late.rename(package)
+        elif len(pauses) == 2:
+            (package / "proof_inference_server.py").write_text(
+                "class ProofInferenceServer:\n    def __init__(self, predict): ...\n"
+            )
 
     monkeypatch.setattr(time, "sleep", sleep)
     server = make_server(make_predict(ScriptedBackend(done(1))), str(package.parent))
     assert type(server).__name__ == "ProofInferenceServer"
-    assert len(pauses) == caplog.text.count("Kaggle's package is looked for again: package kaggle_evaluation not found") == 2
+    assert len(pauses) == caplog.text.count("Kaggle's package is looked for again: ") == 2
 
 
 @pytest.mark.parametrize(

@@ -90,10 +90,10 @@ def make_server(predict: Callable[..., pl.DataFrame], competition: str) -> Infer
         try:
             server = _find_server_class(competition)(predict)
             return server
-        except (PathNotFoundError, ModuleNotFoundError) as error:
+        except (PathNotFoundError, ModuleNotFoundError, BootError) as error:
             if time.monotonic() < ended:
                 log.error("Kaggle's package is looked for again: %s", error)
-            elif in_rerun():
+            elif in_rerun() or isinstance(error, BootError):
                 raise
             else:
                 log.info("using the local gateway, as Kaggle's package is absent (%s)", error)
