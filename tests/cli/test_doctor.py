@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from aimo_solver.cli.main import app
+from aimo_solver.kernels.pool import KernelPool
 from aimo_solver.server.checks import Check, Health
 from aimo_solver.solve import doctor
 from tests.conftest import MODEL
@@ -49,3 +51,19 @@ def test_a_kernel_that_does_not_start_is_broken(monkeypatch: pytest.MonkeyPatch)
     done = CliRunner().invoke(app, ["doctor", "--model", str(MODEL)])
     assert done.exit_code == 1
     assert "no kernel starts" in done.output
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize(
+    ("cell", "found"),
+    [("raise OSError('no thread is left')", "OSError: no thread is left"), ("print(41)", "41")],
+)
+def test_a_kernel_that_starts_and_cannot_run_python_is_broken(monkeypatch: pytest.MonkeyPatch, cell: str, found: str) -> None:
+    monkeypatch.setattr(doctor, "_CELL", cell)
+
+    async def check() -> Check:
+        async with KernelPool(size=1, spares=0) as pool:
+            return await doctor.try_kernel(pool)
+
+    made = asyncio.run(check())
+    assert (made.health, made.finding) == (Health.BROKEN, f"a kernel starts and fails: {found}")

@@ -15,7 +15,7 @@ from aimo_solver.server.checks import Check, Health, flags_check, gpu_check, kv_
 from aimo_solver.server.client import VllmEngine
 from aimo_solver.server.completions import read_metrics
 from aimo_solver.server.warmup import measure_speed
-from aimo_solver.solve.doctor import kernels_check
+from aimo_solver.solve.doctor import try_kernel
 from aimo_solver.solve.session import Session
 
 LAUNCH = "launch"  # name of the check that a setting switches off
@@ -41,7 +41,6 @@ async def summarise_boot(session: Session, events: Sequence[Event], server_log: 
     tokens, streams = await session.engine.kv_cache_tokens(), config.solver.streams
     backends = await asyncio.to_thread(_read_backends, server_log)
     pool: Any = session.resources.pool  # a KernelPool
-    ended = {values.get("stage"): values["outcome"] for kind, values in boot if kind == "stage_ended"}
     return [
         await asyncio.to_thread(versions_check, plan.wheels, plan.gpus),
         gpu_check(plan.gpus, plan.wheels.path),
@@ -50,7 +49,7 @@ async def summarise_boot(session: Session, events: Sequence[Event], server_log: 
         flags_check(plan),
         Check("backends", Health.OK, ", ".join(backends) or "none named in the server's log"),
         kv_check(tokens, streams, session.engine.context_tokens),
-        kernels_check(None if ended.get("kernels") == "failed" else pool.isolation),
+        await try_kernel(pool),
         _stages_check(boot, config.budget.cap_s),
         await _speed_check(session, streams),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from pathlib import Path
 
 from aimo_solver.chat.families import load_chat_format
@@ -18,6 +19,8 @@ from aimo_solver.server.machine import detect_gpus
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation
 
 _KERNEL_S = 60.0
+_CELL = "import mpmath, numpy, sympy; print(numpy.dot([2, 3], [9, 8]))"
+_CELL_S = 30.0
 
 
 async def examine(model: Path, config: Config, wheels: Installation = NOTHING_TO_INSTALL) -> list[Check]:
@@ -50,13 +53,23 @@ def _model_checks(model: Path, config: Config, wheels: Installation) -> list[Che
     ]
 
 
-def kernels_check(isolation: tuple[Isolation, ...] | None) -> Check:
-    """Names what isolates the model's Python. `isolation` is None if no kernel starts."""
-    if isolation is None:
+async def try_kernel(pool: KernelPool) -> Check:
+    """Runs a cell in one of the pool's kernels, with the packages that models import most; names what isolates it."""
+    try:
+        async with asyncio.timeout(_KERNEL_S), pool.lease() as kernel:
+            shown = (await kernel.execute(_CELL, timeout_s=_CELL_S)).as_text().strip()
+    except (KernelError, TimeoutError, OSError):
         return Check("kernels", Health.BROKEN, "no kernel starts: attempts reason without Python", "pip install ipython")
+    if shown != "42":
+        found = f"a kernel starts and fails: {shown.splitlines()[-1][:200]}"
+        return Check("kernels", Health.BROKEN, found, "docs/isolation.md has what limits a kernel")
+    return _isolation_check(pool.isolation)
+
+
+def _isolation_check(isolation: Collection[Isolation]) -> Check:
     found = f"isolated by {', '.join(sorted(isolation)) or 'limits only'}"
-    contained = {Isolation.NAMESPACES, Isolation.LANDLOCK} & set(isolation)
-    if not contained or not {Isolation.NETWORK, Isolation.SECCOMP} & set(isolation):
+    contained = {Isolation.NAMESPACES, Isolation.LANDLOCK} & {*isolation}
+    if not contained or not {Isolation.NETWORK, Isolation.SECCOMP} & {*isolation}:
         advice = "the model's code can reach files or the network; docs/isolation.md has what each needs"
         return Check("kernels", Health.WARNING, found, advice)
     return Check("kernels", Health.OK, found)
@@ -65,8 +78,6 @@ def kernels_check(isolation: tuple[Isolation, ...] | None) -> Check:
 async def _try_kernel(config: Config) -> Check:
     pool = KernelPool(size=1, spares=0, preload=config.kernels.preload)
     try:
-        async with asyncio.timeout(_KERNEL_S), pool, pool.lease() as kernel:
-            result = await kernel.execute("print(6 * 7)", timeout_s=30.0)
-        return kernels_check(pool.isolation if result.stdout.strip() == "42" else None)
-    except (KernelError, TimeoutError, OSError):
-        return kernels_check(None)
+        return await try_kernel(pool)
+    finally:
+        await pool.close()
