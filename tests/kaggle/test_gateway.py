@@ -103,12 +103,14 @@ def test_the_true_answer_in_a_third_column_is_not_read() -> None:
         (row(1.5), "1.5"),
         (pd.Series(["pandas"]), "pandas"),
         ("plain", "plain"),
+        (pl.DataFrame({"problem": ["in a table"]}), "in a table"),
+        (pd.DataFrame({"problem": ["in a table"]}), "in a table"),
         (row("\ud800".encode("utf-8", "replace").decode()), "?"),
         ("a\ud800b", "a?b"),
         (row("x" * 1_000_000), "x" * 1_000_000),
         (row(["nested"]), "['nested']"),
     ],
-    ids=["int", "float", "pandas", "str", "replaced", "surrogate", "1 MB", "list"],
+    ids=["int", "float", "pandas", "str", "table", "pandas table", "replaced", "surrogate", "1 MB", "list"],
 )
 def test_odd_problems_become_text(problem: Any, text: str) -> None:
     backend = ScriptedBackend(done(1))

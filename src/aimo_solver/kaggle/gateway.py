@@ -205,8 +205,10 @@ def _is_answer(value: object) -> TypeGuard[SupportsIndex]:
 
 
 def _text(value: Any) -> str:
-    """Returns the text of a one-element Series (polars or pandas) or of a plain value."""
-    if hasattr(value, "to_list"):
+    """Returns the text of a one-element Series or table (polars or pandas) or of a plain value."""
+    if hasattr(value, "columns"):  # a table, as earlier competitions sent
+        value = next(iter(value.to_numpy().flat), None)
+    elif hasattr(value, "to_list"):
         items = value.to_list()
         value = items[0] if items else None
     if value is None:
