@@ -213,6 +213,22 @@ def test_problems_that_reach_no_attempt_are_an_error(folder: Path, runs: list[No
         answer_problems(scripted(runs, ScriptedSessions()))
 
 
+def test_repeats_beyond_the_time_limit_are_named(
+    folder: Path, runs: list[NotebookRun], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sessions = ScriptedSessions()
+    run = scripted(runs, sessions)
+
+    def end() -> None:
+        clock = run._clock
+        run._clock = RunClock(clock.now, clock.now(), clock.now())
+
+    sessions.event, sessions.happens = 5, end  # type: ignore[method-assign]
+    answer_problems(run, repeat=2)
+    assert "score: 2, " in (printed := capsys.readouterr().out)
+    assert printed.endswith("\nthe time limit was reached, and the problems after it got 0\nfit to be submitted\n")
+
+
 def test_a_problem_without_an_answer_among_others_is_named(
     folder: Path, runs: list[NotebookRun], capsys: pytest.CaptureFixture[str]
 ) -> None:

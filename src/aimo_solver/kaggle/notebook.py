@@ -95,6 +95,10 @@ class NotebookRun(Run):
         opener = _DrySession(dry_run).open if dry_run else sessions.open
         super().__init__(opener, budget, clock, sessions.finish, progress)
 
+    @property
+    def out_of_time(self) -> bool:
+        return self._clock.left_s <= 0
+
 
 class _DrySession:
     """Answers every problem with 0 after a delay: only the gateway's clock matters."""

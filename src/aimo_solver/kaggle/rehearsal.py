@@ -71,10 +71,7 @@ def rehearse(
     faults = _find_faults([*gateway, *checks], failure, allow_fallback=allow_fallback)
     if not (run.answered or faults or allow_fallback or run.dry):
         faults = ["no attempt at any problem gave an answer; the lines of the attempts above say how they ended"]
-    verdict = "\n".join(f"NOT FIT TO BE SUBMITTED: {fault}" for fault in faults)
-    fit = "fit to try the gateway only: with DRY_RUN every answer is 0" if run.dry else "fit to be submitted"
-    verdict = verdict or f"{_pack_cache(run.sessions.plan)}{fit}"
-    shown += _show("\n".join([*_describe_answers(answers, run.truths, run.answered), "", verdict]))
+    shown += _show("\n".join([*_describe_answers(answers, run.truths, run.answered), "", _describe_end(run, faults)]))
     _write(REPORT, shown)
     if faults:
         raise RehearsalError("; ".join(faults))
@@ -166,6 +163,15 @@ def _find_faults(checks: Sequence[Check], failure: str | None, *, allow_fallback
     broken = [check for check in checks if check.health is Health.BROKEN and not (allow_fallback and check.name == LAUNCH)]
     failed = [] if failure is None else [f"the boot failed: {failure}"]
     return [*failed, *(f"{one.name}: {one.finding}" for one in broken if one.finding not in (failure or ""))]
+
+
+def _describe_end(run: NotebookRun, faults: Sequence[str]) -> str:
+    """Packs the compile cache of a notebook without faults; returns the verdict."""
+    late = "the time limit was reached, and the problems after it got 0\n" if run.out_of_time else ""
+    if faults:
+        return late + "\n".join(f"NOT FIT TO BE SUBMITTED: {fault}" for fault in faults)
+    fit = "fit to try the gateway only: with DRY_RUN every answer is 0" if run.dry else "fit to be submitted"
+    return f"{late}{_pack_cache(run.sessions.plan)}{fit}"
 
 
 def _pack_cache(plan: LaunchPlan | None) -> str:
