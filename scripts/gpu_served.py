@@ -223,6 +223,7 @@ PARALLEL = tuple(
     )
     for name, server in (
         ("tensor parallel 2", {"tensor_parallel": 2}),
+        ("tensor parallel 2, 8 warps", {"tensor_parallel": 2, "expert_warps": 8}),
         ("data parallel 2", {"tensor_parallel": 1, "data_parallel": 2}),
     )
 )

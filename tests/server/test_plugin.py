@@ -102,7 +102,8 @@ def test_an_environment_of_vllms_own_sees_nothing_but_the_plugin(tmp_path: Path,
         ("gpt_oss", (), {}),
         ("qwen3", (H100,), {}),
         ("gpt_oss", (H100, BLACKWELL), {"expert_warps": 4}),
-        ("gpt_oss", (H100, H100), {}),
+        ("gpt_oss", (H100, H100), {"data_parallel": 2}),
+        ("gpt_oss", (H100, H100, H100, H100), {}),
         ("gpt_oss", (H100,), {"expert_warps": 8}),
         ("gpt_oss", (H100,), {"moe_backend": "marlin"}),
     ],
@@ -113,8 +114,12 @@ def test_other_servers_load_no_plugin(tmp_path: Path, kind: str, gpus: tuple[Gpu
     assert "PYTHONPATH" not in found.command.env
 
 
-def test_several_gpus_load_it_if_asked_to(tmp_path: Path) -> None:
-    assert plan(tmp_path, gpus=(H100, H100), expert_warps=4).plugin is not None
+def test_two_gpus_that_share_one_copy_load_it(tmp_path: Path) -> None:
+    assert plan(tmp_path, gpus=(H100, H100)).plugin is not None
+
+
+def test_more_gpus_load_it_if_asked_to(tmp_path: Path) -> None:
+    assert plan(tmp_path, gpus=(H100,) * 4, expert_warps=4).plugin is not None
 
 
 def test_a_failed_start_can_leave_the_plugin_out(tmp_path: Path) -> None:

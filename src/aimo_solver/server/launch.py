@@ -183,7 +183,8 @@ def _longest_context(preset: str, server: ServerConfig, slots: int, gpus: Sequen
 
 def _takes_plugin(preset: str, server: ServerConfig, gpus: Sequence[Gpu]) -> bool:
     hopper = bool(gpus) and all(gpu.capability == HOPPER for gpu in gpus)
-    wanted = server.expert_warps == WARPS or (server.expert_warps is None and len(gpus) == 1)
+    measured = len(gpus) <= 2 and server.data_parallel == 1
+    wanted = server.expert_warps == WARPS or (server.expert_warps is None and measured)
     return preset == "gpt-oss-120b" and hopper and wanted and server.moe_backend in (None, "triton")
 
 

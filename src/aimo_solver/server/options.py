@@ -21,9 +21,9 @@ class ServerConfig:
             holds it for all slots.
         memory_share: share of the GPU's memory that vLLM takes.
         kv_cache_dtype, attention_backend, moe_backend, quantization, load_format: vLLM's names.
-        expert_warps: warps per block of the Triton kernels of gpt-oss's experts on Hopper GPUs. By default 4 on one GPU, and
-            vLLM's own choice, 8, on several, where 4 was not measured. A plugin sets 4 (server/inside/experts.py); where the
-            variable VLLM_PLUGINS is set, it has to list aimo_experts.
+        expert_warps: warps per block of the Triton kernels of gpt-oss's experts on Hopper GPUs. By default 4 on one GPU and
+            on two that share one copy, and vLLM's own choice, 8, elsewhere, where 4 was not measured. A plugin sets 4
+            (server/inside/experts.py); where the variable VLLM_PLUGINS is set, it has to list aimo_experts.
         tensor_parallel, data_parallel: GPUs per copy of the model, and copies. The turns of an attempt stay on one.
         speculative: how tokens are drafted. "auto" picks the method that fits `draft_model`, and drafts nothing without one;
             "eagle" (an EAGLE-3 head) and "draft" (a smaller model) need one too. `sampling.min_p`, which vLLM rejects under
