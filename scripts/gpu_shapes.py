@@ -14,6 +14,7 @@ import json
 import os
 import struct
 import time
+import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -219,14 +220,24 @@ def ends() -> list[Tensor]:
 
 
 def noise(seed: int, kind: str) -> bytes:
-    """Random bytes that make harmless numbers of a kind: no infinities, no scale that explodes."""
+    """Bytes of a kind of numbers that make a model whose routing spreads, as aimo_solver.lab.bench.random_weights explains."""
     draw = np.random.default_rng(seed)
     if kind == "scales":
         return draw.integers(118, 122, _NOISE_BYTES, np.uint8).tobytes()  # powers of two from 2^-9 to 2^-6
-    if kind == "U8":
+    if kind == "blocks":
         return draw.bytes(_NOISE_BYTES)
-    single = draw.standard_normal(_NOISE_BYTES // 2, np.float32) * np.float32(0.02)
+    if kind == "zeros":
+        return bytes(_NOISE_BYTES)
+    single = np.ones(_NOISE_BYTES // 2, np.float32)
+    if kind == "weights":
+        single = draw.standard_normal(_NOISE_BYTES // 2, np.float32) * np.float32(0.02)
     return (single.view(np.uint32) >> 16).astype(np.uint16).tobytes()  # bfloat16 is the upper half of a single
+
+
+def kind_of(name: str) -> str:
+    """The kind of noise that fills a tensor."""
+    endings = {"_blocks": "blocks", "_scales": "scales", "bias": "zeros", "sinks": "zeros", "norm.weight": "ones"}
+    return next((kind for ending, kind in endings.items() if name.endswith(ending)), "weights")
 
 
 def write_shard(path: Path, tensors: list[Tensor], seed: int) -> int:
@@ -239,14 +250,16 @@ def write_shard(path: Path, tensors: list[Tensor], seed: int) -> int:
         at += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    pools = {kind: memoryview(noise(seed, kind)) for kind in ("U8", "BF16", "scales")}
+    pools = {kind: memoryview(noise(seed, kind)) for kind in {kind_of(name) for name, *_ in tensors}}
     with path.open("wb", buffering=0) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, dtype, shape in tensors:
             left = int(np.prod(shape)) * (1 if dtype == "U8" else 2)
-            pool = pools["scales" if name.endswith("_scales") else dtype]
+            pool = pools[kind_of(name)]
+            start = zlib.crc32(name.encode()) % 1_000 * 64  # no two tensors begin with the same numbers
             while left:
-                left -= file.write(pool[: min(left, len(pool))])
+                left -= file.write(pool[start : start + left])
+                start = 0
         os.fsync(file.fileno())
     return at
 

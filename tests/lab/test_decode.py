@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from aimo_solver.lab.bench.decode import Pace, Shape
-from aimo_solver.lab.bench.random_weights import RoutingControl, distinct_experts, draw, expected_experts, skew_of
+from aimo_solver.lab.bench.random_weights import SCALES, RoutingControl, distinct_experts, draw, expected_experts, skew_of
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -117,6 +117,24 @@ def test_tokens_that_all_take_the_same_experts_touch_no_others() -> None:
 
 def test_expected_experts_of_gpt_oss() -> None:
     assert [round(expected_experts(streams, 128, 4)) for streams in (1, 8, 16, 32)] == [4, 29, 51, 82]
+
+
+@uses_torch
+def test_weights_in_files_route_as_those_of_the_load_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    small = {"HIDDEN": 64, "EXPERTS": 8, "HEADS": 2, "KV_HEADS": 1, "VOCABULARY": 100, "_NOISE_BYTES": 1 << 17}
+    for name, value in small.items():
+        monkeypatch.setattr(gpu_shapes, name, value)
+    gpu_shapes.write_weights(tmp_path, 2)
+    tensors = load_file(tmp_path / "model-00002-of-00002.safetensors")
+    router = tensors["model.layers.0.mlp.router.weight"].float()
+    assert float(router.std()) == pytest.approx(0.02, rel=0.1)
+    assert not torch.equal(router, tensors["model.layers.1.mlp.router.weight"].float())
+    assert bool((tensors["model.layers.0.input_layernorm.weight"] == 1).all())
+    assert not bool(tensors["model.layers.0.mlp.router.bias"].any())
+    assert int(tensors["model.layers.0.mlp.experts.down_proj_scales"].min()) in range(*SCALES)
 
 
 @pytest.fixture
