@@ -1,4 +1,4 @@
-"""Downloads the wheels that the solver notebook installs offline: vLLM, oss-harmony, and everything that they need, torch too.
+"""Downloads the wheels that the solver notebook installs offline: vLLM, oss-harmony, all that they need, torch too, and uv.
 
 Run it on Kaggle as a script with internet on, on the same image as the solver notebook, and attach its output there. It runs
 anywhere else too, as long as Python's version is the image's: `python build_wheels.py FOLDER`.
@@ -26,6 +26,7 @@ from pathlib import Path
 # The one place that sets vLLM's version. Its torch 2.11 is built for CUDA 13.0, which needs a driver of version 580 or newer.
 VLLM = "0.26.0"
 WANTED = (f"vllm=={VLLM}", "oss-harmony==0.0.11")
+INSTALLER = "uv==0.13.9"
 # The packages that vLLM was measured with (docs/versions.md); only numpy, protobuf and setuptools had to be other ones, which
 # satisfy every package at once.
 PINS = """
@@ -128,7 +129,7 @@ def download(folder: Path, wanted: Sequence[str], pins: Sequence[str], scratch: 
     constraints = scratch / "pins.txt"
     constraints.write_text("\n".join(pins))
     pip = [sys.executable, "-m", "pip", "download", "--only-binary", ":all:", "--no-input", "--progress-bar", "off"]
-    run([*pip, "--constraint", constraints, "--dest", folder, *wanted])
+    run([*pip, "--constraint", constraints, "--dest", folder, *wanted, INSTALLER])
 
 
 def install_offline(folder: Path, wanted: Sequence[str], environment: Path) -> Path:
@@ -136,8 +137,10 @@ def install_offline(folder: Path, wanted: Sequence[str], environment: Path) -> P
     venv.create(environment, with_pip=False, symlinks=True)
     python = environment / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--isolated", "--python", python, "install", "--no-index", "--no-input", "--no-compile"]
+    run([*pip, "--quiet", "--find-links", folder, INSTALLER], PIP_CONFIG_FILE=os.devnull)
+    uv = [environment / "bin" / "uv", "pip", "install", "--python", python, "--offline", "--no-index", "--no-config", "--quiet"]
     for distribution in wanted:  # one by one, because oss-harmony replaces files of openai-harmony
-        run([*pip, "--quiet", "--find-links", folder, distribution], PIP_CONFIG_FILE=os.devnull)
+        run([*uv, "--cache-dir", environment / "cache", "--find-links", folder, distribution])
     return python
 
 
@@ -184,7 +187,8 @@ def run(command: Sequence[str | Path], **variables: str) -> None:
         CalledProcessError: it failed.
     """
     print("$", shlex.join(map(str, command))[:300], flush=True)
-    subprocess.run(command, env={**os.environ, **_OWN_PACKAGES, **variables}, check=True)
+    others = {name: value for name, value in os.environ.items() if not name.startswith("UV_")}
+    subprocess.run(command, env={**others, **_OWN_PACKAGES, **variables}, check=True)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ GPU_STAGES = "needs a GPU and minutes; --list and the stages that need neither a
 PUBLIC_RECORDS = "tests/lab/test_forecast.py reads them if present"
 IN_SUITE = "part of this suite"
 KAGGLE = "needs a Kaggle account"
+KAGGLE_MACHINE = "writes to /kaggle; tests/kaggle and tests/scripts run its parts"
 NETWORK = "installs from the network"
 
 
@@ -298,6 +299,7 @@ EXCLUDED = {
     "aimo-solver evaluate --out DIR": "shows an option; there are no problems to solve",
     "aimo-solver cache build --model MODEL --archive gpt-oss.aimocache": "compiles for a GPU, in two server starts",
     **dict.fromkeys((one for one in COMMANDS if one.startswith("python scripts/gpu_bench.py OUT ")), GPU_STAGES),
+    **dict.fromkeys((one for one in COMMANDS if one.startswith("python scripts/kaggle_machine.py ")), KAGGLE_MACHINE),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The wheels notebook with the real pip, with small wheels in place of vLLM's and the index."""
+"""The wheels notebook with the real pip and uv, with small wheels in place of vLLM's and the index."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from aimo_solver.server.machine import Versions, recorded_versions
 from tests.conftest import ROOT
-from tests.server.test_wheels import make_wheel
+from tests.server.test_wheels import make_uv, make_wheel
 
 sys.path.insert(0, str(ROOT / "notebook" / "wheels"))
 import build_wheels
@@ -44,6 +44,8 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     index = tmp_path / "index"
     make_wheel(index, "vllm", "vllm/__init__", VLLM, needs="torch")
     make_wheel(index, "torch", "torch/version", "cuda: str = '13.0'")
+    make_uv(index)
+    monkeypatch.setattr(build_wheels, "INSTALLER", "uv")
     smi = tmp_path / "bin" / "nvidia-smi"
     smi.parent.mkdir()
     smi.write_text("#!/bin/sh\necho 580.1\n")
@@ -65,7 +67,7 @@ def test_wheels_are_tried_where_there_is_a_gpu(
     assert build_wheels.main(folder, ["vllm"], "torch==1.0") == (1 if breaks else 0)
     assert {path.name for path in folder.glob("*.whl")} == {path.name for path in index.iterdir()}
     verdict = capfd.readouterr().out.splitlines()[-1]
-    assert verdict.startswith("VERDICT: BROKEN: " if breaks else "VERDICT: OK: 2 wheels")
+    assert verdict.startswith("VERDICT: BROKEN: " if breaks else "VERDICT: OK: 3 wheels")
     assert ("served a tiny model on this GPU (driver 580.1)" in verdict) is not bool(breaks)
     recorded = recorded_versions(folder)
     assert recorded == Versions(platform.python_version(), vllm="1.0", torch="1.0", cuda="13.0", driver="580.1")

@@ -1,4 +1,4 @@
-"""Installing attached wheels with the real pip, offline, from wheels made here."""
+"""Installing attached wheels with the real pip and uv, offline, from wheels made here."""
 
 from __future__ import annotations
 
@@ -23,10 +23,19 @@ pytestmark = pytest.mark.slow
 
 
 def make_wheel(folder: Path, name: str, module: str, source: str, *, needs: str | None = None) -> Path:
+    return _make_wheel(folder, name, f"{module}.py", source, needs)
+
+
+def make_uv(folder: Path, program: str = f'exec {sys.prefix}/bin/uv "$@"') -> Path:
+    """A wheel with a shell script in place of uv's program; by default it runs this environment's uv."""
+    return _make_wheel(folder, "uv", "uv-1.0.data/scripts/uv", f"#!/bin/sh\n{program}\n", None)
+
+
+def _make_wheel(folder: Path, name: str, file: str, text: str, needs: str | None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     info = f"{name}-1.0.dist-info"
     files = {
-        f"{module}.py": source,
+        file: text,
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
         + (f"Requires-Dist: {needs}\n" if needs else ""),
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
@@ -35,7 +44,9 @@ def make_wheel(folder: Path, name: str, module: str, source: str, *, needs: str 
     path = folder / f"{name}-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as wheel:
         for file, text in files.items():
-            wheel.writestr(file, text)
+            entry = zipfile.ZipInfo(file)
+            entry.external_attr = 0o100755 << 16  # a file that can be run
+            wheel.writestr(entry, text)
     return path
 
 
@@ -146,8 +157,40 @@ def test_an_overlay_follows_wheels_that_are_not_complete(tmp_path: Path, monkeyp
     assert second.overlay
 
 
-def test_a_later_distribution_replaces_the_files_of_an_earlier_one(tmp_path: Path) -> None:
+def installer_of(installation: Installation, distribution: str) -> str:
+    (info,) = (folder_of(installation) / "lib").rglob(f"{distribution}-1.0.dist-info")
+    return (info / "INSTALLER").read_text().strip()
+
+
+@pytest.mark.parametrize("overlay", [False, True])
+def test_uv_fills_an_environment_of_its_own_whatever_the_image_sets_for_it(
+    overlay: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UV_SYSTEM_PYTHON", "1")
+    monkeypatch.setenv("UV_CONSTRAINT", str(tmp_path / "missing.txt"))
+    make_uv(tmp_path / "mount")
+    make_wheel(tmp_path / "mount", "aimo_first", "aimo_first", "", needs="aimo_fourth")
+    make_wheel(tmp_path / "other", "aimo_fourth", "aimo_fourth", "")
+    installation = install({"aimo_first": "aimo_first"}, tmp_path, overlay=overlay)
+    assert {installer_of(installation, name) for name in ("aimo_first", "aimo_fourth")} == {"pip" if overlay else "uv"}
+
+
+@pytest.mark.parametrize("program", ["exit 2", "sleep 60"], ids=["fails", "hangs"])
+def test_pip_takes_over_from_uv(program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aimo_solver.server.wheels._UV_S", 1)
+    site = "$(dirname $0)/../lib/*/site-packages"
+    make_uv(tmp_path / "mount", f"for site in {site}; do touch $site/unfinished.py; done\n{program}")
+    make_wheel(tmp_path / "mount", "aimo_first", "aimo_first", "")
+    installation = install({"aimo_first": "aimo_first"}, tmp_path)
+    assert installer_of(installation, "aimo_first") == "pip"
+    assert not [*folder_of(installation).rglob("unfinished.py")]
+
+
+@pytest.mark.parametrize("with_uv", [False, True], ids=["pip", "uv"])
+def test_a_later_distribution_replaces_the_files_of_an_earlier_one(with_uv: bool, tmp_path: Path) -> None:
     mount = tmp_path / "wheels"
+    if with_uv:
+        make_uv(mount)
     make_wheel(mount, "aimo_engine", "aimo_engine", "", needs="aimo_old")
     make_wheel(mount, "aimo_old", "aimo_shared", "WHO = 'old'")
     make_wheel(mount, "aimo_new", "aimo_shared", "WHO = 'new'")

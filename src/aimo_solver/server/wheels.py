@@ -5,6 +5,9 @@ it. The vLLM server runs on that environment's Python; this process takes from i
 installed, or vLLM cannot be imported from it, the next installation is an overlay: an environment that sees the image's
 packages behind its own, and needs wheels only for what the image lacks. The first is an overlay too if the image has vLLM.
 
+If uv is among the wheels, it fills the environment, in less than half of pip's time (docs/versions.md); if it fails, pip does.
+An overlay is pip's alone, because uv does not see the image's packages behind it.
+
 Whether vLLM can be imported is only tested after a server that did not start: the import takes about as long as the first
 third of the server's start, and would delay every boot for a fault that is rare.
 
@@ -44,6 +47,7 @@ SERVER_MODULE = "vllm.entrypoints.openai.api_server"
 
 _NAME = "aimo-wheels"
 _IMPORT_S = 180.0  # it takes 10 to 20 s
+_UV_S = 240  # it takes 10 to 30 s
 # These keep the image's packages and files of the working directory out of an isolated environment; an empty variable counts
 # as unset.
 _OWN_PACKAGES: Mapping[str, str] = {"PYTHONPATH": "", "PYTHONHOME": "", "PYTHONNOUSERSITE": "1", "PYTHONSAFEPATH": "1"}
@@ -185,29 +189,39 @@ def _install(needed: Mapping[str, str], root: Path, *, overlay: bool) -> Install
     _make_environment(target, overlay=overlay)
     installation = Installation(target, None, started, lock, overlay)
     log.info("installing %s from %s in %s", ", ".join(wanted), ", ".join(map(str, folders)), _kind(overlay))
-    return replace(installation, process=_start_pip(installation, wanted, folders, fingerprint))
+    return replace(installation, process=_start_installing(installation, target, wanted, folders, fingerprint))
 
 
-def _start_pip(
-    installation: Installation, wanted: Sequence[str], folders: Sequence[Path], fingerprint: str
+def _start_installing(
+    installation: Installation, target: Path, wanted: Sequence[str], folders: Sequence[Path], fingerprint: str
 ) -> subprocess.Popen[bytes]:
-    target = installation.environment
-    assert target is not None
+    links = [f"--find-links={folder}" for folder in folders]
     pip = [sys.executable, "-m", "pip", "--isolated", "--python", str(installation.python)]
-    pip += ["install", "--no-index", "--no-input", "--no-compile", *(f"--find-links={folder}" for folder in folders)]
-    # One by one: some versions of vLLM install openai-harmony, whose files oss-harmony must replace.
-    commands = [shlex.join([*pip, distribution]) for distribution in wanted]
-    commands.append(f"printf {fingerprint} > {shlex.quote(str(target / _COMPLETE))}")
+    pip += ["install", "--no-index", "--no-input", "--no-compile", *links]
+    program = _one_by_one(pip, wanted)
+    if not installation.overlay and any(path for folder in folders for path in folder.glob("uv-*.whl")):
+        uv = ["timeout", "--foreground", "--kill-after=5", str(_UV_S), str(target / "bin" / "uv"), "pip", "install"]
+        uv += ["--python", str(installation.python), "--offline", "--no-index", "--no-config"]
+        uv += [f"--cache-dir={target / 'cache'}", *links]  # on the same disk, so that files are linked and not copied
+        emptied = f"rm -rf {shlex.quote(str(_site_packages(target)))}"
+        program = f"{{ {_one_by_one(pip, ['uv'])} && {_one_by_one(uv, wanted)}; }} || {{ {emptied} && {program}; }}"
+    program = f"{{ {program}; }} && printf {fingerprint} > {shlex.quote(str(target / _COMPLETE))}"
+    others = {name: value for name, value in os.environ.items() if not name.startswith("UV_")}
     with (target / "pip.log").open("wb") as output:
         return subprocess.Popen(
-            ["/bin/sh", "-c", " && ".join(commands)],
+            ["/bin/sh", "-c", program],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             start_new_session=True,
             pass_fds=[] if installation.lock is None else [installation.lock],  # pip may outlive this process
-            env={**os.environ, **installation.variables, "PIP_CONFIG_FILE": os.devnull},
+            env={**others, **installation.variables, "PIP_CONFIG_FILE": os.devnull},
         )
+
+
+def _one_by_one(installer: Sequence[str], wanted: Sequence[str]) -> str:
+    """Returns shell commands; one for each, since vLLM may install openai-harmony, whose files oss-harmony must replace."""
+    return " && ".join(shlex.join([*installer, distribution]) for distribution in wanted)
 
 
 def _kind(overlay: bool) -> str:
