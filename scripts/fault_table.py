@@ -33,6 +33,9 @@ def main(
     """Runs the fault table; the exit code is 1 if a cell is not as expected."""
     names = [name for name in ROWS if all(word in name for word in words or ())]
     wanted = [count for count in TIMES if count in (times or TIMES)]
+    if not (names and wanted):
+        given = " ".join([*(words or ()), *(times or ())])
+        raise typer.BadParameter(f"nothing is named {given}; without words the whole table runs")
     began = time.monotonic()
     done: dict[tuple[str, str], Cell] = {}
     if out is not None:

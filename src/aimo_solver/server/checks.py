@@ -97,7 +97,7 @@ def flags_check(plan: LaunchPlan) -> Check:
     names = ", ".join(flag.name for flag in plan.dropped)
     if names:
         found = f"left out, unknown to this vLLM: {names}"
-        return Check("flags", Health.WARNING, found, "use the vLLM version of requirements.lock")
+        return Check("flags", Health.WARNING, found, "use a vLLM version of docs/versions.md")
     return Check("flags", Health.OK, "this vLLM has every flag" if plan.known_flags else "no vLLM to check them against")
 
 
