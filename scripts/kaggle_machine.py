@@ -32,17 +32,27 @@ COMPETITION = INPUT / "competitions" / "ai-mathematical-olympiad-progress-prize-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True)
-    kinds.add_parser("wheels").add_argument("folder", type=Path)
+    kinds.add_parser("wheels").add_argument("folder", type=existing)
     for kind in ("commit", "rerun"):
         run = kinds.add_parser(kind)
-        run.add_argument("csv", type=Path)
+        run.add_argument("csv", type=existing)
         run.add_argument("out", type=Path)
         run.add_argument("--model", default="danielhanchen/gpt-oss-120b/transformers/default")
         run.add_argument("--set", action="append", default=[], dest="values", metavar="KEY=VALUE")
     options = parser.parse_args()
-    if options.kind == "wheels":
-        return build_wheels(options.folder)
-    return run_notebook(options.kind, options.csv, options.out, options.model, options.values)
+    try:
+        if options.kind == "wheels":
+            return build_wheels(options.folder)
+        return run_notebook(options.kind, options.csv, options.out, options.model, options.values)
+    except PermissionError as error:
+        parser.error(f"{error.filename} cannot be written; run it in a container, with the rights to write to /kaggle")
+
+
+def existing(text: str) -> Path:
+    path = Path(text)
+    if not path.exists():
+        raise argparse.ArgumentTypeError(f"{path} does not exist")
+    return path
 
 
 def build_wheels(folder: Path) -> int:
