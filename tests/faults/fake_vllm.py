@@ -256,6 +256,8 @@ def _up(path: Path) -> int:
 
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    if sys.argv[1] == "-c":
+        sys.exit()  # an import of vLLM, which succeeds
     folder = Path(sys.argv[0]).parent.parent
     with _Server(folder, sys.argv[1:]) as server:
         server.serve_forever()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from aimo_solver.errors import ServerStartError, WheelError
+from aimo_solver.errors import ServerSpawnError, ServerStartError, WheelError
 from aimo_solver.server.machine import installed_version, package_folder
 from aimo_solver.server.wheels import NOTHING_TO_INSTALL, Installation, install
 
@@ -138,6 +138,7 @@ def test_an_overlay_follows_an_environment_from_which_the_server_cannot_be_impor
     first = install()
     first.wait(120)
     assert first.renewed(ValueError("another failure")) is first
+    assert first.renewed(ServerSpawnError("no process could be started", ["python"], None, [])) is first
     second = first.renewed(failed_start())
     assert "No module named 'aimo_helper'" in caplog.text
     second.wait(120)

@@ -38,7 +38,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from aimo_solver.errors import ServerStartError, WheelError
+from aimo_solver.errors import ServerSpawnError, ServerStartError, WheelError
 from aimo_solver.paths import KAGGLE_INPUT, find_wheels
 
 # module: distribution; the server's is the first
@@ -102,7 +102,9 @@ class Installation:
             return install()
         if self.process is not None and self.process.poll() not in (None, 0):
             why = "its installation failed"
-        elif isinstance(failure, ServerStartError) and (problem := self.import_problem()) is not None:
+        elif not isinstance(failure, ServerStartError) or isinstance(failure, ServerSpawnError):
+            return self  # without a process nothing is known about the wheels
+        elif (problem := self.import_problem()) is not None:
             why = f"vLLM cannot be imported from it: {problem}"
         else:
             return self
