@@ -13,7 +13,7 @@ import pytest
 from aimo_solver.config import Config
 from aimo_solver.kaggle import summary
 from aimo_solver.kaggle.notebook import NotebookSessions, open_log
-from aimo_solver.kaggle.summary import ServerMeter, _last_boot, _launch_check, _lost_on_the_way, _read_backends, _stages_check
+from aimo_solver.kaggle.summary import ServerMeter, _boot_warnings, _last_boot, _launch_check, _read_backends, _stages_check
 from aimo_solver.log.reader import read_run
 from aimo_solver.problems import Problem, ProblemResult
 from aimo_solver.server.checks import Health
@@ -53,11 +53,11 @@ LEFT_OUT = ("draft_left_out", {"reason": "model head not found"})
 
 def test_a_boot_that_failed_before_and_a_draft_that_is_not_used_are_warnings() -> None:
     events = [LEFT_OUT, STARTED, BOOT_FAILED, STARTED, BOOT_FAILED, LEFT_OUT, STARTED, ("server_ready", {})]
-    checks = _lost_on_the_way(events, _last_boot(events), drafted=False)
+    checks = _boot_warnings(events, _last_boot(events), drafted=False)
     assert [check.health for check in checks] == [Health.WARNING] * 2
     assert checks[0].finding == "2 failed before this one: ServerStartError: it ended"
     assert checks[1].finding == "left out: model head not found"
-    assert _lost_on_the_way(events[5:], _last_boot(events[5:]), drafted=True) == []
+    assert _boot_warnings(events[5:], _last_boot(events[5:]), drafted=True) == []
 
 
 @pytest.mark.parametrize(("server_s", "health"), [(800.0, Health.OK), (891.0, Health.WARNING)])

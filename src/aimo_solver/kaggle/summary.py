@@ -45,7 +45,7 @@ async def summarise_boot(session: Session, events: Sequence[Event], server_log: 
         await asyncio.to_thread(versions_check, plan.wheels, plan.gpus),
         gpu_check(plan.gpus, plan.wheels.path),
         _launch_check(plan.adjustments.steps, " ".join(plan.command.args), boot),
-        *_lost_on_the_way(events, boot, drafted=plan.speculation is not None),
+        *_boot_warnings(events, boot, drafted=plan.speculation is not None),
         flags_check(plan),
         Check("backends", Health.OK, ", ".join(backends) or "none named in the server's log"),
         kv_check(tokens, streams, session.engine.context_tokens),
@@ -82,7 +82,7 @@ def _launch_check(steps: Sequence[str], command: str, boot: Sequence[Event]) -> 
     return Check(LAUNCH, Health.BROKEN, found, f"{advice}; ALLOW_FALLBACK = True submits it all the same")
 
 
-def _lost_on_the_way(events: Sequence[Event], boot: Sequence[Event], *, drafted: bool) -> list[Check]:
+def _boot_warnings(events: Sequence[Event], boot: Sequence[Event], *, drafted: bool) -> list[Check]:
     """Returns warnings about boots that failed before the last one, `boot`, and about a draft that is not used."""
     made = []
     failed = [values["error"] for kind, values in events[: len(events) - len(boot)] if kind == "boot_failed"]

@@ -7,7 +7,7 @@ process is stopped, it is continued when the solver dies; if it is killed, the s
     python keeper.py FOLDER COMMAND...
 
 It writes the server's process id to its standard input and exits with the server's exit code or signal. FOLDER has the
-server's sockets and is removed at the end; an empty word if there is none.
+server's sockets and is removed at the end; it is an empty string if there is none.
 
 What stays: the folder if keeper and solver are killed at once; shared memory and semaphores if Python's resource tracker is
 killed, and then every process that has them mapped before the keeper looks.

@@ -213,7 +213,7 @@ def running_versions(path: Sequence[str], gpus: Sequence[Gpu]) -> Versions:
 def recorded_versions(root: Path = KAGGLE_INPUT) -> Versions | None:
     """Returns the versions in the `versions.json` beside the wheels below `root`; None if there is none, or it cannot be read.
 
-    Of several it is the one with the newest vLLM, which is the one that pip installs.
+    Of several it is the one with the newest vLLM, which is the one that is installed.
     """
     recorded = []
     for file in (folder / "versions.json" for folder in find_wheels(root)):
